@@ -1,0 +1,51 @@
+"""The intermediate representation: graphs, passes over them, reading and writing."""
+
+from onnxq.ir.attribute import Attribute
+from onnxq.ir.graph import Graph, ModelInfo, Node, Use, Value
+from onnxq.ir.infer import infer_types
+from onnxq.ir.load import load
+from onnxq.ir.passes import (
+    Context,
+    Pass,
+    PassRecord,
+    Pipeline,
+    available_passes,
+    default_passes,
+    parse_passes,
+)
+from onnxq.ir.pattern import Builder, Match, Rule, attribute_value, remove_unused, rewrite
+from onnxq.ir.save import save, to_proto
+from onnxq.ir.tensor import Tensor
+from onnxq.ir.types import DataType, OpaqueType, Shape, TensorType, ValueType
+
+__all__ = [
+    "Attribute",
+    "Builder",
+    "Context",
+    "DataType",
+    "Graph",
+    "Match",
+    "ModelInfo",
+    "Node",
+    "OpaqueType",
+    "Pass",
+    "PassRecord",
+    "Pipeline",
+    "Rule",
+    "Shape",
+    "Tensor",
+    "TensorType",
+    "Use",
+    "Value",
+    "ValueType",
+    "attribute_value",
+    "available_passes",
+    "default_passes",
+    "infer_types",
+    "load",
+    "parse_passes",
+    "remove_unused",
+    "rewrite",
+    "save",
+    "to_proto",
+]

@@ -1,0 +1,140 @@
+"""Copies of graphs, whole or in part; constant data is shared, never copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from onnxq.errors import InvariantError
+from onnxq.ir.attribute import Attribute
+from onnxq.ir.graph import Graph, ModelInfo, Node, Value
+
+
+def copy(graph: Graph) -> Graph:
+    """See `Graph.copy`."""
+    if graph.outer is not None:
+        raise InvariantError(f"subgraph '{graph.name}' can only be copied with its owner")
+    return _clone(graph, Graph(graph.name, model=_copy_info(graph.model)), {})
+
+
+def extract(graph: Graph, inputs: list[Value], outputs: list[Value]) -> Graph:
+    """See `Graph.extract`."""
+    wanted, needed = _between(graph, inputs, outputs)
+    result = Graph(graph.name, model=replace(_copy_info(graph.model), training_info=[]))
+    mapping: dict[Value, Value] = {}
+    starts = list(dict.fromkeys(inputs))
+    starts += [v for v in graph.inputs if v in needed and v not in mapping and v not in starts]
+    for value in starts:
+        made = result.add_input(value.name, value.type)
+        mapping[value] = made
+        if value.is_input:
+            made.data = value.data
+    for value in graph.initializers():
+        if value in needed and value not in mapping:
+            mapping[value] = _clone_value(value, result)
+    _clone_nodes([n for n in graph.nodes() if n in wanted], result, mapping)
+    for value in outputs:
+        result.add_output(mapping[value])
+    return result
+
+
+def _between(
+    graph: Graph, inputs: list[Value], outputs: list[Value]
+) -> tuple[set[Node], set[Value]]:
+    """The nodes needed to compute ``outputs`` from ``inputs``, and every value they touch."""
+    nodes: set[Node] = set()
+    values: set[Value] = set()
+    pending = list(outputs)
+    while pending:
+        value = pending.pop()
+        if value in values:
+            continue
+        values.add(value)
+        if value.graph is not graph:
+            raise InvariantError(f"value '{value.name}' belongs to another graph")
+        if value in inputs or value.producer is None or value.producer in nodes:
+            continue
+        nodes.add(value.producer)
+        pending.extend(_reads(value.producer))
+    return nodes, values
+
+
+def _reads(node: Node) -> list[Value]:
+    """What a node reads, its subgraphs' captured values included."""
+    found = [v for v in node.inputs if v is not None]
+    for subgraph in node.subgraphs():
+        inner = set(subgraph.all_graphs())
+        for nested in subgraph.all_nodes():
+            found += [v for v in nested.inputs if v is not None and v.graph not in inner]
+        found += [v for v in subgraph.outputs if v.graph not in inner]
+    return found
+
+
+def _clone(source: Graph, target: Graph, mapping: dict[Value, Value]) -> Graph:
+    target.doc_string = source.doc_string
+    target.metadata = dict(source.metadata)
+    for value in source.inputs:
+        made = _clone_value(value, target)
+        made.is_input = True
+        target._inputs.append(made)
+        mapping[value] = made
+    for value in source.initializers():
+        if value not in mapping:
+            mapping[value] = _clone_value(value, target)
+    _clone_nodes(list(source.nodes()), target, mapping)
+    target.set_outputs([mapping[v] for v in source.outputs])
+    return target
+
+
+def _clone_nodes(nodes: list[Node], target: Graph, mapping: dict[Value, Value]) -> None:
+    for node in nodes:
+        made = Node(node.op_type, node.domain, node.name)
+        made.overload, made.doc_string = node.overload, node.doc_string
+        made.metadata = dict(node.metadata)
+        made.device_configurations = node.device_configurations
+        for slot, value in enumerate(node.outputs):
+            if value is None:
+                made._outputs.append(None)
+                continue
+            output = _clone_value(value, target)
+            output.producer, output._slot = made, slot
+            mapping[value] = output
+            made._outputs.append(output)
+        made._inputs = [None if v is None else mapping[v] for v in node.inputs]
+        made._attributes = {
+            name: _clone_attribute(attribute, target, mapping)
+            for name, attribute in node.attributes.items()
+        }
+        target._attach(made)
+
+
+def _clone_attribute(
+    attribute: Attribute, target: Graph, mapping: Mapping[Value, Value]
+) -> Attribute:
+    graphs = attribute.graphs()
+    if not graphs:
+        return attribute
+    copies = tuple(_clone(g, Graph(g.name, outer=target), dict(mapping)) for g in graphs)
+    value = copies if isinstance(attribute.value, tuple) else copies[0]
+    return Attribute(attribute.kind, value, attribute.reference, attribute.doc_string)
+
+
+def _clone_value(value: Value, target: Graph) -> Value:
+    made = target._define(value.name, value.type)
+    made.data = value.data
+    made.declared = value.declared
+    made.doc_string = value.doc_string
+    made.metadata = dict(value.metadata)
+    made.annotation = dict(value.annotation)
+    return made
+
+
+def _copy_info(info: ModelInfo) -> ModelInfo:
+    return replace(
+        info,
+        opset_imports=dict(info.opset_imports),
+        metadata=dict(info.metadata),
+        functions=list(info.functions),
+        training_info=list(info.training_info),
+        configuration=list(info.configuration),
+    )

@@ -1,0 +1,765 @@
+"""The IR: operators as nodes of one networkx graph, tensors as named values.
+
+An edge of the networkx graph is one use of one tensor. It runs from the producing operator
+to the operator that uses it, and its key is the use: the reading node and its input slot. A
+subgraph (the body of an If, Loop or Scan) is a `Graph` of its own, held in an attribute; when
+one of its nodes reads a tensor of an outer graph, that use is an edge from the producer to the
+operator that holds the subgraph, so that order and liveness in the outer graph are right.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import networkx as nx
+import numpy as np
+import onnx
+
+from onnxq.errors import InvariantError
+from onnxq.ir.attribute import Attribute, AttributeLike
+from onnxq.ir.tensor import Tensor
+from onnxq.ir.types import DataType, Shape, TensorType, ValueType
+
+
+class Use(NamedTuple):
+    """One use of a value: the node that reads it and the input slot."""
+
+    node: Node
+    slot: int
+
+
+class Value:
+    """A tensor by name: its type, constant data if any, who makes it and who uses it."""
+
+    __slots__ = (
+        "_graph",
+        "_name",
+        "_output_count",
+        "_slot",
+        "_uses",
+        "annotation",
+        "data",
+        "declared",
+        "doc_string",
+        "is_input",
+        "metadata",
+        "producer",
+        "type",
+    )
+
+    def __init__(self, graph: Graph, name: str, value_type: ValueType | None) -> None:
+        self._graph = graph
+        self._name = name
+        self._output_count = 0
+        self._slot = 0
+        self._uses: dict[Use, None] = {}
+        self.type = value_type
+        self.data: Tensor | None = None
+        self.producer: Node | None = None
+        self.is_input = False
+        self.declared = False
+        self.doc_string = ""
+        self.metadata: dict[str, str] = {}
+        self.annotation: dict[str, str] = {}
+
+    @property
+    def graph(self) -> Graph:
+        """The graph whose scope defines this value."""
+        return self._graph
+
+    @property
+    def name(self) -> str:
+        """The name in the model; change it with `Graph.rename`."""
+        return self._name
+
+    @property
+    def slot(self) -> int:
+        """Which output of its producer this is."""
+        return self._slot
+
+    @property
+    def is_output(self) -> bool:
+        """Whether its graph gives it to the outside."""
+        return self._output_count > 0
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it never changes: it has data that no caller can override by feeding it."""
+        return self.data is not None and not self.is_input
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """Every read of this value by a node, in subgraphs too."""
+        return tuple(self._uses)
+
+    @property
+    def dtype(self) -> DataType | None:
+        """Element type, None if unknown or not a tensor."""
+        return self.type.dtype if isinstance(self.type, TensorType) else None
+
+    @property
+    def shape(self) -> Shape | None:
+        """Shape, None if even the rank is unknown or the value is not a tensor."""
+        return self.type.shape if isinstance(self.type, TensorType) else None
+
+    @property
+    def rank(self) -> int | None:
+        """Number of dimensions, None if unknown."""
+        return None if self.shape is None else len(self.shape)
+
+    def numpy(self) -> np.ndarray:
+        """The constant's numbers, not to be written to.
+
+        Raises:
+            ValueError: the value is not constant.
+        """
+        if not self.is_constant or self.data is None:
+            raise ValueError(f"value '{self._name}' is not constant")
+        return self.data.numpy()
+
+    def __repr__(self) -> str:
+        return f"%{self._name}: {self.type}" if self.type else f"%{self._name}"
+
+
+class Node:
+    """An operator: what it computes and which values it reads and makes.
+
+    ``None`` among inputs or outputs stands for an optional one that is left out. Change a
+    node only through the verbs of its `Graph`.
+    """
+
+    __slots__ = (
+        "_attributes",
+        "_graph",
+        "_inputs",
+        "_outputs",
+        "device_configurations",
+        "doc_string",
+        "domain",
+        "metadata",
+        "name",
+        "op_type",
+        "overload",
+    )
+
+    def __init__(self, op_type: str, domain: str = "", name: str = "") -> None:
+        self.op_type = op_type
+        self.domain = "" if domain == "ai.onnx" else domain
+        self.name = name
+        self.overload = ""
+        self.doc_string = ""
+        self.metadata: dict[str, str] = {}
+        self.device_configurations: tuple[bytes, ...] = ()
+        self._graph: Graph | None = None
+        self._inputs: list[Value | None] = []
+        self._outputs: list[Value | None] = []
+        self._attributes: dict[str, Attribute] = {}
+
+    @property
+    def graph(self) -> Graph:
+        """The graph this node belongs to."""
+        if self._graph is None:
+            raise ValueError(f"node {self.label} belongs to no graph")
+        return self._graph
+
+    @property
+    def in_graph(self) -> bool:
+        """Whether the node is still part of a graph (rewrites remove nodes)."""
+        return self._graph is not None
+
+    @property
+    def inputs(self) -> tuple[Value | None, ...]:
+        """What it reads, by slot."""
+        return tuple(self._inputs)
+
+    @property
+    def outputs(self) -> tuple[Value | None, ...]:
+        """What it makes, by slot."""
+        return tuple(self._outputs)
+
+    @property
+    def output(self) -> Value:
+        """The first output.
+
+        Raises:
+            ValueError: the node leaves its first output out.
+        """
+        first = self._outputs[0] if self._outputs else None
+        if first is None:
+            raise ValueError(f"node {self.label} has no first output")
+        return first
+
+    @property
+    def attributes(self) -> Mapping[str, Attribute]:
+        """The attributes that are set, by name."""
+        return MappingProxyType(self._attributes)
+
+    @property
+    def label(self) -> str:
+        """How messages call this node: its own name, or operator and first output."""
+        if self.name:
+            return f"'{self.name}' ({self.op_type})"
+        made = next((v.name for v in self._outputs if v is not None), "?")
+        return f"{self.op_type} making '{made}'"
+
+    def input(self, slot: int) -> Value | None:
+        """The input at a slot, None if it is left out or the node has fewer."""
+        return self._inputs[slot] if slot < len(self._inputs) else None
+
+    def get(self, attribute: str, default: Any = None) -> Any:
+        """The plain value of an attribute, or ``default`` if it is not set."""
+        found = self._attributes.get(attribute)
+        return default if found is None else found.plain()
+
+    def is_op(self, *op_types: str, domain: str = "") -> bool:
+        """Whether this is one of these operators of a domain."""
+        return self.domain == domain and self.op_type in op_types
+
+    def subgraphs(self) -> Iterator[Graph]:
+        """The graphs held in attributes."""
+        for attribute in self._attributes.values():
+            yield from attribute.graphs()
+
+    def __repr__(self) -> str:
+        return f"<{self.label}>"
+
+
+@dataclass
+class ModelInfo:
+    """What a model file holds beside its main graph."""
+
+    ir_version: int
+    opset_imports: dict[str, int]
+    producer_name: str = ""
+    producer_version: str = ""
+    domain: str = ""
+    model_version: int = 0
+    doc_string: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    functions: list[onnx.FunctionProto] = field(default_factory=list)
+    training_info: list[onnx.TrainingInfoProto] = field(default_factory=list)
+    configuration: list[onnx.DeviceConfigurationProto] = field(default_factory=list)
+    path: Path | None = None
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return self.opset_imports.get("", 1)
+
+
+class Graph:
+    """A model's graph, or a subgraph, and the verbs that change it.
+
+    Verbs: `add`, `remove`, `replace_uses`, `set_input`, `set_attribute`, `insert_on`,
+    `constant`, `rename`, `add_input`, `add_output`, `extract`, `copy`, `fresh_name`, `check`.
+    """
+
+    def __init__(
+        self,
+        name: str = "graph",
+        *,
+        model: ModelInfo | None = None,
+        outer: Graph | None = None,
+    ) -> None:
+        """Make an empty graph; a subgraph names the ``outer`` graph whose values it may read."""
+        self.name = name
+        self.doc_string = ""
+        self.metadata: dict[str, str] = {}
+        self.outer = outer
+        self.owner: Node | None = None
+        if outer is not None:
+            self.model = outer.model
+            self._taken = outer._taken
+            self._taken_nodes = outer._taken_nodes
+            self._next_suffix = outer._next_suffix
+        else:
+            self.model = model or ModelInfo(onnx.IR_VERSION, {"": onnx.defs.onnx_opset_version()})
+            self._taken: Counter[str] = Counter()
+            self._taken_nodes: Counter[str] = Counter()
+            self._next_suffix: dict[str, int] = {}
+        self._inputs: list[Value] = []
+        self._outputs: list[Value] = []
+        self._values: dict[str, Value] = {}
+        self._nx: nx.MultiDiGraph[Node] = nx.MultiDiGraph()
+        self._sorted: list[Node] | None = None
+
+    # Reading
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """What the caller feeds, in order."""
+        return tuple(self._inputs)
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """What the caller gets, in order."""
+        return tuple(self._outputs)
+
+    @property
+    def values(self) -> Mapping[str, Value]:
+        """Every value this graph's scope defines, by name."""
+        return MappingProxyType(self._values)
+
+    @property
+    def networkx(self) -> nx.MultiDiGraph[Node]:
+        """The operators and their edges, for networkx's analyses; not to be changed."""
+        return self._nx
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return self.model.opset
+
+    def __len__(self) -> int:
+        return self._nx.number_of_nodes()
+
+    def __contains__(self, node: object) -> bool:
+        return node in self._nx
+
+    def nodes(self) -> tuple[Node, ...]:
+        """The operators in topological order, as near to the order they were added as it goes.
+
+        A node that a rewrite added stands right before its first reader, so that the order
+        of everything else does not change.
+
+        Raises:
+            InvariantError: the graph has a cycle.
+        """
+        if self._sorted is None:
+            self._sorted = self._sort()
+        return tuple(self._sorted)
+
+    def all_nodes(self) -> Iterator[Node]:
+        """The operators of this graph and, after the node that holds them, of its subgraphs."""
+        for node in self.nodes():
+            yield node
+            for subgraph in node.subgraphs():
+                yield from subgraph.all_nodes()
+
+    def all_graphs(self) -> Iterator[Graph]:
+        """This graph and every graph nested in it."""
+        yield self
+        for node in self.nodes():
+            for subgraph in node.subgraphs():
+                yield from subgraph.all_graphs()
+
+    def initializers(self) -> Iterator[Value]:
+        """The values that have data, overridable ones included, in the order they were added."""
+        return (v for v in self._values.values() if v.data is not None)
+
+    def find(self, name: str) -> Value | None:
+        """The value a name stands for in this scope or an outer one."""
+        scope: Graph | None = self
+        while scope is not None:
+            found = scope._values.get(name)
+            if found is not None:
+                return found
+            scope = scope.outer
+        return None
+
+    def consumers(self, value: Value) -> list[Node]:
+        """The nodes of this graph that depend on a value, each once.
+
+        A node counts also when only a subgraph it holds reads the value.
+        """
+        found: dict[Node, None] = {}
+        for use in value._uses:
+            holder = self._holder(use.node)
+            if holder is not None:
+                found[holder] = None
+        return list(found)
+
+    def predecessors(self, node: Node) -> list[Node]:
+        """The nodes whose outputs a node or its subgraphs read, each once."""
+        return list(self._nx.pred[node])
+
+    def fresh_name(self, base: str) -> str:
+        """A value name that nothing in the whole model uses yet."""
+        return self._fresh(base, self._taken)
+
+    # Changing
+
+    def add(
+        self,
+        op_type: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, AttributeLike] | None = None,
+        *,
+        domain: str = "",
+        outputs: int | Sequence[str | None] = 1,
+        name: str = "",
+        types: Sequence[ValueType | None] = (),
+    ) -> Node:
+        """Add an operator.
+
+        Args:
+            op_type: the operator.
+            inputs: values of this or an outer scope; None for one left out.
+            attributes: plain Python values or `Attribute`.
+            domain: the operator's domain.
+            outputs: how many outputs it makes, or their names (None for one left out).
+            name: the node's name; made unique.
+            types: types of the outputs, where known.
+
+        Raises:
+            InvariantError: an input belongs to a scope that this graph cannot see, or an
+                output name is taken.
+        """
+        node = Node(op_type, domain, self._fresh(name, self._taken_nodes) if name else "")
+        names: Sequence[str | None]
+        if isinstance(outputs, int):
+            stem = name or op_type.lower()
+            names = [self.fresh_name(f"{stem}_output") for _ in range(outputs)]
+        else:
+            names = outputs
+        made: list[Value | None] = []
+        for slot, output in enumerate(names):
+            if output is None:
+                made.append(None)
+                continue
+            value = self._define(output, types[slot] if slot < len(types) else None)
+            value.producer, value._slot = node, slot
+            made.append(value)
+        node._outputs = made
+        node._inputs = list(inputs)
+        for key, item in (attributes or {}).items():
+            node._attributes[key] = Attribute.of(item)
+        self._attach(node)
+        return node
+
+    def remove(self, node: Node) -> None:
+        """Remove an operator nobody depends on any more, with its subgraphs.
+
+        Raises:
+            InvariantError: one of its outputs is still used or is a graph output.
+        """
+        for value in node._outputs:
+            if value is not None and (value._uses or value.is_output):
+                raise InvariantError(
+                    f"node {node.label} cannot be removed: its output '{value.name}' is in use"
+                )
+        for subgraph in list(node.subgraphs()):
+            subgraph._dissolve()
+        for slot, value in enumerate(node._inputs):
+            self._unlink(value, node, slot)
+        for value in node._outputs:
+            if value is not None:
+                self._forget(value)
+        self._nx.remove_node(node)
+        if node.name:
+            self._taken_nodes[node.name] -= 1
+        node._graph = None
+        self._sorted = None
+
+    def set_input(self, node: Node, slot: int, value: Value | None) -> None:
+        """Make a node read another value at a slot (the node gets longer if need be)."""
+        while len(node._inputs) <= slot:
+            node._inputs.append(None)
+        self._unlink(node._inputs[slot], node, slot)
+        node._inputs[slot] = value
+        self._link(value, node, slot)
+        while node._inputs and node._inputs[-1] is None:
+            node._inputs.pop()
+        self._stale()
+
+    def set_attribute(self, node: Node, name: str, value: AttributeLike | None) -> None:
+        """Set an attribute, or with None take it away."""
+        old = node._attributes.pop(name, None)
+        if old is not None:
+            for subgraph in old.graphs():
+                subgraph._dissolve()
+        if value is not None:
+            node._attributes[name] = Attribute.of(value)
+            self._adopt_subgraphs(node, node._attributes[name].graphs())
+
+    def replace_uses(
+        self, old: Value, new: Value, where: Callable[[Use], bool] | None = None
+    ) -> None:
+        """Make every reader of ``old`` read ``new``, the graph's own outputs included.
+
+        An input that is given straight back as an output stays that output. Names and order
+        of graph outputs stay: when ``old`` is a graph output, ``new`` takes
+        its name if it can (it is made by a node of this graph and is no output itself),
+        otherwise an Identity makes the output. With ``where`` only the uses it accepts change
+        and graph outputs stay as they are.
+        """
+        if old is new:
+            return
+        for use in old.uses:
+            if where is None or where(use):
+                use.node.graph.set_input(use.node, use.slot, new)
+        if where is None and old.is_output and not old.is_input:
+            self._replace_output(old, new)
+
+    def insert_on(
+        self,
+        value: Value,
+        op_type: str,
+        extra_inputs: Sequence[Value | None] = (),
+        attributes: Mapping[str, AttributeLike] | None = None,
+        *,
+        domain: str = "",
+        where: Callable[[Use], bool] | None = None,
+        name: str = "",
+        type: ValueType | None = None,  # noqa: A002
+    ) -> Value:
+        """Put an operator between a value and its readers; gives the operator's output.
+
+        ``where`` chooses the uses that read the new output (all by default). Graph outputs
+        keep reading ``value`` itself.
+        """
+        node = self.add(
+            op_type,
+            [value, *extra_inputs],
+            attributes,
+            domain=domain,
+            name=name,
+            types=[type],
+        )
+        for use in value.uses:
+            if use.node is not node and (where is None or where(use)):
+                use.node.graph.set_input(use.node, use.slot, node.output)
+        return node.output
+
+    def constant(self, data: np.ndarray | Tensor, name: str = "constant") -> Value:
+        """Add constant data under a name made unique."""
+        tensor = data if isinstance(data, Tensor) else Tensor(data)
+        value = self._define(self.fresh_name(name), TensorType(tensor.dtype, tensor.shape))
+        value.data = tensor
+        return value
+
+    def add_input(self, name: str, value_type: ValueType | None) -> Value:
+        """Add an input the caller feeds."""
+        value = self._define(name, value_type)
+        value.is_input = True
+        self._inputs.append(value)
+        return value
+
+    def add_output(self, value: Value) -> None:
+        """Give a value to the caller, after the outputs there are."""
+        self._outputs.append(value)
+        value._output_count += 1
+
+    def set_outputs(self, values: Sequence[Value]) -> None:
+        """Replace the whole list of outputs (``extract`` and tests; rewrites keep outputs)."""
+        for value in self._outputs:
+            value._output_count -= 1
+        self._outputs = []
+        for value in values:
+            self.add_output(value)
+
+    def rename(self, value: Value, name: str) -> None:
+        """Give a value another name.
+
+        Raises:
+            InvariantError: the name is taken in this scope or one it can see.
+        """
+        if name == value._name:
+            return
+        if self.find(name) is not None:
+            raise InvariantError(f"value '{value._name}' cannot be called '{name}': it is taken")
+        del self._values[value._name]
+        self._taken[value._name] -= 1
+        value._name = name
+        self._values[name] = value
+        self._taken[name] += 1
+
+    def discard(self, value: Value) -> None:
+        """Take away a constant that nobody reads.
+
+        Raises:
+            InvariantError: somebody reads it, or it is an input or made by a node.
+        """
+        if value._uses or value.is_output or value.is_input or value.producer is not None:
+            raise InvariantError(f"value '{value._name}' cannot be discarded: it is in use")
+        self._forget(value)
+
+    def extract(self, inputs: Iterable[Value], outputs: Iterable[Value]) -> Graph:
+        """A new model graph that computes some values from others; this graph is unchanged.
+
+        Constants come along, sharing their data. Graph inputs that turn out to be needed and
+        are not among ``inputs`` become inputs after them.
+
+        Raises:
+            InvariantError: a node that has to come along reads an outer scope.
+        """
+        from onnxq.ir.copying import extract
+
+        return extract(self, list(inputs), list(outputs))
+
+    def copy(self) -> Graph:
+        """An independent graph with the same model; constant data is shared."""
+        from onnxq.ir.copying import copy
+
+        return copy(self)
+
+    # Checking
+
+    def check(self) -> None:
+        """Verify every invariant of the graph and of its subgraphs.
+
+        Raises:
+            InvariantError: naming the node or value at fault.
+        """
+        from onnxq.ir.check import check
+
+        check(self)
+
+    @classmethod
+    def from_text(cls, text: str) -> Graph:
+        """Read a model in ONNX text syntax (``onnx.parser``).
+
+        Raises:
+            InputError: the text does not parse.
+        """
+        from onnxq.ir.text import from_text
+
+        return from_text(text)
+
+    def __str__(self) -> str:
+        from onnxq.ir.text import to_text
+
+        return to_text(self)
+
+    def __repr__(self) -> str:
+        return f"<Graph '{self.name}': {len(self)} nodes>"
+
+    # Links between values, nodes and the networkx graph
+
+    def _define(self, name: str, value_type: ValueType | None) -> Value:
+        if not name or self.find(name) is not None:
+            raise InvariantError(f"two values of graph '{self.name}' are called '{name}'")
+        value = Value(self, name, value_type)
+        self._values[name] = value
+        self._taken[name] += 1
+        return value
+
+    def _forget(self, value: Value) -> None:
+        del self._values[value._name]
+        self._taken[value._name] -= 1
+
+    def _fresh(self, base: str, taken: Counter[str]) -> str:
+        if not taken[base]:
+            return base
+        suffix = self._next_suffix.get(base, 1)
+        while taken[f"{base}_{suffix}"]:
+            suffix += 1
+        self._next_suffix[base] = suffix + 1
+        return f"{base}_{suffix}"
+
+    def _attach(self, node: Node) -> None:
+        node._graph = self
+        self._nx.add_node(node)
+        if node.name:
+            self._taken_nodes[node.name] += 1
+        for slot, value in enumerate(node._inputs):
+            self._link(value, node, slot)
+        self._adopt_subgraphs(node, tuple(node.subgraphs()))
+        self._sorted = None
+
+    def _link(self, value: Value | None, node: Node, slot: int) -> None:
+        if value is None:
+            return
+        use = Use(node, slot)
+        value._uses[use] = None
+        self._add_edge(value, use)
+
+    def _add_edge(self, value: Value, use: Use) -> None:
+        holder = value._graph._holder(use.node)
+        if holder is not None and value.producer is not None:
+            value._graph._nx.add_edge(value.producer, holder, key=use)
+            value._graph._sorted = None
+
+    def _unlink(self, value: Value | None, node: Node, slot: int) -> None:
+        if value is None:
+            return
+        use = Use(node, slot)
+        holder = value._graph._holder(node)
+        del value._uses[use]
+        if holder is not None and value.producer is not None:
+            value._graph._nx.remove_edge(value.producer, holder, key=use)
+
+    def _holder(self, node: Node) -> Node | None:
+        """The node of this graph that is ``node`` or holds it in a subgraph."""
+        graph = node._graph
+        while graph is not None and graph is not self:
+            if graph.owner is None:
+                return None
+            node = graph.owner
+            graph = node._graph
+        return node if graph is self else None
+
+    def _adopt_subgraphs(self, node: Node, subgraphs: Sequence[Graph]) -> None:
+        for subgraph in subgraphs:
+            if subgraph.outer is not self:
+                raise InvariantError(
+                    f"the subgraph '{subgraph.name}' of node {node.label} was made for another "
+                    "graph"
+                )
+            subgraph.owner = node
+            for inner in subgraph.all_nodes():
+                for slot, value in enumerate(inner._inputs):
+                    if value is not None and value._graph is not inner._graph:
+                        self._add_edge(value, Use(inner, slot))
+
+    def _dissolve(self) -> None:
+        """Take this subgraph apart, so that outer values forget the uses in it."""
+        self.set_outputs([])
+        for node in reversed(self.nodes()):
+            self.remove(node)
+        for value in list(self._values.values()):
+            self._forget(value)
+
+    def _replace_output(self, old: Value, new: Value) -> None:
+        can_take_name = new._graph is self and new.producer is not None and not new.is_output
+        if not can_take_name:
+            # Named apart from `old`, which keeps the output's name until it is renamed below.
+            new = self.add("Identity", [new], types=[old.type]).output
+        name, count = old._name, old._output_count
+        self.rename(old, self.fresh_name(f"{name}_replaced"))
+        self.rename(new, name)
+        new.type = old.type or new.type
+        new.declared = old.declared
+        new.doc_string, new.metadata = old.doc_string, old.metadata
+        new.annotation = old.annotation
+        self._outputs = [new if v is old else v for v in self._outputs]
+        old._output_count = 0
+        new._output_count = count
+
+    def _stale(self) -> None:
+        self._sorted = None
+
+    def _sort(self) -> list[Node]:
+        # networkx's topological sorts give no stable order in linear time: this is a
+        # depth-first post-order over the nodes in the order they were added.
+        order: list[Node] = []
+        done: set[Node] = set()
+        open_nodes: set[Node] = set()
+        pred = self._nx.pred
+        for start in self._nx:
+            if start in done:
+                continue
+            stack = [(start, iter(pred[start]))]
+            open_nodes.add(start)
+            while stack:
+                node, remaining = stack[-1]
+                for before in remaining:
+                    if before in open_nodes:
+                        raise InvariantError(
+                            f"graph '{self.name}' has a cycle through node {before.label}"
+                        )
+                    if before not in done:
+                        stack.append((before, iter(pred[before])))
+                        open_nodes.add(before)
+                        break
+                else:
+                    stack.pop()
+                    open_nodes.discard(node)
+                    done.add(node)
+                    order.append(node)
+        return order

@@ -1,0 +1,295 @@
+"""Passes, their text form and pipelines of them."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any, ClassVar, Literal
+
+import networkx as nx
+
+from onnxq.errors import InputError, InvariantError
+from onnxq.ir.graph import Graph
+from onnxq.ir.infer import infer_types
+
+ENTRY_POINT_GROUP = "onnxq.passes"
+Numerics = Literal["exact", "reassociates", "approximates"]
+
+
+@dataclass
+class Context:
+    """What passes share while they run.
+
+    ``debug``: 0 silent, 1 a line per pass, 2 a line per rewrite, 3 the text form after each
+    pass; lines go to ``log``.
+    """
+
+    debug: int = 0
+    log: Callable[[str], None] = field(
+        default=lambda line: print(line, file=sys.stderr)  # noqa: T201
+    )
+
+    def rewrote(self, what: str) -> None:
+        """Tell of one rewrite, at debug level 2."""
+        if self.debug >= 2:
+            self.log(f"    {what}")
+
+
+class Pass(ABC):
+    """One rewrite of graphs: a frozen dataclass whose fields are its options.
+
+    A pass may rely on a valid graph and leaves one.
+
+    Class variables:
+        name: what the pass is called in pipelines and on the command line.
+        numerics: whether outputs stay bit-identical (``exact``), differ by rounding because
+            sums are formed in another order (``reassociates``), or change (``approximates``).
+        default: whether the default float pipeline runs it.
+        after: passes of the default float pipeline that have to come first, because this one
+            would take matches away from them.
+        needs_types: whether it reads shapes, so that inference runs first.
+    """
+
+    name: ClassVar[str]
+    numerics: ClassVar[Numerics] = "exact"
+    default: ClassVar[bool] = False
+    after: ClassVar[tuple[str, ...]] = ()
+    needs_types: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, graph: Graph, ctx: Context) -> int:
+        """Rewrite the graph in place; gives the number of rewrites made."""
+
+    def __str__(self) -> str:
+        """Text form, ``name{option=value}``, with the options that are not at their default."""
+        changed = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if getattr(self, f.name) != _default_of(f)
+        ]
+        return f"{self.name}{{{', '.join(changed)}}}" if changed else self.name
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did, summed over its runs."""
+
+    name: str
+    rewrites: int
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in order, repeated until none of them finds anything to rewrite.
+
+    ``fixed_point`` False runs each pass once. ``max_rounds`` bounds the repetition: passes
+    that undo each other are a defect, and are named instead of run for ever.
+    """
+
+    passes: tuple[Pass, ...]
+    fixed_point: bool = True
+    max_rounds: int = 50
+
+    def run(self, graph: Graph, ctx: Context | None = None) -> list[PassRecord]:
+        """Run over a graph in place, which is checked after each pass that rewrote something.
+
+        Raises:
+            InvariantError: a pass left an invalid graph, or the passes never settle.
+        """
+        ctx = ctx or Context()
+        records: dict[int, PassRecord] = {}
+        typed = False
+        for _ in range(self.max_rounds):
+            made = 0
+            for position, step in enumerate(self.passes):
+                if step.needs_types and not typed:
+                    infer_types(graph)
+                    typed = True
+                rewrites = self._run_one(step, position, graph, ctx, records)
+                typed = typed and not rewrites
+                made += rewrites
+            if not made or not self.fixed_point:
+                return list(records.values())
+        busy = ", ".join(p.name for p in self.passes)
+        raise InvariantError(f"the passes {busy} undo each other's rewrites without end")
+
+    @staticmethod
+    def _run_one(
+        step: Pass, position: int, graph: Graph, ctx: Context, records: dict[int, PassRecord]
+    ) -> int:
+        before, started = count_nodes(graph), time.perf_counter()
+        rewrites = step.run(graph, ctx)
+        seconds = time.perf_counter() - started
+        if rewrites:
+            try:
+                graph.check()
+            except InvariantError as error:
+                raise InvariantError(f"pass {step.name} left an invalid graph: {error}") from error
+        earlier = records.get(position)
+        records[position] = PassRecord(
+            step.name,
+            rewrites + (earlier.rewrites if earlier else 0),
+            seconds + (earlier.seconds if earlier else 0.0),
+            earlier.nodes_before if earlier else before,
+            count_nodes(graph),
+        )
+        if ctx.debug >= 1:
+            ctx.log(
+                f"  {step}: {rewrites} rewrites, {seconds * 1e3:.1f} ms, "
+                f"{before} -> {count_nodes(graph)} nodes"
+            )
+        if ctx.debug >= 3 and rewrites:
+            ctx.log(str(graph))
+        return rewrites
+
+
+def count_nodes(graph: Graph) -> int:
+    """Operators in a graph and its subgraphs."""
+    return sum(len(g) for g in graph.all_graphs())
+
+
+def available_passes() -> dict[str, type[Pass]]:
+    """Every installed pass by name, built-in ones and third parties' alike.
+
+    Passes are found through the entry-point group ``onnxq.passes``; an entry names a `Pass`
+    class, or a module or package in which every `Pass` class counts.
+
+    Raises:
+        InputError: an entry point cannot be loaded or two passes share a name.
+    """
+    found: dict[str, type[Pass]] = {}
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            loaded = entry.load()
+        except (ImportError, AttributeError) as error:
+            raise InputError(
+                f"the pass entry point '{entry.name}' ({entry.value}) cannot be loaded: {error}; "
+                "reinstall or remove the package that brings it"
+            ) from error
+        for kind in _pass_classes(loaded):
+            if found.setdefault(kind.name, kind) is not kind:
+                raise InputError(
+                    f"two installed passes are called '{kind.name}': "
+                    f"{found[kind.name].__module__} and {kind.__module__}; remove one package"
+                )
+    return dict(sorted(found.items()))
+
+
+def default_passes() -> tuple[Pass, ...]:
+    """The default float pipeline's passes, in an order that respects their ``after``."""
+    chosen = {n: kind for n, kind in available_passes().items() if kind.default}
+    order: nx.DiGraph[str] = nx.DiGraph()
+    order.add_nodes_from(chosen)
+    order.add_edges_from((b, n) for n, kind in chosen.items() for b in kind.after if b in chosen)
+    return tuple(chosen[n]() for n in nx.lexicographical_topological_sort(order))
+
+
+def parse_passes(text: str) -> tuple[Pass, ...]:
+    """Read ``"fold-constants{limit=1024},fuse-batch-norm"``.
+
+    Raises:
+        InputError: naming the pass, option or value that is wrong.
+    """
+    known = available_passes()
+    made: list[Pass] = []
+    for part in _split(text):
+        matched = re.fullmatch(r"([\w-]+)\s*(?:\{(.*)\})?", part, flags=re.DOTALL)
+        if matched is None:
+            raise InputError(f"cannot read the pass '{part}'; write name or name{{option=value}}")
+        kind = known.get(matched[1])
+        if kind is None:
+            raise InputError(f"there is no pass '{matched[1]}'; available: {', '.join(known)}")
+        made.append(_make(kind, matched[2] or ""))
+    if not made:
+        raise InputError("no pass is named; `onnxq rewrite --list` shows what there is")
+    return tuple(made)
+
+
+def _make(kind: type[Pass], options: str) -> Pass:
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for option in _split(options):
+        key, separator, text = (s.strip() for s in option.partition("="))
+        if key not in fields or not separator:
+            raise InputError(
+                f"the pass {kind.name} has no option '{key or option}'; it has: "
+                f"{', '.join(fields) or 'none'}"
+            )
+        values[key] = _value(kind, fields[key], text)
+    return kind(**values)
+
+
+def _value(kind: type[Pass], option: dataclasses.Field[Any], text: str) -> Any:
+    expected = type(_default_of(option))
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
+    except (ValueError, SyntaxError):
+        value = text
+    if expected is float and isinstance(value, int):
+        value = float(value)
+    if expected is not type(value):
+        raise InputError(
+            f"option '{option.name}' of pass {kind.name} takes {expected.__name__}, not '{text}'"
+        )
+    return value
+
+
+def _default_of(option: dataclasses.Field[Any]) -> Any:
+    if option.default_factory is not dataclasses.MISSING:
+        return option.default_factory()
+    return option.default
+
+
+def _split(text: str) -> list[str]:
+    """Parts between commas that are in no bracket or quotation."""
+    parts, depth, start, quote = [], 0, 0, ""
+    for at, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "{[(":
+            depth += 1
+        elif char in "}])":
+            depth -= 1
+        elif char == "," and depth == 0:
+            parts.append(text[start:at])
+            start = at + 1
+    parts.append(text[start:])
+    return [p.strip() for p in parts if p.strip()]
+
+
+def _pass_classes(loaded: object) -> Iterable[type[Pass]]:
+    if isinstance(loaded, type):
+        return [loaded] if issubclass(loaded, Pass) else []
+    if not isinstance(loaded, ModuleType):
+        return []
+    modules: Sequence[ModuleType] = [loaded]
+    if hasattr(loaded, "__path__"):
+        names = sorted(m.name for m in pkgutil.iter_modules(loaded.__path__))
+        modules = [
+            loaded,
+            *(importlib.import_module(f"{loaded.__name__}.{n}") for n in names),
+        ]
+    return [
+        member
+        for module in modules
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, Pass)
+        and not inspect.isabstract(member)
+        and member.__module__ == module.__name__
+    ]

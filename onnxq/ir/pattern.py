@@ -1,0 +1,320 @@
+"""Pattern matching: a rule is a pattern, a replacement and a condition.
+
+Pattern and replacement are small functions written in ONNX operators::
+
+    def pattern(op, x, a, b):
+        return op.Add(op.MatMul(x, a), b)
+
+    def replacement(op, match):
+        return op.Gemm(match["x"], match["a"], match["b"])
+
+The parameters after ``op`` are variables: each stands for one value, the same one wherever it
+appears. A Python number stands for a constant of that value.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx.defs
+
+from onnxq.ir.attribute import AttributeLike
+from onnxq.ir.graph import Graph, Node, Value
+
+COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "Min", "Max", "Sum"})
+"""Operators whose two inputs a pattern matches in either order."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """Stands for any value; with ``required`` False also for an input that is left out."""
+
+    name: str
+    constant: bool = False
+    required: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """Stands for the first output of a node of one of some operator types."""
+
+    op_types: tuple[str, ...]
+    inputs: tuple[Term, ...]
+    attributes: Mapping[str, Any]
+    domain: str
+    bind: str
+
+
+Term: TypeAlias = "Variable | Operator | float"
+
+
+class PatternBuilder:
+    """What a pattern function gets as ``op``: ``op.Conv(x, w)`` or ``op("Conv", "Gemm")(x, w)``.
+
+    Keyword arguments are attributes that must have that value (an attribute that is not set
+    counts with its default); ``bind="name"`` names the node for the condition and replacement.
+    """
+
+    def __call__(self, *op_types: str, domain: str = "") -> Callable[..., Operator]:
+        """A term for a node of any of these operator types."""
+
+        def make(*inputs: Term, bind: str = "", **attributes: Any) -> Operator:
+            return Operator(op_types, inputs, attributes, domain, bind)
+
+        return make
+
+    def __getattr__(self, op_type: str) -> Callable[..., Operator]:
+        return self(op_type)
+
+    @staticmethod
+    def constant(variable: Variable) -> Variable:
+        """The variable, matching only values that never change."""
+        return Variable(variable.name, constant=True, required=variable.required)
+
+    @staticmethod
+    def optional(variable: Variable) -> Variable:
+        """The variable, matching also an input that is left out."""
+        return Variable(variable.name, constant=variable.constant, required=False)
+
+
+@dataclass
+class Match:
+    """Where a pattern fits: values by variable name, nodes by ``bind`` name."""
+
+    graph: Graph
+    root: Node
+    values: dict[str, Value | None] = field(default_factory=dict)
+    bound: dict[str, Node] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> Value:
+        value = self.values[name]
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def get(self, name: str) -> Value | None:
+        """The value of an optional variable, None if the input is left out."""
+        return self.values.get(name)
+
+    def node(self, name: str) -> Node:
+        """The node that ``bind`` named."""
+        return self.bound[name]
+
+
+class Builder:
+    """What a replacement gets as ``op``: adds nodes to the graph and gives their first output."""
+
+    def __init__(self, graph: Graph, name: str = "") -> None:
+        self.graph = graph
+        self._name = name
+
+    def __call__(
+        self,
+        op_type: str,
+        *inputs: Value | None,
+        domain: str = "",
+        attributes: Mapping[str, AttributeLike] | None = None,
+    ) -> Value:
+        """Add a node with explicit attributes."""
+        return self.graph.add(op_type, inputs, attributes, domain=domain, name=self._name).output
+
+    def __getattr__(self, op_type: str) -> Callable[..., Value]:
+        def make(*inputs: Value | None, domain: str = "", **attributes: AttributeLike) -> Value:
+            return self(op_type, *inputs, domain=domain, attributes=attributes)
+
+        return make
+
+    def constant(self, data: np.ndarray, name: str = "constant") -> Value:
+        """Add a constant."""
+        return self.graph.constant(data, name)
+
+
+PatternFunction: TypeAlias = Callable[..., Operator]
+Replacement: TypeAlias = Callable[[Builder, Match], Value]
+Condition: TypeAlias = Callable[[Match], bool]
+
+
+class Rule:
+    """One rewrite rule.
+
+    The pattern's root is the operator it returns; the inner nodes must serve nothing but the
+    match, since they go away with it. ``replacement`` gives the value that takes the root's
+    place; ``condition`` may refuse a match.
+    """
+
+    def __init__(
+        self,
+        pattern: PatternFunction,
+        replacement: Replacement,
+        condition: Condition | None = None,
+    ) -> None:
+        names = list(inspect.signature(pattern).parameters)[1:]
+        self.pattern = pattern(PatternBuilder(), *[Variable(n) for n in names])
+        self.replacement = replacement
+        self.condition = condition
+
+    def match(self, root: Node) -> Match | None:
+        """Where the pattern fits with ``root`` as its last operator, or None."""
+        for match in _match_node(self.pattern, root, Match(root.graph, root)):
+            if _is_closed(match) and (self.condition is None or self.condition(match)):
+                return match
+        return None
+
+    def apply(self, root: Node) -> bool:
+        """Rewrite at ``root`` if the rule fits there."""
+        match = self.match(root)
+        if match is None:
+            return False
+        graph, old = root.graph, root.output
+        new = self.replacement(Builder(graph, root.name), match)
+        if new.type is None:
+            new.type = old.type
+        graph.replace_uses(old, new)
+        remove_unused(graph, match.nodes)
+        return True
+
+
+def rewrite(graph: Graph, rules: Sequence[Rule]) -> int:
+    """Try every rule at every node of a graph and its subgraphs, once over; gives rewrites made.
+
+    A node is offered to the rules in their order and the first that fits is applied.
+    """
+    by_operator: dict[str, list[Rule]] = {}
+    for rule in rules:
+        for op_type in rule.pattern.op_types:
+            by_operator.setdefault(op_type, []).append(rule)
+    made = 0
+    for nested in list(graph.all_graphs()):
+        for node in nested.nodes():
+            for rule in by_operator.get(node.op_type, ()):
+                if node.in_graph and rule.apply(node):
+                    made += 1
+                    break
+    return made
+
+
+def remove_unused(graph: Graph, nodes: Sequence[Node]) -> None:
+    """Remove those of some nodes, given users first, whose outputs nobody reads."""
+    for node in nodes:
+        if node.in_graph and not any(
+            v is not None and (v.uses or v.is_output) for v in node.outputs
+        ):
+            read = [v for v in node.inputs if v is not None]
+            graph.remove(node)
+            for value in read:
+                if (
+                    value.is_constant
+                    and value.graph is graph
+                    and not value.uses
+                    and not value.is_output
+                    and value.name in graph.values
+                ):
+                    graph.discard(value)
+
+
+def attribute_value(node: Node, name: str) -> Any:
+    """An attribute's plain value, its default from the operator's definition if not set."""
+    if name in node.attributes:
+        return node.get(name)
+    try:
+        schema = onnx.defs.get_schema(
+            node.op_type, node.graph.model.opset_imports.get(node.domain, 1), node.domain
+        )
+    except onnx.defs.SchemaError:
+        return None
+    declared = schema.attributes.get(name)
+    if declared is None or not declared.default_value.name:
+        return None
+    value = onnx.helper.get_attribute_value(declared.default_value)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _match_node(term: Operator, node: Node, match: Match) -> Iterator[Match]:
+    if (
+        node.op_type not in term.op_types
+        or node.domain != term.domain
+        or len(node.inputs) > len(term.inputs)
+        or any(attribute_value(node, k) != _plain(v) for k, v in term.attributes.items())
+    ):
+        return
+    inputs = [node.input(slot) for slot in range(len(term.inputs))]
+    orders = [inputs]
+    if node.op_type in COMMUTATIVE and len(inputs) == 2:
+        orders.append(inputs[::-1])
+    for order in orders:
+        grown = Match(
+            match.graph,
+            match.root,
+            dict(match.values),
+            {**match.bound, **({term.bind: node} if term.bind else {})},
+            [*match.nodes, node],
+        )
+        yield from _match_inputs(list(zip(term.inputs, order, strict=True)), grown)
+
+
+def _match_inputs(pairs: list[tuple[Term, Value | None]], match: Match) -> Iterator[Match]:
+    if not pairs:
+        yield match
+        return
+    (term, value), rest = pairs[0], pairs[1:]
+    for grown in _match_term(term, value, match):
+        yield from _match_inputs(rest, grown)
+
+
+def _match_term(term: Term, value: Value | None, match: Match) -> Iterator[Match]:
+    if isinstance(term, Variable):
+        if value is None and term.required:
+            return
+        if value is not None and term.constant and not value.is_constant:
+            return
+        if term.name in match.values:
+            if match.values[term.name] is value:
+                yield match
+            return
+        yield Match(
+            match.graph,
+            match.root,
+            {**match.values, term.name: value},
+            match.bound,
+            match.nodes,
+        )
+    elif isinstance(term, Operator):
+        producer = value.producer if value is not None else None
+        if producer is None or value is None or value.slot != 0:
+            return
+        if producer.graph is match.graph:
+            yield from _match_node(term, producer, match)
+    elif value is not None and value.is_constant and _is_number(value, term):
+        yield match
+
+
+def _is_number(value: Value, number: float) -> bool:
+    data = value.data
+    if data is None or data.size != 1 or data.dtype.numpy.kind not in "fiub":
+        return False
+    return bool(np.isclose(float(data.numpy().reshape(())), number, rtol=1e-6, atol=0))
+
+
+def _is_closed(match: Match) -> bool:
+    """Whether nothing outside the match reads what goes away with it."""
+    inside = set(match.nodes)
+    if any(v is not None and (v.uses or v.is_output) for v in match.root.outputs[1:]):
+        return False
+    for node in match.nodes:
+        if node is match.root:
+            continue
+        for value in node.outputs:
+            if value is None:
+                continue
+            if value.is_output or any(use.node not in inside for use in value.uses):
+                return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

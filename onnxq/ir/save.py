@@ -1,0 +1,269 @@
+"""Writing the IR as ONNX models."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+
+from onnxq.errors import InputError
+from onnxq.ir.attribute import Attribute
+from onnxq.ir.graph import Graph, Node, Value
+from onnxq.ir.tensor import Tensor
+from onnxq.ir.types import DataType, TensorType, type_to_proto
+
+PROTOBUF_LIMIT = 2**31 - 1
+"""Bytes one protobuf message may take; larger models keep their weights beside them."""
+
+EXTERNAL_MINIMUM = 1024
+"""Bytes from which a tensor goes into the external data file."""
+
+_ALIGNMENT = 4096
+_CHUNK = 1 << 24
+_Kind = onnx.AttributeProto
+
+
+def save(graph: Graph, path: str | os.PathLike[str], *, external_data: bool = False) -> None:
+    """Write a model file, complete or not at all.
+
+    The file gets its name only when it is whole. Models too large for one protobuf message,
+    and any model with ``external_data``, keep large tensors in ``<name>.data`` beside it. The
+    same graph gives the same bytes every time.
+
+    Raises:
+        InputError: the folder does not exist or the file cannot be written.
+    """
+    target = Path(path)
+    external = external_data or _embedded_size(graph) > PROTOBUF_LIMIT - (1 << 26)
+    if not external:
+        data = to_proto(graph).SerializeToString(deterministic=True)
+        with replacing(target) as file:
+            file.write(data)
+        return
+    data_path = target.with_name(target.name + ".data")
+    with replacing(target) as file, replacing(data_path) as data_file:
+        store = _ExternalStore(data_file, data_path.name)
+        proto = to_proto(graph, store)
+        file.write(proto.SerializeToString(deterministic=True))
+
+
+def to_proto(graph: Graph, store: TensorStore | None = None) -> onnx.ModelProto:
+    """The model as a ``ModelProto``."""
+    info = graph.model
+    proto = onnx.ModelProto()
+    proto.ir_version = info.ir_version
+    for domain, version in info.opset_imports.items():
+        proto.opset_import.add(domain=domain, version=version)
+    for name in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        if getattr(info, name):
+            setattr(proto, name, getattr(info, name))
+    _write_props(proto.metadata_props, info.metadata)
+    proto.functions.extend(info.functions)
+    proto.training_info.extend(info.training_info)
+    proto.configuration.extend(info.configuration)
+    _write_graph(graph, proto.graph, store)
+    return proto
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes its name only when everything went well.
+
+    Raises:
+        InputError: the folder is missing or the file cannot be written.
+    """
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise InputError(_cannot_write(path, error)) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise InputError(_cannot_write(path, error)) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            Path(temporary).unlink()
+
+
+def check_writable(path: Path) -> None:
+    """Find out before long work whether a file could be written.
+
+    Raises:
+        InputError: the folder is missing, the path is a folder, or writing is not allowed.
+    """
+    if path.is_dir():
+        raise InputError(f"cannot write '{path}': it is a folder; name a file")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(_cannot_write(path, error)) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    if not path.parent.is_dir():
+        return f"cannot write '{path}': the folder '{path.parent}' does not exist; create it"
+    return f"cannot write '{path}': {error.strerror or error}; choose another place"
+
+
+class TensorStore(Protocol):
+    """Where large tensors go instead of into the model message."""
+
+    def put(self, tensor: Tensor, name: str) -> onnx.TensorProto:
+        """Take a tensor over; gives the message that says where it is."""
+
+
+class _ExternalStore:
+    """Appends tensors to one data file and describes where they lie."""
+
+    def __init__(self, file: BinaryIO, location: str) -> None:
+        self._file = file
+        self._location = location
+
+    def put(self, tensor: Tensor, name: str) -> onnx.TensorProto:
+        start = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
+        self._file.seek(start)
+        if tensor.dtype.bits < 8:
+            self._file.write(onnx.numpy_helper.from_array(tensor.numpy()).raw_data)
+        else:
+            flat = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+            for at in range(0, flat.size, _CHUNK):
+                self._file.write(flat[at : at + _CHUNK].data)
+        proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape)
+        proto.data_location = onnx.TensorProto.EXTERNAL
+        for key, text in (
+            ("location", self._location),
+            ("offset", str(start)),
+            ("length", str(self._file.tell() - start)),
+        ):
+            proto.external_data.add(key=key, value=text)
+        return proto
+
+
+def _embedded_size(graph: Graph) -> int:
+    total = 0
+    for nested in graph.all_graphs():
+        total += sum(v.data.nbytes for v in nested.initializers() if v.data is not None)
+        for node in nested.nodes():
+            for attribute in node.attributes.values():
+                if isinstance(attribute.value, Tensor):
+                    total += attribute.value.nbytes
+    return total
+
+
+def _write_graph(graph: Graph, proto: onnx.GraphProto, store: TensorStore | None) -> None:
+    # An empty name is written too: ONNX's checker demands that the field is there.
+    proto.name = graph.name
+    if graph.doc_string:
+        proto.doc_string = graph.doc_string
+    _write_props(proto.metadata_props, graph.metadata)
+    for value in graph.inputs:
+        _write_value_info(value, proto.input.add())
+    for value in graph.outputs:
+        _write_value_info(value, proto.output.add())
+    for node in graph.nodes():
+        _write_node(node, proto.node.add(), store)
+    for value in graph.values.values():
+        if value.data is not None:
+            _write_initializer(value, proto, store)
+        if value.declared and not value.is_input and not value.is_output:
+            _write_value_info(value, proto.value_info.add())
+        if value.annotation:
+            entry = proto.quantization_annotation.add(tensor_name=value.name)
+            _write_props(entry.quant_parameter_tensor_names, value.annotation)
+
+
+def _write_initializer(value: Value, proto: onnx.GraphProto, store: TensorStore | None) -> None:
+    tensor = value.data
+    assert tensor is not None
+    if tensor.is_sparse:
+        proto.sparse_initializer.append(tensor.to_sparse_proto(value.name))
+    elif (
+        store is not None
+        and tensor.dtype is not DataType.STRING
+        and tensor.nbytes >= EXTERNAL_MINIMUM
+    ):
+        proto.initializer.append(store.put(tensor, value.name))
+    else:
+        proto.initializer.append(tensor.to_proto(value.name))
+
+
+def _write_value_info(value: Value, proto: onnx.ValueInfoProto) -> None:
+    proto.name = value.name
+    if value.type is not None and value.type != TensorType(DataType.UNDEFINED):
+        proto.type.CopyFrom(type_to_proto(value.type))
+    if value.doc_string:
+        proto.doc_string = value.doc_string
+    _write_props(proto.metadata_props, value.metadata)
+
+
+def _write_node(node: Node, proto: onnx.NodeProto, store: TensorStore | None) -> None:
+    proto.op_type = node.op_type
+    for name in ("domain", "name", "overload", "doc_string"):
+        if getattr(node, name):
+            setattr(proto, name, getattr(node, name))
+    proto.input.extend("" if v is None else v.name for v in node.inputs)
+    proto.output.extend("" if v is None else v.name for v in node.outputs)
+    for name, attribute in node.attributes.items():
+        _write_attribute(name, attribute, proto.attribute.add(), store)
+    _write_props(proto.metadata_props, node.metadata)
+    for serialized in node.device_configurations:
+        proto.device_configurations.add().ParseFromString(serialized)
+
+
+def _write_attribute(
+    name: str,
+    attribute: Attribute,
+    proto: onnx.AttributeProto,
+    store: TensorStore | None,
+) -> None:
+    proto.name = name
+    proto.type = attribute.kind  # type: ignore[assignment]
+    if attribute.doc_string:
+        proto.doc_string = attribute.doc_string
+    value = attribute.value
+    if attribute.reference:
+        proto.ref_attr_name = attribute.reference
+    elif attribute.kind == _Kind.TENSOR:
+        proto.t.CopyFrom(value.to_proto(""))
+    elif attribute.kind == _Kind.TENSORS:
+        proto.tensors.extend(t.to_proto("") for t in value)
+    elif attribute.kind == _Kind.GRAPH:
+        _write_graph(value, proto.g, store)
+    elif attribute.kind == _Kind.GRAPHS:
+        for subgraph in value:
+            _write_graph(subgraph, proto.graphs.add(), store)
+    elif attribute.kind in _REPEATED:
+        getattr(proto, _REPEATED[attribute.kind]).extend(value)
+    elif attribute.kind in _MESSAGES:
+        getattr(proto, _MESSAGES[attribute.kind]).CopyFrom(value)
+    else:
+        setattr(proto, _SCALARS[attribute.kind], value)
+
+
+def _write_props(target: object, props: dict[str, str]) -> None:
+    for key, text in props.items():
+        target.add(key=key, value=text)  # type: ignore[attr-defined]
+
+
+_SCALARS = {_Kind.INT: "i", _Kind.FLOAT: "f", _Kind.STRING: "s"}
+_MESSAGES = {_Kind.TYPE_PROTO: "tp", _Kind.SPARSE_TENSOR: "sparse_tensor"}
+_REPEATED = {
+    _Kind.INTS: "ints",
+    _Kind.FLOATS: "floats",
+    _Kind.STRINGS: "strings",
+    _Kind.TYPE_PROTOS: "type_protos",
+    _Kind.SPARSE_TENSORS: "sparse_tensors",
+}
