@@ -4,8 +4,10 @@ from onnxq.ir.attribute import Attribute
 from onnxq.ir.graph import Graph, ModelInfo, Node, Use, Value
 from onnxq.ir.infer import infer_types
 from onnxq.ir.load import load
+from onnxq.ir.opset import raise_opset
 from onnxq.ir.passes import (
     Context,
+    Numerics,
     Pass,
     PassRecord,
     Pipeline,
@@ -27,6 +29,7 @@ __all__ = [
     "Match",
     "ModelInfo",
     "Node",
+    "Numerics",
     "OpaqueType",
     "Pass",
     "PassRecord",
@@ -44,6 +47,7 @@ __all__ = [
     "infer_types",
     "load",
     "parse_passes",
+    "raise_opset",
     "remove_unused",
     "rewrite",
     "save",

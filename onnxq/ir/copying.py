@@ -38,6 +38,38 @@ def extract(graph: Graph, inputs: list[Value], outputs: list[Value]) -> Graph:
     return result
 
 
+def extract_nodes(nodes: list[Node], outputs: list[Value]) -> Graph:
+    """A new model graph without inputs, of some nodes of one graph in topological order.
+
+    The nodes read only constants (of any scope) and each other; ``outputs`` are values they make.
+    """
+    info = _copy_info(nodes[0].graph.model)
+    held = [n for node in nodes for g in node.subgraphs() for n in g.all_nodes()]
+    domains = {"", *(node.domain for node in (*nodes, *held))}
+    info.opset_imports = {d: v for d, v in info.opset_imports.items() if d in domains}
+    result = Graph("constants", model=replace(info, functions=[], training_info=[]))
+    mapping: dict[Value, Value] = {}
+    for node in nodes:
+        for value in reads(node):
+            if value.is_constant and value not in mapping:
+                mapping[value] = _clone_value(value, result)
+    _clone_nodes(nodes, result, mapping)
+    for value in outputs:
+        result.add_output(mapping[value])
+    return result
+
+
+def reads(node: Node) -> list[Value]:
+    """What a node reads, the outer values that its subgraphs capture included."""
+    found = [v for v in node.inputs if v is not None]
+    for subgraph in node.subgraphs():
+        inner = set(subgraph.all_graphs())
+        for nested in subgraph.all_nodes():
+            found += [v for v in nested.inputs if v is not None and v.graph not in inner]
+        found += [v for v in subgraph.outputs if v.graph not in inner]
+    return found
+
+
 def _between(
     graph: Graph, inputs: list[Value], outputs: list[Value]
 ) -> tuple[set[Node], set[Value]]:
@@ -55,19 +87,8 @@ def _between(
         if value in inputs or value.producer is None or value.producer in nodes:
             continue
         nodes.add(value.producer)
-        pending.extend(_reads(value.producer))
+        pending.extend(reads(value.producer))
     return nodes, values
-
-
-def _reads(node: Node) -> list[Value]:
-    """What a node reads, its subgraphs' captured values included."""
-    found = [v for v in node.inputs if v is not None]
-    for subgraph in node.subgraphs():
-        inner = set(subgraph.all_graphs())
-        for nested in subgraph.all_nodes():
-            found += [v for v in nested.inputs if v is not None and v.graph not in inner]
-        found += [v for v in subgraph.outputs if v.graph not in inner]
-    return found
 
 
 def _clone(source: Graph, target: Graph, mapping: dict[Value, Value]) -> Graph:

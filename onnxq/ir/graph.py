@@ -272,16 +272,15 @@ class Graph:
         self.metadata: dict[str, str] = {}
         self.outer = outer
         self.owner: Node | None = None
-        if outer is not None:
-            self.model = outer.model
-            self._taken = outer._taken
-            self._taken_nodes = outer._taken_nodes
-            self._next_suffix = outer._next_suffix
-        else:
-            self.model = model or ModelInfo(onnx.IR_VERSION, {"": onnx.defs.onnx_opset_version()})
-            self._taken: Counter[str] = Counter()
-            self._taken_nodes: Counter[str] = Counter()
-            self._next_suffix: dict[str, int] = {}
+        self.model: ModelInfo = (
+            outer.model
+            if outer is not None
+            else model or ModelInfo(onnx.IR_VERSION, {"": onnx.defs.onnx_opset_version()})
+        )
+        # Names are counted over the whole model, so that a fresh one is fresh everywhere.
+        self._taken: Counter[str] = outer._taken if outer is not None else Counter()
+        self._taken_nodes: Counter[str] = outer._taken_nodes if outer is not None else Counter()
+        self._next_suffix: dict[str, int] = outer._next_suffix if outer is not None else {}
         self._inputs: list[Value] = []
         self._outputs: list[Value] = []
         self._values: dict[str, Value] = {}
@@ -316,7 +315,7 @@ class Graph:
         return self.model.opset
 
     def __len__(self) -> int:
-        return self._nx.number_of_nodes()
+        return len(self._nx)
 
     def __contains__(self, node: object) -> bool:
         return node in self._nx
@@ -506,7 +505,7 @@ class Graph:
         domain: str = "",
         where: Callable[[Use], bool] | None = None,
         name: str = "",
-        type: ValueType | None = None,  # noqa: A002
+        type: ValueType | None = None,
     ) -> Value:
         """Put an operator between a value and its readers; gives the operator's output.
 

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from onnxq.errors import InputError, InvariantError
 from onnxq.ir.attribute import Attribute
 from onnxq.ir.graph import Graph, ModelInfo, Node, Value
+from onnxq.ir.save import FIRST_OVERRIDABLE
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import TensorType, merge_types, type_from_proto
 
@@ -102,6 +103,8 @@ def from_proto(proto: onnx.ModelProto, path: Path | None = None) -> Graph:
     where = f"the model '{path}'" if path is not None else "the model"
     try:
         graph = _read_graph(proto.graph, Graph(proto.graph.name, model=info), folder)
+        if info.ir_version < FIRST_OVERRIDABLE:
+            _make_constant(graph)
         graph.check()
     except InvariantError as error:
         raise InputError(f"{where} is not valid: {error}; export it again") from error
@@ -146,6 +149,13 @@ def _read_graph(proto: onnx.GraphProto, graph: Graph, folder: Path | None) -> Gr
         if annotated is not None:
             annotated.annotation = {p.key: p.value for p in annotation.quant_parameter_tensor_names}
     return graph
+
+
+def _make_constant(graph: Graph) -> None:
+    """Take initializers out of the inputs, where old files had to list them as well."""
+    graph._inputs = [v for v in graph._inputs if v.data is None]
+    for value in graph.initializers():
+        value.is_input = False
 
 
 def _describe(value: Value, entry: onnx.ValueInfoProto) -> None:

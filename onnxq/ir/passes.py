@@ -36,9 +36,7 @@ class Context:
     """
 
     debug: int = 0
-    log: Callable[[str], None] = field(
-        default=lambda line: print(line, file=sys.stderr)  # noqa: T201
-    )
+    log: Callable[[str], None] = field(default=lambda line: print(line, file=sys.stderr))
 
     def rewrote(self, what: str) -> None:
         """Tell of one rewrite, at debug level 2."""

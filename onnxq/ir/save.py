@@ -25,6 +25,12 @@ PROTOBUF_LIMIT = 2**31 - 1
 EXTERNAL_MINIMUM = 1024
 """Bytes from which a tensor goes into the external data file."""
 
+FIRST_OVERRIDABLE = 4
+"""IR version from which an initializer that is an input too may be fed.
+
+Before, every initializer had to be listed among the inputs, and none could be overridden.
+"""
+
 _ALIGNMENT = 4096
 _CHUNK = 1 << 24
 _Kind = onnx.AttributeProto
@@ -171,10 +177,14 @@ def _write_graph(graph: Graph, proto: onnx.GraphProto, store: TensorStore | None
     _write_props(proto.metadata_props, graph.metadata)
     for value in graph.inputs:
         _write_value_info(value, proto.input.add())
+    if graph.outer is None and graph.model.ir_version < FIRST_OVERRIDABLE:
+        for value in graph.initializers():
+            if not value.is_input:
+                _write_value_info(value, proto.input.add())
     for value in graph.outputs:
         _write_value_info(value, proto.output.add())
     for node in graph.nodes():
-        _write_node(node, proto.node.add(), store)
+        write_node(node, proto.node.add(), store)
     for value in graph.values.values():
         if value.data is not None:
             _write_initializer(value, proto, store)
@@ -209,7 +219,8 @@ def _write_value_info(value: Value, proto: onnx.ValueInfoProto) -> None:
     _write_props(proto.metadata_props, value.metadata)
 
 
-def _write_node(node: Node, proto: onnx.NodeProto, store: TensorStore | None) -> None:
+def write_node(node: Node, proto: onnx.NodeProto, store: TensorStore | None = None) -> None:
+    """Fill in a ``NodeProto``."""
     proto.op_type = node.op_type
     for name in ("domain", "name", "overload", "doc_string"):
         if getattr(node, name):
@@ -258,9 +269,9 @@ def _write_props(target: object, props: dict[str, str]) -> None:
         target.add(key=key, value=text)  # type: ignore[attr-defined]
 
 
-_SCALARS = {_Kind.INT: "i", _Kind.FLOAT: "f", _Kind.STRING: "s"}
-_MESSAGES = {_Kind.TYPE_PROTO: "tp", _Kind.SPARSE_TENSOR: "sparse_tensor"}
-_REPEATED = {
+_SCALARS: dict[int, str] = {_Kind.INT: "i", _Kind.FLOAT: "f", _Kind.STRING: "s"}
+_MESSAGES: dict[int, str] = {_Kind.TYPE_PROTO: "tp", _Kind.SPARSE_TENSOR: "sparse_tensor"}
+_REPEATED: dict[int, str] = {
     _Kind.INTS: "ints",
     _Kind.FLOATS: "floats",
     _Kind.STRINGS: "strings",

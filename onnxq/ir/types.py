@@ -129,7 +129,9 @@ class OpaqueType:
 
     def proto(self) -> onnx.TypeProto:
         """The ONNX form of this type."""
-        return onnx.TypeProto.FromString(self.serialized)
+        proto = onnx.TypeProto()
+        proto.ParseFromString(self.serialized)
+        return proto
 
 
 ValueType: TypeAlias = TensorType | OpaqueType
@@ -199,7 +201,8 @@ def _merge_dims(known: Dim, found: Dim) -> Dim:
 def _dim(proto: onnx.TensorShapeProto.Dimension) -> Dim:
     kind = proto.WhichOneof("value")
     if kind == "dim_value":
-        return int(proto.dim_value)
+        # Exporters write -1 for a size that is not known.
+        return int(proto.dim_value) if proto.dim_value >= 0 else None
     if kind == "dim_param" and proto.dim_param:
         return str(proto.dim_param)
     return None

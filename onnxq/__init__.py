@@ -1,0 +1,31 @@
+"""Optimize and quantize ONNX models, and prove the result against the original."""
+
+from importlib.metadata import version
+
+from onnxq.bench import bench
+from onnxq.calibrate import calibrate
+from onnxq.errors import InputError
+from onnxq.ir import Graph, load, save
+from onnxq.optimize import Optimized, compare, optimize
+from onnxq.recipe import Recipe
+from onnxq.rewrite import rewrite
+from onnxq.verify import Gate, Report
+
+__version__ = version("onnxq")
+
+__all__ = [
+    "Gate",
+    "Graph",
+    "InputError",
+    "Optimized",
+    "Recipe",
+    "Report",
+    "__version__",
+    "bench",
+    "calibrate",
+    "compare",
+    "load",
+    "optimize",
+    "rewrite",
+    "save",
+]

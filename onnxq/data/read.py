@@ -1,0 +1,124 @@
+"""Reading data in any of its forms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxq.data.arrays import file_source, folder_source, mapping_source
+from onnxq.data.dataset import Dataset
+from onnxq.data.feeds import FeedReader, iterable_source
+from onnxq.data.functions import failure, is_function_name, load_function
+from onnxq.data.images import ImageOptions, ImageSource, has_images
+from onnxq.data.protobufs import natural_key, protobuf_folders, protobuf_source
+from onnxq.errors import InputError
+from onnxq.runtime.specs import TensorSpec
+
+DataLike = str | Path | Dataset | Mapping[str, Any] | Iterable[Mapping[str, Any]] | FeedReader
+
+BATCH_SIZE = 16
+"""Samples in a batch where the model leaves it open."""
+
+
+def read(
+    data: DataLike,
+    inputs: Sequence[TensorSpec],
+    *,
+    batch_size: int | None = None,
+    images: ImageOptions | None = None,
+    samples: int | None = None,
+) -> Dataset:
+    """Return data in any of its forms as a dataset that fits a model's inputs.
+
+    `data` is one of:
+
+    - the path of an `.npz` file, or a mapping, of arrays named after the graph inputs. An array
+      of its input's rank holds samples along its first axis; they are fed in batches of the
+      model's fixed first dimension (the last one filled up), else of `batch_size`. An array of
+      one rank more holds one whole feed per element; if one array does, every other one must
+      give the same number of feeds, by its rows or elements. A scalar input also takes a single
+      number, the same for every feed. Arrays `labels` (one entry per sample) and `split`
+      (0 calibration, 1 held-out) are optional;
+    - a folder of such files, with ONNX test data (`input_0.pb`, ..., here or in subfolders), or
+      of images (with one subfolder per class, or none);
+    - `module:function`: a function without arguments that returns an iterable of feeds;
+    - an iterable of feeds (dicts of one array per input, and optionally `labels`), or an object
+      with onnxruntime's `get_next()`. What can be read only once is kept in memory;
+    - a Dataset, which is returned as it is.
+
+    Integers are cast to the input's dtype where that keeps every value, floating-point numbers to
+    any floating-point type.
+
+    Args:
+        data: the data.
+        inputs: the model's inputs.
+        batch_size: samples in a batch where the model and the data leave it open; 16 when None.
+        images: how images become inputs.
+        samples: number of samples to use: evenly spaced ones, or the first ones where the data
+            comes as feeds.
+
+    Raises:
+        InputError: the data cannot be read, is empty, holds NaN or infinity, or does not fit the
+            inputs; the sentence names the file and array.
+    """
+    for name, value in (("batch size", batch_size), ("number of samples", samples)):
+        if value is not None and value < 1:
+            raise InputError(f"the {name} must be at least 1, not {value}")
+    if isinstance(data, Dataset):
+        dataset = data
+    elif isinstance(data, str | Path):
+        dataset = _from_path(data, inputs, batch_size or BATCH_SIZE, images, samples)
+    elif isinstance(data, Mapping):
+        dataset = Dataset(mapping_source("the data", data, inputs, batch_size or BATCH_SIZE))
+    else:
+        dataset = Dataset(iterable_source("the data", data, inputs, samples))
+    return dataset if samples is None else dataset.take(samples)
+
+
+def _from_path(
+    data: str | Path,
+    inputs: Sequence[TensorSpec],
+    batch_size: int,
+    images: ImageOptions | None,
+    samples: int | None,
+) -> Dataset:
+    path = Path(data)
+    if path.is_dir():
+        return _from_folder(path, inputs, batch_size, images, samples)
+    if path.is_file():
+        return Dataset(file_source(path, inputs, batch_size))
+    if isinstance(data, str) and is_function_name(data):
+        return _from_function(data, inputs, batch_size, samples)
+    raise InputError(
+        f"{data}: no such file or folder; data is an .npz file, a folder or module:function"
+    )
+
+
+def _from_folder(
+    folder: Path,
+    inputs: Sequence[TensorSpec],
+    batch_size: int,
+    images: ImageOptions | None,
+    samples: int | None,
+) -> Dataset:
+    if files := sorted(folder.glob("*.npz"), key=lambda path: natural_key(path.name)):
+        return Dataset(folder_source(folder, files, inputs, batch_size))
+    if sets := protobuf_folders(folder):
+        return Dataset(protobuf_source(folder, sets, inputs, samples))
+    if has_images(folder):
+        return Dataset(ImageSource(folder, inputs, images or ImageOptions(), batch_size))
+    raise InputError(f"{folder} holds no .npz files, no input_0.pb and no images")
+
+
+def _from_function(
+    name: str, inputs: Sequence[TensorSpec], batch_size: int, samples: int | None
+) -> Dataset:
+    function = load_function(name)
+    try:
+        feeds = function()
+    except Exception as error:
+        raise InputError(f"{name}: {failure(error, 'calling it')}") from error
+    if isinstance(feeds, Mapping):
+        return Dataset(mapping_source(name, feeds, inputs, batch_size))
+    return Dataset(iterable_source(name, feeds, inputs, samples))

@@ -1,0 +1,89 @@
+"""Number formats that quantized values are stored in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from onnx import TensorProto
+
+from onnxq.errors import InputError
+
+
+@dataclass(frozen=True)
+class Format:
+    """A number format of quantized values.
+
+    Attributes:
+        name: Name in plans, reports and options.
+        onnx_dtype: Element type, a value of `onnx.TensorProto.DataType`.
+        bits: Bits one value takes in a model file.
+        signed: Whether there are values below zero.
+        qmin: Smallest value.
+        qmax: Largest value.
+        storage: numpy dtype of arrays in this format. Those below 8 bits come from ml_dtypes and
+            take one byte a value in memory.
+        opset: Lowest opset whose DequantizeLinear takes this format.
+    """
+
+    name: str
+    onnx_dtype: int
+    bits: int
+    signed: bool
+    qmin: int
+    qmax: int
+    storage: np.dtype[Any]
+    opset: int
+
+
+def _integer(name: str, onnx_dtype: int, bits: int, signed: bool, dtype: Any, opset: int) -> Format:
+    qmin = -(1 << (bits - 1)) if signed else 0
+    return Format(
+        name=name,
+        onnx_dtype=onnx_dtype,
+        bits=bits,
+        signed=signed,
+        qmin=qmin,
+        qmax=qmin + (1 << bits) - 1,
+        storage=np.dtype(dtype),
+        opset=opset,
+    )
+
+
+INT2 = _integer("int2", TensorProto.INT2, 2, True, ml_dtypes.int2, 25)
+UINT2 = _integer("uint2", TensorProto.UINT2, 2, False, ml_dtypes.uint2, 25)
+INT4 = _integer("int4", TensorProto.INT4, 4, True, ml_dtypes.int4, 21)
+UINT4 = _integer("uint4", TensorProto.UINT4, 4, False, ml_dtypes.uint4, 21)
+INT8 = _integer("int8", TensorProto.INT8, 8, True, np.int8, 10)
+UINT8 = _integer("uint8", TensorProto.UINT8, 8, False, np.uint8, 10)
+INT16 = _integer("int16", TensorProto.INT16, 16, True, np.int16, 21)
+UINT16 = _integer("uint16", TensorProto.UINT16, 16, False, np.uint16, 21)
+INT32 = _integer("int32", TensorProto.INT32, 32, True, np.int32, 10)
+
+FORMATS: dict[str, Format] = {
+    format.name: format for format in (INT2, UINT2, INT4, UINT4, INT8, UINT8, INT16, UINT16, INT32)
+}
+
+_BY_ONNX_DTYPE = {format.onnx_dtype: format for format in FORMATS.values()}
+
+
+def format_of(onnx_dtype: int) -> Format:
+    """Format of an ONNX element type.
+
+    Args:
+        onnx_dtype: A value of `onnx.TensorProto.DataType`.
+
+    Raises:
+        InputError: Quantized values of this type are not supported.
+    """
+    try:
+        return _BY_ONNX_DTYPE[onnx_dtype]
+    except KeyError:
+        known = TensorProto.DataType.values()
+        name = TensorProto.DataType.Name(onnx_dtype) if onnx_dtype in known else str(onnx_dtype)
+        raise InputError(
+            f"element type {name} is not a format for quantized values; "
+            f"use one of {', '.join(FORMATS)}"
+        ) from None

@@ -1,0 +1,103 @@
+"""How a range becomes scale and zero-point, and which values share them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxq.errors import InputError
+from onnxq.quant.formats import Format
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a range of real numbers is laid over a format.
+
+    Absmax (`symmetric`) puts zero in the middle of the format: at 0 in a signed format, at half of
+    the range in an unsigned one (128 in uint8). Zero-point lays the range over the whole format and
+    puts zero where it falls.
+
+    Attributes:
+        symmetric: Absmax if true, zero-point if not.
+        narrow_range: Leave out the format's smallest value, so that absmax is even-handed
+            (-127 to 127 in int8). Otherwise absmax uses it for ranges that are longer below zero.
+        power_of_two: Round scales up to powers of two.
+        reduced_range: Use half of an 8-bit format (7 bits): x86 processors without VNNI add pairs
+            of products in 16 bits, which full ranges overflow.
+    """
+
+    symmetric: bool
+    narrow_range: bool = False
+    power_of_two: bool = False
+    reduced_range: bool = False
+
+
+ABSMAX = Scheme(symmetric=True)
+ZERO_POINT = Scheme(symmetric=False)
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """Which values of a tensor share a scale and zero-point.
+
+    Attributes:
+        axis: None per tensor; otherwise the axis along which there are several scales, counted from
+            the end if negative.
+        block_size: None per tensor and per channel; per block the number of neighbours on `axis`
+            that share a scale. The last block is shorter where the size does not divide the axis.
+
+    Raises:
+        InputError: A block size without an axis, or below 1.
+    """
+
+    axis: int | None = None
+    block_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.block_size is not None and self.axis is None:
+            raise InputError("a block size needs an axis; name the axis that is cut into blocks")
+        if self.block_size is not None and self.block_size < 1:
+            raise InputError(f"block size {self.block_size} is not possible; give 1 or more")
+
+    @property
+    def opset(self) -> int:
+        """Lowest opset whose QuantizeLinear and DequantizeLinear have this granularity."""
+        if self.block_size is not None:
+            return 21
+        return 10 if self.axis is None else 13
+
+
+PER_TENSOR = Granularity()
+
+
+def per_channel(axis: int) -> Granularity:
+    """One scale for each index on `axis`."""
+    return Granularity(axis)
+
+
+def per_block(axis: int, size: int) -> Granularity:
+    """One scale for each `size` neighbours on `axis`, at every place of the other axes.
+
+    Raises:
+        InputError: The size is below 1.
+    """
+    return Granularity(axis, size)
+
+
+def integer_range(format: Format, scheme: Scheme) -> tuple[int, int]:
+    """Smallest and largest integer that a range is laid over.
+
+    Raises:
+        InputError: The scheme's options do not suit the format.
+    """
+    low, high = format.qmin, format.qmax
+    if scheme.reduced_range:
+        if format.bits != 8:
+            raise InputError(
+                f"reduced_range is for 8-bit formats, not {format.name}; drop the option"
+            )
+        low, high = low // 2, high // 2
+    if scheme.narrow_range:
+        low += 1
+    if format.bits == 32 and not scheme.symmetric:
+        raise InputError(f"{format.name} has no zero-point; use the absmax scheme")
+    return low, high

@@ -1,0 +1,159 @@
+"""What a target computes on integers: which operators, with which formats and sharing.
+
+A target is a table, one TOML file in the folder ``targets`` beside this module.
+"""
+
+from __future__ import annotations
+
+import platform
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from onnxq.errors import InputError
+from onnxq.quant.formats import FORMATS, Format
+from onnxq.quant.scheme import PER_TENSOR, Granularity, Scheme, per_channel
+
+Role = Literal["compute", "follow", "share", "absorb"]
+"""What an operator is to quantization.
+
+- ``compute``: the reason to quantize; its integer kernel is faster than the float one.
+- ``follow``: has an integer kernel worth using between integer tensors, with its own qparams.
+- ``share``: moves values about without changing them; output and input share their qparams.
+- ``absorb``: a clipping operator that the requantization of the operator before it can do.
+"""
+
+OutputRule = Literal["quantized", "float"]
+"""Whether the integer kernel of a ``compute`` operator must give integers or may give floats."""
+
+
+@dataclass(frozen=True)
+class OperatorRule:
+    """How one operator is quantized on a target.
+
+    Attributes:
+        op_type: Operator of the default domain.
+        role: See `Role`.
+        activations: Input slots that hold activations; empty stands for all inputs.
+        weight: Input slot that must be constant, None if there is none.
+        bias: Input slot of the bias, which is stored as int32; None if there is none.
+        channel_axis: Axis of the weight's output channels; ``operator`` where it depends on
+            the operator's attributes (Gemm's transB).
+        output: See `OutputRule`.
+        attributes: Attribute values without which the integer kernel does not apply.
+        constant_inputs: Whether other inputs than the weight may be constant.
+        minimum_opset: Lowest opset in which the operator takes integer tensors.
+    """
+
+    op_type: str
+    role: Role
+    activations: tuple[int, ...] = ()
+    weight: int | None = None
+    bias: int | None = None
+    channel_axis: int | Literal["operator"] = 0
+    output: OutputRule = "quantized"
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    constant_inputs: bool = False
+    minimum_opset: int = 1
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place to run models: its formats, schemes and operators.
+
+    Attributes:
+        name: As on the command line.
+        description: One line for people.
+        provider: Short name of the onnxruntime execution provider to measure with.
+        activation_format: Format of activations.
+        activation_scheme: Scheme of activations, per tensor.
+        weight_format: Format of weights.
+        weight_scheme: Scheme of weights.
+        weight_per_channel: Whether weights have a scale for each output channel.
+        operators: Rules by operator type.
+        reasons: Why operators that one might expect are left in float here.
+    """
+
+    name: str
+    description: str
+    provider: str
+    activation_format: Format
+    activation_scheme: Scheme
+    weight_format: Format
+    weight_scheme: Scheme
+    weight_per_channel: bool
+    operators: Mapping[str, OperatorRule]
+    reasons: Mapping[str, str]
+
+    @property
+    def opset(self) -> int:
+        """Lowest opset that expresses the formats."""
+        return max(
+            self.activation_format.opset,
+            self.weight_format.opset,
+            self.weight_granularity(0).opset,
+        )
+
+    def weight_granularity(self, axis: int) -> Granularity:
+        """Granularity of a weight whose output channels lie on ``axis``."""
+        return per_channel(axis) if self.weight_per_channel else PER_TENSOR
+
+
+@cache
+def load_target(name: str) -> Target:
+    """The table of a target; ``auto`` is the processor this program runs on.
+
+    Raises:
+        InputError: there is no target of that name.
+    """
+    if name == "auto":
+        arm = platform.machine().lower() in ("arm64", "aarch64")
+        name = "cpu-arm" if arm else "cpu-x64"
+    folder = files("onnxq.quant") / "targets"
+    source = folder / f"{name}.toml"
+    if name not in available_targets():
+        raise InputError(
+            f"there is no target '{name}'; available: auto, {', '.join(available_targets())}"
+        )
+    return _parse(name, tomllib.loads(source.read_text(encoding="utf-8")))
+
+
+@cache
+def available_targets() -> tuple[str, ...]:
+    """Names of the targets there are tables for."""
+    folder = files("onnxq.quant") / "targets"
+    return tuple(
+        sorted(e.name.removesuffix(".toml") for e in folder.iterdir() if e.name.endswith(".toml"))
+    )
+
+
+def _parse(name: str, table: dict[str, Any]) -> Target:
+    activation, weight = table["activation"], table["weight"]
+    return Target(
+        name=name,
+        description=table["description"],
+        provider=table["provider"],
+        activation_format=FORMATS[activation["format"]],
+        activation_scheme=_scheme(activation),
+        weight_format=FORMATS[weight["format"]],
+        weight_scheme=_scheme(weight),
+        weight_per_channel=weight["per_channel"],
+        operators={
+            op_type: _rule(op_type, fields) for op_type, fields in table["operators"].items()
+        },
+        reasons=table.get("reasons", {}),
+    )
+
+
+def _scheme(table: dict[str, Any]) -> Scheme:
+    options = {k: v for k, v in table.items() if k not in ("format", "scheme", "per_channel")}
+    return Scheme(symmetric=table["scheme"] == "absmax", **options)
+
+
+def _rule(op_type: str, fields: dict[str, Any]) -> OperatorRule:
+    fields = dict(fields)
+    fields["activations"] = tuple(fields.get("activations", ()))
+    return OperatorRule(op_type=op_type, **fields)

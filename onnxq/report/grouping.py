@@ -1,0 +1,44 @@
+"""Views of a report that more than one of its forms show."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from onnxq.verify.result import LayerFacts
+
+
+@dataclass(frozen=True)
+class LeftInFloat:
+    """Operators that stayed in float for one reason, in node order."""
+
+    reason: str
+    layers: tuple[LayerFacts, ...]
+
+    @property
+    def operators(self) -> Counter[str]:
+        """How many of each operator."""
+        return Counter(layer.op_type for layer in self.layers)
+
+
+def left_in_float(layers: Iterable[LayerFacts]) -> tuple[LeftInFloat, ...]:
+    """Operators with a reason, by reason; the reason that holds back most comes first."""
+    by_reason: dict[str, list[LayerFacts]] = {}
+    for layer in layers:
+        if layer.reason:
+            by_reason.setdefault(layer.reason, []).append(layer)
+    groups = [LeftInFloat(reason, tuple(found)) for reason, found in by_reason.items()]
+    return tuple(sorted(groups, key=lambda group: -len(group.layers)))
+
+
+def weakest(layers: Iterable[LayerFacts], most: int) -> tuple[LayerFacts, ...]:
+    """The layers with the lowest finite SQNR, lowest first."""
+    measured = [(layer.sqnr_db, layer) for layer in layers if layer.sqnr_db is not None]
+    ordered = sorted(measured, key=lambda pair: pair[0])
+    return tuple(layer for sqnr, layer in ordered[:most] if sqnr < float("inf"))
+
+
+def precisions(layers: Iterable[LayerFacts]) -> Counter[str]:
+    """How many operators have which precision."""
+    return Counter(layer.precision for layer in layers)

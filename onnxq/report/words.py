@@ -1,0 +1,128 @@
+"""How reports write numbers, names and verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from onnxq.verify.result import MetricFacts
+
+_PROPORTIONS = ("accuracy", "top-5")
+
+
+def printable(text: str) -> str:
+    """The text with everything that is not printable written as an escape.
+
+    Names come from model files: a line break or a terminal's control sequence in one of them
+    must not get into a message, a table or an XML file.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape", errors="surrogatepass").decode("ascii")
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units: ``1.31 MB``."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{count} B" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000.0
+    return f"{value:,.3g} TB" if value < 999.5 else f"{value:,.0f} TB"
+
+
+def milliseconds(value: float) -> str:
+    """Milliseconds with three digits: ``0.123 ms``, ``12.3 ms``, ``1,230 ms``."""
+    return f"{significant(value)} ms"
+
+
+def duration(seconds: float) -> str:
+    """A stretch of time: ``3.2 ms``, ``8.1 s``, ``2 min 5 s``."""
+    if seconds < 0.9995:
+        return milliseconds(seconds * 1e3)
+    if seconds < 99.95:
+        return f"{significant(seconds)} s"
+    return f"{round(seconds) // 60} min {round(seconds) % 60} s"
+
+
+def significant(value: float) -> str:
+    """Three significant digits, never in scientific notation where a person reads times."""
+    if not math.isfinite(value):
+        return str(value)
+    magnitude = abs(value)
+    if magnitude >= 99.95:
+        return f"{value:,.0f}"
+    digits = 1 if magnitude >= 9.995 else 2 if magnitude >= 0.9995 else 3
+    return f"{value:.{digits}f}"
+
+
+def decibels(value: float) -> str:
+    """SQNR: ``31.2 dB``; ``exact`` where there is no difference at all."""
+    if value == math.inf:
+        return "exact"
+    return f"{_unsigned_zero(value, 1)} dB"
+
+
+def ratio(value: float) -> str:
+    """A ratio without its sign: ``2.09``."""
+    return f"{value:.2f}"
+
+
+def number(value: float) -> str:
+    """Any number, short: four significant digits."""
+    return f"{value + 0.0:.4g}"
+
+
+def metric_value(metric: MetricFacts, value: float) -> str:
+    """A metric's value: proportions in percent, everything else as it is."""
+    if metric.name in _PROPORTIONS:
+        return f"{_unsigned_zero(value * 100.0, 2)} %"
+    return number(value)
+
+
+def metric_drop(metric: MetricFacts, value: float) -> str:
+    """A difference of two metric values: proportions in percentage points."""
+    return f"{bare_drop(metric, value)} points" if is_proportion(metric) else number(value)
+
+
+def bare_drop(metric: MetricFacts, value: float) -> str:
+    """`metric_drop` without its unit."""
+    return _unsigned_zero(value * 100.0, 2) if is_proportion(metric) else number(value)
+
+
+def drop_interval(metric: MetricFacts) -> str:
+    """The 95 % interval of the drop: ``-0.12 to 0.34 points``; empty if there is none."""
+    if metric.confidence is None:
+        return ""
+    low, high = metric.confidence
+    return f"{bare_drop(metric, low)} to {metric_drop(metric, high)}"
+
+
+def is_proportion(metric: MetricFacts) -> bool:
+    """Whether the metric is a share of samples, shown in percent."""
+    return metric.name in _PROPORTIONS
+
+
+def count(amount: int, noun: str) -> str:
+    """A number and its noun: ``1 sample``, ``899 samples``."""
+    return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
+
+
+def listed(counts: Mapping[str, int], most: int | None = None) -> str:
+    """Names with their counts, the most frequent first: ``QLinearConv 20, QLinearAdd 8``."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = ordered if most is None else ordered[:most]
+    parts = [f"{printable(name)} {amount}" for name, amount in shown]
+    if len(shown) < len(ordered):
+        parts.append(f"{len(ordered) - len(shown)} more")
+    return ", ".join(parts) or "none"
+
+
+def _unsigned_zero(value: float, digits: int) -> str:
+    """The value to so many digits; what rounds to zero has no sign."""
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if math.isfinite(value) and float(text) == 0.0 else text

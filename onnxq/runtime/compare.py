@@ -1,0 +1,144 @@
+"""How far the outputs of one model are from another's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxq.errors import InputError
+from onnxq.runtime.specs import Array
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """Error of one output c against its reference r, over all elements of all batches.
+
+    - `sqnr_db` = 10 log10(sum r^2 / sum (r - c)^2), the signal-to-quantization-noise ratio in dB;
+      inf where r and c are equal, -inf where r is all zero and c is not.
+    - `cosine` = sum r c / sqrt(sum r^2 sum c^2); 1 where both are all zero, 0 where one is.
+    - `max_abs` = max |r - c|.
+
+    Elements that are NaN in both, or the same infinity in both, are equal and leave the sums
+    alone. Where only one is finite, or the shapes differ, nothing can be measured: -inf dB,
+    cosine 0, max_abs inf. Strings are equal (inf, 1, 0) or not (-inf, 0, inf).
+    """
+
+    name: str
+    sqnr_db: float
+    cosine: float
+    max_abs: float
+
+
+class _Sums:
+    """Float64 sums over one output; they may be added in any split into batches."""
+
+    def __init__(self) -> None:
+        self.signal = 0.0
+        self.candidate = 0.0
+        self.product = 0.0
+        self.noise = 0.0
+        self.max_abs = 0.0
+        self.incomparable = False
+
+    def add(self, reference: Array, candidate: Array) -> None:
+        if reference.shape != candidate.shape:
+            self.incomparable = True
+            return
+        if reference.dtype.kind in "OUS" or candidate.dtype.kind in "OUS":
+            self.incomparable |= not np.array_equal(reference, candidate)
+            return
+        r = reference.astype(np.float64).ravel()
+        c = candidate.astype(np.float64).ravel()
+        finite = np.isfinite(r) & np.isfinite(c)
+        if not finite.all():
+            self.incomparable |= not np.array_equal(r[~finite], c[~finite], equal_nan=True)
+            r, c = r[finite], c[finite]
+        if not r.size:
+            return
+        difference = r - c
+        self.signal += float(r @ r)
+        self.candidate += float(c @ c)
+        self.product += float(r @ c)
+        self.noise += float(difference @ difference)
+        self.max_abs = max(self.max_abs, float(np.abs(difference).max()))
+
+    def result(self, name: str) -> OutputError:
+        if self.incomparable:
+            return OutputError(name, -math.inf, 0.0, math.inf)
+        return OutputError(name, self._sqnr_db(), self._cosine(), self.max_abs)
+
+    def _sqnr_db(self) -> float:
+        if self.noise == 0.0:
+            return math.inf
+        if self.signal == 0.0 or math.isinf(self.noise):
+            return -math.inf
+        return 10.0 * (math.log10(self.signal) - math.log10(self.noise))
+
+    def _cosine(self) -> float:
+        if self.signal == 0.0 or self.candidate == 0.0:
+            return float(self.signal == self.candidate)
+        cosine = self.product / math.sqrt(self.signal) / math.sqrt(self.candidate)
+        return max(-1.0, min(1.0, cosine))
+
+
+class ErrorAccumulator:
+    """Compares outputs batch by batch, in memory that does not grow with the number of batches."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, _Sums] = {}
+
+    def add(self, reference: Mapping[str, Any], candidate: Mapping[str, Any]) -> None:
+        """Add one batch of outputs: by name, arrays of any dtype and shape.
+
+        Sequences and maps are compared element by element under names as `y[0]`.
+
+        Raises:
+            InputError: the candidate lacks an output of the reference.
+        """
+        for name, expected in reference.items():
+            if name not in candidate:
+                raise InputError(
+                    f"the candidate model has no output {name!r}; its outputs are "
+                    f"{', '.join(candidate)}"
+                )
+            theirs = dict(_leaves(name, candidate[name]))
+            ours = dict(_leaves(name, expected))
+            for leaf in {**ours, **theirs}:
+                sums = self._sums.setdefault(leaf, _Sums())
+                if leaf in ours and leaf in theirs:
+                    sums.add(ours[leaf], theirs[leaf])
+                else:
+                    sums.incomparable = True
+
+    def result(self) -> list[OutputError]:
+        """Return one error per output, in the order in which the outputs were first seen."""
+        return [sums.result(name) for name, sums in self._sums.items()]
+
+
+def compare_outputs(
+    reference: Mapping[str, Any], candidate: Mapping[str, Any]
+) -> list[OutputError]:
+    """Compare one set of outputs with its reference; see `OutputError` for the formulas.
+
+    Raises:
+        InputError: the candidate lacks an output of the reference.
+    """
+    accumulator = ErrorAccumulator()
+    accumulator.add(reference, candidate)
+    return accumulator.result()
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Array]]:
+    """Yield the arrays of an output: itself, or the elements of a sequence or map."""
+    if isinstance(value, Mapping):
+        for key, element in value.items():
+            yield from _leaves(f"{name}[{key}]", element)
+    elif isinstance(value, list | tuple):
+        for index, element in enumerate(value):
+            yield from _leaves(f"{name}[{index}]", element)
+    else:
+        yield name, np.asarray(value)

@@ -1,0 +1,241 @@
+"""One onnxruntime session with fixed, repeatable settings."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import DecodeError, EncodeError
+
+from onnxq.errors import InputError
+from onnxq.runtime.failures import RUNTIME_FAILURES, one_sentence
+from onnxq.runtime.providers import provider_alias, resolve_provider
+from onnxq.runtime.specs import Array, TensorSpec, dtype_of
+
+Optimization = Literal["all", "basic", "none"]
+ModelLike = str | Path | bytes | onnx.ModelProto
+
+_FATAL = 4
+_LEVELS = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+
+ort.set_default_logger_severity(_FATAL)
+
+
+class Session:
+    """A model loaded into onnxruntime on one execution provider.
+
+    Runs are repeatable: operators run one after another, with `threads` threads inside an
+    operator. onnxruntime's own log stays silent; what it raises becomes an `InputError`.
+
+    Args:
+        model: path of the file (also one whose weights lie in external files), the file's bytes,
+            or a ModelProto.
+        provider: short (`cpu`, `cuda`, `openvino`, ...) or full name of an execution provider;
+            what it cannot run falls to the CPU.
+        threads: threads inside one operator; 0 lets onnxruntime choose.
+        optimization: how far onnxruntime may rewrite the graph.
+        config: onnxruntime's session configuration entries.
+        save_optimized: file to which onnxruntime writes the graph it really runs.
+
+    Raises:
+        InputError: the provider is not available, or onnxruntime cannot load the model.
+    """
+
+    def __init__(
+        self,
+        model: ModelLike,
+        *,
+        provider: str = "cpu",
+        threads: int = 1,
+        optimization: Optimization = "all",
+        config: Mapping[str, str] | None = None,
+        save_optimized: Path | None = None,
+    ) -> None:
+        full_name = resolve_provider(provider)
+        self._label = model_label(model)
+        source = _source(model, self._label)
+        options = _options(threads, optimization, config or {}, save_optimized)
+        try:
+            self._session = ort.InferenceSession(
+                source, options, providers=[full_name], enable_fallback=0
+            )
+        except RUNTIME_FAILURES as error:
+            raise InputError(
+                f"onnxruntime cannot load {self._label}: {one_sentence(error)}"
+            ) from error
+        if full_name not in self._session.get_providers():
+            raise InputError(
+                f"provider {provider_alias(full_name)!r} could not be started on this machine; "
+                "check its driver and libraries"
+            )
+        self._provider = full_name
+        unranked = _unranked(source, [*self._session.get_inputs(), *self._session.get_outputs()])
+        self._inputs = tuple(_spec(arg, unranked) for arg in self._session.get_inputs())
+        self._outputs = tuple(_spec(arg, unranked) for arg in self._session.get_outputs())
+        self._output_names = [spec.name for spec in self._outputs]
+        self._dtypes = {spec.name: spec.dtype for spec in (*self._inputs, *self._outputs)}
+        self._needs_values = any(_is_extension(dtype) for dtype in self._dtypes.values())
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The graph inputs that must be fed, in order; overridable initializers are left out."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph outputs, in order."""
+        return self._outputs
+
+    @property
+    def provider(self) -> str:
+        """Full name of the execution provider, as `CPUExecutionProvider`."""
+        return self._provider
+
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Run once and return the outputs by name.
+
+        Args:
+            feeds: one array per graph input, of the input's dtype and shape.
+            outputs: names of the outputs to return; all of them when None.
+
+        Outputs of sequence type come as lists of arrays, maps as dicts.
+
+        Raises:
+            InputError: onnxruntime refuses the feeds or fails while running.
+        """
+        names = self._output_names if outputs is None else list(outputs)
+        try:
+            if self._needs_values:
+                values = self._run_values(feeds, names)
+            else:
+                values = self._session.run(names, dict(feeds))
+        except RUNTIME_FAILURES as error:
+            raise InputError(
+                f"onnxruntime cannot run {self._label}: {one_sentence(error)}"
+            ) from error
+        return dict(zip(names, values, strict=True))
+
+    def _run_values(self, feeds: Mapping[str, Array], names: list[str]) -> list[Any]:
+        """Run through OrtValues: the plain call knows no bfloat16 and no float8."""
+        values = {name: _to_value(array) for name, array in feeds.items()}
+        results = self._session.run_with_ort_values(names, values)
+        return [
+            _from_value(value, self._dtypes.get(name))
+            for name, value in zip(names, results, strict=True)
+        ]
+
+
+def model_label(model: ModelLike) -> str:
+    """Return what an error message calls the model: its path, or its graph's name."""
+    if isinstance(model, str | Path):
+        return str(model)
+    if isinstance(model, onnx.ModelProto) and model.graph.name:
+        return f"model {model.graph.name!r}"
+    return "the model"
+
+
+def _source(model: ModelLike, label: str) -> str | bytes:
+    if isinstance(model, bytes):
+        return model
+    if isinstance(model, onnx.ModelProto):
+        try:
+            data: bytes = model.SerializeToString()
+        except EncodeError as error:
+            raise InputError(
+                f"{label} is over protobuf's limit of 2 GB; "
+                "save it with external data and give its path"
+            ) from error
+        return data
+    path = Path(model)
+    if not path.exists():
+        raise InputError(f"{label}: no such file")
+    if not path.is_file():
+        raise InputError(f"{label} is not a file")
+    return str(path)
+
+
+def _options(
+    threads: int,
+    optimization: Optimization,
+    config: Mapping[str, str],
+    save_optimized: Path | None,
+) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = _LEVELS[optimization]
+    options.use_deterministic_compute = True
+    for key, value in config.items():
+        try:
+            options.add_session_config_entry(key, value)
+        except RUNTIME_FAILURES as error:
+            raise InputError(
+                f"onnxruntime refuses the session option {key!r}: {one_sentence(error)}"
+            ) from error
+    if save_optimized is not None:
+        if not save_optimized.parent.is_dir():
+            raise InputError(f"{save_optimized}: its folder does not exist")
+        options.optimized_model_filepath = str(save_optimized)
+    return options
+
+
+def _spec(arg: Any, unranked: set[str]) -> TensorSpec:
+    shape = tuple(dim if dim != "" else None for dim in arg.shape)
+    dtype = dtype_of(arg.type)
+    known = dtype is not None and arg.name not in unranked
+    return TensorSpec(arg.name, dtype, arg.type, shape if known else None)
+
+
+def _unranked(source: str | bytes, args: Iterable[Any]) -> set[str]:
+    """Return the names declared without a shape: onnxruntime shows them like scalars."""
+    if all(arg.shape or dtype_of(arg.type) is None for arg in args):
+        return set()
+    try:
+        if isinstance(source, bytes):
+            graph = onnx.ModelProto.FromString(source).graph
+        else:
+            graph = onnx.load(source, load_external_data=False).graph
+    except DecodeError:
+        # onnxruntime also reads its own .ort format, which says nothing onnx could read.
+        return set()
+    return {
+        value.name
+        for value in (*graph.input, *graph.output)
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
+    }
+
+
+def _is_extension(dtype: np.dtype[Any] | None) -> bool:
+    """Tell whether a dtype is one of ml_dtypes', which onnxruntime's plain call cannot pass."""
+    return dtype is not None and dtype.type.__module__.startswith("ml_dtypes")
+
+
+def _to_value(array: Array) -> Any:
+    array = np.ascontiguousarray(array)
+    if not _is_extension(array.dtype):
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    raw = array.view(np.uint8 if array.dtype.itemsize == 1 else np.uint16)
+    element_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, element_type)
+
+
+def _from_value(value: Any, dtype: np.dtype[Any] | None) -> Any:
+    if dtype is None or not _is_extension(dtype):
+        return value.numpy()
+    shape = value.shape()
+    raw = ctypes.string_at(value.data_ptr(), math.prod(shape) * dtype.itemsize)
+    return np.frombuffer(raw, dtype=dtype).reshape(shape)

@@ -1,0 +1,78 @@
+"""What a model's inputs and outputs are, in numpy's terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "float": np.dtype(np.float32),
+    "double": np.dtype(np.float64),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float8e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "float8e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "float8e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "float8e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "int8": np.dtype(np.int8),
+    "uint8": np.dtype(np.uint8),
+    "int16": np.dtype(np.int16),
+    "uint16": np.dtype(np.uint16),
+    "int32": np.dtype(np.int32),
+    "uint32": np.dtype(np.uint32),
+    "int64": np.dtype(np.int64),
+    "uint64": np.dtype(np.uint64),
+    "int4": np.dtype(ml_dtypes.int4),
+    "uint4": np.dtype(ml_dtypes.uint4),
+    "int2": np.dtype(ml_dtypes.int2),
+    "uint2": np.dtype(ml_dtypes.uint2),
+    "bool": np.dtype(np.bool_),
+    "string": np.dtype(object),
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, type and declared shape of one graph input or output.
+
+    `dtype` is None for what is no tensor (sequence, map, optional, sparse tensor); strings have
+    dtype `object`. `onnx_type` is onnxruntime's spelling, as `tensor(float)`. In `shape` an int is
+    fixed, a string is a symbol, None is unknown; the whole shape is None where even the rank is
+    unknown, and `()` is a scalar.
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    onnx_type: str
+    shape: tuple[int | str | None, ...] | None
+
+    def __str__(self) -> str:
+        """Return the spec as the user would write it: `x float32 [N, 3, 32, 32]`."""
+        kind = self.onnx_type if self.dtype is None else dtype_name(self.dtype)
+        if self.shape is None:
+            return f"{self.name} {kind} of unknown rank"
+        dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
+        return f"{self.name} {kind} [{dims}]"
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Return the name of a dtype for a message: strings and objects are called `string`."""
+    return "string" if dtype.kind in "OUST" else str(dtype.name)
+
+
+def dtype_of(onnx_type: str) -> np.dtype[Any] | None:
+    """Return the numpy dtype of onnxruntime's type `tensor(...)`, None for anything else."""
+    if onnx_type.startswith("tensor(") and onnx_type.endswith(")"):
+        return _DTYPES.get(onnx_type[len("tensor(") : -1])
+    return None
+
+
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Tell whether a dtype is a floating-point one, bfloat16 and float8 included."""
+    return dtype.kind == "f" or dtype.name.startswith(("bfloat", "float"))

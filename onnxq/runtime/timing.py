@@ -1,0 +1,137 @@
+"""Latency of several sessions measured against each other."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from onnxq.runtime.session import Session
+from onnxq.runtime.specs import Array
+
+Feeds = Mapping[str, Array]
+
+_SHORTEST_SLOT = 0.002
+_FEWEST_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency of one session: milliseconds per inference, and its ratio to the first session.
+
+    `median_ms`, `p10_ms` and `p90_ms` are over the rounds; `runs` is the number of inferences
+    timed; `speedup` is the median over the rounds of (time of the first session in the round /
+    time of this one in the same round), so that slow drifts of the machine cancel.
+    """
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+    speedup: float
+
+
+def interleaved(
+    sessions: Sequence[Session],
+    feeds: Feeds | Sequence[Feeds],
+    *,
+    warmup: int = 3,
+    rounds: int | None = None,
+    seconds: float = 2.0,
+) -> list[Timing]:
+    """Time sessions in turn, A B C, B C A, C A B, ..., in one process.
+
+    Each round gives every session one slot, beginning with another session each time. A slot holds
+    as many inferences as fill about 2 ms, so that the clock's grain does not matter. Python's
+    garbage collector rests meanwhile.
+
+    Args:
+        sessions: the sessions; the first is the reference of `speedup`.
+        feeds: one feed for all, or one feed per session.
+        warmup: inferences of each session before timing, at least one.
+        rounds: number of rounds; when None, as many as fit into `seconds`, at least five.
+        seconds: time to spend over all sessions.
+
+    Returns:
+        One Timing per session, in order.
+
+    Raises:
+        InputError: onnxruntime cannot run a session on its feed.
+    """
+    per_session = [feeds] * len(sessions) if isinstance(feeds, Mapping) else list(feeds)
+    if len(per_session) != len(sessions):
+        raise ValueError("one feed for all sessions or one per session")
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        repeats = [
+            _repeats(session, feed, warmup)
+            for session, feed in zip(sessions, per_session, strict=True)
+        ]
+        times = _rounds(sessions, per_session, repeats, rounds, seconds)
+    finally:
+        if collecting:
+            gc.enable()
+    return _timings(times, repeats)
+
+
+def _repeats(session: Session, feed: Feeds, warmup: int) -> int:
+    """Warm a session up and return how many inferences fill a slot."""
+    shortest = math.inf
+    for _ in range(max(1, warmup)):
+        start = perf_counter()
+        session.run(feed)
+        shortest = min(shortest, perf_counter() - start)
+    return max(1, math.ceil(_SHORTEST_SLOT / max(shortest, 1e-6)))
+
+
+def _rounds(
+    sessions: Sequence[Session],
+    feeds: Sequence[Feeds],
+    repeats: Sequence[int],
+    rounds: int | None,
+    seconds: float,
+) -> Array:
+    """Return seconds per inference, [rounds, sessions]."""
+    count = len(sessions)
+    times: list[list[float]] = []
+    begin = perf_counter()
+    while not _enough(len(times), rounds, perf_counter() - begin, seconds):
+        row = [0.0] * count
+        for position in range(count):
+            index = (position + len(times)) % count
+            session, feed, inferences = sessions[index], feeds[index], repeats[index]
+            start = perf_counter()
+            for _ in range(inferences):
+                session.run(feed)
+            row[index] = (perf_counter() - start) / inferences
+        times.append(row)
+    return np.asarray(times, dtype=np.float64)
+
+
+def _enough(done: int, rounds: int | None, elapsed: float, seconds: float) -> bool:
+    if rounds is not None:
+        return done >= max(1, rounds)
+    return done >= _FEWEST_ROUNDS and elapsed >= seconds
+
+
+def _timings(times: Array, repeats: Sequence[int]) -> list[Timing]:
+    """Summarise seconds per inference, [rounds, sessions]."""
+    ratios = times[:, :1] / times
+    timings = []
+    for index, inferences in enumerate(repeats):
+        p10, median, p90 = np.percentile(times[:, index] * 1e3, [10, 50, 90])
+        timings.append(
+            Timing(
+                median_ms=float(median),
+                p10_ms=float(p10),
+                p90_ms=float(p90),
+                runs=len(times) * inferences,
+                speedup=float(np.median(ratios[:, index])),
+            )
+        )
+    return timings

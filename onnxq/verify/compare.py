@@ -1,0 +1,205 @@
+"""Proving a candidate against the float model with onnxruntime."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnxq.data import Batch, Dataset
+from onnxq.errors import InputError
+from onnxq.ir import PassRecord, infer_types, load
+from onnxq.progress import SILENT, Progress
+from onnxq.runtime import (
+    ErrorAccumulator,
+    OutputError,
+    Session,
+    TensorSpec,
+    interleaved,
+)
+from onnxq.verify.facts import model_facts, peak_rss_bytes, versions
+from onnxq.verify.gates import Gate
+from onnxq.verify.layers import compare_layers
+from onnxq.verify.metrics import Metric, choose_metric, paired_drop
+from onnxq.verify.precision import describe
+from onnxq.verify.result import (
+    LatencyFacts,
+    MetricFacts,
+    OutputFacts,
+    PassFacts,
+    Report,
+    SizeFacts,
+)
+
+LAYER_SAMPLES = 16
+"""Samples that the error of every layer is measured on."""
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What to measure.
+
+    Attributes:
+        metric: Name of the metric, None to choose by the labels.
+        providers: Execution providers to run on; metric and outputs are those of the first.
+        threads: Threads inside one operator.
+        layers: Whether to measure the error of every layer.
+        latency: Whether to measure latency.
+        latency_seconds: Time to spend on latency for each provider.
+        gates: Promises to hold the result against.
+    """
+
+    metric: str | None = None
+    providers: tuple[str, ...] = ("cpu",)
+    threads: int = 1
+    layers: bool = True
+    latency: bool = True
+    latency_seconds: float = 3.0
+    gates: tuple[Gate, ...] = ()
+
+
+def compare_files(
+    float_path: Path,
+    candidate_path: Path,
+    data: Dataset,
+    one: Batch,
+    options: CompareOptions,
+    *,
+    passes: Sequence[PassRecord] = (),
+    started: float | None = None,
+    progress: Progress = SILENT,
+) -> Report:
+    """Compare a candidate with the float model.
+
+    Args:
+        float_path: The float model's file.
+        candidate_path: The candidate's file.
+        data: Held-out samples for metric and outputs.
+        one: The feed that latency is measured with, usually a single sample.
+        options: What to measure.
+        passes: What the pipeline that made the candidate did, for the report.
+        started: `time.perf_counter()` when the work began; now if None.
+        progress: Told of stages.
+
+    Raises:
+        InputError: one of the models cannot be run, their interfaces differ, or data and metric
+            do not fit.
+    """
+    started = time.perf_counter() if started is None else started
+    float_graph, candidate_graph = load(float_path), load(candidate_path)
+    sessions = [
+        Session(path, provider=options.providers[0], threads=options.threads)
+        for path in (float_path, candidate_path)
+    ]
+    _check_interface(sessions[0], sessions[1], candidate_path)
+    metric, outputs = _quality(sessions, data, options.metric, progress)
+    latencies = _latencies(float_path, candidate_path, sessions, one, options, progress)
+    infer_types(candidate_graph)
+    if options.layers:
+        progress.stage("comparing layers")
+        layers = compare_layers(float_graph, candidate_graph, data.take(LAYER_SAMPLES))
+    else:
+        layers = describe(candidate_graph)
+    progress.finish()
+    model = model_facts(float_graph, float_path, options.providers[0])
+    output = model_facts(candidate_graph, candidate_path, options.providers[0])
+    report = Report(
+        model=model,
+        output=output,
+        metric=metric,
+        latency=latencies[0] if latencies else None,
+        latencies=tuple(latencies),
+        size=SizeFacts(model.bytes, output.bytes, model.bytes / output.bytes),
+        outputs=tuple(OutputFacts(o.name, o.sqnr_db, o.cosine, o.max_abs) for o in outputs),
+        layers=layers,
+        gates=(),
+        passes=tuple(PassFacts(p.name, p.rewrites, p.seconds) for p in passes),
+        versions=versions(),
+        seconds=time.perf_counter() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+        passed=True,
+    )
+    return with_gates(report, options.gates)
+
+
+def with_gates(report: Report, gates: Sequence[Gate]) -> Report:
+    """The report held against promises."""
+    facts = tuple(gate.check(report) for gate in gates)
+    return replace(report, gates=facts, passed=all(fact.passed for fact in facts))
+
+
+def _check_interface(reference: Session, candidate: Session, path: Path) -> None:
+    for kind, ours, theirs in (
+        ("inputs", reference.inputs, candidate.inputs),
+        ("outputs", reference.outputs, candidate.outputs),
+    ):
+        if _interface(ours) != _interface(theirs):
+            raise InputError(
+                f"'{path}' has other {kind} than the float model: "
+                f"{', '.join(map(str, theirs)) or 'none'} instead of "
+                f"{', '.join(map(str, ours)) or 'none'}; compare models of one interface"
+            )
+
+
+def _interface(specs: Sequence[TensorSpec]) -> dict[str, tuple[str, int | None]]:
+    return {s.name: (s.onnx_type, None if s.shape is None else len(s.shape)) for s in specs}
+
+
+def _quality(
+    sessions: Sequence[Session], data: Dataset, name: str | None, progress: Progress
+) -> tuple[MetricFacts | None, list[OutputError]]:
+    metrics = [choose_metric(name, data.has_labels, data.labels_ndim) for _ in sessions]
+    errors = ErrorAccumulator()
+    progress.stage("verifying", len(data))
+    done = 0
+    for batch in data.batches():
+        results = [batch.trim(session.run(batch.feeds)) for session in sessions]
+        errors.add(results[0], results[1])
+        labels = None if batch.labels is None else batch.labels[: batch.valid]
+        for metric, outputs in zip(metrics, results, strict=True):
+            if metric is not None:
+                metric.add(outputs, labels, batch.valid)
+        done += batch.valid
+        progress.advance(done)
+    return _metric_facts(metrics[0], metrics[1]), errors.result()
+
+
+def _metric_facts(reference: Metric | None, candidate: Metric | None) -> MetricFacts | None:
+    if reference is None or candidate is None:
+        return None
+    result = reference.result()
+    drop = paired_drop(reference, candidate)
+    return MetricFacts(
+        name=result.name,
+        float=result.value,
+        candidate=candidate.result().value,
+        drop=drop.value,
+        samples=result.samples,
+        confidence=drop.confidence,
+    )
+
+
+def _latencies(
+    float_path: Path,
+    candidate_path: Path,
+    sessions: Sequence[Session],
+    one: Batch,
+    options: CompareOptions,
+    progress: Progress,
+) -> list[LatencyFacts]:
+    if not options.latency:
+        return []
+    found = []
+    for position, provider in enumerate(options.providers):
+        progress.stage(f"measuring latency on {provider}")
+        if position:
+            sessions = [
+                Session(path, provider=provider, threads=options.threads)
+                for path in (float_path, candidate_path)
+            ]
+        slow, fast = interleaved(sessions, one.feeds, seconds=options.latency_seconds)
+        found.append(
+            LatencyFacts(provider, options.threads, slow.median_ms, fast.median_ms, fast.speedup)
+        )
+    return found

@@ -1,0 +1,94 @@
+"""Gates: promises about a report that either held or did not."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from onnxq.errors import InputError
+from onnxq.verify.result import GateFacts, Report
+
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+QUANTITIES: dict[str, tuple[str, Callable[[Report], float | None]]] = {
+    "drop": (
+        "float metric minus candidate metric",
+        lambda r: None if r.metric is None else r.metric.drop,
+    ),
+    "metric": (
+        "the candidate's metric",
+        lambda r: None if r.metric is None else r.metric.candidate,
+    ),
+    "speedup": (
+        "float time over candidate time, of the provider that gains least",
+        lambda r: min((x.speedup for x in r.latencies), default=None),
+    ),
+    "sqnr": ("SQNR of the worst output in dB", lambda r: r.sqnr_db),
+    "cosine": (
+        "cosine similarity of the worst output",
+        lambda r: min((o.cosine for o in r.outputs), default=1.0),
+    ),
+    "max_abs": (
+        "largest absolute difference of any output",
+        lambda r: max((o.max_abs for o in r.outputs), default=0.0),
+    ),
+    "size_ratio": ("float bytes over candidate bytes", lambda r: r.size.ratio),
+    "candidate_ms": (
+        "the candidate's median latency in ms",
+        lambda r: None if r.latency is None else r.latency.candidate_ms,
+    ),
+}
+"""What a gate can speak of, with its meaning."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A promise ``quantity operator bound``, as ``drop<=0.01``."""
+
+    quantity: str
+    comparison: str
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> Gate:
+        """Read ``"drop<=0.01"``.
+
+        Raises:
+            InputError: naming what cannot be read.
+        """
+        found = re.fullmatch(r"\s*(\w+)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*", text)
+        if found is None:
+            raise InputError(
+                f"cannot read the gate '{text}'; write a quantity, a comparison and a number, "
+                'as "drop<=0.01"'
+            )
+        if found[1] not in QUANTITIES:
+            raise InputError(
+                f"the gate '{text}' speaks of '{found[1]}'; known: {', '.join(QUANTITIES)}"
+            )
+        try:
+            bound = float(found[3])
+        except ValueError:
+            bound = math.nan
+        if math.isnan(bound):
+            raise InputError(f"the gate '{text}' compares with '{found[3]}', which is no number")
+        return cls(found[1], found[2], bound)
+
+    def __str__(self) -> str:
+        return f"{self.quantity}{self.comparison}{self.bound:g}"
+
+    def check(self, report: Report) -> GateFacts:
+        """Hold a report against the promise; a quantity that was not measured breaks it."""
+        value = QUANTITIES[self.quantity][1](report)
+        passed = value is not None and _OPERATORS[self.comparison](value, self.bound)
+        return GateFacts(str(self), value, passed)

@@ -1,0 +1,59 @@
+"""The error of every layer of a candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from onnxq.data import Dataset
+from onnxq.ir import DataType, Graph, Node, infer_types, to_proto
+from onnxq.runtime import ErrorAccumulator, Session
+from onnxq.verify.precision import describe, operators
+from onnxq.verify.result import LayerFacts
+
+
+def compare_layers(reference: Graph, candidate: Graph, data: Dataset) -> tuple[LayerFacts, ...]:
+    """Describe the candidate's operators, each with the SQNR of what it makes.
+
+    A value is compared with the float model's value of the same name, on the same samples; what
+    has no counterpart (rewrites make new values) has no SQNR. The candidate runs as a whole, so
+    a layer's error includes that of the layers before it.
+
+    Raises:
+        InputError: onnxruntime cannot run one of the models with its inner values given out.
+    """
+    infer_types(reference)
+    made = {node_output(n): name for n, name in operators(candidate) if node_output(n)}
+    shared = [name for name in made if _comparable(reference, candidate, name)]
+    errors = ErrorAccumulator()
+    if shared:
+        sessions = [Session(to_proto(_exposing(g, shared))) for g in (reference, candidate)]
+        for batch in data.batches():
+            ours, theirs = (batch.trim(s.run(batch.feeds, shared)) for s in sessions)
+            errors.add(ours, theirs)
+    sqnr = {made[error.name]: error.sqnr_db for error in errors.result()}
+    return tuple(replace(layer, sqnr_db=sqnr.get(layer.node)) for layer in describe(candidate))
+
+
+def node_output(node: Node) -> str:
+    """Name of a node's first output, empty if it leaves that out."""
+    first = node.outputs[0] if node.outputs else None
+    return "" if first is None else first.name
+
+
+def _comparable(reference: Graph, candidate: Graph, name: str) -> bool:
+    ours, theirs = reference.values.get(name), candidate.values[name]
+    return (
+        ours is not None
+        and ours.producer is not None
+        and ours.dtype is DataType.FLOAT
+        and theirs.dtype is DataType.FLOAT
+    )
+
+
+def _exposing(graph: Graph, names: Sequence[str]) -> Graph:
+    exposed = graph.copy()
+    for name in names:
+        if not exposed.values[name].is_output:
+            exposed.add_output(exposed.values[name])
+    return exposed

@@ -1,0 +1,141 @@
+"""The precision each operator of a model computes in, read off the graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from onnxq.ir import DataType, Graph, Node, Value
+from onnxq.passes.insert_qdq import LEFT_IN_FLOAT_KEY
+from onnxq.verify.result import LayerFacts
+
+_BORDERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+_MATRIX = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_CLIPPING = ("Relu", "Clip")
+
+
+def describe(graph: Graph) -> tuple[LayerFacts, ...]:
+    """Every operator of the main graph but the QDQ pairs, with its precision and the reason.
+
+    An operator computes on integers if what it reads comes out of DequantizeLinear and what it
+    gives goes into QuantizeLinear, which runtimes fuse to an integer kernel; matrix products
+    and convolutions may also give floats.
+    """
+    reasons = left_in_float(graph)
+    return tuple(
+        LayerFacts(name, node.op_type, precision(node), None, None, reasons.get(name, ""))
+        for node, name in operators(graph)
+    )
+
+
+def operators(graph: Graph) -> list[tuple[Node, str]]:
+    """The nodes of the main graph that are no part of a QDQ pair, with their names."""
+    return [(n, node_name(n)) for n in graph.nodes() if not n.is_op(*_BORDERS)]
+
+
+def node_name(node: Node) -> str:
+    """How reports call a node: its name, or its first output's."""
+    return node.name or next((v.name for v in node.outputs if v is not None), "")
+
+
+def left_in_float(graph: Graph) -> dict[str, str]:
+    """Reason for each node that insert-qdq left in float, by the node's name."""
+    try:
+        by_reason = json.loads(graph.model.metadata.get(LEFT_IN_FLOAT_KEY, "{}"))
+        return {name: reason for reason, names in by_reason.items() for name in names}
+    except (ValueError, AttributeError, TypeError):
+        # Somebody else's metadata under this name is no reason to fail.
+        return {}
+
+
+def precision(node: Node) -> str:
+    """Precision of one operator: ``int8``, ``int8-weight``, ``float32``, ``int64``, ..."""
+    if node.op_type.startswith("QLinear") or node.op_type in ("QGemm", "ConvInteger"):
+        return "int8"
+    if node.op_type in ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"):
+        return "int8-dynamic"
+    if node.op_type == "MatMulNBits":
+        return f"int{node.get('bits', 4)}-weight"
+    own = _own_type(node)
+    read = [v for v in node.inputs if v is not None]
+    stored = [_dequantized_from(v) for v in read]
+    if not any(stored) and node.op_type not in _CLIPPING:
+        return own
+    if node.op_type in _CLIPPING:
+        maker = read[0].producer if read else None
+        if maker is not None and maker.is_op(*_MATRIX, "Add", "Mul") and _is_quantized(node):
+            return precision(maker) if maker.is_op(*_MATRIX) else _integer(maker, own)
+        return own
+    return _integer(node, own)
+
+
+def _integer(node: Node, own: str) -> str:
+    activations = [
+        v
+        for slot, v in enumerate(node.inputs)
+        if v is not None and not (node.is_op(*_MATRIX) and slot and _is_stored(v))
+    ]
+    types = {_dequantized_from(v) for v in activations if v.dtype in (None, DataType.FLOAT)}
+    if not types or None in types:
+        weight = next((_dequantized_from(v) for v in node.inputs if v and _is_stored(v)), None)
+        return f"{_bits(weight)}-weight" if weight and node.is_op(*_MATRIX, "Gather") else own
+    if node.is_op(*_MATRIX) or _is_quantized(node) or _feeds_clipping(node):
+        return _bits(next(iter(types)))
+    return own
+
+
+def _is_quantized(node: Node) -> bool:
+    """Whether everything that reads the node's outputs reads them as integers."""
+    uses = [use for v in node.outputs if v is not None for use in v.uses]
+    return bool(uses) and all(use.node.is_op("QuantizeLinear") for use in uses)
+
+
+def _feeds_clipping(node: Node) -> bool:
+    uses = [use for v in node.outputs if v is not None for use in v.uses]
+    return len(uses) == 1 and uses[0].node.is_op(*_CLIPPING) and _is_quantized(uses[0].node)
+
+
+def _dequantized_from(value: Value) -> DataType | None:
+    """Format of the integers behind a DequantizeLinear, None for any other value."""
+    maker = value.producer
+    if maker is None or not maker.is_op("DequantizeLinear"):
+        return None
+    source = maker.inputs[0]
+    if source is None:
+        return None
+    if source.dtype is not None:
+        return source.dtype
+    zero_point = maker.input(2)
+    return zero_point.dtype if zero_point is not None else DataType.UINT8
+
+
+def _is_stored(value: Value) -> bool:
+    """Whether the value is a constant kept as integers."""
+    maker = value.producer
+    return (
+        maker is not None
+        and maker.is_op("DequantizeLinear")
+        and maker.inputs[0] is not None
+        and maker.inputs[0].is_constant
+    )
+
+
+def _bits(dtype: DataType | None) -> str:
+    """``int8`` for int8 and uint8 alike: a precision names the width."""
+    return "float32" if dtype is None else dtype.name.lower().removeprefix("u")
+
+
+def _own_type(node: Node) -> str:
+    for value in (*node.outputs, *node.inputs):
+        if value is not None and value.dtype is not None:
+            name = value.dtype.name.lower()
+            return "float32" if name == "float" else name
+    return "unknown"
+
+
+def counts(layers: tuple[LayerFacts, ...]) -> Mapping[str, int]:
+    """Number of operators by precision, the most frequent first."""
+    found: dict[str, int] = {}
+    for layer in layers:
+        found[layer.precision] = found.get(layer.precision, 0) + 1
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))

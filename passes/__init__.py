@@ -1,0 +1,1 @@
+"""Built-in passes: every module here holds one rewrite."""

@@ -1,0 +1,243 @@
+"""insert-qdq: static integer quantization by QuantizeLinear/DequantizeLinear pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq.errors import InputError
+from onnxq.ir import Context, DataType, Graph, Node, Numerics, Pass, TensorType, Value
+from onnxq.passes.placement import Placement, channel_axis, channel_bias, place
+from onnxq.quant import (
+    OperatorRule,
+    QParams,
+    Target,
+    bias_qparams,
+    load_target,
+    qparams_from_range,
+    quantize,
+    quantize_bias,
+    weight_qparams,
+    weight_qparams_for_bias,
+)
+
+LEFT_IN_FLOAT_KEY = "onnxq.left_in_float"
+"""Model metadata entry: a JSON object from each reason to the nodes left in float for it."""
+
+
+@dataclass(frozen=True)
+class InsertQdq(Pass):
+    """Quantize a float graph to static integers with QDQ pairs, as a target's table says.
+
+    Weights are stored as integers behind a DequantizeLinear; biases as int32 with the scale of
+    input times weight; every activation that an integer kernel reads or gives carries one
+    QuantizeLinear/DequantizeLinear pair. Pairs sit where runtimes fuse them: behind Relu and
+    Clip rather than before, with the same qparams on both sides of operators that only move
+    values about. Which nodes take part is chosen by `onnxq.passes.placement.place`.
+
+    Left in float, each with its reason in the model's metadata: operators without a rule,
+    computations whose weight or bias is not constant, tensors that are not float32 or have no
+    finite range, operators that merely follow where nothing on both sides is an integer, and
+    all of a subgraph.
+
+    The graph must have the opset that the formats need (13 with scales per channel). The pass
+    is for float graphs: nodes that already read a DequantizeLinear are left as they are.
+
+    Attributes:
+        ranges: Smallest and largest value of each observed tensor, by name.
+        target: Name of the table to follow.
+        keep_float: Names of nodes that are to stay in float.
+    """
+
+    name: ClassVar[str] = "insert-qdq"
+    numerics: ClassVar[Numerics] = "approximates"
+    needs_types: ClassVar[bool] = True
+
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    target: str = "auto"
+    keep_float: tuple[str, ...] = ()
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        """Quantize; gives the number of nodes that compute on integers now.
+
+        Raises:
+            InputError: the graph's opset cannot express the target's formats.
+        """
+        target = load_target(self.target)
+        if graph.opset < target.opset:
+            raise InputError(
+                f"target {target.name} needs opset {target.opset} and the model has "
+                f"{graph.opset}; raise the model's opset first"
+            )
+        placed = place(graph, target, frozenset(self.keep_float))
+        while refused := _without_range(placed, self.ranges):
+            placed = place(graph, target, frozenset(self.keep_float), refused)
+        _Insertion(graph, target, self.ranges, placed, ctx).run()
+        _note_left_in_float(graph, placed)
+        return len(placed.nodes)
+
+
+def _without_range(placed: Placement, ranges: Mapping[str, tuple[float, float]]) -> dict[Node, str]:
+    """Nodes that cannot be quantized for want of a range, beside those known before."""
+    refused: dict[Node, str] = {}
+    for value, root in placed.roots.items():
+        bounds = ranges.get(root.name)
+        if bounds is None:
+            reason = f"calibration gave no range for '{root.name}'"
+        elif not np.isfinite(bounds).all():
+            reason = f"'{root.name}' has infinite or NaN values"
+        else:
+            continue
+        touching = [use.node for use in value.uses if placed.reads_pair(use)]
+        refused.update({n: reason for n in [*touching, *placed.integer.get(value, [])]})
+    if refused:
+        known = {n: r for n, r in placed.left_in_float.items() if r.startswith(("calibr", "'"))}
+        refused = {**known, **refused}
+    return refused
+
+
+def _note_left_in_float(graph: Graph, placed: Placement) -> None:
+    by_reason: dict[str, list[str]] = {}
+    for node in graph.nodes():
+        reason = placed.left_in_float.get(node)
+        if reason:
+            made = next((v.name for v in node.outputs if v is not None), "")
+            by_reason.setdefault(reason, []).append(node.name or made)
+    if by_reason:
+        graph.model.metadata[LEFT_IN_FLOAT_KEY] = json.dumps(by_reason, separators=(",", ":"))
+
+
+class _Insertion:
+    """Changes the graph as a placement says."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        target: Target,
+        ranges: Mapping[str, tuple[float, float]],
+        placed: Placement,
+        ctx: Context,
+    ) -> None:
+        self._graph = graph
+        self._target = target
+        self._placed = placed
+        self._ctx = ctx
+        self._constants: dict[tuple[bytes, str, tuple[int, ...]], Value] = {}
+        self._stored: dict[tuple[Value, QParams], Value] = {}
+        self._params: dict[Value, QParams] = {}
+        for value, root in placed.roots.items():
+            if root not in self._params:
+                self._params[root] = self._activation_qparams(*ranges[root.name], root.name)
+            self._params[value] = self._params[root]
+
+    def run(self) -> None:
+        for node, rule in self._placed.nodes.items():
+            if rule.weight is not None:
+                self._store_weight(node, rule, rule.weight)
+            if rule.constant_inputs:
+                self._store_constant_inputs(node)
+        for value in self._placed.roots:
+            self._insert_pair(value)
+
+    def _activation_qparams(self, low: float, high: float, name: str) -> QParams:
+        return qparams_from_range(
+            low,
+            high,
+            self._target.activation_format,
+            self._target.activation_scheme,
+            name=name,
+        )
+
+    def _insert_pair(self, value: Value) -> None:
+        params = self._params[value]
+        readers = value.uses
+        scale, zero_point = self._scale(value.name, params)
+        quantized = self._graph.add(
+            "QuantizeLinear",
+            [value, scale, zero_point],
+            outputs=[self._graph.fresh_name(f"{value.name}_q")],
+            types=[TensorType(DataType(params.format.onnx_dtype), value.shape)],
+        )
+        restored = self._dequantize(quantized.output, scale, zero_point, params, value.name)
+        all_read = value in self._placed.integer
+        for use in readers:
+            if all_read or self._placed.reads_pair(use):
+                use.node.graph.set_input(use.node, use.slot, restored)
+        if all_read and value.is_output:
+            self._graph.replace_uses(value, restored)
+            self._graph.set_input(quantized, 0, value)
+        self._ctx.rewrote(f"pair on '{value.name}', scale {float(params.scale):.6g}")
+
+    def _store_weight(self, node: Node, rule: OperatorRule, slot: int) -> None:
+        weight, activation = node.inputs[slot], node.inputs[rule.activations[0]]
+        assert weight is not None and activation is not None
+        params = weight_qparams(
+            weight.numpy(),
+            self._target.weight_format,
+            self._target.weight_scheme,
+            self._target.weight_granularity(channel_axis(node, rule)),
+            name=weight.name,
+        )
+        bias, numbers = node.input(rule.bias or 0), channel_bias(node, rule)
+        if bias is not None and numbers is not None and rule.bias is not None:
+            input_scale = self._params[activation].scale
+            params = weight_qparams_for_bias(params, input_scale, numbers, name=bias.name)
+            stored = quantize_bias(numbers, input_scale, params.scale, name=bias.name)
+            self._replace_constant(
+                node, rule.bias, stored, bias_qparams(input_scale, params.scale, name=bias.name)
+            )
+        self._replace_constant(
+            node, slot, quantize(weight.numpy(), params, name=weight.name), params
+        )
+
+    def _store_constant_inputs(self, node: Node) -> None:
+        for slot, value in enumerate(node.inputs):
+            if value is not None and value.is_constant:
+                numbers = value.numpy()
+                params = self._activation_qparams(
+                    float(numbers.min(initial=0)), float(numbers.max(initial=0)), value.name
+                )
+                stored = quantize(numbers, params, name=value.name)
+                self._replace_constant(node, slot, stored, params)
+
+    def _replace_constant(self, node: Node, slot: int, stored: np.ndarray, params: QParams) -> None:
+        """Let a node read integers behind a DequantizeLinear instead of a float constant."""
+        value = node.inputs[slot]
+        assert value is not None
+        key = (value, params)
+        if key not in self._stored:
+            integers = self._graph.constant(stored, f"{value.name}_q")
+            self._stored[key] = self._dequantize(
+                integers, *self._scale(value.name, params), params, value.name
+            )
+        self._graph.set_input(node, slot, self._stored[key])
+        if not value.uses and not value.is_output:
+            self._graph.discard(value)
+
+    def _scale(self, name: str, params: QParams) -> tuple[Value, Value]:
+        return (
+            self._constant(params.scale, f"{name}_scale"),
+            self._constant(params.zero_point, f"{name}_zero_point"),
+        )
+
+    def _constant(self, array: np.ndarray, name: str) -> Value:
+        """A constant, the same one for the same numbers."""
+        key = (array.tobytes(), str(array.dtype), array.shape)
+        if key not in self._constants:
+            self._constants[key] = self._graph.constant(array, name)
+        return self._constants[key]
+
+    def _dequantize(
+        self, quantized: Value, scale: Value, zero_point: Value, params: QParams, name: str
+    ) -> Value:
+        return self._graph.add(
+            "DequantizeLinear",
+            [quantized, scale, zero_point],
+            {} if params.axis is None else {"axis": params.axis},
+            outputs=[self._graph.fresh_name(f"{name}_dq")],
+            types=[TensorType(DataType.FLOAT, quantized.shape)],
+        ).output

@@ -1,0 +1,232 @@
+"""Which nodes of a graph compute on integers, and which values carry QDQ pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxq.ir import DataType, Graph, Node, Use, Value, attribute_value
+from onnxq.quant import OperatorRule, Target
+
+_APART = "not between integer operators"
+
+
+@dataclass
+class Placement:
+    """Where integers begin and end.
+
+    Attributes:
+        nodes: Quantized nodes and the rule that quantizes each.
+        integer: Values that are given as integers, so that every reader reads the pair, each
+            with the nodes that make it: the computing one, and its Relu or Clip.
+        roots: Every value with a QDQ pair, in topological order, and the value whose range it
+            uses (itself, except behind operators that only move values about).
+        left_in_float: Reason for each node that stays in float.
+    """
+
+    nodes: dict[Node, OperatorRule] = field(default_factory=dict)
+    integer: dict[Value, list[Node]] = field(default_factory=dict)
+    roots: dict[Value, Value] = field(default_factory=dict)
+    left_in_float: dict[Node, str] = field(default_factory=dict)
+
+    def observed(self) -> list[str]:
+        """Names of the values whose ranges have to be known, each once."""
+        return [v.name for v in dict.fromkeys(self.roots.values())]
+
+    def reads_pair(self, use: Use) -> bool:
+        """Whether this use reads integers through a QDQ pair."""
+        rule = self.nodes.get(use.node)
+        return rule is not None and (not rule.activations or use.slot in rule.activations)
+
+
+def place(
+    graph: Graph,
+    target: Target,
+    keep_float: frozenset[str] = frozenset(),
+    left_in_float: Mapping[Node, str] | None = None,
+) -> Placement:
+    """Choose the nodes to quantize and the values that carry QDQ pairs.
+
+    Computing operators are quantized wherever their weights allow. One that merely follows
+    (Add, pooling, ...) joins only on a path from an operator that must give integers to one
+    that reads them: anywhere else the border costs more than its integer kernel saves.
+
+    Args:
+        graph: Float graph with known element types.
+        target: The table to follow.
+        keep_float: Names of nodes that stay in float by wish.
+        left_in_float: Nodes already known to stay in float, and why.
+    """
+    placed = Placement(left_in_float=dict(left_in_float or {}))
+    joining: dict[Node, OperatorRule] = {}
+    for node in graph.nodes():
+        if node in placed.left_in_float:
+            continue
+        rule = target.operators.get(node.op_type) if not node.domain else None
+        reason = "kept in float by request" if node.name in keep_float else ""
+        if rule is None:
+            reason = reason or _no_rule(node, target)
+        elif rule.role == "compute":
+            reason = reason or _refusal(node, rule)
+            if not reason:
+                placed.nodes[node] = rule
+                if rule.output == "quantized":
+                    placed.integer.setdefault(_carrier(node.output, target), []).append(node)
+        elif rule.role == "absorb":
+            makers = placed.integer.get(node.output)
+            if makers:
+                makers.append(node)
+                chosen = placed.nodes if makers[0] in placed.nodes else joining
+                chosen[node] = rule
+            else:
+                reason = reason or _APART
+        elif not reason and _can_join(node, rule, placed):
+            joining[node] = rule
+            for value in node.outputs:
+                if value is not None:
+                    placed.integer.setdefault(_carrier(value, target), []).append(node)
+        else:
+            reason = reason or _APART
+        if reason:
+            placed.left_in_float[node] = reason
+    _keep_useful(graph, placed, joining)
+    _find_roots(graph, placed)
+    return placed
+
+
+def channel_axis(node: Node, rule: OperatorRule) -> int:
+    """Axis of a computing node's weight on which its output channels lie."""
+    weight = _weight(node, rule)
+    if rule.channel_axis == "operator":
+        return 0 if attribute_value(node, "transB") else 1
+    return rule.channel_axis % len(weight.numpy().shape)
+
+
+def channel_bias(node: Node, rule: OperatorRule) -> np.ndarray | None:
+    """A computing node's constant bias as one number per output channel.
+
+    None if the node has no bias, or one that does not come to a number per channel.
+    """
+    bias = node.input(rule.bias) if rule.bias is not None else None
+    if bias is None or not bias.is_constant:
+        return None
+    channels = _weight(node, rule).numpy().shape[channel_axis(node, rule)]
+    numbers = bias.numpy()
+    if numbers.size == 1:
+        return np.repeat(numbers.reshape(-1), channels)
+    if numbers.size == channels == numbers.shape[-1]:
+        return numbers.reshape(-1)
+    return None
+
+
+def _no_rule(node: Node, target: Target) -> str:
+    reason = f"target {target.name} does not quantize {node.op_type}"
+    known = target.reasons.get(node.op_type) if not node.domain else None
+    return f"{reason}: {known}" if known else reason
+
+
+def _refusal(node: Node, rule: OperatorRule) -> str:
+    """Why a computing node cannot be quantized; empty if it can."""
+    for slot in rule.activations:
+        value = node.input(slot)
+        if value is None or value.dtype is not DataType.FLOAT:
+            return f"its input {slot} is not float32"
+        if value.is_constant:
+            return f"its input {slot} is constant"
+    weight = node.input(rule.weight) if rule.weight is not None else None
+    if weight is None or not weight.is_constant:
+        return "its weight is not constant"
+    if weight.dtype is not DataType.FLOAT or weight.numpy().ndim < 2:
+        return "its weight is no float32 matrix"
+    if not np.isfinite(weight.numpy()).all():
+        return "its weight has infinite or NaN values"
+    bias = node.input(rule.bias) if rule.bias is not None else None
+    if bias is not None:
+        if bias.dtype is not DataType.FLOAT or channel_bias(node, rule) is None:
+            return "its bias is not a float32 constant with one number per output channel"
+        if not np.isfinite(bias.numpy()).all():
+            return "its bias has infinite or NaN values"
+        if node.op_type == "Gemm" and attribute_value(node, "beta") != 1.0:
+            return "it scales its bias"
+    return _unfit(node, rule)
+
+
+def _unfit(node: Node, rule: OperatorRule) -> str:
+    """Why a rule does not apply to a node's attributes or opset; empty if it does."""
+    for name, wanted in rule.attributes.items():
+        if attribute_value(node, name) != wanted:
+            return f"its attribute {name} is not {wanted!r}"
+    if node.graph.opset < rule.minimum_opset:
+        return f"{node.op_type} takes integers only from opset {rule.minimum_opset} on"
+    return ""
+
+
+def _carrier(value: Value, target: Target) -> Value:
+    """The value that carries the pair of an integer result: behind its Relu or Clip, if any."""
+    if len(value.uses) == 1 and not value.is_output:
+        node, slot = value.uses[0]
+        rule = target.operators.get(node.op_type) if not node.domain else None
+        if rule is not None and rule.role == "absorb" and node.graph is value.graph and slot == 0:
+            return node.output
+    return value
+
+
+def _can_join(node: Node, rule: OperatorRule, placed: Placement) -> bool:
+    if _unfit(node, rule):
+        return False
+    found = False
+    for slot in rule.activations or range(len(node.inputs)):
+        value = node.input(slot)
+        if value is None or value.dtype is not DataType.FLOAT:
+            return False
+        if value in placed.integer:
+            found = True
+        elif not (rule.constant_inputs and value.is_constant and np.isfinite(value.numpy()).all()):
+            return False
+    return found
+
+
+def _keep_useful(graph: Graph, placed: Placement, joining: dict[Node, OperatorRule]) -> None:
+    """Of the nodes that could join, keep those that lead to a node that reads integers."""
+    for node in reversed(graph.nodes()):
+        if node not in joining:
+            continue
+        outputs = [v for v in node.outputs if v is not None]
+        if any(placed.reads_pair(use) for value in outputs for use in value.uses):
+            placed.nodes[node] = joining[node]
+            continue
+        placed.left_in_float[node] = _APART
+        for value, makers in list(placed.integer.items()):
+            if node in makers:
+                del placed.integer[value]
+
+
+def _find_roots(graph: Graph, placed: Placement) -> None:
+    carrying = set(placed.integer)
+    for node, rule in placed.nodes.items():
+        if rule.role != "absorb":
+            carrying.update(_activations(node, rule))
+    for value in graph.inputs:
+        if value in carrying:
+            placed.roots[value] = value
+    for node in graph.nodes():
+        shares = node in placed.nodes and placed.nodes[node].role == "share"
+        source = node.input(0)
+        for made in node.outputs:
+            if made is not None and made in carrying:
+                placed.roots[made] = placed.roots[source] if shares and source else made
+
+
+def _activations(node: Node, rule: OperatorRule) -> Iterator[Value]:
+    for slot in rule.activations or range(len(node.inputs)):
+        value = node.input(slot)
+        if value is not None and not value.is_constant:
+            yield value
+
+
+def _weight(node: Node, rule: OperatorRule) -> Value:
+    weight = node.input(rule.weight) if rule.weight is not None else None
+    assert weight is not None
+    return weight

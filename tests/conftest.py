@@ -1,0 +1,23 @@
+"""Settings and fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The same examples in every run: a failure is the change's, never the draw's. No deadline,
+# because the tests share their cores with other work.
+settings.register_profile("onnxq", deadline=None, derandomize=True)
+settings.load_profile("onnxq")
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Path:
+    """Folder of further models, named by ONNXQ_CORPUS; the test is skipped without one."""
+    folder = os.environ.get("ONNXQ_CORPUS")
+    if not folder:
+        pytest.skip("ONNXQ_CORPUS is not set")
+    return Path(folder)

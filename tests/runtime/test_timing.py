@@ -1,0 +1,117 @@
+"""Interleaved timing: order of the runs and arithmetic of the summary, on a clock of its own."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+import onnx.parser
+import pytest
+
+from onnxq.runtime import Session, Timing, interleaved, timing
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Fake:
+    """A session that takes a scripted time per run and records that it ran."""
+
+    def __init__(self, name: str, clock: Clock, seconds: list[float], log: list[str]) -> None:
+        self.name, self.clock, self.seconds, self.log = name, clock, seconds, log
+        self.runs = 0
+        self.feeds: Mapping[str, np.ndarray] = {}
+        self.collecting = False
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> None:
+        self.clock.now += self.seconds[min(self.runs, len(self.seconds) - 1)]
+        self.runs += 1
+        self.feeds = feeds
+        self.collecting |= gc.isenabled()
+        self.log.append(self.name)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(timing, "perf_counter", clock)
+    return clock
+
+
+def measure(sessions: list[Fake], **options: float) -> list[Timing]:
+    return interleaved(cast("list[Session]", sessions), {}, **options)
+
+
+def test_each_round_begins_with_another_session(clock: Clock) -> None:
+    log: list[str] = []
+    sessions = [Fake(name, clock, [0.01], log) for name in "ABC"]
+    measure(sessions, warmup=1, rounds=4)
+    assert "".join(log) == "ABC" + "ABC" + "BCA" + "CAB" + "ABC"
+    assert not any(session.collecting for session in sessions)
+    assert gc.isenabled()
+
+
+def test_summary_is_in_milliseconds_and_speedup_pairs_the_rounds(clock: Clock) -> None:
+    # Both slow down together in rounds 2 and 3, so the ratio stays at 4 in every round but one.
+    reference = Fake("A", clock, [0.4, 0.4, 0.8, 1.2, 0.4, 0.4], [])
+    faster = Fake("B", clock, [0.1, 0.1, 0.2, 0.3, 0.1, 0.4], [])
+    first, second = measure([reference, faster], warmup=1, rounds=5)
+    assert first.speedup == 1.0
+    assert second.speedup == pytest.approx(4.0)
+    assert first.median_ms == pytest.approx(400)
+    assert second.median_ms == pytest.approx(200)
+    assert second.p10_ms == pytest.approx(100)
+    assert second.p90_ms == pytest.approx(360)
+    assert (first.runs, second.runs) == (5, 5)
+
+
+def test_short_inferences_are_repeated_to_fill_a_slot(clock: Clock) -> None:
+    short, long = Fake("A", clock, [0.0005], []), Fake("B", clock, [0.005], [])
+    first, second = measure([short, long], warmup=2, rounds=3)
+    assert (first.runs, second.runs) == (3 * 4, 3)
+    assert (short.runs, long.runs) == (2 + 12, 2 + 3)
+    assert first.median_ms == pytest.approx(0.5)
+    assert second.speedup == pytest.approx(0.1)
+
+
+def test_seconds_bound_the_time_and_five_rounds_are_the_least(clock: Clock) -> None:
+    (timing_,) = measure([Fake("A", clock, [0.0625], [])], seconds=0.625)
+    assert timing_.runs == 10
+    (timing_,) = measure([Fake("A", clock, [10.0], [])], seconds=0.1)
+    assert timing_.runs == 5
+
+
+def test_every_session_gets_its_own_feed(clock: Clock) -> None:
+    sessions = [Fake(name, clock, [0.01], []) for name in "AB"]
+    feeds = [{"x": np.zeros(1)}, {"z": np.ones(1)}]
+    interleaved(cast("list[Session]", sessions), feeds, rounds=1)
+    assert [list(session.feeds) for session in sessions] == [["x"], ["z"]]
+    with pytest.raises(ValueError, match="one feed"):
+        interleaved(cast("list[Session]", sessions), feeds[:1])
+
+
+def test_the_collector_comes_back_after_a_failure(clock: Clock) -> None:
+    class Failing(Fake):
+        def run(self, feeds: Mapping[str, np.ndarray]) -> None:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        measure([Failing("A", clock, [0.1], [])])
+    assert gc.isenabled()
+
+
+def test_real_sessions() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
+    )
+    timings = interleaved([Session(model)] * 2, {"x": np.ones(2, np.float32)}, rounds=5)
+    assert all(0 < entry.p10_ms <= entry.median_ms <= entry.p90_ms for entry in timings)
+    assert timings[0].speedup == 1.0
+    assert timings[0].runs > 5

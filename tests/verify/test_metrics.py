@@ -1,0 +1,337 @@
+"""Metrics against scipy, and intervals against simulation."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import special, stats
+
+from onnxq.errors import InputError
+from onnxq.verify.metrics import (
+    BitsPerByte,
+    Metric,
+    TopK,
+    bootstrap_interval,
+    choose_metric,
+    paired_drop,
+    wilson_interval,
+)
+
+
+def filled(metric: Metric, logits: np.ndarray, labels: np.ndarray) -> Metric:
+    metric.add({"y": logits}, labels, len(labels))
+    return metric
+
+
+def outcomes(correct: np.ndarray) -> Metric:
+    """Return an accuracy metric in which sample i is right where correct[i]."""
+    logits = np.zeros((len(correct), 2), np.float32)
+    logits[np.arange(len(correct)), (~correct.astype(bool)).astype(int)] = 1
+    return filled(TopK(1, "accuracy"), logits, np.zeros(len(correct), np.int64))
+
+
+def accuracy() -> Metric:
+    metric = choose_metric("accuracy", True, 1)
+    assert metric is not None
+    return metric
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_equals_scipy(counts: tuple[int, int]) -> None:
+    successes, samples = counts
+    expected = stats.binomtest(successes, samples).proportion_ci(0.95, method="wilson")
+    low, high = wilson_interval(successes, samples)
+    assert low == pytest.approx(expected.low, abs=1e-12)
+    assert high == pytest.approx(expected.high, abs=1e-12)
+    assert 0 <= low <= successes / samples <= high <= 1
+
+
+def test_accuracy_is_the_share_of_argmax_hits_over_all_batches() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(70, 10)).astype(np.float32)
+    labels = generator.integers(0, 10, 70)
+    labels[:30] = logits[:30].argmax(axis=1)
+    metric = accuracy()
+    for start in range(0, 70, 32):
+        part = slice(start, start + 32)
+        # The last batch is filled up; the copies must not count.
+        rows = np.resize(logits[part], (32, 10))
+        metric.add({"y": rows}, np.resize(labels[part], 32), min(32, 70 - start))
+    result = metric.result()
+    hits = int((logits.argmax(axis=1) == labels).sum())
+    assert result.value == hits / 70
+    assert (result.name, result.samples, result.higher_is_better) == ("accuracy", 70, True)
+    assert result.confidence == wilson_interval(hits, 70)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 7), st.integers(2, 8))
+def test_top_k_equals_a_stable_sort_also_with_ties(seed: int, k: int, classes: int) -> None:
+    generator = np.random.default_rng(seed)
+    logits = generator.integers(0, 3, (20, classes)).astype(np.float32)
+    labels = generator.integers(0, classes, 20)
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    expected = (order == labels[:, None]).any(axis=1).mean()
+    assert filled(TopK(k, "top"), logits, labels).result().value == pytest.approx(expected)
+
+
+def test_top_5_by_name() -> None:
+    metric = choose_metric("top-5", True, 1)
+    assert metric is not None
+    logits = np.tile(np.arange(8, dtype=np.float32), (8, 1))
+    assert filled(metric, logits, np.arange(8)).result().value == 5 / 8
+
+
+def test_a_nan_among_the_outputs_is_a_miss() -> None:
+    logits = np.array([[1, 0], [np.nan, 0], [1, np.nan]], np.float32)
+    assert filled(accuracy(), logits, np.zeros(3, np.int64)).result().value == pytest.approx(1 / 3)
+
+
+def test_the_scored_output_is_the_first_float_one_of_fitting_shape() -> None:
+    labels = np.array([1, 0])
+    right = np.array([[0, 1], [1, 0]], np.float16)
+    outputs = {
+        "class": np.array([0, 0]),
+        "mask": np.array([[1, 0], [0, 1]]),
+        "hidden": np.zeros((2, 4, 8), np.float32),
+        "score": np.zeros((2, 1), np.float32),
+        "logits": right,
+        "other": 1 - right,
+    }
+    metric = accuracy()
+    metric.add(outputs, labels, 2)
+    assert metric.result().value == 1.0
+
+
+def test_bits_per_byte_equals_scipy_in_float64() -> None:
+    generator = np.random.default_rng(1)
+    logits = (generator.normal(size=(6, 9, 256)) * 20 + 300).astype(np.float32)
+    labels = generator.integers(0, 256, (6, 9))
+    logs = special.log_softmax(logits.astype(np.float64), axis=-1)
+    nats = -np.take_along_axis(logs, labels[..., None], axis=-1)
+    metric = BitsPerByte()
+    metric.add({"y": logits[:4]}, labels[:4].astype(np.uint8), 4)
+    metric.add({"y": logits[3:]}, labels[3:], 0)
+    metric.add({"y": logits[4:]}, labels[4:].astype(np.int32), 2)
+    result = metric.result()
+    assert result.value == pytest.approx(nats.mean() / np.log(2), rel=1e-13)
+    assert (result.samples, result.higher_is_better) == (6, False)
+    assert result.confidence is not None
+    assert result.confidence[0] < result.value < result.confidence[1]
+
+
+def test_uniform_logits_cost_their_entropy() -> None:
+    metric = filled(BitsPerByte(), np.zeros((2, 3, 256), np.float32), np.zeros((2, 3), np.int64))
+    assert metric.result().value == pytest.approx(8.0)
+    assert metric.result().confidence == pytest.approx((8.0, 8.0))
+
+
+def test_negative_labels_are_not_counted() -> None:
+    logits = np.zeros((2, 3, 4), np.float32)
+    logits[0, 0] = [0, 0, 0, 100]
+    labels = np.array([[3, 1, -100], [-100, -100, -100]])
+    # One position costs 0 bits and one costs 2.
+    assert filled(BitsPerByte(), logits, labels).result().value == pytest.approx(1.0)
+    with pytest.raises(InputError, match="no labels to count"):
+        filled(BitsPerByte(), logits[1:], labels[1:]).result()
+
+
+def test_bits_of_useless_logits_are_infinite() -> None:
+    logits = np.array([[[np.nan, 0]], [[0, -np.inf]]], np.float32)
+    result = filled(BitsPerByte(), logits, np.ones((2, 1), np.int64)).result()
+    assert (result.value, result.confidence) == (math.inf, (math.inf, math.inf))
+    finite = filled(BitsPerByte(), np.zeros((2, 1, 2)), np.ones((2, 1), np.int64))
+    broken = filled(BitsPerByte(), logits, np.ones((2, 1), np.int64))
+    assert paired_drop(finite, broken).value == math.inf
+    assert paired_drop(broken, broken).value == 0.0
+
+
+def test_bootstrap_matches_the_normal_approximation_and_its_seed() -> None:
+    scores = np.random.default_rng(2).exponential(size=4000)
+    weights = np.ones(4000)
+    low, high = bootstrap_interval(scores, weights)
+    half = 1.96 * scores.std() / np.sqrt(4000)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+    assert (high + low) / 2 == pytest.approx(scores.mean(), abs=half / 5)
+    assert bootstrap_interval(scores, weights) == (low, high)
+    assert bootstrap_interval(scores, weights, seed=1) != (low, high)
+
+
+def test_bootstrap_weighs_samples() -> None:
+    # Two samples with 1 and 3 positions: draws give 0/2, 3/4 or 6/6 per position.
+    low, high = bootstrap_interval(np.array([0.0, 3.0]), np.array([1.0, 3.0]))
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_bootstrap_leaves_out_draws_without_weight() -> None:
+    assert bootstrap_interval(np.array([0.0, 2.0]), np.array([0.0, 1.0])) == (2.0, 2.0)
+
+
+def test_drop_of_accuracy_and_its_interval() -> None:
+    reference = np.array([1] * 90 + [0] * 10)
+    candidate = np.array([1] * 84 + [0] * 6 + [1] * 2 + [0] * 8)
+    drop = paired_drop(outcomes(reference), outcomes(candidate))
+    assert drop.value == pytest.approx(0.04)
+    p, q = 7 / 102, 3 / 102
+    half = stats.norm.ppf(0.975) * math.sqrt((p + q - (p - q) ** 2) / 102)
+    assert drop.confidence == pytest.approx((p - q - half, p - q + half))
+    back = paired_drop(outcomes(candidate), outcomes(reference))
+    assert back.value == pytest.approx(-0.04)
+
+
+def test_equal_models_still_have_an_interval_of_some_width() -> None:
+    reference = np.array([1] * 90 + [0] * 10)
+    drop = paired_drop(outcomes(reference), outcomes(reference))
+    assert drop.value == 0.0
+    assert drop.confidence is not None
+    low, high = drop.confidence
+    # No difference among n samples is compatible with a rate of 3 / n (the rule of three).
+    assert 0.5 * 3 / 100 < high < 1.5 * 3 / 100
+    assert low == -high
+
+
+def test_paired_interval_covers_the_true_drop_in_95_of_100_draws() -> None:
+    generator = np.random.default_rng(3)
+    covered = []
+    for _ in range(1500):
+        kind = generator.choice(4, 300, p=[0.9, 0.03, 0.01, 0.06])
+        drop = paired_drop(outcomes((kind == 0) | (kind == 1)), outcomes((kind == 0) | (kind == 2)))
+        assert drop.confidence is not None
+        covered.append(drop.confidence[0] <= 0.02 <= drop.confidence[1])
+    assert 0.93 <= np.mean(covered) <= 0.98
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_the_drop_lies_in_its_interval(pairs: list[tuple[bool, bool]]) -> None:
+    reference, candidate = np.array(pairs).T
+    drop = paired_drop(outcomes(reference), outcomes(candidate))
+    assert drop.value == pytest.approx(reference.mean() - candidate.mean(), abs=1e-12)
+    assert drop.confidence is not None
+    low, high = drop.confidence
+    assert -1 <= low <= drop.value + 1e-12
+    assert drop.value - 1e-12 <= high <= 1
+
+
+def test_a_rise_of_bits_per_byte_is_a_positive_drop() -> None:
+    generator = np.random.default_rng(4)
+    logits = generator.normal(size=(200, 5, 16))
+    labels = generator.integers(0, 16, (200, 5))
+    worse = logits + generator.normal(size=logits.shape)
+    first, second = filled(BitsPerByte(), logits, labels), filled(BitsPerByte(), worse, labels)
+    drop = paired_drop(first, second)
+    assert drop.value == pytest.approx(second.result().value - first.result().value)
+    assert drop.value > 0
+    assert drop.confidence is not None
+    assert drop.confidence[0] < drop.value < drop.confidence[1]
+    # Pairing removes what the samples have in common: narrower than both intervals together.
+    unpaired = sum(
+        high - low for low, high in (first.result().confidence, second.result().confidence)
+    )
+    assert drop.confidence[1] - drop.confidence[0] < unpaired
+    assert paired_drop(first, second, seed=5).confidence != drop.confidence
+    assert paired_drop(first, second).confidence == drop.confidence
+
+
+def test_metrics_of_different_samples_are_not_paired() -> None:
+    with pytest.raises(InputError, match="cannot be paired"):
+        paired_drop(outcomes(np.ones(3)), outcomes(np.ones(4)))
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_metric.py").write_text(
+        "def largest(outputs, labels):\n"
+        "    return max(outputs['y'].max(), 0 if labels is None else labels.max())\n"
+        "def error(outputs, labels):\n"
+        "    return abs(outputs['y'] - labels).mean()\n"
+        "error.higher_is_better = False\n"
+        "def broken(outputs, labels):\n"
+        "    return outputs['nothing']\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_metric", raising=False)
+
+
+@pytest.mark.usefixtures("module")
+def test_a_function_sees_all_real_samples_at_once() -> None:
+    metric, other = (choose_metric("my_metric:error", True, 1) for _ in range(2))
+    assert metric is not None
+    assert other is not None
+    for each, shift in ((metric, 1.0), (other, 3.0)):
+        each.add({"y": np.array([0.0, 1.0])}, np.array([0, 1]) + shift, 2)
+        each.add({"y": np.array([5.0, 99.0])}, np.array([5, 0]) + shift, 1)
+    result = metric.result()
+    assert (result.value, result.samples, result.higher_is_better) == (1.0, 3, False)
+    assert result.confidence is None
+    drop = paired_drop(metric, other)
+    assert (drop.value, drop.confidence) == (2.0, None)
+
+
+@pytest.mark.usefixtures("module")
+def test_a_function_may_do_without_labels() -> None:
+    metric = choose_metric("my_metric:largest", False, None)
+    assert metric is not None
+    metric.add({"y": np.array(7.0)}, None, 1)
+    assert metric.result().value == 7.0
+    assert metric.result().higher_is_better
+
+
+@pytest.mark.usefixtures("module")
+def test_a_failing_function_is_told_in_a_sentence() -> None:
+    metric = choose_metric("my_metric:broken", False, None)
+    assert metric is not None
+    with pytest.raises(InputError, match="no samples"):
+        metric.result()
+    metric.add({"y": np.zeros((1, 2))}, None, 1)
+    with pytest.raises(InputError, match="my_metric:broken: calling it failed with KeyError"):
+        metric.result()
+    metric.add({"y": np.zeros((1, 3))}, None, 1)
+    with pytest.raises(InputError, match="cannot be joined"):
+        metric.result()
+
+
+def test_choice_by_labels() -> None:
+    assert choose_metric(None, False, None) is None
+    assert choose_metric("sqnr", True, 1) is None
+    names = [choose_metric(None, True, ndim) for ndim in (1, 2)]
+    assert [metric.name for metric in names if metric] == ["accuracy", "bits-per-byte"]
+
+
+@pytest.mark.parametrize(
+    ("name", "has_labels", "ndim", "fragment"),
+    [
+        (None, True, 3, "labels of 3 dimensions"),
+        ("f1", True, 1, "no metric 'f1'; there are accuracy, top-5, bits-per-byte"),
+        ("accuracy", False, None, "needs labels"),
+        ("nowhere_at_all:f", True, 1, "no module 'nowhere_at_all'"),
+        ("math:nothing", True, 1, "no function 'nothing'"),
+    ],
+)
+def test_unusable_choices(name: str | None, has_labels: bool, ndim: int, fragment: str) -> None:
+    with pytest.raises(InputError) as caught:
+        choose_metric(name, has_labels, ndim)
+    assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "fragment"),
+    [
+        ({"y": np.zeros((2, 3))}, None, "needs labels"),
+        ({"y": np.zeros((2, 3))}, np.zeros(2), "integer labels, not float64"),
+        ({"y": np.zeros((2, 3))}, np.array([0, 3]), "label 3 is beyond the model's 3 classes"),
+        ({"y": np.zeros((3, 3))}, np.array([0, 1]), "output [2, classes] for labels [2]"),
+        ({"y": np.zeros((2, 1))}, np.array([0, 1]), "are: y [2, 1]"),
+    ],
+)
+def test_outputs_that_do_not_fit(
+    outputs: dict[str, np.ndarray], labels: np.ndarray | None, fragment: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        accuracy().add(outputs, labels, 2)
+    assert fragment in str(caught.value)
