@@ -22,6 +22,7 @@ from onnxq.ir import (
     Pipeline,
     infer_types,
     load,
+    parse_passes,
     raise_opset,
     save,
 )
@@ -285,7 +286,8 @@ def _rewrite(
 ) -> tuple[Graph, list[PassRecord], Placement]:
     progress.stage("rewriting")
     graph = raise_opset(source, max(table.opset, opset or 0))
-    records = Pipeline(steps.float_passes()).run(graph, Context(debug))
+    float_passes = (*steps.float_passes(), *parse_passes(table.passes))
+    records = Pipeline(float_passes).run(graph, Context(debug))
     infer_types(graph)
     placed = place(graph, table, frozenset(steps.keep_float))
     if not placed.nodes:

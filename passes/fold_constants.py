@@ -287,28 +287,25 @@ class _Folding:
     def _fold(self, region: dict[Node, None]) -> tuple[int, list[Value]]:
         """Compute a region and put constants in its place; nodes removed, constants made."""
         made, constants = 0, []
-        for batch in _batches(region):
-            try:
-                found = evaluate(batch, self._needed(batch))
-            except InputError:
-                for node in batch:
-                    folded, found_here = self._fold_one(node)
-                    made += folded
-                    constants += found_here
+        # What cannot be computed as one model is halved until the operator at fault is alone.
+        pending = list(_batches(region))[::-1]
+        while pending:
+            batch = _computable(pending.pop())
+            if not batch:
                 continue
-            folded, found_here = self._replace(batch, found)
+            try:
+                found = evaluate(batch, self._needed(batch), reference=len(batch) == 1)
+            except InputError:
+                if len(batch) == 1:
+                    self.left.add(batch[0])
+                else:
+                    middle = len(batch) // 2
+                    pending += [batch[middle:], batch[:middle]]
+                continue
+            folded, made_here = self._replace(batch, found)
             made += folded
-            constants += found_here
+            constants += made_here
         return made, constants
-
-    def _fold_one(self, node: Node) -> tuple[int, list[Value]]:
-        if not all(v.is_constant for v in reads(node)):
-            return 0, []
-        try:
-            return self._replace([node], evaluate([node], self._needed([node]), reference=True))
-        except InputError:
-            self.left.add(node)
-            return 0, []
 
     def _needed(self, nodes: list[Node]) -> list[Value]:
         """What the nodes make for the outside."""
@@ -339,6 +336,15 @@ class _Folding:
     @staticmethod
     def _bytes_read(value: Value) -> int:
         return sum(bytes_of(v) or 0 for v in reads(value.producer)) if value.producer else 0
+
+
+def _computable(nodes: list[Node]) -> list[Node]:
+    """Without those that read what could not be computed."""
+    kept: dict[Node, None] = {}
+    for node in nodes:
+        if all(v.is_constant or v.producer in kept for v in reads(node)):
+            kept[node] = None
+    return list(kept)
 
 
 def _batches(region: Iterable[Node]) -> Iterator[list[Node]]:

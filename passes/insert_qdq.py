@@ -11,7 +11,13 @@ import numpy as np
 
 from onnxq.errors import InputError
 from onnxq.ir import Context, DataType, Graph, Node, Numerics, Pass, TensorType, Value
-from onnxq.passes.placement import Placement, channel_axis, channel_bias, place
+from onnxq.passes.placement import (
+    Placement,
+    channel_axis,
+    channel_bias,
+    place,
+    reads_weight,
+)
 from onnxq.quant import (
     OperatorRule,
     QParams,
@@ -40,7 +46,8 @@ class InsertQdq(Pass):
     values about. Which nodes take part is chosen by `onnxq.passes.placement.place`.
 
     Left in float, each with its reason in the model's metadata: operators without a rule,
-    computations whose weight or bias is not constant, tensors that are not float32 or have no
+    computations whose weight or bias is not constant (unless the target
+    multiplies two activations), tensors that are not float32 or have no
     finite range, operators that merely follow where nothing on both sides is an integer, and
     all of a subgraph.
 
@@ -136,7 +143,7 @@ class _Insertion:
 
     def run(self) -> None:
         for node, rule in self._placed.nodes.items():
-            if rule.weight is not None:
+            if rule.weight is not None and reads_weight(node, rule):
                 self._store_weight(node, rule, rule.weight)
             if rule.constant_inputs:
                 self._store_constant_inputs(node)

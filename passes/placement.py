@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,7 +38,7 @@ class Placement:
     def reads_pair(self, use: Use) -> bool:
         """Whether this use reads integers through a QDQ pair."""
         rule = self.nodes.get(use.node)
-        return rule is not None and (not rule.activations or use.slot in rule.activations)
+        return rule is not None and use.slot in activation_slots(use.node, rule)
 
 
 def place(
@@ -62,7 +62,7 @@ def place(
     placed = Placement(left_in_float=dict(left_in_float or {}))
     joining: dict[Node, OperatorRule] = {}
     for node in graph.nodes():
-        if node in placed.left_in_float:
+        if node in placed.left_in_float or not _makes_floats(node):
             continue
         rule = target.operators.get(node.op_type) if not node.domain else None
         reason = "kept in float by request" if node.name in keep_float else ""
@@ -91,9 +91,24 @@ def place(
             reason = reason or _APART
         if reason:
             placed.left_in_float[node] = reason
-    _keep_useful(graph, placed, joining)
+    _keep_useful(graph, target, placed, joining)
     _find_roots(graph, placed)
     return placed
+
+
+def activation_slots(node: Node, rule: OperatorRule) -> Sequence[int]:
+    """Input slots of a node at which it reads activations."""
+    if not rule.activations:
+        return range(len(node.inputs))
+    if reads_weight(node, rule) or rule.weight is None:
+        return rule.activations
+    return (*rule.activations, rule.weight)
+
+
+def reads_weight(node: Node, rule: OperatorRule) -> bool:
+    """Whether a computing node multiplies with a constant, not with a second activation."""
+    weight = node.input(rule.weight) if rule.weight is not None else None
+    return weight is not None and weight.is_constant
 
 
 def channel_axis(node: Node, rule: OperatorRule) -> int:
@@ -121,6 +136,11 @@ def channel_bias(node: Node, rule: OperatorRule) -> np.ndarray | None:
     return None
 
 
+def _makes_floats(node: Node) -> bool:
+    """Whether there is anything to quantize: shape arithmetic, say, is in integers anyway."""
+    return any(v is not None and (v.dtype is None or v.dtype.is_float) for v in node.outputs)
+
+
 def _no_rule(node: Node, target: Target) -> str:
     reason = f"target {target.name} does not quantize {node.op_type}"
     known = target.reasons.get(node.op_type) if not node.domain else None
@@ -129,18 +149,18 @@ def _no_rule(node: Node, target: Target) -> str:
 
 def _refusal(node: Node, rule: OperatorRule) -> str:
     """Why a computing node cannot be quantized; empty if it can."""
-    for slot in rule.activations:
+    for slot in activation_slots(node, rule):
         value = node.input(slot)
         if value is None or value.dtype is not DataType.FLOAT:
             return f"its input {slot} is not float32"
         if value.is_constant:
             return f"its input {slot} is constant"
-    weight = node.input(rule.weight) if rule.weight is not None else None
-    if weight is None or not weight.is_constant:
-        return "its weight is not constant"
-    if weight.dtype is not DataType.FLOAT or weight.numpy().ndim < 2:
+    if not reads_weight(node, rule):
+        return "" if rule.two_activations else "its weight is not constant"
+    weight = _weight(node, rule).numpy()
+    if weight.dtype != np.float32 or weight.ndim < 2:
         return "its weight is no float32 matrix"
-    if not np.isfinite(weight.numpy()).all():
+    if not np.isfinite(weight).all():
         return "its weight has infinite or NaN values"
     bias = node.input(rule.bias) if rule.bias is not None else None
     if bias is not None:
@@ -177,7 +197,7 @@ def _can_join(node: Node, rule: OperatorRule, placed: Placement) -> bool:
     if _unfit(node, rule):
         return False
     found = False
-    for slot in rule.activations or range(len(node.inputs)):
+    for slot in activation_slots(node, rule):
         value = node.input(slot)
         if value is None or value.dtype is not DataType.FLOAT:
             return False
@@ -188,7 +208,9 @@ def _can_join(node: Node, rule: OperatorRule, placed: Placement) -> bool:
     return found
 
 
-def _keep_useful(graph: Graph, placed: Placement, joining: dict[Node, OperatorRule]) -> None:
+def _keep_useful(
+    graph: Graph, target: Target, placed: Placement, joining: dict[Node, OperatorRule]
+) -> None:
     """Of the nodes that could join, keep those that lead to a node that reads integers."""
     for node in reversed(graph.nodes()):
         if node not in joining:
@@ -198,9 +220,9 @@ def _keep_useful(graph: Graph, placed: Placement, joining: dict[Node, OperatorRu
             placed.nodes[node] = joining[node]
             continue
         placed.left_in_float[node] = _APART
-        for value, makers in list(placed.integer.items()):
-            if node in makers:
-                del placed.integer[value]
+        for value in outputs:
+            placed.integer.pop(value, None)
+            placed.integer.pop(_carrier(value, target), None)
 
 
 def _find_roots(graph: Graph, placed: Placement) -> None:
@@ -220,7 +242,7 @@ def _find_roots(graph: Graph, placed: Placement) -> None:
 
 
 def _activations(node: Node, rule: OperatorRule) -> Iterator[Value]:
-    for slot in rule.activations or range(len(node.inputs)):
+    for slot in activation_slots(node, rule):
         value = node.input(slot)
         if value is not None and not value.is_constant:
             yield value

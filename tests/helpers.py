@@ -61,7 +61,7 @@ def assert_equivalent(
     largest magnitude of the output. ``feeds`` replaces the random ones.
     """
     after.check()
-    assert _interface(before) == _interface(after)
+    _assert_same_interface(before, after)
     for fed in (
         [feeds] if feeds is not None else [random_feeds(before, s, dims=dims) for s in seeds]
     ):
@@ -207,8 +207,12 @@ def _operators(graph: Graph) -> dict[str, int]:
     return dict(sorted(counted.items()))
 
 
-def _interface(graph: Graph) -> list[list[tuple[str, DataType | None]]]:
-    return [[(v.name, v.dtype) for v in side] for side in (graph.inputs, graph.outputs)]
+def _assert_same_interface(before: Graph, after: Graph) -> None:
+    """Names and order agree, and so do the dtypes as far as the first graph states them."""
+    for one, other in ((before.inputs, after.inputs), (before.outputs, after.outputs)):
+        assert [v.name for v in one] == [v.name for v in other]
+        for value, kept in zip(one, other, strict=True):
+            assert value.dtype in (None, kept.dtype), value.name
 
 
 def _random(

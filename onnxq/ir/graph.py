@@ -568,6 +568,14 @@ class Graph:
         self._values[name] = value
         self._taken[name] += 1
 
+    def rename_node(self, node: Node, name: str) -> None:
+        """Give a node another name, made unique; an empty one takes its name away."""
+        if node.name:
+            self._taken_nodes[node.name] -= 1
+        node.name = self._fresh(name, self._taken_nodes) if name else ""
+        if node.name:
+            self._taken_nodes[node.name] += 1
+
     def discard(self, value: Value) -> None:
         """Take away a constant that nobody reads.
 

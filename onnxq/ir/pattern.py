@@ -24,6 +24,7 @@ import onnx.defs
 
 from onnxq.ir.attribute import AttributeLike
 from onnxq.ir.graph import Graph, Node, Value
+from onnxq.ir.passes import Context
 
 COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "Min", "Max", "Sum"})
 """Operators whose two inputs a pattern matches in either order."""
@@ -111,6 +112,7 @@ class Builder:
 
     def __init__(self, graph: Graph, name: str = "") -> None:
         self.graph = graph
+        self.made: list[Node] = []
         self._name = name
 
     def __call__(
@@ -121,7 +123,9 @@ class Builder:
         attributes: Mapping[str, AttributeLike] | None = None,
     ) -> Value:
         """Add a node with explicit attributes."""
-        return self.graph.add(op_type, inputs, attributes, domain=domain, name=self._name).output
+        node = self.graph.add(op_type, inputs, attributes, domain=domain, name=self._name)
+        self.made.append(node)
+        return node.output
 
     def __getattr__(self, op_type: str) -> Callable[..., Value]:
         def make(*inputs: Value | None, domain: str = "", **attributes: AttributeLike) -> Value:
@@ -144,7 +148,9 @@ class Rule:
 
     The pattern's root is the operator it returns; the inner nodes must serve nothing but the
     match, since they go away with it. ``replacement`` gives the value that takes the root's
-    place; ``condition`` may refuse a match.
+    place; it may be the output of a node of the match that it changed, and then that node stays.
+    ``condition`` may refuse a match. ``what`` tells of a rewrite in the log, after the name of
+    the root.
     """
 
     def __init__(
@@ -152,11 +158,13 @@ class Rule:
         pattern: PatternFunction,
         replacement: Replacement,
         condition: Condition | None = None,
+        what: str = "rewritten",
     ) -> None:
         names = list(inspect.signature(pattern).parameters)[1:]
         self.pattern = pattern(PatternBuilder(), *[Variable(n) for n in names])
         self.replacement = replacement
         self.condition = condition
+        self.what = what
 
     def match(self, root: Node) -> Match | None:
         """Where the pattern fits with ``root`` as its last operator, or None."""
@@ -171,18 +179,26 @@ class Rule:
         if match is None:
             return False
         graph, old = root.graph, root.output
-        new = self.replacement(Builder(graph, root.name), match)
+        builder = Builder(graph, root.name)
+        new = self.replacement(builder, match)
         if new.type is None:
             new.type = old.type
+        name = old.name
         graph.replace_uses(old, new)
         remove_unused(graph, match.nodes)
+        # The same numbers keep the same name, so that reports speak of what the user knows.
+        if new.producer in (*builder.made, *match.nodes) and graph.find(name) is None:
+            graph.rename(new, name)
+        if new.producer in builder.made and not root.in_graph:
+            graph.rename_node(new.producer, root.name)
         return True
 
 
-def rewrite(graph: Graph, rules: Sequence[Rule]) -> int:
+def rewrite(graph: Graph, rules: Sequence[Rule], ctx: Context) -> int:
     """Try every rule at every node of a graph and its subgraphs, once over; gives rewrites made.
 
-    A node is offered to the rules in their order and the first that fits is applied.
+    A node is offered to the rules in their order and the first that fits is applied. ``ctx`` is
+    told of each rewrite.
     """
     by_operator: dict[str, list[Rule]] = {}
     for rule in rules:
@@ -191,8 +207,11 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> int:
     made = 0
     for nested in list(graph.all_graphs()):
         for node in nested.nodes():
-            for rule in by_operator.get(node.op_type, ()):
+            candidates = by_operator.get(node.op_type, ())
+            label = node.label if candidates else ""
+            for rule in candidates:
                 if node.in_graph and rule.apply(node):
+                    ctx.rewrote(f"{label}: {rule.what}")
                     made += 1
                     break
     return made

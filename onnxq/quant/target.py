@@ -38,7 +38,8 @@ class OperatorRule:
         op_type: Operator of the default domain.
         role: See `Role`.
         activations: Input slots that hold activations; empty stands for all inputs.
-        weight: Input slot that must be constant, None if there is none.
+        weight: Input slot of the weight, None if there is none.
+        two_activations: Whether the weight may also be an activation.
         bias: Input slot of the bias, which is stored as int32; None if there is none.
         channel_axis: Axis of the weight's output channels; ``operator`` where it depends on
             the operator's attributes (Gemm's transB).
@@ -52,6 +53,7 @@ class OperatorRule:
     role: Role
     activations: tuple[int, ...] = ()
     weight: int | None = None
+    two_activations: bool = False
     bias: int | None = None
     channel_axis: int | Literal["operator"] = 0
     output: OutputRule = "quantized"
@@ -73,6 +75,8 @@ class Target:
         weight_format: Format of weights.
         weight_scheme: Scheme of weights.
         weight_per_channel: Whether weights have a scale for each output channel.
+        passes: Float passes, in text form, that bring the graph into the forms this target
+            computes fastest on integers.
         operators: Rules by operator type.
         reasons: Why operators that one might expect are left in float here.
     """
@@ -85,6 +89,7 @@ class Target:
     weight_format: Format
     weight_scheme: Scheme
     weight_per_channel: bool
+    passes: str
     operators: Mapping[str, OperatorRule]
     reasons: Mapping[str, str]
 
@@ -112,13 +117,11 @@ def load_target(name: str) -> Target:
     if name == "auto":
         arm = platform.machine().lower() in ("arm64", "aarch64")
         name = "cpu-arm" if arm else "cpu-x64"
-    folder = files("onnxq.quant") / "targets"
-    source = folder / f"{name}.toml"
     if name not in available_targets():
         raise InputError(
             f"there is no target '{name}'; available: auto, {', '.join(available_targets())}"
         )
-    return _parse(name, tomllib.loads(source.read_text(encoding="utf-8")))
+    return _parse(name, _table(name))
 
 
 @cache
@@ -128,6 +131,18 @@ def available_targets() -> tuple[str, ...]:
     return tuple(
         sorted(e.name.removesuffix(".toml") for e in folder.iterdir() if e.name.endswith(".toml"))
     )
+
+
+def _table(name: str) -> dict[str, Any]:
+    """A target's entries over those of the target it ``extends``."""
+    source = files("onnxq.quant") / "targets" / f"{name}.toml"
+    own = tomllib.loads(source.read_text(encoding="utf-8"))
+    if "extends" not in own:
+        return own
+    table = _table(own.pop("extends"))
+    for key, value in own.items():
+        table[key] = {**table[key], **value} if key in ("operators", "reasons") else value
+    return table
 
 
 def _parse(name: str, table: dict[str, Any]) -> Target:
@@ -141,6 +156,7 @@ def _parse(name: str, table: dict[str, Any]) -> Target:
         weight_format=FORMATS[weight["format"]],
         weight_scheme=_scheme(weight),
         weight_per_channel=weight["per_channel"],
+        passes=table["passes"],
         operators={
             op_type: _rule(op_type, fields) for op_type, fields in table["operators"].items()
         },

@@ -37,8 +37,3 @@ def weakest(layers: Iterable[LayerFacts], most: int) -> tuple[LayerFacts, ...]:
     measured = [(layer.sqnr_db, layer) for layer in layers if layer.sqnr_db is not None]
     ordered = sorted(measured, key=lambda pair: pair[0])
     return tuple(layer for sqnr, layer in ordered[:most] if sqnr < float("inf"))
-
-
-def precisions(layers: Iterable[LayerFacts]) -> Counter[str]:
-    """How many operators have which precision."""
-    return Counter(layer.precision for layer in layers)

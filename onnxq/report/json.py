@@ -1,0 +1,18 @@
+"""The report as a JSON file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnxq.ir.save import replacing
+from onnxq.verify.result import Report
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Write `Report.to_json`, complete or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with replacing(path) as file:
+        file.write(report.to_json().encode())

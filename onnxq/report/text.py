@@ -1,0 +1,124 @@
+"""The report as a short summary for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnxq.report import words
+from onnxq.report.grouping import left_in_float, weakest
+from onnxq.verify.precision import counts
+from onnxq.verify.result import Report
+
+_REASONS = 5
+_OPERATORS = 4
+_WEAKEST = 5
+
+
+def to_text(report: Report, *, layers: bool = False) -> RenderableType:
+    """A summary for `rich.console.Console.print`; plain where the console is no terminal.
+
+    Args:
+        report: What was found out.
+        layers: Whether to list the layers with the lowest SQNR, too.
+    """
+    parts: list[RenderableType] = [_figures(report)]
+    if report.gates:
+        parts += [Text(), _gates(report)]
+    if layers and any(layer.sqnr_db is not None for layer in report.layers):
+        parts += [Text(), _weakest(report)]
+    return Group(*parts)
+
+
+def grid() -> Table:
+    """A table without lines whose first column names things."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    return table
+
+
+def _figures(report: Report) -> Table:
+    table = grid()
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for row in _rows(report):
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
+    metric = report.metric
+    if metric is not None:
+        before = words.metric_value(metric, metric.float)
+        after = words.metric_value(metric, metric.candidate)
+        drop = f"drop {words.metric_drop(metric, metric.drop)}"
+        interval = words.drop_interval(metric)
+        if interval:
+            drop += f", 95 % interval {interval}"
+        samples = words.count(metric.samples, "sample")
+        yield words.printable(metric.name), f"{before} -> {after}", f"{drop} ({samples})"
+    for latency in report.latencies:
+        before, after = map(words.milliseconds, (latency.float_ms, latency.candidate_ms))
+        how = f"{latency.provider}, {words.count(latency.threads, 'thread')}"
+        yield "latency", f"{before} -> {after}", f"{words.ratio(latency.speedup)}x as fast ({how})"
+    sizes = f"{words.size(report.size.float_bytes)} -> {words.size(report.size.candidate_bytes)}"
+    yield "size", sizes, f"{words.ratio(report.size.ratio)}x smaller"
+    if report.outputs:
+        worst = min(report.outputs, key=lambda output: output.sqnr_db)
+        which = f"output {words.printable(worst.name)}"
+        if len(report.outputs) > 1:
+            which = f"worst of {len(report.outputs)} outputs: {words.printable(worst.name)}"
+        yield "SQNR", words.decibels(worst.sqnr_db), which
+    integer = report.output.integer_operators
+    kinds = words.listed(integer, _OPERATORS) if integer else ""
+    yield "integer", words.count(sum(integer.values()), "operator"), kinds
+    yield (
+        "precision",
+        words.count(len(report.layers), "operator"),
+        words.listed(counts(report.layers)),
+    )
+    yield from _left_in_float(report)
+
+
+def _left_in_float(report: Report) -> Iterator[tuple[str, str, str]]:
+    groups = left_in_float(report.layers)
+    label = "left in float"
+    for group in groups[:_REASONS]:
+        kinds = words.listed(group.operators, _OPERATORS)
+        yield label, kinds, words.printable(group.reason)
+        label = ""
+    hidden = groups[_REASONS:]
+    if hidden:
+        total = sum(len(group.layers) for group in hidden)
+        yield "", words.count(total, "operator"), f"for {words.count(len(hidden), 'more reason')}"
+
+
+def _gates(report: Report) -> Table:
+    table = grid()
+    table.add_column()
+    table.add_column()
+    label = "gates"
+    for gate in report.gates:
+        value = "not measured" if gate.value is None else words.number(gate.value)
+        verdict = Text("held", "green") if gate.passed else Text("FAILED", "bold red")
+        table.add_row(Text(label), Text(gate.expr), Text(f"measured {value}: ") + verdict)
+        label = ""
+    return table
+
+
+def _weakest(report: Report) -> Table:
+    table = grid()
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    label = "weakest layers"
+    for layer in weakest(report.layers, _WEAKEST):
+        what = f"{words.printable(layer.node)} ({layer.op_type}, {layer.precision})"
+        sqnr = "" if layer.sqnr_db is None else words.decibels(layer.sqnr_db)
+        table.add_row(Text(label), Text(sqnr), Text(what))
+        label = ""
+    if not table.rows:
+        table.add_row(Text(label), Text("none"), Text("every layer is exact"))
+    return table

@@ -1,0 +1,219 @@
+"""Folding BatchNormalization into the operator before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq.ir import (
+    Builder,
+    Context,
+    Graph,
+    Match,
+    Node,
+    Numerics,
+    Pass,
+    Rule,
+    Value,
+    attribute_value,
+    rewrite,
+)
+from onnxq.ir.pattern import Operator, PatternBuilder, Variable
+
+_FIRST_BROADCAST_OPSET = 7
+"""Before it Mul and Add broadcast by attributes, and attribute ``is_test`` marks inference."""
+
+_FIRST_TRAINING_MODE_OPSET = 14
+"""From here on an attribute, before it the number of outputs says whether it trains."""
+
+_PARAMETERS = ("scale", "bias", "mean", "var")
+
+
+@dataclass(frozen=True)
+class FuseBatchNorm(Pass):
+    """Fold BatchNormalization into the Conv, ConvTranspose or Gemm before it.
+
+    In inference it computes ``x * factor + shift`` per channel, with
+    ``factor = scale / sqrt(var + epsilon)`` and ``shift = bias - mean * factor``. Computed in
+    float64, rounded once to the dtype of the weight.
+
+    Rewritten, with constant scale, bias, mean and variance:
+
+    - After a Conv or ConvTranspose (any ``group``) or Gemm (any ``transA``, ``transB``, ``alpha``
+      and ``beta``) with constant weight and constant or missing bias, whose output nothing else
+      reads: weight and bias take factor and shift in. A weight that is used elsewhere too is
+      copied, not changed.
+    - A BatchNormalization alone, on an input of known rank and dtype: Mul and Add with constants.
+
+    Not rewritten:
+
+    - BatchNormalization in training, and one whose other outputs are there (opset 7 to 13, which
+      makes it training) or used.
+    - Attribute ``spatial`` 0 (opset 8 and older): its parameters are not per channel.
+    - Below opset 7 a BatchNormalization alone, because Mul broadcasts in another way there.
+    - Parameters that give a factor, weight or bias that is not finite in the dtype of the weight.
+    - A BatchNormalization before a Conv: exact only without padding.
+    """
+
+    name: ClassVar[str] = "fuse-batch-norm"
+    numerics: ClassVar[Numerics] = "reassociates"
+    default: ClassVar[bool] = True
+    after: ClassVar[tuple[str, ...]] = (
+        "fold-constants",
+        "eliminate-identity",
+        "fuse-matmul-add",
+    )
+    needs_types: ClassVar[bool] = True
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        """See `Pass.run`; counts the BatchNormalizations folded or taken apart."""
+        return rewrite(graph, _RULES, ctx)
+
+
+def _after_weighted(
+    op: PatternBuilder,
+    x: Variable,
+    w: Variable,
+    b: Variable,
+    scale: Variable,
+    bias: Variable,
+    mean: Variable,
+    var: Variable,
+) -> Operator:
+    weighted = op("Conv", "ConvTranspose", "Gemm")(
+        x, op.constant(w), op.optional(op.constant(b)), bind="weighted"
+    )
+    return _alone(op, weighted, scale, bias, mean, var)
+
+
+def _alone(
+    op: PatternBuilder,
+    x: Variable | Operator,
+    scale: Variable,
+    bias: Variable,
+    mean: Variable,
+    var: Variable,
+) -> Operator:
+    parameters = [op.constant(p) for p in (scale, bias, mean, var)]
+    return op.BatchNormalization(x, *parameters, bind="norm")
+
+
+def _fold(op: Builder, match: Match) -> Value:
+    weight, bias = _folded(match)
+    node = match.node("weighted")
+    _set_constant(node, 1, weight)
+    _set_constant(node, 2, bias)
+    if node.is_op("Gemm"):
+        op.graph.set_attribute(node, "beta", None)
+    return node.output
+
+
+def _is_foldable(match: Match) -> bool:
+    if not _is_inference(match.node("norm")) or match["w"].rank is None:
+        return False
+    if not _has_channels(match):
+        return False
+    return all(np.isfinite(a.astype(np.float64)).all() for a in _folded(match))
+
+
+def _multiply_add(op: Builder, match: Match) -> Value:
+    x = match["x"]
+    assert x.rank is not None and x.dtype is not None
+    shape = (-1,) + (1,) * max(x.rank - 2, 0)
+    stem = match.node("norm").output.name
+    factor, shift = (
+        op.constant(a.astype(x.dtype.numpy).reshape(shape), f"{stem}_{what}")
+        for a, what in zip(_factor_and_shift(match), ("factor", "shift"), strict=True)
+    )
+    product = op.Mul(x, factor)
+    product.type = match.root.output.type
+    return op.Add(product, shift)
+
+
+def _is_multiply_add(match: Match) -> bool:
+    x = match["x"]
+    if x.rank is None or x.dtype is None or match.graph.opset < _FIRST_BROADCAST_OPSET:
+        return False
+    if not _is_inference(match.node("norm")):
+        return False
+    return all(
+        np.isfinite(a.astype(x.dtype.numpy).astype(np.float64)).all()
+        for a in _factor_and_shift(match)
+    )
+
+
+_RULES = [
+    Rule(_after_weighted, _fold, _is_foldable, "folded into the operator before it"),
+    Rule(_alone, _multiply_add, _is_multiply_add, "is Mul and Add"),
+]
+
+
+def _is_inference(norm: Node) -> bool:
+    opset = norm.graph.opset
+    if not attribute_value(norm, "spatial") and opset < 9:
+        return False
+    if opset < _FIRST_BROADCAST_OPSET:
+        return bool(norm.get("is_test", 0))
+    if opset < _FIRST_TRAINING_MODE_OPSET:
+        return all(v is None for v in norm.outputs[1:])
+    return not norm.get("training_mode", 0)
+
+
+def _factor_and_shift(match: Match) -> tuple[np.ndarray, np.ndarray]:
+    scale, bias, mean, var = (
+        match[name].numpy().astype(np.float64).reshape(-1)
+        for name in ("scale", "bias", "mean", "var")
+    )
+    with np.errstate(all="ignore"):
+        factor = scale / np.sqrt(var + float(attribute_value(match.node("norm"), "epsilon")))
+        return factor, bias - mean * factor
+
+
+def _has_channels(match: Match) -> bool:
+    """Whether the parameters have one number for each channel the weight makes."""
+    node, shape = match.node("weighted"), match["w"].numpy().shape
+    channels = {
+        "Conv": lambda: shape[0],
+        "ConvTranspose": lambda: shape[1] * node.get("group", 1),
+        "Gemm": lambda: shape[0 if node.get("transB", 0) else 1],
+    }[node.op_type]()
+    return all(match[p].numpy().size == channels for p in _PARAMETERS)
+
+
+def _folded(match: Match) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias with the normalization in them, in the dtype of the weight."""
+    node, weight = match.node("weighted"), match["w"].numpy()
+    given = match.get("b")
+    bias = np.zeros(1) if given is None else given.numpy().astype(np.float64)
+    factor, shift = _factor_and_shift(match)
+    if node.is_op("Gemm"):
+        bias = bias * float(attribute_value(node, "beta"))
+    with np.errstate(all="ignore"):
+        scaled = weight.astype(np.float64) * _along_channels(factor, node, weight)
+        return scaled.astype(weight.dtype), (bias * factor + shift).astype(weight.dtype)
+
+
+def _along_channels(factor: np.ndarray, node: Node, weight: np.ndarray) -> np.ndarray:
+    """The factors in a shape that broadcasts to the weight, by its channels."""
+    if node.is_op("Gemm"):
+        return factor[:, None] if node.get("transB", 0) else factor
+    kernel = (1,) * (weight.ndim - 2)
+    if node.is_op("Conv"):
+        return factor.reshape(-1, 1, *kernel)
+    # [in channels, out channels of one group, ...]: every group has factors of its own.
+    groups = node.get("group", 1)
+    each = factor.reshape(groups, -1)
+    return np.repeat(each, weight.shape[0] // groups, axis=0).reshape(*weight.shape[:2], *kernel)
+
+
+def _set_constant(node: Node, slot: int, array: np.ndarray) -> None:
+    """Give a node another constant, under the name of the old one if nothing else reads that."""
+    graph, old = node.graph, node.input(slot)
+    name = ("", "weight", "bias")[slot] if old is None else old.name
+    new = graph.constant(array, name if old is not None else f"{node.output.name}_{name}")
+    graph.set_input(node, slot, new)
+    if old is not None and not old.uses and not old.is_output:
+        old.graph.discard(old)
+        graph.rename(new, name)

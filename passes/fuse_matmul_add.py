@@ -1,0 +1,135 @@
+"""Fusing MatMul and Add, and Transposes before it, to Gemm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxq.ir import (
+    Builder,
+    Context,
+    DataType,
+    Graph,
+    Match,
+    Node,
+    Numerics,
+    Pass,
+    Rule,
+    Shape,
+    TensorType,
+    Value,
+    attribute_value,
+    remove_unused,
+    rewrite,
+)
+from onnxq.ir.pattern import Operator, PatternBuilder, Variable
+
+_GEMM_TYPES = frozenset({DataType.FLOAT, DataType.DOUBLE, DataType.FLOAT16})
+_FIRST_OPSET = 7
+"""Before it Add and Gemm broadcast by attributes."""
+
+_FIRST_BFLOAT16_OPSET = 13
+
+
+@dataclass(frozen=True)
+class FuseMatMulAdd(Pass):
+    """Fuse MatMul and the Add after it to Gemm, and Transposes before a Gemm into it.
+
+    Rewritten:
+
+    - ``Add(MatMul(a, b), c)`` with ``a`` and ``b`` of rank 2, floating point, and ``c`` either a
+      constant of any shape that broadcasts to the product's or one row (``[n]``, ``[1, n]``, a
+      scalar) made at run time. Becomes ``Gemm(a, b, c)``.
+    - ``Transpose`` of a matrix when everything that reads it is the first or second input of a
+      Gemm: ``transA`` or ``transB`` changes instead.
+
+    Not rewritten:
+
+    - A MatMul of which an input has another or an unknown rank. Gemm knows matrices only; a
+      Reshape to a matrix and one back cost more than the fusion gains, and hide the dimensions.
+    - A MatMul whose product is also read elsewhere or is a graph output.
+    - An Add of a whole matrix made at run time (a residual connection): it is no bias, and other
+      fusions and quantization look for the Add.
+    - A ``c`` whose shape is unknown, or would make the sum larger than the product.
+    - Integers, and opsets below 7, where Add and Gemm broadcast in another way.
+    - A Transpose that something else than a Gemm reads too: it would stay and nothing be gained.
+    """
+
+    name: ClassVar[str] = "fuse-matmul-add"
+    numerics: ClassVar[Numerics] = "reassociates"
+    default: ClassVar[bool] = True
+    needs_types: ClassVar[bool] = True
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        """See `Pass.run`; counts the Gemms made and the Transposes absorbed."""
+        made = rewrite(graph, _RULES, ctx) if graph.opset >= _FIRST_OPSET else 0
+        for nested in list(graph.all_graphs()):
+            # From the end, so that one Transpose behind another is absorbed as well.
+            for node in reversed(nested.nodes()):
+                if _is_absorbable(node):
+                    _absorb(node)
+                    ctx.rewrote(f"{node.label}: into the Gemm after it")
+                    made += 1
+        return made
+
+
+def _pattern(op: PatternBuilder, a: Variable, b: Variable, c: Variable) -> Operator:
+    return op.Add(op.MatMul(a, b, bind="matmul"), c)
+
+
+def _replacement(op: Builder, match: Match) -> Value:
+    return op.Gemm(match["a"], match["b"], match["c"])
+
+
+def _is_gemm(match: Match) -> bool:
+    a, b, c = match["a"], match["b"], match["c"]
+    dtype = match.node("matmul").output.dtype or a.dtype or b.dtype
+    if dtype not in _GEMM_TYPES and not (
+        dtype is DataType.BFLOAT16 and match.graph.opset >= _FIRST_BFLOAT16_OPSET
+    ):
+        return False
+    if a.shape is None or b.shape is None or len(a.shape) != 2 or len(b.shape) != 2:
+        return False
+    product = (a.shape[0], b.shape[1])
+    return (c.is_constant or _is_row(c)) and _broadcasts(c.shape, product)
+
+
+def _is_row(value: Value) -> bool:
+    shape = value.shape
+    return shape is not None and all(d == 1 for d in shape[:-1])
+
+
+def _broadcasts(shape: Shape | None, target: Shape) -> bool:
+    """Whether a tensor of this shape certainly broadcasts to the target without enlarging it."""
+    if shape is None or len(shape) > len(target):
+        return False
+    return all(
+        have == 1 or (have is not None and have == want)
+        for have, want in zip(shape[::-1], target[::-1], strict=False)
+    )
+
+
+_RULES = [Rule(_pattern, _replacement, _is_gemm, "MatMul and Add are one Gemm")]
+
+
+def _is_absorbable(node: Node) -> bool:
+    if not node.is_op("Transpose") or node.output.is_output or not node.output.uses:
+        return False
+    # Without a perm the dimensions are reversed, and Gemm's inputs have two.
+    return node.get("perm") in (None, (1, 0)) and all(
+        use.node.is_op("Gemm") and use.slot in (0, 1) for use in node.output.uses
+    )
+
+
+def _absorb(transpose: Node) -> None:
+    read = transpose.input(0)
+    assert read is not None
+    for use in transpose.output.uses:
+        name = ("transA", "transB")[use.slot]
+        flipped = int(not attribute_value(use.node, name))
+        use.node.graph.set_attribute(use.node, name, flipped or None)
+        use.node.graph.set_input(use.node, use.slot, read)
+    if read.type is None and isinstance(transpose.output.type, TensorType):
+        shape = transpose.output.type.shape
+        read.type = TensorType(transpose.output.type.dtype, None if shape is None else shape[::-1])
+    remove_unused(transpose.graph, [transpose])

@@ -1,0 +1,176 @@
+"""Moving padding into the convolution or pooling after it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxq.ir import (
+    Context,
+    Graph,
+    Node,
+    Numerics,
+    Pass,
+    Use,
+    Value,
+    attribute_value,
+    remove_unused,
+)
+from onnxq.ir.shape_values import constant_ints
+
+_FIRST_INPUT_OPSET = 11
+"""From here on Pad takes the amounts as an input instead of an attribute."""
+
+_FIRST_COUNT_OPSET = 7
+"""From here on AveragePool can count its padding."""
+
+
+@dataclass(frozen=True)
+class FusePad(Pass):
+    """Move a Pad into the padding of the Conv, AveragePool or MaxPool that reads it.
+
+    Rewritten: a Pad in constant mode with constant, non-negative amounts on spatial axes only
+    (opset 2 and newer: amounts as an attribute or an input, with or without ``axes``), when
+    everything that reads it is one of these and takes the padding over exactly. Several Pads in
+    a row go in one after the other.
+
+    - ``Conv`` with ``auto_pad`` NOTSET or VALID, if the pad value is 0.
+    - ``AveragePool`` without dilation and ceil_mode, if the pad value is 0 and its own padding is
+      counted (``count_include_pad`` 1) or absent; it then counts its padding.
+    - ``MaxPool`` without dilation and ceil_mode, if the pad value is minus infinity and the
+      indices are not used.
+
+    Not rewritten:
+
+    - Other modes or values, amounts known only at run time, negative amounts (cropping), padding
+      of batch or channels.
+    - ``auto_pad`` SAME_*: the amounts depend on the size of what is padded.
+    - Pooling whose padding would reach its kernel size: onnxruntime refuses such models. With
+      dilation or ceil_mode a window may lie in padding only, which pooling treats differently.
+    - MaxPool after zeros: its own padding never wins, zeros may.
+    - ConvTranspose, whose ``pads`` crop the output; integer convolutions, in which the padding
+      stands for the zero point rather than for 0.
+    - A Pad that anything else reads, or that is a graph output: it would have to stay.
+    """
+
+    name: ClassVar[str] = "fuse-pad"
+    numerics: ClassVar[Numerics] = "reassociates"
+    default: ClassVar[bool] = True
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        """See `Pass.run`; counts the Pads removed."""
+        made = 0
+        for nested in list(graph.all_graphs()):
+            # From the end, so that a Pad behind a Pad finds the operator the last one went into.
+            for node in reversed(nested.nodes()):
+                if node.is_op("Pad") and _fuse(node):
+                    ctx.rewrote(f"{node.label}: into the padding of the operator after it")
+                    made += 1
+        return made
+
+
+def _fuse(pad: Node) -> bool:
+    read, made = pad.input(0), pad.output
+    value = _pad_value(pad)
+    if read is None or value is None or made.is_output or not made.uses:
+        return False
+    uses = made.uses
+    planned = [_pads_with(use, pad, value) for use in uses]
+    if any(pads is None for pads in planned):
+        return False
+    for use, pads in zip(uses, planned, strict=True):
+        graph = use.node.graph
+        graph.set_input(use.node, use.slot, read)
+        graph.set_attribute(use.node, "pads", pads)
+        graph.set_attribute(use.node, "auto_pad", None)
+        if use.node.is_op("AveragePool"):
+            graph.set_attribute(use.node, "count_include_pad", 1)
+    remove_unused(pad.graph, [pad])
+    return True
+
+
+def _pad_value(pad: Node) -> float | None:
+    """The constant it pads with, None if there is none or it is not known."""
+    if attribute_value(pad, "mode") != "constant":
+        return None
+    if pad.graph.opset < _FIRST_INPUT_OPSET:
+        return float(attribute_value(pad, "value"))
+    given = pad.input(2)
+    if given is None:
+        return 0.0
+    if not given.is_constant or given.data is None or given.data.size != 1:
+        return None
+    return float(given.numpy().reshape(()))
+
+
+def _pads_with(use: Use, pad: Node, value: float) -> list[int] | None:
+    """The reader's ``pads`` once it does the padding itself, None if it cannot."""
+    node = use.node
+    takes = use.slot == 0 and (
+        (node.is_op("Conv") and value == 0)
+        or (node.is_op("AveragePool") and value == 0 and _pools_exactly(node))
+        or (node.is_op("MaxPool") and value == -math.inf and _pools_exactly(node))
+    )
+    rank = _spatial_rank(node) if takes else None
+    if rank is None or node.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return None
+    added = _spatial_amounts(pad, rank)
+    own = _own_pads(node, rank)
+    if added is None or len(own) != len(added):
+        return None
+    if node.is_op("AveragePool") and any(own) and not node.get("count_include_pad", 0):
+        return None
+    total = [a + b for a, b in zip(own, added, strict=True)]
+    if not node.is_op("Conv"):
+        kernel = node.get("kernel_shape")
+        if any(amount >= size for amount, size in zip(total, (*kernel, *kernel), strict=True)):
+            return None
+    return total
+
+
+def _pools_exactly(pool: Node) -> bool:
+    """Whether each window holds something else than padding and no output tells of positions."""
+    return (
+        pool.graph.opset >= _FIRST_COUNT_OPSET
+        and not pool.get("ceil_mode", 0)
+        and all(d == 1 for d in pool.get("dilations", ()))
+        and not any(v is not None and (v.uses or v.is_output) for v in pool.outputs[1:])
+    )
+
+
+def _spatial_rank(node: Node) -> int | None:
+    kernel = node.get("kernel_shape")
+    if kernel is not None:
+        return len(kernel)
+    weight = node.input(1)
+    return None if weight is None or weight.rank is None else weight.rank - 2
+
+
+def _own_pads(node: Node, rank: int) -> list[int]:
+    if node.get("auto_pad", "NOTSET") == "VALID":
+        return [0] * (2 * rank)
+    return list(node.get("pads", [0] * (2 * rank)))
+
+
+def _spatial_amounts(pad: Node, rank: int) -> list[int] | None:
+    """What is padded before each spatial axis, then after each; None if that is not all."""
+    axes: list[int] | None = list(range(rank + 2))
+    if pad.graph.opset < _FIRST_INPUT_OPSET:
+        amounts = list(pad.get("pads", ()))
+    else:
+        given: Value | None = pad.input(1)
+        amounts = constant_ints(given) or []
+        if pad.input(3) is not None:
+            axes = constant_ints(pad.input(3))
+    if axes is None or len(amounts) != 2 * len(axes) or min(amounts, default=0) < 0:
+        return None
+    found = [0] * (2 * (rank + 2))
+    for at, axis in enumerate(axes):
+        if not -(rank + 2) <= axis < rank + 2:
+            return None
+        axis %= rank + 2
+        found[axis] += amounts[at]
+        found[axis + rank + 2] += amounts[at + len(axes)]
+    before, after = found[: rank + 2], found[rank + 2 :]
+    return None if any(before[:2] + after[:2]) else before[2:] + after[2:]
