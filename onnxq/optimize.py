@@ -27,8 +27,9 @@ from onnxq.ir import (
     save,
 )
 from onnxq.ir.save import check_writable
+from onnxq.passes.constant_initializers import ConstantInitializers
 from onnxq.passes.insert_qdq import InsertQdq
-from onnxq.passes.placement import Placement, place
+from onnxq.passes.placement import OVERRIDABLE, Placement, place
 from onnxq.progress import SILENT, Progress
 from onnxq.quant import Target, load_target
 from onnxq.recipe import Recipe, load_recipe
@@ -79,6 +80,7 @@ def optimize(
     min_speedup: float | None = None,
     min_sqnr: float | None = None,
     keep_failed: bool = False,
+    constant_initializers: bool = False,
     opset: int | None = None,
     calibration_samples: int | None = None,
     batch_size: int | None = None,
@@ -105,6 +107,8 @@ def optimize(
         min_speedup: Smallest speedup over float.
         min_sqnr: Smallest SQNR of any output in dB.
         keep_failed: Write the model even when a promise broke.
+        constant_initializers: Make weights that are listed as inputs, too, constants; callers
+            can no longer override them.
         opset: Raise the model to at least this opset; the lowest that will do if None.
         calibration_samples: Samples to calibrate on.
         batch_size: Samples in a batch where the model leaves it open.
@@ -129,6 +133,8 @@ def optimize(
         samples, held_out = _split(
             data, eval_data, specs, seed, calibration_samples, batch_size, images
         )
+        if constant_initializers:
+            ConstantInitializers().run(source, Context(debug))
         graph, records, placed = _rewrite(source, steps, table, opset, debug, progress)
         progress.stage("calibrating", len(samples))
         ranges = calibrate(
@@ -291,14 +297,20 @@ def _rewrite(
     infer_types(graph)
     placed = place(graph, table, frozenset(steps.keep_float))
     if not placed.nodes:
-        raise InputError(f"nothing in the model can be quantized: {_main_reason(placed)}")
+        raise InputError(f"nothing in the model can be quantized: {_main_reason(placed, table)}")
     return graph, records, placed
 
 
-def _main_reason(placed: Placement) -> str:
-    """The most telling reason why nothing can be quantized."""
-    reasons = [r for r in placed.left_in_float.values() if not r.startswith("target")]
-    return max(reasons or list(placed.left_in_float.values()) or ["it is empty"], key=reasons.count)
+def _main_reason(placed: Placement, target: Target) -> str:
+    """Why nothing can be quantized, in the words of most of the operators that compute."""
+    computing = {n for n, rule in target.operators.items() if rule.role == "compute"}
+    reasons = [r for node, r in placed.left_in_float.items() if node.op_type in computing]
+    if not reasons:
+        return f"it has no {', '.join(sorted(computing))} outside of subgraphs and functions"
+    reason = max(reasons, key=reasons.count)
+    if reason == OVERRIDABLE:
+        reason += "; if none does, add --constant-initializers"
+    return reason
 
 
 def _split(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from onnxq.ir import Attribute, Context, Graph, Node, Pass, Tensor, Value
-from onnxq.ir.operators import is_deterministic
+from onnxq.ir.operators import is_deterministic, is_packed
 from onnxq.ir.types import merge_types
 
 _SAMPLE = 256
@@ -23,7 +23,7 @@ class EliminateCommonSubexpressions(Pass):
     same order) and in which outputs they have, within one graph, or where a subgraph repeats
     what an outer graph has computed before it; initializers that agree in dtype, shape and every
     bit. When both of two equal operators make graph outputs, the second output becomes an
-    Identity of the first.
+    Identity of the first (not for 2-bit and 4-bit elements, which have no Identity).
 
     Not rewritten: random operators, operators that ONNX does not define and calls of model-local
     functions, which may do something else each time; operators that hold subgraphs; Identity,
@@ -109,6 +109,8 @@ def _sample(tensor: Tensor) -> bytes:
 def _key(node: Node) -> Hashable | None:
     """What has to be equal for two nodes to be merged; None for one that is never merged."""
     if node.is_op("Identity") or any(node.subgraphs()) or not is_deterministic(node):
+        return None
+    if any(v is not None and v.is_output and is_packed(v) for v in node.outputs):
         return None
     if any(a.reference for a in node.attributes.values()):
         return None

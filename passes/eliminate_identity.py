@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onnxq.ir import Context, DataType, Graph, Node, Pass, Shape, Value, attribute_value
-from onnxq.ir.operators import is_inference_dropout, schema_of
+from onnxq.ir.operators import is_inference_dropout, is_packed, schema_of
 from onnxq.ir.pattern import remove_unused
 from onnxq.ir.shape_values import constant_ints
 
@@ -47,7 +47,7 @@ class EliminateIdentity(Pass):
     - Operators with a further output that is used (Dropout's mask, MaxPool's indices).
     - An Identity that makes a graph output of a graph input, a constant, an outer value or
       another graph output: an output has a name of its own. Any other operator of the list in
-      this place becomes such an Identity.
+      this place becomes such an Identity, except of 2-bit and 4-bit elements, which have none.
     """
 
     name: ClassVar[str] = "eliminate-identity"
@@ -73,7 +73,8 @@ def _eliminate(graph: Graph, node: Node, ctx: Context) -> int:
     old, new = node.output, rule(node)
     if new is None or not (old.uses or old.is_output):
         return 0
-    if node.is_op("Identity") and old.is_output and not _can_be_output(new, graph):
+    needs_identity = old.is_output and not _can_be_output(new, graph)
+    if needs_identity and (node.is_op("Identity") or is_packed(old)):
         if not old.uses:
             return 0
         graph.replace_uses(old, new, where=lambda use: True)

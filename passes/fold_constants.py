@@ -12,7 +12,7 @@ import numpy as np
 from onnxq.errors import InputError
 from onnxq.ir import Attribute, Context, Graph, Node, Pass, Tensor, Value
 from onnxq.ir.copying import reads
-from onnxq.ir.operators import is_deterministic
+from onnxq.ir.operators import is_deterministic, is_packed
 from onnxq.ir.pattern import remove_unused
 from onnxq.ir.shape_values import known_elements
 from onnxq.passes.foldable import bytes_of, is_safe, may_be_tensor, sizes_are_known
@@ -34,8 +34,10 @@ class FoldConstants(Pass):
     - ``Constant`` nodes, whatever attribute holds the value.
     - Every operator that ONNX defines, is deterministic and reads only constants, in subgraphs
       too. A whole region of such operators runs in onnxruntime as one model, with onnxruntime's
-      rewriting off, so results are what the model would have computed, bit for bit. Operators
-      for which onnxruntime has no kernel are left to ``onnx.reference``.
+      rewriting off, so results are what the model would have computed, bit for bit. (Between
+      float16 operators that onnxruntime runs in float32 it leaves out the rounding; folding
+      rounds there, as onnxruntime's own constant folding does.) Operators for which
+      onnxruntime has no kernel are left to ``onnx.reference``.
     - Shape computations whose result follows from known dimensions, also if the tensor's other
       dimensions are not known (``Gather(Shape(x), 1)`` when only dimension 1 is).
 
@@ -55,7 +57,8 @@ class FoldConstants(Pass):
       over 64 MiB or of unknown size: they might take long, or all memory.
     - Integer division by what may be 0 or -1: it can end the process that tries it.
     - An ``Identity`` that makes a graph output of a constant: there is no shorter form. Another
-      folded operator that makes a graph output becomes such an Identity.
+      folded operator that makes a graph output becomes such an Identity, except of 2-bit and
+      4-bit elements, which have none.
     - What onnxruntime refuses to compute is left to fail, or not, when the model runs.
 
     Attributes:
@@ -272,6 +275,8 @@ class _Folding:
             if value is None:
                 continue
             if not may_be_tensor(value) and (value.is_output or shared[value].staying):
+                return True
+            if value.is_output and is_packed(value):
                 return True
             if value.uses or value.is_output:
                 grown += bytes_of(value) or 0

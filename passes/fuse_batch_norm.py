@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -97,7 +98,7 @@ def _alone(
     var: Variable,
 ) -> Operator:
     parameters = [op.constant(p) for p in (scale, bias, mean, var)]
-    return op.BatchNormalization(x, *parameters, bind="norm")
+    return op.BatchNormalization(x, *parameters)
 
 
 def _fold(op: Builder, match: Match) -> Value:
@@ -111,37 +112,25 @@ def _fold(op: Builder, match: Match) -> Value:
 
 
 def _is_foldable(match: Match) -> bool:
-    if not _is_inference(match.node("norm")) or match["w"].rank is None:
-        return False
-    if not _has_channels(match):
-        return False
-    return all(np.isfinite(a.astype(np.float64)).all() for a in _folded(match))
+    return _is_inference(match.root) and _has_channels(match) and _are_finite(_folded(match))
 
 
 def _multiply_add(op: Builder, match: Match) -> Value:
     x = match["x"]
-    assert x.rank is not None and x.dtype is not None
+    assert x.rank is not None
     shape = (-1,) + (1,) * max(x.rank - 2, 0)
-    stem = match.node("norm").output.name
-    factor, shift = (
-        op.constant(a.astype(x.dtype.numpy).reshape(shape), f"{stem}_{what}")
-        for a, what in zip(_factor_and_shift(match), ("factor", "shift"), strict=True)
-    )
-    product = op.Mul(x, factor)
+    stem = match.root.output.name
+    factor, shift = _multiplier_and_addend(match)
+    product = op.Mul(x, op.constant(factor.reshape(shape), f"{stem}_factor"))
     product.type = match.root.output.type
-    return op.Add(product, shift)
+    return op.Add(product, op.constant(shift.reshape(shape), f"{stem}_shift"))
 
 
 def _is_multiply_add(match: Match) -> bool:
     x = match["x"]
     if x.rank is None or x.dtype is None or match.graph.opset < _FIRST_BROADCAST_OPSET:
         return False
-    if not _is_inference(match.node("norm")):
-        return False
-    return all(
-        np.isfinite(a.astype(x.dtype.numpy).astype(np.float64)).all()
-        for a in _factor_and_shift(match)
-    )
+    return _is_inference(match.root) and _are_finite(_multiplier_and_addend(match))
 
 
 _RULES = [
@@ -163,23 +152,41 @@ def _is_inference(norm: Node) -> bool:
 
 def _factor_and_shift(match: Match) -> tuple[np.ndarray, np.ndarray]:
     scale, bias, mean, var = (
-        match[name].numpy().astype(np.float64).reshape(-1)
-        for name in ("scale", "bias", "mean", "var")
+        match[name].numpy().astype(np.float64).reshape(-1) for name in _PARAMETERS
     )
     with np.errstate(all="ignore"):
-        factor = scale / np.sqrt(var + float(attribute_value(match.node("norm"), "epsilon")))
+        factor = scale / np.sqrt(var + float(attribute_value(match.root, "epsilon")))
         return factor, bias - mean * factor
+
+
+def _multiplier_and_addend(match: Match) -> tuple[np.ndarray, np.ndarray]:
+    """Factor and shift in the dtype of what is normalized."""
+    x = match["x"]
+    assert x.dtype is not None
+    factor, shift = _factor_and_shift(match)
+    return _rounded(factor, x.dtype.numpy), _rounded(shift, x.dtype.numpy)
+
+
+def _rounded(array: np.ndarray, dtype: np.dtype[np.generic]) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return array.astype(dtype)
+
+
+def _are_finite(arrays: Iterable[np.ndarray]) -> bool:
+    return all(np.isfinite(a.astype(np.float64)).all() for a in arrays)
 
 
 def _has_channels(match: Match) -> bool:
     """Whether the parameters have one number for each channel the weight makes."""
     node, shape = match.node("weighted"), match["w"].numpy().shape
-    channels = {
-        "Conv": lambda: shape[0],
-        "ConvTranspose": lambda: shape[1] * node.get("group", 1),
-        "Gemm": lambda: shape[0 if node.get("transB", 0) else 1],
-    }[node.op_type]()
-    return all(match[p].numpy().size == channels for p in _PARAMETERS)
+    if len(shape) < 2:
+        return False
+    if node.is_op("ConvTranspose"):
+        group = node.get("group", 1)
+        channels = shape[1] * group if group > 0 and shape[0] % group == 0 else -1
+    else:
+        channels = shape[1 if node.is_op("Gemm") and not node.get("transB", 0) else 0]
+    return all(match[name].numpy().size == channels for name in _PARAMETERS)
 
 
 def _folded(match: Match) -> tuple[np.ndarray, np.ndarray]:
@@ -192,7 +199,8 @@ def _folded(match: Match) -> tuple[np.ndarray, np.ndarray]:
         bias = bias * float(attribute_value(node, "beta"))
     with np.errstate(all="ignore"):
         scaled = weight.astype(np.float64) * _along_channels(factor, node, weight)
-        return scaled.astype(weight.dtype), (bias * factor + shift).astype(weight.dtype)
+        moved = bias * factor + shift
+    return _rounded(scaled, weight.dtype), _rounded(moved, weight.dtype)
 
 
 def _along_channels(factor: np.ndarray, node: Node, weight: np.ndarray) -> np.ndarray:

@@ -10,6 +10,9 @@ import numpy as np
 from onnxq.ir import DataType, Graph, Node, Use, Value, attribute_value
 from onnxq.quant import OperatorRule, Target
 
+OVERRIDABLE = "its weight is also an input, which callers may override"
+"""Reason that the pass constant-initializers does away with."""
+
 _APART = "not between integer operators"
 
 
@@ -156,11 +159,15 @@ def _refusal(node: Node, rule: OperatorRule) -> str:
         if value.is_constant:
             return f"its input {slot} is constant"
     if not reads_weight(node, rule):
-        return "" if rule.two_activations else "its weight is not constant"
-    weight = _weight(node, rule).numpy()
-    if weight.dtype != np.float32 or weight.ndim < 2:
+        if rule.two_activations:
+            return ""
+        weight = node.input(rule.weight) if rule.weight is not None else None
+        overridable = weight is not None and weight.data is not None
+        return OVERRIDABLE if overridable else "its weight is not constant"
+    numbers = _weight(node, rule).numpy()
+    if numbers.dtype != np.float32 or numbers.ndim < 2:
         return "its weight is no float32 matrix"
-    if not np.isfinite(weight).all():
+    if not np.isfinite(numbers).all():
         return "its weight has infinite or NaN values"
     bias = node.input(rule.bias) if rule.bias is not None else None
     if bias is not None:

@@ -256,7 +256,7 @@ class Graph:
     """A model's graph, or a subgraph, and the verbs that change it.
 
     Verbs: `add`, `remove`, `replace_uses`, `set_input`, `set_attribute`, `insert_on`,
-    `constant`, `rename`, `add_input`, `add_output`, `extract`, `copy`, `fresh_name`, `check`.
+    `constant`, `make_constant`, `rename`, `add_input`, `add_output`, `extract`, `copy`, `fresh_name`, `check`.
     """
 
     def __init__(
@@ -531,6 +531,17 @@ class Graph:
         value = self._define(self.fresh_name(name), TensorType(tensor.dtype, tensor.shape))
         value.data = tensor
         return value
+
+    def make_constant(self, value: Value) -> None:
+        """Take an input that has a default value out of the inputs: nobody can override it now.
+
+        Raises:
+            InvariantError: the value is no input or has no data.
+        """
+        if not value.is_input or value.data is None:
+            raise InvariantError(f"'{value.name}' is no input with data, so no constant either")
+        self._inputs.remove(value)
+        value.is_input = False
 
     def add_input(self, name: str, value_type: ValueType | None) -> Value:
         """Add an input the caller feeds."""

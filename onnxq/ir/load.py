@@ -14,7 +14,7 @@ from onnxq.ir.attribute import Attribute
 from onnxq.ir.graph import Graph, ModelInfo, Node, Value
 from onnxq.ir.save import FIRST_OVERRIDABLE
 from onnxq.ir.tensor import Tensor
-from onnxq.ir.types import TensorType, merge_types, type_from_proto
+from onnxq.ir.types import TensorType, ValueType, merge_types, type_from_proto
 
 _Kind = onnx.AttributeProto
 
@@ -102,7 +102,7 @@ def from_proto(proto: onnx.ModelProto, path: Path | None = None) -> Graph:
     folder = path.parent if path is not None else None
     where = f"the model '{path}'" if path is not None else "the model"
     try:
-        graph = _read_graph(proto.graph, Graph(proto.graph.name, model=info), folder)
+        graph = _read_graph(proto.graph, _Scope(Graph(proto.graph.name, model=info)), folder)
         if info.ir_version < FIRST_OVERRIDABLE:
             _make_constant(graph)
         graph.check()
@@ -113,42 +113,86 @@ def from_proto(proto: onnx.ModelProto, path: Path | None = None) -> Graph:
     return graph
 
 
-def _read_graph(proto: onnx.GraphProto, graph: Graph, folder: Path | None) -> Graph:
+class _Scope:
+    """What the names in one graph of the file stand for.
+
+    A subgraph may use a name of an outer graph anew. In the IR a name is unique in all that a
+    node can see, so the inner value gets a fresh one; the main graph's names never change.
+    """
+
+    def __init__(self, graph: Graph, outer: _Scope | None = None) -> None:
+        self.graph = graph
+        self.values: dict[str, Value] = {}
+        self._outer = outer
+
+    def inner(self, name: str) -> _Scope:
+        """The scope of a subgraph."""
+        return _Scope(Graph(name, outer=self.graph), self)
+
+    def define(self, name: str, value_type: ValueType | None) -> Value:
+        if not name:
+            raise InvariantError(f"an input or constant of graph '{self.graph.name}' has no name")
+        if name in self.values:
+            raise InvariantError(f"two values of graph '{self.graph.name}' are called '{name}'")
+        shadows = self.graph.find(name) is not None
+        value = self.graph._define(self.graph.fresh_name(name) if shadows else name, value_type)
+        self.values[name] = value
+        return value
+
+    def find(self, name: str) -> Value | None:
+        scope: _Scope | None = self
+        while scope is not None:
+            if name in scope.values:
+                return scope.values[name]
+            scope = scope._outer
+        return None
+
+
+def _read_graph(proto: onnx.GraphProto, scope: _Scope, folder: Path | None) -> Graph:
+    graph = scope.graph
     graph.doc_string = proto.doc_string
     graph.metadata = {p.key: p.value for p in proto.metadata_props}
     for entry in proto.input:
-        value = graph.add_input(entry.name, type_from_proto(entry.type))
+        value = scope.define(entry.name, type_from_proto(entry.type))
+        value.is_input = True
+        graph._inputs.append(value)
         _describe(value, entry)
     for tensor in proto.initializer:
-        _read_initializer(graph, tensor.name, Tensor.from_proto(tensor, folder))
+        _read_initializer(scope, tensor.name, Tensor.from_proto(tensor, folder))
     for sparse in proto.sparse_initializer:
-        _read_initializer(graph, sparse.values.name, Tensor.from_sparse(sparse))
-    pairs = [(node, _declare_node(graph, node)) for node in proto.node]
+        _read_initializer(scope, sparse.values.name, Tensor.from_sparse(sparse))
+    pairs = [(node, _declare_node(scope, node)) for node in proto.node]
     for entry in proto.value_info:
-        declared = graph.values.get(entry.name)
+        declared = scope.values.get(entry.name)
         if declared is not None and not declared.is_input:
             declared.type = merge_types(type_from_proto(entry.type), declared.type)
             declared.declared = True
             _describe(declared, entry)
     for message, node in pairs:
-        _read_node(graph, message, node, folder)
+        _read_node(scope, message, node, folder)
     for entry in proto.output:
-        output = graph.find(entry.name)
-        if output is None:
-            raise InvariantError(f"nothing makes the output '{entry.name}'")
-        if output.graph is not graph:
-            raise InvariantError(
-                f"subgraph '{graph.name}' gives back '{output.name}', which is made outside it"
-            )
-        output.type = merge_types(type_from_proto(entry.type), output.type)
-        if not output.is_input:
-            _describe(output, entry)
-        graph.add_output(output)
+        graph.add_output(_read_output(scope, entry))
     for annotation in proto.quantization_annotation:
-        annotated = graph.values.get(annotation.tensor_name)
+        annotated = scope.values.get(annotation.tensor_name)
         if annotated is not None:
-            annotated.annotation = {p.key: p.value for p in annotation.quant_parameter_tensor_names}
+            for p in annotation.quant_parameter_tensor_names:
+                named = scope.find(p.value)
+                annotated.annotation[p.key] = named.name if named is not None else p.value
     return graph
+
+
+def _read_output(scope: _Scope, entry: onnx.ValueInfoProto) -> Value:
+    output = scope.find(entry.name)
+    if output is None:
+        raise InvariantError(f"nothing makes the output '{entry.name}'")
+    if output.graph is not scope.graph:
+        raise InvariantError(
+            f"subgraph '{scope.graph.name}' gives back '{output.name}', which is made outside it"
+        )
+    output.type = merge_types(type_from_proto(entry.type), output.type)
+    if not output.is_input:
+        _describe(output, entry)
+    return output
 
 
 def _make_constant(graph: Graph) -> None:
@@ -163,16 +207,15 @@ def _describe(value: Value, entry: onnx.ValueInfoProto) -> None:
     value.metadata = {p.key: p.value for p in entry.metadata_props}
 
 
-def _read_initializer(graph: Graph, name: str, tensor: Tensor) -> None:
-    existing = graph.values.get(name)
+def _read_initializer(scope: _Scope, name: str, tensor: Tensor) -> None:
+    existing = scope.values.get(name)
     if existing is not None and existing.is_input and existing.data is None:
         existing.data = tensor
         return
-    value = graph._define(name, TensorType(tensor.dtype, tensor.shape))
-    value.data = tensor
+    scope.define(name, TensorType(tensor.dtype, tensor.shape)).data = tensor
 
 
-def _declare_node(graph: Graph, proto: onnx.NodeProto) -> Node:
+def _declare_node(scope: _Scope, proto: onnx.NodeProto) -> Node:
     """Make the node and its outputs first: files need not hold nodes in order."""
     node = Node(proto.op_type, proto.domain, proto.name)
     node.overload = proto.overload
@@ -185,29 +228,29 @@ def _declare_node(graph: Graph, proto: onnx.NodeProto) -> Node:
         if not name:
             node._outputs.append(None)
             continue
-        value = graph._define(name, None)
+        value = scope.define(name, None)
         value.producer, value._slot = node, slot
         node._outputs.append(value)
     return node
 
 
-def _read_node(graph: Graph, proto: onnx.NodeProto, node: Node, folder: Path | None) -> None:
+def _read_node(scope: _Scope, proto: onnx.NodeProto, node: Node, folder: Path | None) -> None:
     for name in proto.input:
-        value = graph.find(name) if name else None
+        value = scope.find(name) if name else None
         if name and value is None:
             raise InvariantError(f"node {node.label} reads '{name}', which nothing produces")
         node._inputs.append(value)
     for attribute in proto.attribute:
-        node._attributes[attribute.name] = _read_attribute(graph, attribute, folder)
-    graph._attach(node)
+        node._attributes[attribute.name] = _read_attribute(scope, attribute, folder)
+    scope.graph._attach(node)
 
 
-def _read_attribute(graph: Graph, proto: onnx.AttributeProto, folder: Path | None) -> Attribute:
-    value = _read_attribute_value(graph, proto, folder)
+def _read_attribute(scope: _Scope, proto: onnx.AttributeProto, folder: Path | None) -> Attribute:
+    value = _read_attribute_value(scope, proto, folder)
     return Attribute(proto.type, value, proto.ref_attr_name, proto.doc_string)
 
 
-def _read_attribute_value(graph: Graph, proto: onnx.AttributeProto, folder: Path | None) -> object:
+def _read_attribute_value(scope: _Scope, proto: onnx.AttributeProto, folder: Path | None) -> object:
     kind = proto.type
     if proto.ref_attr_name:
         return None
@@ -216,9 +259,9 @@ def _read_attribute_value(graph: Graph, proto: onnx.AttributeProto, folder: Path
     if kind == _Kind.TENSORS:
         return tuple(Tensor.from_proto(t, folder) for t in proto.tensors)
     if kind == _Kind.GRAPH:
-        return _read_graph(proto.g, Graph(proto.g.name, outer=graph), folder)
+        return _read_graph(proto.g, scope.inner(proto.g.name), folder)
     if kind == _Kind.GRAPHS:
-        return tuple(_read_graph(g, Graph(g.name, outer=graph), folder) for g in proto.graphs)
+        return tuple(_read_graph(g, scope.inner(g.name), folder) for g in proto.graphs)
     if kind in (_Kind.INTS, _Kind.FLOATS, _Kind.STRINGS, _Kind.TYPE_PROTOS, _Kind.SPARSE_TENSORS):
         return tuple(getattr(proto, _FIELDS[kind]))
     if kind in _FIELDS:

@@ -6,7 +6,7 @@ import functools
 
 import onnx.defs
 
-from onnxq.ir.graph import Node
+from onnxq.ir.graph import Node, Value
 
 _RANDOM = frozenset(
     {
@@ -51,6 +51,11 @@ def is_deterministic(node: Node) -> bool:
     if node.is_op("Dropout") and not is_inference_dropout(node):
         return False
     return all(is_deterministic(n) for subgraph in node.subgraphs() for n in subgraph.all_nodes())
+
+
+def is_packed(value: Value) -> bool:
+    """Whether elements are smaller than a byte: runtimes have no Identity for such tensors."""
+    return value.dtype is not None and 0 < value.dtype.bits < 8
 
 
 def is_inference_dropout(node: Node) -> bool:

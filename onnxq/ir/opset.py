@@ -23,15 +23,20 @@ def raise_opset(graph: Graph, version: int) -> Graph:
     """
     if graph.opset >= version:
         return graph
+    ir_version = max(graph.model.ir_version, _IR_VERSION_OF_OPSET.get(version, 0))
+    source = graph.copy()
+    # Before conversion: in an IR version that lists initializers as inputs, as old ones must,
+    # the newer one would let callers feed them.
+    source.model.ir_version = ir_version
     try:
-        converted = onnx.version_converter.convert_version(to_proto(graph), version)
+        converted = onnx.version_converter.convert_version(to_proto(source), version)
     except (RuntimeError, onnx.version_converter.ConvertError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"the model has opset {graph.opset} and cannot be raised to {version}, which the "
             f"chosen formats need: {reason}; export it with opset {version} or newer"
         ) from error
-    converted.ir_version = max(graph.model.ir_version, _IR_VERSION_OF_OPSET.get(version, 0))
+    converted.ir_version = ir_version
     raised = from_proto(converted, graph.model.path)
     _restore(graph, raised)
     return raised

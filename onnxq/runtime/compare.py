@@ -60,10 +60,12 @@ class _Sums:
         if not r.size:
             return
         difference = r - c
-        self.signal += float(r @ r)
-        self.candidate += float(c @ c)
-        self.product += float(r @ c)
-        self.noise += float(difference @ difference)
+        # Not `r @ r`: BLAS starts threads for it, which cost more than they gain here, and their
+        # number changes the rounding.
+        self.signal += float(np.square(r).sum())
+        self.candidate += float(np.square(c).sum())
+        self.product += float((r * c).sum())
+        self.noise += float(np.square(difference).sum())
         self.max_abs = max(self.max_abs, float(np.abs(difference).max()))
 
     def result(self, name: str) -> OutputError:

@@ -90,6 +90,9 @@ LEFT = {
           y = Add(a, b) }""",
     "more outputs": """g (float[2, 2] x) => (float[2, 2] y)
         { a, m = Dropout(x)  b = Dropout(x)  n = Cast<to = 1>(m)  c = Add(a, b)  y = Add(c, n) }""",
+    "packed integers that make outputs": """g (float[1] x) => (int4[1] y, int4[1] z)
+        <float s = {0.5}, int4 o = {0}>
+        { y = QuantizeLinear(x, s, o)  z = QuantizeLinear(x, s, o) }""",
     "constants of another type or shape": """g (float[2] x) => (float[2] y)
         <float[1] a = {0}, int32[1] b = {0}, float c = {0}, float d = {-0.0}>
         { e = Cast<to = 1>(b)  f = Add(a, c)  h = Add(e, d)  i = Add(f, h)  y = Add(x, i) }""",

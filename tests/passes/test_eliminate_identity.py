@@ -195,6 +195,11 @@ OUTPUTS = {
         "g (float[N] x) => (float[N] y) { y = Identity(x) }",
         1,
     ),
+    "packed integers have no Identity": (
+        "g (int4[2] x) => (int4[2] y) { y = Transpose<perm = [0]>(x) }",
+        "g (int4[2] x) => (int4[2] y) { y = Transpose<perm = [0]>(x) }",
+        0,
+    ),
     "a chain": (
         "g (float[N] x) => (float[N] y) { a = Identity(x)  b = Identity(a)  c = Neg(b) "
         "d = Identity(c)  e = Cast<to = 1>(d)  y = Identity(e) }",
@@ -230,7 +235,8 @@ def test_outputs_keep_their_names(name: str) -> None:
     after, made = eliminate(graph)
     assert_same_graph(after, Graph.from_text(HEAD + wanted))
     assert made == rewrites
-    assert_equivalent(graph, after)
+    if "packed" not in name:
+        assert_equivalent(graph, after)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxq.errors import InputError
 from onnxq.ir import Attribute, Context, Graph, ModelInfo, Node, Pipeline, Tensor, Value, to_proto
 from onnxq.passes import fold_constants
 from onnxq.passes.eliminate_dead import EliminateDead
 from onnxq.passes.fold_constants import FoldConstants
-from tests.helpers import assert_equivalent, assert_same_graph, run
+from tests.helpers import assert_equivalent, assert_same_graph, random_feeds, run
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
 
@@ -163,6 +164,9 @@ LEFT = {
         { l = Loop(, c, a) <body = b (int64 i, bool k, float[2] s) => (bool m, float[2] t)
               <float h = {99}> { t = Add(s, s)  r = ReduceSum<keepdims = 0>(t)  m = Less(r, h) }>
           y = Add(x, l) }""",
+    "packed integers that make an output": """g (float[1] x) => (int4[1] y, float[1] z)
+        <float[1] w = {0.5}, float s = {0.5}, int4 o = {0}>
+        { y = QuantizeLinear(w, s, o)  z = Neg(x) }""",
     "a sequence that is read from outside": """g (int64 x) => (float[2] y) <float[2] a = {1, 2}>
         { s = SequenceConstruct(a, a)  y = SequenceAt(s, x) }""",
 }
@@ -332,14 +336,16 @@ def test_bfloat16_folds() -> None:
 
 
 def test_operators_without_a_kernel_go_to_the_reference() -> None:
-    """onnxruntime has no Det of float16."""
-    before = Graph.from_text(
-        f"""{HEAD} g (float16 x) => (float16 y) <float[2, 2] a = {{1, 2, 3, 4}}>
-        {{ h = Cast<to = 10>(a)  d = Det(h)  y = Add(x, d) }}"""
+    """onnxruntime has Acosh of float32 only."""
+    graph = Graph.from_text(
+        f"""{HEAD} g (double[2] x) => (double[2] y) <double[2] a = {{1.5, 2}}>
+        {{ c = Acosh(a)  n = Neg(c)  y = Add(x, n) }}"""
     )
-    folded, made = fold(before)
+    with pytest.raises(InputError, match="Could not find an implementation"):
+        run(graph, random_feeds(graph))
+    folded, made = fold(graph)
     assert made == 2
-    assert folded.values["d"].numpy() == pytest.approx(-2, abs=0.01)
+    assert folded.values["n"].numpy() == pytest.approx(-np.arccosh([1.5, 2]), rel=1e-12)
 
 
 def test_what_cannot_be_computed_stays_and_the_rest_folds() -> None:

@@ -133,7 +133,8 @@ def test_kept(case: str) -> None:
 
 def test_bias_of_unknown_shape_stays() -> None:
     graph = Graph.from_text(
-        HEAD + """g (float[2, 2] x, float[N] b) => (float[2, 2] y)
+        HEAD
+        + """g (float[2, 2] x, float[N] b) => (float[2, 2] y)
         { m = MatMul(x, x)  y = Add(m, b) }"""
     )
     graph.values["b"].type = TensorType(DataType.FLOAT)
@@ -160,7 +161,8 @@ def test_old_opset_stays() -> None:
 
 def test_in_a_subgraph_that_reads_outer_values() -> None:
     before = Graph.from_text(
-        HEAD + """g (bool c, float[2, 2] x) => (float[2, 2] y) <float[2] b = {1, 2}>
+        HEAD
+        + """g (bool c, float[2, 2] x) => (float[2, 2] y) <float[2] b = {1, 2}>
         { t = Transpose(x)
           y = If(c) <
             then_branch = then () => (float[2, 2] p) { m = MatMul(t, x)  p = Add(m, b) },

@@ -254,7 +254,7 @@ def test_any_shape(
     graph = Graph("g", model=ModelInfo(8, {"": 17}))
     x = graph.add_input("x", TensorType(DataType.FLOAT, (2, 4, *[5] * rank)))
     lists = [[0, 0, *amounts[:rank]], [0, 0, *amounts[3 : 3 + rank]]]
-    given = graph.constant(np.array(sum(lists, []), dtype=np.int64))
+    given = graph.constant(np.array(lists, dtype=np.int64).reshape(-1))
     fill = graph.constant(np.float32(-np.inf) * np.ones((), np.float32))
     padded = graph.add("Pad", [x, given, fill if operator == "MaxPool" else None]).output
     attributes = {"pads": pads, "strides": [stride] * rank, "kernel_shape": kernel}
