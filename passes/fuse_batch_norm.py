@@ -222,6 +222,6 @@ def _set_constant(node: Node, slot: int, array: np.ndarray) -> None:
     name = ("", "weight", "bias")[slot] if old is None else old.name
     new = graph.constant(array, name if old is not None else f"{node.output.name}_{name}")
     graph.set_input(node, slot, new)
-    if old is not None and not old.uses and not old.is_output:
+    if old is not None and not old.is_used:
         old.graph.discard(old)
         graph.rename(new, name)

@@ -135,7 +135,7 @@ def _pools_exactly(pool: Node) -> bool:
         pool.graph.opset >= _FIRST_COUNT_OPSET
         and not pool.get("ceil_mode", 0)
         and all(d == 1 for d in pool.get("dilations", ()))
-        and not any(v is not None and (v.uses or v.is_output) for v in pool.outputs[1:])
+        and not any(v is not None and v.is_used for v in pool.outputs[1:])
     )
 
 

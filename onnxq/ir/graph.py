@@ -98,6 +98,11 @@ class Value:
         return tuple(self._uses)
 
     @property
+    def is_used(self) -> bool:
+        """Whether a node reads it or its graph gives it to the outside."""
+        return bool(self._uses) or self._output_count > 0
+
+    @property
     def dtype(self) -> DataType | None:
         """Element type, None if unknown or not a tensor."""
         return self.type.dtype if isinstance(self.type, TensorType) else None
@@ -438,7 +443,7 @@ class Graph:
             InvariantError: one of its outputs is still used or is a graph output.
         """
         for value in node._outputs:
-            if value is not None and (value._uses or value.is_output):
+            if value is not None and value.is_used:
                 raise InvariantError(
                     f"node {node.label} cannot be removed: its output '{value.name}' is in use"
                 )
@@ -593,7 +598,7 @@ class Graph:
         Raises:
             InvariantError: somebody reads it, or it is an input or made by a node.
         """
-        if value._uses or value.is_output or value.is_input or value.producer is not None:
+        if value.is_used or value.is_input or value.producer is not None:
             raise InvariantError(f"value '{value._name}' cannot be discarded: it is in use")
         self._forget(value)
 

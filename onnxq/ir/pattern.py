@@ -220,17 +220,14 @@ def rewrite(graph: Graph, rules: Sequence[Rule], ctx: Context) -> int:
 def remove_unused(graph: Graph, nodes: Sequence[Node]) -> None:
     """Remove those of some nodes, given users first, whose outputs nobody reads."""
     for node in nodes:
-        if node.in_graph and not any(
-            v is not None and (v.uses or v.is_output) for v in node.outputs
-        ):
+        if node.in_graph and not any(v is not None and v.is_used for v in node.outputs):
             read = [v for v in node.inputs if v is not None]
             graph.remove(node)
             for value in read:
                 if (
                     value.is_constant
                     and value.graph is graph
-                    and not value.uses
-                    and not value.is_output
+                    and not value.is_used
                     and value.name in graph.values
                 ):
                     graph.discard(value)
@@ -322,7 +319,7 @@ def _is_number(value: Value, number: float) -> bool:
 def _is_closed(match: Match) -> bool:
     """Whether nothing outside the match reads what goes away with it."""
     inside = set(match.nodes)
-    if any(v is not None and (v.uses or v.is_output) for v in match.root.outputs[1:]):
+    if any(v is not None and v.is_used for v in match.root.outputs[1:]):
         return False
     for node in match.nodes:
         if node is match.root:
@@ -330,7 +327,7 @@ def _is_closed(match: Match) -> bool:
         for value in node.outputs:
             if value is None:
                 continue
-            if value.is_output or any(use.node not in inside for use in value.uses):
+            if value.is_output or any(use.node not in inside for use in value._uses):
                 return False
     return True
 

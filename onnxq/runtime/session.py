@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnxruntime as ort
 from google.protobuf.message import DecodeError, EncodeError
 
@@ -236,6 +236,10 @@ def _to_value(array: Array) -> Any:
 def _from_value(value: Any, dtype: np.dtype[Any] | None) -> Any:
     if dtype is None or not _is_extension(dtype):
         return value.numpy()
-    shape = value.shape()
-    raw = ctypes.string_at(value.data_ptr(), math.prod(shape) * dtype.itemsize)
-    return np.frombuffer(raw, dtype=dtype).reshape(shape)
+    # onnxruntime packs 2- and 4-bit elements as ONNX does, so ONNX can unpack them.
+    packed = onnx.TensorProto(
+        dims=value.shape(),
+        data_type=onnx.helper.np_dtype_to_tensor_dtype(dtype),
+        raw_data=ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes()),
+    )
+    return onnx.numpy_helper.to_array(packed)

@@ -254,3 +254,16 @@ def test_onnxruntime_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 def test_long_messages_are_cut_and_empty_ones_named() -> None:
     assert len(one_sentence(RuntimeError("word " * 1000))) < 420
     assert one_sentence(MemoryError()) == "MemoryError"
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4", "int2", "uint2"])
+def test_outputs_below_a_byte_are_unpacked(name: str) -> None:
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 13, opset_import: ["": 25]>
+        g (float[5] x) => ({name}[5] y) <float s = {{1.0}}, {name} z = {{0}}>
+        {{ y = QuantizeLinear(x, s, z) }}"""
+    )
+    x = np.array([0, 1, 1, 0, 1], dtype=np.float32)
+    given = Session(model).run({"x": x})["y"]
+    assert given.dtype.name == name
+    np.testing.assert_array_equal(given.astype(np.float32), x)
