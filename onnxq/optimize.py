@@ -14,6 +14,7 @@ import onnx
 
 from onnxq.calibrate import calibrate
 from onnxq.data import Batch, DataLike, Dataset, ImageOptions, read
+from onnxq.data.dataset import CALIBRATION_LIMIT
 from onnxq.errors import InputError
 from onnxq.ir import (
     Context,
@@ -36,6 +37,8 @@ from onnxq.recipe import Recipe, load_recipe
 from onnxq.runtime import Session, TensorSpec
 from onnxq.verify import CompareOptions, Gate, Report, compare_files, with_gates
 from onnxq.verify.facts import file_sha256
+from onnxq.verify.metrics import choose_metric
+from onnxq.verify.precision import left_in_float, node_name
 from onnxq.verify.result import MetricFacts
 
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -101,7 +104,8 @@ def optimize(
         output: Where to write the model; nothing is written without it, or when a promise broke.
         recipe: A `Recipe`, or the name or file of one.
         target: Where the model is to run; ``auto`` is this machine's processor.
-        eval_data: Held-out samples; a part of ``data`` if None.
+        eval_data: Held-out samples; a part of ``data`` if None. Of data with a split of its own
+            only the part for the purpose is used.
         metric: Name of the metric; chosen by the labels if None.
         max_drop: Largest drop of the metric that is acceptable, in its own unit.
         min_speedup: Smallest speedup over float.
@@ -133,6 +137,9 @@ def optimize(
         samples, held_out = _split(
             data, eval_data, specs, seed, calibration_samples, batch_size, images
         )
+        if choose_metric(metric, held_out.has_labels, held_out.labels_ndim) is None:
+            # A promise that nothing can measure is refused before the long work.
+            promise(None, max_drop)
         if constant_initializers:
             ConstantInitializers().run(source, Context(debug))
         graph, records, placed = _rewrite(source, steps, table, opset, debug, progress)
@@ -152,6 +159,10 @@ def optimize(
             steps.keep_float,
         )
         records += Pipeline((insertion,), fixed_point=False).run(graph, Context(debug))
+        if not records[-1].rewrites:
+            reasons = left_in_float(graph)
+            computing = [node_name(n) for n, rule in placed.nodes.items() if rule.role == "compute"]
+            raise InputError(f"nothing in the model can be quantized: {reasons[computing[0]]}")
         candidate = folder / "candidate.onnx"
         save(graph, candidate)
         report = compare_files(
@@ -281,7 +292,10 @@ def promise(
 def single_feed(data: Dataset, specs: Sequence[TensorSpec]) -> Batch:
     """The first sample alone where the model leaves the batch open, else the first batch."""
     first = next(data.batches())
-    open_batch = all(s.shape and not isinstance(s.shape[0], int) for s in specs)
+    open_batch = all(
+        s.shape and not isinstance(s.shape[0], int) and len(first.feeds[s.name]) == first.size
+        for s in specs
+    )
     if first.size == 1 or not open_batch:
         return first
     return Batch({name: array[:1] for name, array in first.feeds.items()}, None, 1, 1)
@@ -295,6 +309,13 @@ def _rewrite(
     float_passes = (*steps.float_passes(), *parse_passes(table.passes))
     records = Pipeline(float_passes).run(graph, Context(debug))
     infer_types(graph)
+    names = {node.name for node in graph.all_nodes()}
+    for name in steps.keep_float:
+        if name not in names:
+            raise InputError(
+                f"the recipe keeps '{name}' in float, but after the float passes no node has that "
+                "name; `onnxq rewrite` writes the model in which to look it up"
+            )
     placed = place(graph, table, frozenset(steps.keep_float))
     if not placed.nodes:
         raise InputError(f"nothing in the model can be quantized: {_main_reason(placed, table)}")
@@ -326,9 +347,12 @@ def _split(
     if eval_data is None:
         return samples.split(seed, calibration_samples)
     held_out = read(eval_data, specs, batch_size=batch_size, images=images)
-    if calibration_samples is not None:
-        samples = samples.take(calibration_samples)
-    return samples, held_out
+    if held_out.has_split:
+        held_out = held_out.split(seed)[1]
+    if samples.has_split:
+        samples = samples.split(seed)[0]
+    limit = CALIBRATION_LIMIT if calibration_samples is None else calibration_samples
+    return samples.take(limit), held_out
 
 
 @contextmanager

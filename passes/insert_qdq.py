@@ -114,7 +114,8 @@ def _note_left_in_float(graph: Graph, placed: Placement) -> None:
         if reason:
             made = next((v.name for v in node.outputs if v is not None), "")
             by_reason.setdefault(reason, []).append(node.name or made)
-    if by_reason:
+    # A graph that was quantized before keeps the reasons of that time.
+    if by_reason and (placed.nodes or LEFT_IN_FLOAT_KEY not in graph.model.metadata):
         graph.model.metadata[LEFT_IN_FLOAT_KEY] = json.dumps(by_reason, separators=(",", ":"))
 
 

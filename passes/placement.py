@@ -14,6 +14,11 @@ OVERRIDABLE = "its weight is also an input, which callers may override"
 """Reason that the pass constant-initializers does away with."""
 
 _APART = "not between integer operators"
+_BY_REQUEST = "kept in float by request"
+_ALREADY = "it is quantized already"
+_CLIPS_APART = "its bounds are computed or leave zero out"
+_FACTORS = ("alpha", "beta")
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass
@@ -62,36 +67,36 @@ def place(
         keep_float: Names of nodes that stay in float by wish.
         left_in_float: Nodes already known to stay in float, and why.
     """
-    placed = Placement(left_in_float=dict(left_in_float or {}))
+    placed = Placement(left_in_float=_known_to_stay(graph, keep_float) | dict(left_in_float or {}))
     joining: dict[Node, OperatorRule] = {}
     for node in graph.nodes():
-        if node in placed.left_in_float or not _makes_floats(node):
+        if node in placed.left_in_float or not _makes_floats(node) or node.is_op(*_PAIR):
             continue
         rule = target.operators.get(node.op_type) if not node.domain else None
-        reason = "kept in float by request" if node.name in keep_float else ""
+        reason = ""
         if rule is None:
-            reason = reason or _no_rule(node, target)
+            reason = _no_rule(node, target)
         elif rule.role == "compute":
-            reason = reason or _refusal(node, rule)
+            reason = _refusal(node, rule, target)
             if not reason:
                 placed.nodes[node] = rule
                 if rule.output == "quantized":
-                    placed.integer.setdefault(_carrier(node.output, target), []).append(node)
+                    placed.integer[_carrier(node.output, target, placed)] = [node]
         elif rule.role == "absorb":
-            makers = placed.integer.get(node.output)
+            makers = placed.integer.get(_carrier(node.output, target, placed))
             if makers:
                 makers.append(node)
                 chosen = placed.nodes if makers[0] in placed.nodes else joining
                 chosen[node] = rule
             else:
-                reason = reason or _APART
-        elif not reason and _can_join(node, rule, placed):
+                reason = _CLIPS_APART if _clips_apart(node) else _APART
+        elif _can_join(node, rule, placed):
             joining[node] = rule
             for value in node.outputs:
                 if value is not None:
-                    placed.integer.setdefault(_carrier(value, target), []).append(node)
+                    placed.integer[_carrier(value, target, placed)] = [node]
         else:
-            reason = reason or _APART
+            reason = _unfit(node, rule) or _APART
         if reason:
             placed.left_in_float[node] = reason
     _keep_useful(graph, target, placed, joining)
@@ -114,12 +119,17 @@ def reads_weight(node: Node, rule: OperatorRule) -> bool:
     return weight is not None and weight.is_constant
 
 
-def channel_axis(node: Node, rule: OperatorRule) -> int:
-    """Axis of a computing node's weight on which its output channels lie."""
-    weight = _weight(node, rule)
-    if rule.channel_axis == "operator":
-        return 0 if attribute_value(node, "transB") else 1
-    return rule.channel_axis % len(weight.numpy().shape)
+def channel_axis(node: Node, rule: OperatorRule) -> int | None:
+    """Axis of a computing node's weight on which its output channels lie.
+
+    None where no axis holds just these: a grouped ConvTranspose has only one group's on its
+    axis, and runtimes take scales by column only for a MatMul with one matrix.
+    """
+    if node.is_op("ConvTranspose") and attribute_value(node, "group") != 1:
+        return None
+    if node.is_op("MatMul") and _weight(node, rule).numpy().ndim > 2:
+        return None
+    return _output_axis(node, rule)
 
 
 def channel_bias(node: Node, rule: OperatorRule) -> np.ndarray | None:
@@ -130,13 +140,32 @@ def channel_bias(node: Node, rule: OperatorRule) -> np.ndarray | None:
     bias = node.input(rule.bias) if rule.bias is not None else None
     if bias is None or not bias.is_constant:
         return None
-    channels = _weight(node, rule).numpy().shape[channel_axis(node, rule)]
+    channels = _weight(node, rule).numpy().shape[_output_axis(node, rule)]
+    if node.is_op("ConvTranspose"):
+        channels *= attribute_value(node, "group")
     numbers = bias.numpy()
     if numbers.size == 1:
         return np.repeat(numbers.reshape(-1), channels)
     if numbers.size == channels == numbers.shape[-1]:
         return numbers.reshape(-1)
     return None
+
+
+def _output_axis(node: Node, rule: OperatorRule) -> int:
+    if rule.channel_axis == "operator":
+        return 0 if attribute_value(node, "transB") else 1
+    return rule.channel_axis % _weight(node, rule).numpy().ndim
+
+
+def _known_to_stay(graph: Graph, keep_float: frozenset[str]) -> dict[Node, str]:
+    """Nodes that are not even considered, and why."""
+    stay = {}
+    for node in graph.nodes():
+        if any(v and v.producer and v.producer.is_op("DequantizeLinear") for v in node.inputs):
+            stay[node] = _ALREADY
+        elif node.name and node.name in keep_float:
+            stay[node] = _BY_REQUEST
+    return {n: r for n, r in stay.items() if _makes_floats(n) and not n.is_op(*_PAIR)}
 
 
 def _makes_floats(node: Node) -> bool:
@@ -150,7 +179,7 @@ def _no_rule(node: Node, target: Target) -> str:
     return f"{reason}: {known}" if known else reason
 
 
-def _refusal(node: Node, rule: OperatorRule) -> str:
+def _refusal(node: Node, rule: OperatorRule, target: Target) -> str:
     """Why a computing node cannot be quantized; empty if it can."""
     for slot in activation_slots(node, rule):
         value = node.input(slot)
@@ -158,6 +187,10 @@ def _refusal(node: Node, rule: OperatorRule) -> str:
             return f"its input {slot} is not float32"
         if value.is_constant:
             return f"its input {slot} is constant"
+        maker = value.producer
+        made_by = target.operators.get(maker.op_type) if maker and not maker.domain else None
+        if maker and made_by and (broken := _breaking_attribute(maker, made_by)):
+            return f"a pair on its input would fuse {maker.op_type}, which {broken} breaks"
     if not reads_weight(node, rule):
         if rule.two_activations:
             return ""
@@ -175,8 +208,8 @@ def _refusal(node: Node, rule: OperatorRule) -> str:
             return "its bias is not a float32 constant with one number per output channel"
         if not np.isfinite(bias.numpy()).all():
             return "its bias has infinite or NaN values"
-        if node.op_type == "Gemm" and attribute_value(node, "beta") != 1.0:
-            return "it scales its bias"
+        if node.op_type == "Gemm" and any(attribute_value(node, a) != 1.0 for a in _FACTORS):
+            return "it scales its product or its bias, which it adds up as integers"
     return _unfit(node, rule)
 
 
@@ -185,19 +218,45 @@ def _unfit(node: Node, rule: OperatorRule) -> str:
     for name, wanted in rule.attributes.items():
         if attribute_value(node, name) != wanted:
             return f"its attribute {name} is not {wanted!r}"
+    if broken := _breaking_attribute(node, rule):
+        return f"its attribute {broken} breaks the integer kernel"
+    if any(v is not None and v.dtype is not DataType.FLOAT for v in node.outputs):
+        return "not all of its outputs are float32"
     if node.graph.opset < rule.minimum_opset:
         return f"{node.op_type} takes integers only from opset {rule.minimum_opset} on"
     return ""
 
 
-def _carrier(value: Value, target: Target) -> Value:
+def _breaking_attribute(node: Node, rule: OperatorRule) -> str:
+    return next((name for name in rule.broken_by if node.get(name)), "")
+
+
+def _carrier(value: Value, target: Target, placed: Placement) -> Value:
     """The value that carries the pair of an integer result: behind its Relu or Clip, if any."""
-    if len(value.uses) == 1 and not value.is_output:
+    while len(value.uses) == 1 and not value.is_output:
         node, slot = value.uses[0]
         rule = target.operators.get(node.op_type) if not node.domain else None
-        if rule is not None and rule.role == "absorb" and node.graph is value.graph and slot == 0:
-            return node.output
+        if (
+            rule is None
+            or rule.role != "absorb"
+            or slot != 0
+            or node.graph is not value.graph
+            or node in placed.left_in_float
+            or _clips_apart(node)
+        ):
+            break
+        value = node.output
     return value
+
+
+def _clips_apart(node: Node) -> bool:
+    """Whether saturation cannot do a node's clipping: bounds are computed or leave zero out."""
+    low, high = node.input(1), node.input(2)
+    if any(bound is not None and not bound.is_constant for bound in (low, high)):
+        return True
+    return (low is not None and not low.numpy() <= 0) or (
+        high is not None and not high.numpy() >= 0
+    )
 
 
 def _can_join(node: Node, rule: OperatorRule, placed: Placement) -> bool:
@@ -229,7 +288,7 @@ def _keep_useful(
         placed.left_in_float[node] = _APART
         for value in outputs:
             placed.integer.pop(value, None)
-            placed.integer.pop(_carrier(value, target), None)
+            placed.integer.pop(_carrier(value, target, placed), None)
 
 
 def _find_roots(graph: Graph, placed: Placement) -> None:

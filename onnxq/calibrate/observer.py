@@ -59,7 +59,8 @@ class MinMaxObserver:
         """
         if not self._seen:
             raise ValueError("no value was seen")
-        return Range(float(self._min), float(self._max))
+        # Adding 0 makes one zero of -0 and 0, between which minimum and maximum choose by order.
+        return Range(float(self._min) + 0.0, float(self._max) + 0.0)
 
 
 OBSERVERS: dict[str, type[Observer]] = {"minmax": MinMaxObserver}

@@ -96,5 +96,6 @@ class Ranges:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the ranges '{path}': {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise InputError(f"cannot read the ranges '{path}': {reason}") from error
         return cls.from_json(text, f"'{path}'")

@@ -43,14 +43,18 @@ def calibrate(
         progress: Told after every batch how far the pass is.
 
     Raises:
-        InputError: unknown calibrator, or onnxruntime cannot run the model on the data.
+        InputError: unknown calibrator or tensor, or onnxruntime cannot run the model on the data.
     """
     if calibrator not in OBSERVERS:
         raise InputError(
             f"there is no calibrator '{calibrator}'; available: {', '.join(OBSERVERS)}"
         )
+    for name in tensors:
+        if name not in graph.values:
+            raise InputError(f"the model has no tensor '{name}' to calibrate; check the name")
     observers = {name: OBSERVERS[calibrator]() for name in dict.fromkeys(tensors)}
-    fed = [name for name in observers if graph.values[name].is_input]
+    # Inputs with a default value are not fed; they are given out like any other tensor.
+    fed = [n for n in observers if graph.values[n].is_input and graph.values[n].data is None]
     made = [name for name in observers if name not in fed]
     session = Session(to_proto(_with_outputs(graph, made)), threads=threads or os.cpu_count() or 1)
     done = 0

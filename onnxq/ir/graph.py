@@ -261,7 +261,8 @@ class Graph:
     """A model's graph, or a subgraph, and the verbs that change it.
 
     Verbs: `add`, `remove`, `replace_uses`, `set_input`, `set_attribute`, `insert_on`,
-    `constant`, `make_constant`, `rename`, `add_input`, `add_output`, `extract`, `copy`, `fresh_name`, `check`.
+    `constant`, `make_constant`, `rename`, `add_input`, `add_output`, `extract`, `copy`,
+    `fresh_name`, `check`.
     """
 
     def __init__(
@@ -412,27 +413,28 @@ class Graph:
 
         Raises:
             InvariantError: an input belongs to a scope that this graph cannot see, or an
-                output name is taken.
+                output name is taken, or a subgraph was made for another graph.
         """
         node = Node(op_type, domain, self._fresh(name, self._taken_nodes) if name else "")
-        names: Sequence[str | None]
-        if isinstance(outputs, int):
-            stem = name or op_type.lower()
-            names = [self.fresh_name(f"{stem}_output") for _ in range(outputs)]
-        else:
-            names = outputs
-        made: list[Value | None] = []
+        node._attributes = {key: Attribute.of(item) for key, item in (attributes or {}).items()}
+        # Everything that can be refused is refused before the graph changes.
+        for value in inputs:
+            self._require_visible(node, value)
+        self._require_own(node, node.subgraphs())
+        names: Sequence[str | None] = [""] * outputs if isinstance(outputs, int) else outputs
+        given = [output for output in names if output]
+        for at, wanted in enumerate(given):
+            if wanted in given[:at] or self.find(wanted) is not None:
+                raise InvariantError(f"two values of graph '{self.name}' are called '{wanted}'")
         for slot, output in enumerate(names):
             if output is None:
-                made.append(None)
+                node._outputs.append(None)
                 continue
-            value = self._define(output, types[slot] if slot < len(types) else None)
+            made = output or self.fresh_name(f"{name or op_type.lower()}_output")
+            value = self._define(made, types[slot] if slot < len(types) else None)
             value.producer, value._slot = node, slot
-            made.append(value)
-        node._outputs = made
+            node._outputs.append(value)
         node._inputs = list(inputs)
-        for key, item in (attributes or {}).items():
-            node._attributes[key] = Attribute.of(item)
         self._attach(node)
         return node
 
@@ -461,7 +463,12 @@ class Graph:
         self._sorted = None
 
     def set_input(self, node: Node, slot: int, value: Value | None) -> None:
-        """Make a node read another value at a slot (the node gets longer if need be)."""
+        """Make a node read another value at a slot (the node gets longer if need be).
+
+        Raises:
+            InvariantError: the value belongs to a scope that the node's graph cannot see.
+        """
+        self._require_visible(node, value)
         while len(node._inputs) <= slot:
             node._inputs.append(None)
         self._unlink(node._inputs[slot], node, slot)
@@ -472,14 +479,20 @@ class Graph:
         self._stale()
 
     def set_attribute(self, node: Node, name: str, value: AttributeLike | None) -> None:
-        """Set an attribute, or with None take it away."""
+        """Set an attribute, or with None take it away.
+
+        Raises:
+            InvariantError: it holds a subgraph that was made for another graph.
+        """
+        new = None if value is None else Attribute.of(value)
+        self._require_own(node, () if new is None else new.graphs())
         old = node._attributes.pop(name, None)
         if old is not None:
             for subgraph in old.graphs():
                 subgraph._dissolve()
-        if value is not None:
-            node._attributes[name] = Attribute.of(value)
-            self._adopt_subgraphs(node, node._attributes[name].graphs())
+        if new is not None:
+            node._attributes[name] = new
+            self._adopt_subgraphs(node, new.graphs())
 
     def replace_uses(
         self, old: Value, new: Value, where: Callable[[Use], bool] | None = None
@@ -675,6 +688,24 @@ class Graph:
         self._next_suffix[base] = suffix + 1
         return f"{base}_{suffix}"
 
+    def _require_visible(self, node: Node, value: Value | None) -> None:
+        scope: Graph | None = self
+        while value is not None and scope is not value._graph:
+            if scope is None:
+                raise InvariantError(
+                    f"{node.op_type} in graph '{self.name}' cannot read '{value._name}', which "
+                    f"belongs to graph '{value._graph.name}'"
+                )
+            scope = scope.outer
+
+    def _require_own(self, node: Node, subgraphs: Iterable[Graph]) -> None:
+        for subgraph in subgraphs:
+            if subgraph.outer is not self:
+                raise InvariantError(
+                    f"the subgraph '{subgraph.name}' of {node.op_type} in graph '{self.name}' was "
+                    "made for another graph"
+                )
+
     def _attach(self, node: Node) -> None:
         node._graph = self
         self._nx.add_node(node)
@@ -719,11 +750,6 @@ class Graph:
 
     def _adopt_subgraphs(self, node: Node, subgraphs: Sequence[Graph]) -> None:
         for subgraph in subgraphs:
-            if subgraph.outer is not self:
-                raise InvariantError(
-                    f"the subgraph '{subgraph.name}' of node {node.label} was made for another "
-                    "graph"
-                )
             subgraph.owner = node
             for inner in subgraph.all_nodes():
                 for slot, value in enumerate(inner._inputs):

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import onnx
+import onnx.checker
 import onnx.shape_inference
 
 from onnxq.ir.graph import Graph
 from onnxq.ir.save import to_proto
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import merge_types, type_from_proto
+
+_FAILURES = (
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    RuntimeError,
+    ValueError,
+)
 
 
 def infer_types(graph: Graph) -> int:
@@ -21,7 +29,7 @@ def infer_types(graph: Graph) -> int:
     proto = to_proto(graph, _TypesOnly())
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+    except _FAILURES:
         return 0
     return _read_back(graph, inferred.graph)
 

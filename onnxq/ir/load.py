@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import networkx as nx
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from onnxq.errors import InputError, InvariantError
 from onnxq.ir.attribute import Attribute
@@ -102,14 +105,16 @@ def from_proto(proto: onnx.ModelProto, path: Path | None = None) -> Graph:
     folder = path.parent if path is not None else None
     where = f"the model '{path}'" if path is not None else "the model"
     try:
+        _require_text(proto)
+        _require_no_recursion(proto.functions)
         graph = _read_graph(proto.graph, _Scope(Graph(proto.graph.name, model=info)), folder)
         if info.ir_version < FIRST_OVERRIDABLE:
             _make_constant(graph)
         graph.check()
     except InvariantError as error:
-        raise InputError(f"{where} is not valid: {error}; export it again") from error
+        raise InputError(f"{where} is not valid: {_one_line(error)}; export it again") from error
     except InputError as error:
-        raise InputError(f"{where} cannot be used: {error}") from error
+        raise InputError(f"{where} cannot be used: {_one_line(error)}") from error
     return graph
 
 
@@ -153,7 +158,7 @@ def _read_graph(proto: onnx.GraphProto, scope: _Scope, folder: Path | None) -> G
     graph.doc_string = proto.doc_string
     graph.metadata = {p.key: p.value for p in proto.metadata_props}
     for entry in proto.input:
-        value = scope.define(entry.name, type_from_proto(entry.type))
+        value = scope.define(entry.name, _type_of(entry))
         value.is_input = True
         graph._inputs.append(value)
         _describe(value, entry)
@@ -165,7 +170,7 @@ def _read_graph(proto: onnx.GraphProto, scope: _Scope, folder: Path | None) -> G
     for entry in proto.value_info:
         declared = scope.values.get(entry.name)
         if declared is not None and not declared.is_input:
-            declared.type = merge_types(type_from_proto(entry.type), declared.type)
+            declared.type = merge_types(_type_of(entry), declared.type)
             declared.declared = True
             _describe(declared, entry)
     for message, node in pairs:
@@ -189,7 +194,7 @@ def _read_output(scope: _Scope, entry: onnx.ValueInfoProto) -> Value:
         raise InvariantError(
             f"subgraph '{scope.graph.name}' gives back '{output.name}', which is made outside it"
         )
-    output.type = merge_types(type_from_proto(entry.type), output.type)
+    output.type = merge_types(_type_of(entry), output.type)
     if not output.is_input:
         _describe(output, entry)
     return output
@@ -200,6 +205,66 @@ def _make_constant(graph: Graph) -> None:
     graph._inputs = [v for v in graph._inputs if v.data is None]
     for value in graph.initializers():
         value.is_input = False
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an error; names in damaged files hold anything, line breaks as well."""
+    return " ".join(str(error).split())
+
+
+def _require_text(message: Message) -> None:
+    """Refuse text that is not UTF-8, which protobuf hands out as bytes."""
+    for field, value in _fields(message):
+        if field.type == field.TYPE_STRING:
+            texts = [value] if isinstance(value, str | bytes) else value
+            if any(isinstance(text, bytes) for text in texts):
+                raise InputError(
+                    f"the {field.name} of a {message.DESCRIPTOR.name} in it is not UTF-8 text; "
+                    "the model file is damaged, export it again"
+                )
+        elif field.type == field.TYPE_MESSAGE:
+            for inner in [value] if isinstance(value, Message) else value:
+                _require_text(inner)
+
+
+def _require_no_recursion(functions: Iterable[onnx.FunctionProto]) -> None:
+    """Refuse functions that call themselves, directly or through others: they never end."""
+    calls: nx.DiGraph[tuple[str, str]] = nx.DiGraph()
+    for function in functions:
+        caller = (function.domain, function.name)
+        calls.add_edges_from((caller, called) for called in _called(function.node))
+    try:
+        (domain, name), _ = nx.find_cycle(calls)[0]
+    except nx.NetworkXNoCycle:
+        return
+    raise InputError(f"its function '{domain}.{name}' calls itself; export the model again")
+
+
+def _called(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str]]:
+    for node in nodes:
+        yield node.domain, node.op_type
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _called(body.node)
+
+
+def _fields(message: Message) -> Iterator[tuple[Any, Any]]:
+    if not isinstance(message, onnx.TensorProto):
+        yield from message.ListFields()
+        return
+    # Listing all fields of a tensor would copy its numbers.
+    for name in ("name", "doc_string", "external_data", "metadata_props"):
+        yield message.DESCRIPTOR.fields_by_name[name], getattr(message, name)
+
+
+def _type_of(entry: onnx.ValueInfoProto) -> ValueType | None:
+    try:
+        return type_from_proto(entry.type)
+    except ValueError as error:
+        raise InputError(
+            f"value '{entry.name}' has element type {entry.type.tensor_type.elem_type}, which ONNX "
+            "does not define; the model file is damaged or needs a newer onnx package"
+        ) from error
 
 
 def _describe(value: Value, entry: onnx.ValueInfoProto) -> None:

@@ -33,6 +33,7 @@ Before, every initializer had to be listed among the inputs, and none could be o
 
 _ALIGNMENT = 4096
 _CHUNK = 1 << 24
+_IS_FOLDER = "cannot write '{path}': it is a folder; name a file"
 _Kind = onnx.AttributeProto
 
 
@@ -83,8 +84,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that takes its name only when everything went well.
 
     Raises:
-        InputError: the folder is missing or the file cannot be written.
+        InputError: the folder is missing, the path is a folder, or the file cannot be written.
     """
+    if os.path.isdir(path):
+        raise InputError(_IS_FOLDER.format(path=path))
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
@@ -109,8 +112,8 @@ def check_writable(path: Path) -> None:
     Raises:
         InputError: the folder is missing, the path is a folder, or writing is not allowed.
     """
-    if path.is_dir():
-        raise InputError(f"cannot write '{path}': it is a folder; name a file")
+    if os.path.isdir(path):
+        raise InputError(_IS_FOLDER.format(path=path))
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass

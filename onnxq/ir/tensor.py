@@ -199,13 +199,14 @@ def _external_location(proto: onnx.TensorProto, folder: Path | None) -> tuple[Pa
             "was not read from a folder; pass the model's path instead of the loaded model"
         )
     base = folder.resolve()
-    path = Path(os.path.realpath(base / location))
+    # A NUL, which no file name holds, would end the call instead of failing it.
+    path = Path(os.path.realpath(base / location.replace("\0", "?")))
     if not location or Path(location).is_absolute() or not path.is_relative_to(base):
         raise InputError(
             f"tensor '{proto.name}' keeps its data in '{location}', outside the model's "
             "folder; move the data file beside the model and correct its location"
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(
             f"tensor '{proto.name}' keeps its data in '{location}', which is not there; "
             "put the file beside the model"
@@ -244,7 +245,9 @@ def _map_external(
         return flat.reshape(shape)
     inline = onnx.TensorProto(data_type=int(dtype), dims=shape)
     inline.raw_data = mapped[offset - start : offset - start + length]
-    return onnx.numpy_helper.to_array(inline)
+    array = onnx.numpy_helper.to_array(inline)
+    array.flags.writeable = False
+    return array
 
 
 def _densify(proto: onnx.SparseTensorProto, shape: tuple[int, ...]) -> np.ndarray:

@@ -47,6 +47,8 @@ class DataType(enum.IntEnum):
     FLOAT8E8M0 = 24
     UINT2 = 25
     INT2 = 26
+    FLOAT6E2M3 = 27
+    FLOAT6E3M2 = 28
 
     @property
     def numpy(self) -> np.dtype[np.generic]:
@@ -83,6 +85,8 @@ _BITS = {
     DataType.FLOAT4E2M1: 4,
     DataType.UINT2: 2,
     DataType.INT2: 2,
+    DataType.FLOAT6E2M3: 6,
+    DataType.FLOAT6E3M2: 6,
 }
 
 _FLOATS = frozenset(
@@ -96,6 +100,8 @@ _FLOATS = frozenset(
         DataType.FLOAT8E5M2,
         DataType.FLOAT8E5M2FNUZ,
         DataType.FLOAT4E2M1,
+        DataType.FLOAT6E2M3,
+        DataType.FLOAT6E3M2,
         DataType.FLOAT8E8M0,
     }
 )
@@ -138,7 +144,11 @@ ValueType: TypeAlias = TensorType | OpaqueType
 
 
 def type_from_proto(proto: onnx.TypeProto) -> ValueType | None:
-    """Read an ONNX type; None when the proto states none."""
+    """Read an ONNX type; None when the proto states none.
+
+    Raises:
+        ValueError: the element type is none that ONNX defines.
+    """
     kind = proto.WhichOneof("value")
     if kind is None:
         return None

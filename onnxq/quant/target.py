@@ -45,6 +45,8 @@ class OperatorRule:
             the operator's attributes (Gemm's transB).
         output: See `OutputRule`.
         attributes: Attribute values without which the integer kernel does not apply.
+        broken_by: Attributes that, when set, break the integer kernel. Runtimes fuse the operator
+            to it wherever a pair stands on both sides, so none may stand behind it.
         constant_inputs: Whether other inputs than the weight may be constant.
         minimum_opset: Lowest opset in which the operator takes integer tensors.
     """
@@ -58,6 +60,7 @@ class OperatorRule:
     channel_axis: int | Literal["operator"] = 0
     output: OutputRule = "quantized"
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    broken_by: tuple[str, ...] = ()
     constant_inputs: bool = False
     minimum_opset: int = 1
 
@@ -102,9 +105,9 @@ class Target:
             self.weight_granularity(0).opset,
         )
 
-    def weight_granularity(self, axis: int) -> Granularity:
-        """Granularity of a weight whose output channels lie on ``axis``."""
-        return per_channel(axis) if self.weight_per_channel else PER_TENSOR
+    def weight_granularity(self, axis: int | None) -> Granularity:
+        """Granularity of a weight whose output channels lie on ``axis``, if on one at all."""
+        return per_channel(axis) if self.weight_per_channel and axis is not None else PER_TENSOR
 
 
 @cache
@@ -171,5 +174,6 @@ def _scheme(table: dict[str, Any]) -> Scheme:
 
 def _rule(op_type: str, fields: dict[str, Any]) -> OperatorRule:
     fields = dict(fields)
-    fields["activations"] = tuple(fields.get("activations", ()))
+    for name in ("activations", "broken_by"):
+        fields[name] = tuple(fields.get(name, ()))
     return OperatorRule(op_type=op_type, **fields)

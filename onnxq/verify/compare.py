@@ -87,6 +87,8 @@ def compare_files(
             do not fit.
     """
     started = time.perf_counter() if started is None else started
+    if not options.providers:
+        raise InputError("no execution provider is named; name at least one, as 'cpu'")
     float_graph, candidate_graph = load(float_path), load(candidate_path)
     sessions = [
         Session(path, provider=options.providers[0], threads=options.threads)

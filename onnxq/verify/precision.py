@@ -70,10 +70,12 @@ def precision(node: Node) -> str:
 
 
 def _integer(node: Node, own: str) -> str:
+    # The scales of a Resize are floats, but no activations.
     activations = [
         v
         for slot, v in enumerate(node.inputs)
-        if v is not None and not (node.is_op(*_MATRIX) and slot and _is_stored(v))
+        if v is not None
+        and not (slot and (node.is_op("Resize") or (node.is_op(*_MATRIX) and _is_stored(v))))
     ]
     types = {_dequantized_from(v) for v in activations if v.dtype in (None, DataType.FLOAT)}
     if not types or None in types:

@@ -1,0 +1,128 @@
+"""The tables of targets: each is valid, and names only what ONNX defines."""
+
+from __future__ import annotations
+
+import platform
+
+import onnx.defs
+import pytest
+
+from onnxq.errors import InputError
+from onnxq.ir import available_passes, parse_passes
+from onnxq.quant import FORMATS, load_target
+from onnxq.quant.target import OperatorRule, Target, _parse, _table, available_targets
+from onnxq.runtime import resolve_provider
+
+NAMES = available_targets()
+
+
+def _rules() -> list[tuple[str, str]]:
+    return [(name, op_type) for name in NAMES for op_type in load_target(name).operators]
+
+
+def _rule(name: str, op_type: str) -> OperatorRule:
+    return load_target(name).operators[op_type]
+
+
+def test_the_tables_there_are() -> None:
+    assert {"cpu-x64", "cpu-arm", "generic"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_is_whole(name: str) -> None:
+    target = load_target(name)
+    assert target.name == name
+    assert target.description
+    assert {r.role for r in target.operators.values()} <= {"compute", "follow", "share", "absorb"}
+    assert target.activation_format in FORMATS.values()
+    assert not target.weight_scheme.symmetric or target.weight_format.signed
+    assert resolve_provider(target.provider)
+    assert {p.name for p in parse_passes(target.passes)} <= set(available_passes())
+    assert set(target.operators["Conv"].activations) == {0}
+
+
+@pytest.mark.parametrize(("name", "op_type"), _rules())
+def test_a_rule_fits_the_operator_it_names(name: str, op_type: str) -> None:
+    rule, schema = _rule(name, op_type), onnx.defs.get_schema(op_type)
+    slots = [*rule.activations, *(s for s in (rule.weight, rule.bias) if s is not None)]
+    assert max(slots, default=0) < schema.max_input
+    assert len(set(slots)) == len(slots)
+    assert {*rule.attributes, *rule.broken_by} <= set(schema.attributes)
+    assert rule.minimum_opset <= onnx.defs.onnx_opset_version()
+    assert rule.op_type == op_type
+
+
+@pytest.mark.parametrize(("name", "op_type"), _rules())
+def test_the_roles_have_what_they_need(name: str, op_type: str) -> None:
+    rule = _rule(name, op_type)
+    if rule.role == "compute":
+        assert rule.activations and rule.weight is not None
+        assert rule.output in ("quantized", "float")
+        assert rule.channel_axis == "operator" or isinstance(rule.channel_axis, int)
+    else:
+        assert rule.weight is None and rule.bias is None and not rule.two_activations
+    if rule.role in ("share", "absorb"):
+        # Placement takes the range of the first input for that of the output.
+        assert rule.activations == (0,)
+
+
+@pytest.mark.parametrize(("name", "op_type"), _rules())
+def test_operators_between_integers_take_the_activation_format(name: str, op_type: str) -> None:
+    target, rule = load_target(name), _rule(name, op_type)
+    if rule.role != "share":
+        return
+    opset = max(rule.minimum_opset, target.opset)
+    schema = onnx.defs.get_schema(op_type, opset)
+    allowed = {
+        constraint.type_param_str: constraint.allowed_type_strs
+        for constraint in schema.type_constraints
+    }[schema.inputs[0].type_str]
+    assert f"tensor({target.activation_format.name})" in allowed
+
+
+def test_a_table_extends_another() -> None:
+    base, generic = load_target("cpu-x64"), load_target("generic")
+    assert generic.operators["Conv"] == base.operators["Conv"]
+    assert base.operators["Gemm"].output == "float"
+    assert generic.operators["Gemm"].output == "quantized"
+    assert "ConvTranspose" not in base.operators and "ConvTranspose" in generic.operators
+    assert not base.activation_scheme.symmetric and generic.activation_scheme.symmetric
+    assert generic.weight_scheme.narrow_range and not base.weight_scheme.narrow_range
+
+
+def test_a_table_without_anything_of_its_own_is_the_other_one() -> None:
+    arm, x64 = load_target("cpu-arm"), load_target("cpu-x64")
+    assert (arm.operators, arm.activation_format) == (x64.operators, x64.activation_format)
+    assert arm.description != x64.description
+
+
+@pytest.mark.parametrize(
+    ("machine", "name"),
+    [("x86_64", "cpu-x64"), ("AMD64", "cpu-x64"), ("aarch64", "cpu-arm"), ("arm64", "cpu-arm")],
+)
+def test_auto_is_this_processor(machine: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    load_target.cache_clear()
+    try:
+        assert load_target("auto").name == name
+    finally:
+        load_target.cache_clear()
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(InputError, match="no target 'tpu'; available: auto, cpu-arm, cpu-x64"):
+        load_target("tpu")
+
+
+def _with_weights(per_channel: bool) -> Target:
+    table = _table("cpu-x64")
+    table["weight"] = {"format": "int8", "scheme": "absmax", "per_channel": per_channel}
+    return _parse("t", table)
+
+
+def test_opset_and_granularity_of_weights() -> None:
+    channels, tensor = _with_weights(True), _with_weights(False)
+    assert (channels.opset, tensor.opset) == (13, 10)
+    assert channels.weight_granularity(1).axis == 1
+    assert channels.weight_granularity(None).axis is None
+    assert tensor.weight_granularity(1).axis is None
