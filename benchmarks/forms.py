@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from string import Template
@@ -32,8 +32,9 @@ from onnxruntime.quantization import quantize_dynamic
 
 from onnxq.calibrate import calibrate
 from onnxq.data import read
-from onnxq.ir import Context, Graph, Pipeline, infer_types, load, parse_passes, to_proto
+from onnxq.ir import Context, Pipeline, default_passes, infer_types, load, parse_passes, to_proto
 from onnxq.ir.load import from_proto
+from onnxq.optimize import single_feed
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.placement import place
 from onnxq.passes.residual_as_sum import ResidualAsSum
@@ -45,22 +46,24 @@ PLACES = ("alone", "float", "int8")
 """Where a form stands: by itself, between float operators, between integer operators."""
 
 Shape = tuple[int, ...]
+Feeds = dict[str, np.ndarray]
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
 
 TOKENS: tuple[Shape, ...] = ((1, 128, 768), (1, 197, 192), (8, 65, 384), (1, 1, 1024))
 HIDDEN: tuple[Shape, ...] = ((1, 128, 3072), (1, 197, 768), (8, 65, 768), (1, 1, 4096))
 IMAGES: tuple[Shape, ...] = ((1, 16, 112, 112), (1, 96, 28, 28), (1, 240, 14, 14), (8, 32, 32, 32))
 SCORES: tuple[Shape, ...] = ((1, 12, 128, 128), (1, 3, 197, 197), (8, 4, 64, 64), (1, 12, 1, 512))
 LOGITS: tuple[Shape, ...] = ((1, 128, 768), (32, 10), (1, 1, 32000))
-HEADS: tuple[Shape, ...] = ((1, 12, 128, 64), (1, 3, 197, 64), (8, 4, 64, 32), (1, 12, 1, 64))
+HEADS: tuple[Shape, ...] = ((1, 12, 128, 64), (1, 3, 197, 64), (8, 4, 64, 32), (1, 8, 512, 64))
 
 
 @dataclass(frozen=True)
 class Form:
     """Two ways to write one computation, as statements in ONNX text syntax.
 
-    They read ``x`` (attention: ``q``, ``k``, ``v``) and make ``y`` of the same shape. ``$C`` is
-    the last dimension, ``$R`` the rank, ``$S`` the last but one. ``constants`` are declared beside
-    the weights; ``weights`` are random, one row of ``$C`` numbers each.
+    They read ``x`` (attention: ``q``, ``k``, ``v`` and perhaps ``mask``) and make ``y`` of the same
+    shape. ``weights`` names vectors along the last dimension.
     """
 
     name: str
@@ -71,7 +74,7 @@ class Form:
     weights: tuple[str, ...] = ()
     shapes: tuple[Shape, ...] = TOKENS
     frame: str = "MatMul"
-    feeds: dict[str, str] = field(default_factory=dict)
+    masked: bool = False
 
 
 def _layer_norm(name: str, square: str, divide: str, opset: int = 17) -> Form:
@@ -110,7 +113,6 @@ _TANH = "float half = {0.5}, float one = {1}, float three = {3}, float cube = {0
 _TANH_INNER = "a = %s b = Mul(a, cube) c = Add(x, b) d = Mul(c, root) e = Tanh(d) f = Add(e, one) "
 _SIX = "float three = {3}, float zero = {0}, float six = {6}, float sixth = {0.16666667}"
 _HARD_SIGMOID = "HardSigmoid<alpha = 0.16666667, beta = 0.5>(x)"
-_MASKED = "float root = {0.125}, float eighth = {0.35355339}"
 
 
 def _gelu(name: str, unfused: str) -> Form:
@@ -132,17 +134,16 @@ def _image(name: str, opset: int, unfused: str, fused: str, constants: str = "")
     return Form(name, opset, unfused, fused, constants, shapes=IMAGES, frame="Conv")
 
 
-def _attention(name: str, unfused: str, fused: str, *, mask: str = "") -> Form:
-    feeds = {"mask": mask} if mask else {}
+def _attention(name: str, unfused: str, fused: str, *, masked: bool = False) -> Form:
     return Form(
         f"attention {name}",
         23,
         unfused,
         fused,
-        _MASKED,
+        "float root = {0.125}, float fourth = {0.35355339}",
         shapes=HEADS,
         frame="Attention",
-        feeds=feeds,
+        masked=masked,
     )
 
 
@@ -158,58 +159,132 @@ FORMS = (
     _rms_norm("Mul, Div", "Mul(x, x)", "n = Div(x, r)"),
     _rms_norm("Pow, Reciprocal", "Pow(x, two)", "i = Reciprocal(r) n = Mul(x, i)"),
     _rms_norm("Pow, 1/r", "Pow(x, two)", "i = Div(one, r) n = Mul(x, i)"),
-    _gelu("x/√2, (x·half)·", "d = Div(x, root) e = Erf(d) a = Add(e, one) h = Mul(x, half) "
-          "y = Mul(h, a)"),
-    _gelu("x/√2, (x·)·half", "d = Div(x, root) e = Erf(d) a = Add(e, one) h = Mul(x, a) "
-          "y = Mul(h, half)"),
-    _gelu("x·(1/√2), x·(half·)", "d = Mul(x, inverse) e = Erf(d) a = Add(e, one) "
-          "h = Mul(a, half) y = Mul(x, h)"),
-    _gelu("x·(1/√2), (x·half)·", "d = Mul(x, inverse) e = Erf(d) a = Add(e, one) "
-          "h = Mul(x, half) y = Mul(h, a)"),
-    _tanh("Pow, (x·half)·", "Pow(x, three)", "h = Mul(x, half) y = Mul(h, f)"),
-    _tanh("Pow, x·(half·)", "Pow(x, three)", "h = Mul(f, half) y = Mul(x, h)"),
-    _image("hard-sigmoid", 14, "a = Add(x, three) c = Clip(a, zero, six) y = Div(c, six)",
-           f"y = {_HARD_SIGMOID}", _SIX),
-    _image("hard-swish Clip, HardSigmoid", 14,
-           "a = Add(x, three) c = Clip(a, zero, six) d = Div(c, six) y = Mul(x, d)",
-           f"h = {_HARD_SIGMOID} y = Mul(x, h)", _SIX),
-    _image("hard-swish Clip, HardSwish", 14,
-           "a = Add(x, three) c = Clip(a, zero, six) d = Div(c, six) y = Mul(x, d)",
-           "y = HardSwish(x)", _SIX),
-    _image("hard-swish (x·clip)/6", 14,
-           "a = Add(x, three) c = Clip(a, zero, six) d = Mul(x, c) y = Div(d, six)",
-           "y = HardSwish(x)", _SIX),
-    _image("hard-swish HardSigmoid, HardSwish", 14, f"h = {_HARD_SIGMOID} y = Mul(x, h)",
-           "y = HardSwish(x)", _SIX),
+    _gelu(
+        "x/r, (x*half)*",
+        "d = Div(x, root) e = Erf(d) a = Add(e, one) h = Mul(x, half) y = Mul(h, a)",
+    ),
+    _gelu(
+        "x/r, (x*)*half",
+        "d = Div(x, root) e = Erf(d) a = Add(e, one) h = Mul(x, a) y = Mul(h, half)",
+    ),
+    _gelu(
+        "x*i, x*(half*)",
+        "d = Mul(x, inverse) e = Erf(d) a = Add(e, one) h = Mul(a, half) y = Mul(x, h)",
+    ),
+    _gelu(
+        "x*i, (x*half)*",
+        "d = Mul(x, inverse) e = Erf(d) a = Add(e, one) h = Mul(x, half) y = Mul(h, a)",
+    ),
+    _tanh("Pow, (x*half)*", "Pow(x, three)", "h = Mul(x, half) y = Mul(h, f)"),
+    _tanh("Pow, x*(half*)", "Pow(x, three)", "h = Mul(f, half) y = Mul(x, h)"),
+    _image(
+        "hard-sigmoid",
+        14,
+        "a = Add(x, three) c = Clip(a, zero, six) y = Div(c, six)",
+        f"y = {_HARD_SIGMOID}",
+        _SIX,
+    ),
+    _image(
+        "hard-swish Clip, HardSigmoid",
+        14,
+        "a = Add(x, three) c = Clip(a, zero, six) d = Div(c, six) y = Mul(x, d)",
+        f"h = {_HARD_SIGMOID} y = Mul(x, h)",
+        _SIX,
+    ),
+    _image(
+        "hard-swish Clip, HardSwish",
+        14,
+        "a = Add(x, three) c = Clip(a, zero, six) d = Div(c, six) y = Mul(x, d)",
+        "y = HardSwish(x)",
+        _SIX,
+    ),
+    _image(
+        "hard-swish (x*clip)/6",
+        14,
+        "a = Add(x, three) c = Clip(a, zero, six) d = Mul(x, c) y = Div(d, six)",
+        "y = HardSwish(x)",
+        _SIX,
+    ),
+    _image(
+        "hard-swish HardSigmoid, HardSwish",
+        14,
+        f"h = {_HARD_SIGMOID} y = Mul(x, h)",
+        "y = HardSwish(x)",
+        _SIX,
+    ),
     _image("swish", 24, "s = Sigmoid(x) y = Mul(x, s)", "y = Swish(x)"),
-    _image("swish alpha", 24, "a = Mul(x, alpha) s = Sigmoid(a) y = Mul(x, s)",
-           "y = Swish<alpha = 1.702>(x)", "float alpha = {1.702}"),
-    Form("softmax plain", 13, "e = Exp(x) s = ReduceSum(e, axes) y = Div(e, s)",
-         "y = Softmax<axis = -1>(x)", "int64[1] axes = {-1}", shapes=SCORES),
-    Form("softmax max", 13, "m = ReduceMax<axes = [-1]>(x) d = Sub(x, m) e = Exp(d) "
-         "s = ReduceSum(e, axes) y = Div(e, s)", "y = Softmax<axis = -1>(x)",
-         "int64[1] axes = {-1}", shapes=SCORES),
-    Form("log-softmax Log of Softmax", 13, "p = Softmax<axis = -1>(x) y = Log(p)",
-         "y = LogSoftmax<axis = -1>(x)", shapes=LOGITS),
-    Form("log-softmax x - lse", 18, "l = ReduceLogSumExp(x, axes) y = Sub(x, l)",
-         "y = LogSoftmax<axis = -1>(x)", "int64[1] axes = {-1}", shapes=LOGITS),
+    _image(
+        "swish alpha",
+        24,
+        "a = Mul(x, alpha) s = Sigmoid(a) y = Mul(x, s)",
+        "y = Swish<alpha = 1.702>(x)",
+        "float alpha = {1.702}",
+    ),
+    Form(
+        "softmax plain",
+        13,
+        "e = Exp(x) s = ReduceSum(e, axes) y = Div(e, s)",
+        "y = Softmax<axis = -1>(x)",
+        "int64[1] axes = {-1}",
+        shapes=SCORES,
+    ),
+    Form(
+        "softmax max",
+        13,
+        "m = ReduceMax<axes = [-1]>(x) d = Sub(x, m) e = Exp(d) "
+        "s = ReduceSum(e, axes) y = Div(e, s)",
+        "y = Softmax<axis = -1>(x)",
+        "int64[1] axes = {-1}",
+        shapes=SCORES,
+    ),
+    Form(
+        "log-softmax Log of Softmax",
+        13,
+        "p = Softmax<axis = -1>(x) y = Log(p)",
+        "y = LogSoftmax<axis = -1>(x)",
+        shapes=LOGITS,
+    ),
+    Form(
+        "log-softmax x - lse",
+        18,
+        "l = ReduceLogSumExp(x, axes) y = Sub(x, l)",
+        "y = LogSoftmax<axis = -1>(x)",
+        "int64[1] axes = {-1}",
+        shapes=LOGITS,
+    ),
     _image("clip Max, Min", 13, "a = Max(x, zero) y = Min(a, six)", "y = Clip(x, zero, six)", _SIX),
     _image("clip Relu, Min", 13, "a = Relu(x) y = Min(a, six)", "y = Clip(x, zero, six)", _SIX),
-    _image("clip Relu, Clip", 13, "a = Relu(x) y = Clip(a, zero, six)",
-           "y = Clip(x, zero, six)", _SIX),
+    _image(
+        "clip Relu, Clip", 13, "a = Relu(x) y = Clip(a, zero, six)", "y = Clip(x, zero, six)", _SIX
+    ),
     _image("clip Clip, Relu", 13, "a = Clip(x, , six) y = Relu(a)", "y = Clip(x, zero, six)", _SIX),
-    _image("clip Clip, Clip", 13, "a = Clip(x, zero, six) y = Clip(a, zero, three)",
-           "y = Clip(x, zero, three)", _SIX),
+    _image(
+        "clip Clip, Clip",
+        13,
+        "a = Clip(x, zero, six) y = Clip(a, zero, three)",
+        "y = Clip(x, zero, three)",
+        _SIX,
+    ),
     _image("clip Max zero to Relu", 13, "y = Max(x, zero)", "y = Relu(x)", _SIX),
-    _attention("scale after", _TRANSPOSED + "a = MatMul(q, t) b = Mul(a, root) "
-               "p = Softmax<axis = -1>(b) y = MatMul(p, v)",
-               "y = Attention<scale = 0.125>(q, k, v)"),
-    _attention("scale both", "t = Transpose<perm = [0, 1, 3, 2]>(k) f = Mul(q, eighth) "
-               "u = Mul(t, eighth) a = MatMul(f, u) p = Softmax<axis = -1>(a) y = MatMul(p, v)",
-               "y = Attention<scale = 0.125>(q, k, v)"),
-    _attention("mask", _TRANSPOSED + "a = MatMul(q, t) b = Mul(a, root) c = Add(b, mask) "
-               "p = Softmax<axis = -1>(c) y = MatMul(p, v)",
-               "y = Attention<scale = 0.125>(q, k, v, mask)", mask="1, 1, $S, $S"),
+    _attention(
+        "scale after",
+        _TRANSPOSED + "a = MatMul(q, t) b = Mul(a, root) "
+        "p = Softmax<axis = -1>(b) y = MatMul(p, v)",
+        "y = Attention<scale = 0.125>(q, k, v)",
+    ),
+    _attention(
+        "scale both",
+        "t = Transpose<perm = [0, 1, 3, 2]>(k) f = Mul(q, fourth) "
+        "u = Mul(t, fourth) a = MatMul(f, u) p = Softmax<axis = -1>(a) y = MatMul(p, v)",
+        "y = Attention<scale = 0.125>(q, k, v)",
+    ),
+    _attention(
+        "mask",
+        _TRANSPOSED + "a = MatMul(q, t) b = Mul(a, root) c = Add(b, mask) "
+        "p = Softmax<axis = -1>(c) y = MatMul(p, v)",
+        "y = Attention<scale = 0.125>(q, k, v, mask)",
+        masked=True,
+    ),
 )
 
 
@@ -221,13 +296,14 @@ def build_pair(form: Form, shape: Shape, where: str) -> tuple[onnx.ModelProto, o
     """
     if where not in PLACES:
         raise ValueError(f"{where} is none of {', '.join(PLACES)}")
-    models = [_model(form, shape, where, body) for body in (form.unfused, form.fused)]
+    unfused, fused = (_model(form, shape, where, body) for body in (form.unfused, form.fused))
     if where == "int8":
-        models = [quantized(model, random_feeds(model)) for model in models]
-    return models[0], models[1]
+        feeds = random_feeds(unfused)
+        return quantized(unfused, feeds), quantized(fused, feeds)
+    return unfused, fused
 
 
-def quantized(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
+def quantized(model: onnx.ModelProto, feeds: Feeds) -> onnx.ModelProto:
     """The model in static 8-bit integers, as `onnxq.optimize` places them on this machine."""
     target = load_target("auto")
     graph = from_proto(model)
@@ -240,7 +316,7 @@ def quantized(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> onnx.Mode
     return to_proto(graph)
 
 
-def random_feeds(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+def random_feeds(model: onnx.ModelProto) -> Feeds:
     """Normally distributed numbers for every input of a model of floats with fixed shapes."""
     generator = np.random.default_rng(0)
     return {
@@ -249,55 +325,224 @@ def random_feeds(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     }
 
 
+def residual_pairs() -> Iterator[tuple[str, onnx.ModelProto, onnx.ModelProto, Feeds]]:
+    """Whole transformers with residual Adds, and the same with Sums: name, both, a sample."""
+    for name, data in (("digits_vit", "digits"), ("text_lm", "text")):
+        graph = load(MODELS / f"{name}.onnx")
+        Pipeline(default_passes()).run(graph)
+        model = to_proto(graph)
+        specs = Session(model).inputs
+        feeds = single_feed(read(MODELS / f"{data}.npz", specs), specs).feeds
+        yield from _precisions(name, model, dict(feeds))
+    encoder = _encoder(layers=2, length=128, width=768, heads=12)
+    yield from _precisions("encoder 2 x [1, 128, 768]", encoder, random_feeds(encoder))
+
+
+def main() -> None:
+    """Measure the forms that are asked for and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("forms", nargs="*", metavar="FORM", help="beginning of a form's name")
+    parser.add_argument("--where", nargs="+", choices=PLACES, default=PLACES)
+    parser.add_argument("--seconds", type=float, default=1.0, help="time for each pair of models")
+    parser.add_argument("--operators", action="store_true", help="what onnxruntime really runs")
+    options = parser.parse_args()
+    heads = ["form", "where", "shape", "unfused ms", "fused ms", "fused"]
+    heads += ["operators unfused", "operators fused"] if options.operators else []
+    print(_line(heads))
+    print(_line(["---"] * len(heads)))
+    for name, where, shape, pair, feeds in _cases(tuple(options.forms), options.where):
+        unfused, fused = interleaved(
+            [Session(model) for model in pair], feeds, seconds=options.seconds
+        )
+        cells = [name, where, shape, f"{unfused.median_ms:.3f}", f"{fused.median_ms:.3f}"]
+        cells.append(f"{fused.speedup:.2f}")
+        if options.operators:
+            cells += [_operators(model) for model in pair]
+        print(_line(cells), flush=True)
+
+
+def _cases(
+    names: tuple[str, ...], places: list[str]
+) -> Iterator[tuple[str, str, str, tuple[onnx.ModelProto, onnx.ModelProto], Feeds]]:
+    for form in FORMS:
+        if not names or form.name.startswith(names):
+            for where in places:
+                for shape in form.shapes:
+                    pair = build_pair(form, shape, where)
+                    feeds = random_feeds(pair[0])
+                    _check_equal(form.name, pair, feeds, exactly=where != "int8")
+                    yield form.name, where, str(list(shape)), pair, feeds
+    if not names or "residual-as-sum".startswith(names):
+        for name, before, after, feeds in residual_pairs():
+            yield "residual-as-sum", name, "", (before, after), feeds
+
+
+def _check_equal(
+    name: str, pair: tuple[onnx.ModelProto, onnx.ModelProto], feeds: Feeds, *, exactly: bool
+) -> None:
+    """Refuse to time two forms that compute different things."""
+    one, other = (next(iter(Session(model).run(feeds).values())) for model in pair)
+    limit = 1e-5 if exactly else 0.1
+    if np.abs(one - other).max() > limit * np.abs(one).max():
+        raise SystemExit(f"the forms of {name} differ by {np.abs(one - other).max()}")
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _operators(model: onnx.ModelProto) -> str:
+    counts = optimized_operators(model)
+    return ", ".join(f"{n.rpartition(':')[2]} {c}" for n, c in sorted(counts.items()))
+
+
 def _model(form: Form, shape: Shape, where: str, body: str) -> onnx.ModelProto:
-    inputs, before, after, out, weights = _frame(form, shape, where)
-    sizes = {"C": shape[-1], "S": shape[-2], "R": len(shape)}
-    inputs = {**inputs, **form.feeds}
-    weights = {**weights, **{name: (shape[-1],) for name in form.weights}}
-    declared = [f"float[{_dims(s)}] {n}" for n, s in weights.items()]
-    declared += [f"float[{s}] {n}" for n, s in inputs.items()]
+    frame = _frame(form, shape, where)
+    weights = {**frame.weights, **{name: (shape[-1],) for name in form.weights}}
+    mask = {"mask": (1, 1, shape[-2], shape[-2])} if form.masked else {}
     constants = f"<{form.constants}>" if form.constants else ""
-    text = Template(
-        f'<ir_version: 10, opset_import: ["": {form.opset}]> g ({", ".join(declared)}) '
-        f"=> (float[{_dims(shape)}] {out}) {constants} {{ {before} {body} {after} }}"
-    ).substitute(sizes)
+    text = (
+        f'<ir_version: 10, opset_import: ["": {form.opset}]> '
+        f"g ({_declare({**weights, **frame.inputs, **mask})}) "
+        f"=> ({_declare({frame.output: frame.shape})}) {constants} "
+        f"{{ {frame.before} {body} {frame.after} }}"
+    )
+    return _parse(text, weights)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What stands around a form: inputs, statements before and after, the output, weights."""
+
+    inputs: dict[str, Shape]
+    before: str
+    after: str
+    output: str
+    shape: Shape
+    weights: dict[str, Shape]
+
+
+def _frame(form: Form, shape: Shape, where: str) -> _Frame:
+    if where == "alone":
+        names = ("q", "k", "v") if form.frame == "Attention" else ("x",)
+        return _Frame({n: shape for n in names}, "", "", "y", shape, {})
+    if form.frame == "Attention":
+        return _attention_frame(shape)
+    if form.frame == "Conv":
+        kernel = (shape[1], shape[1], 1, 1)
+        weights = {"w": kernel, "u": kernel}
+        before, after = "x = Conv(input, w)", "out = Conv(y, u)"
+        return _Frame({"input": shape}, before, after, "out", shape, weights)
+    # The hidden layer of a feed-forward block is four times as wide as what goes in and out.
+    width = shape[-1] // 4 if form.shapes is HIDDEN else min(shape[-1], 1024)
+    outside = (*shape[:-1], width)
+    weights = {"w": (width, shape[-1]), "u": (shape[-1], width)}
+    before, after = "x = MatMul(input, w)", "out = MatMul(y, u)"
+    return _Frame({"input": outside}, before, after, "out", outside, weights)
+
+
+def _attention_frame(shape: Shape) -> _Frame:
+    batch, heads, length, size = shape
+    outside = (batch, length, heads * size)
+    split, join = f"{batch}, {length}, {heads}, {size}", f"{batch}, {length}, {heads * size}"
+    before = f"split = Constant<value_ints = [{split}]>() join = Constant<value_ints = [{join}]>() "
+    before += " ".join(_head(n, "input") for n in "qkv")
+    weights = {f"w{n}": (outside[-1], outside[-1]) for n in "qkvo"}
+    return _Frame({"input": outside}, before, _joined("y", "out"), "out", outside, weights)
+
+
+def _head(name: str, source: str) -> str:
+    return (
+        f"{name}0 = MatMul({source}, w{name}) {name}1 = Reshape({name}0, split) "
+        f"{name} = Transpose<perm = [0, 2, 1, 3]>({name}1)"
+    )
+
+
+def _joined(source: str, result: str) -> str:
+    return (
+        f"{result}0 = Transpose<perm = [0, 2, 1, 3]>({source}) "
+        f"{result}1 = Reshape({result}0, join) {result} = MatMul({result}1, wo)"
+    )
+
+
+def _encoder(layers: int, length: int, width: int, heads: int) -> onnx.ModelProto:
+    """A BERT-like encoder of random weights: LayerNormalization after each residual Add."""
+    outside, size = (1, length, width), width // heads
+    weights: dict[str, Shape] = {"scale": (width,), "bias": (width,)}
+    body = (
+        f"split = Constant<value_ints = [1, {length}, {heads}, {size}]>() "
+        f"join = Constant<value_ints = [1, {length}, {width}]>() "
+    )
+    source = "x"
+    for layer in range(layers):
+        result = "y" if layer == layers - 1 else f"l{layer}_out"
+        weights |= {f"l{layer}_w{n}": (width, width) for n in "qkvo"}
+        weights |= {f"l{layer}_up": (width, 4 * width), f"l{layer}_down": (4 * width, width)}
+        weights |= {f"l{layer}_b1": (4 * width,), f"l{layer}_b2": (width,)}
+        body += Template(
+            "${l}q0 = MatMul($x, ${l}wq) ${l}q1 = Reshape(${l}q0, split) "
+            "${l}q = Transpose<perm = [0, 2, 1, 3]>(${l}q1) "
+            "${l}k0 = MatMul($x, ${l}wk) ${l}k1 = Reshape(${l}k0, split) "
+            "${l}k = Transpose<perm = [0, 2, 3, 1]>(${l}k1) "
+            "${l}v0 = MatMul($x, ${l}wv) ${l}v1 = Reshape(${l}v0, split) "
+            "${l}v = Transpose<perm = [0, 2, 1, 3]>(${l}v1) "
+            "${l}a = MatMul(${l}q, ${l}k) ${l}s = Mul(${l}a, root) "
+            "${l}p = Softmax<axis = -1>(${l}s) ${l}o = MatMul(${l}p, ${l}v) "
+            "${l}o0 = Transpose<perm = [0, 2, 1, 3]>(${l}o) ${l}o1 = Reshape(${l}o0, join) "
+            "${l}o2 = MatMul(${l}o1, ${l}wo) ${l}r = Add(${l}o2, $x) "
+            "${l}n = LayerNormalization(${l}r, scale, bias) "
+            "${l}h0 = MatMul(${l}n, ${l}up) ${l}h1 = Add(${l}h0, ${l}b1) ${l}h = Gelu(${l}h1) "
+            "${l}d0 = MatMul(${l}h, ${l}down) ${l}d = Add(${l}d0, ${l}b2) "
+            "${l}t = Add(${l}d, ${l}n) $y = LayerNormalization(${l}t, scale, bias) "
+        ).substitute(l=f"l{layer}_", x=source, y=result)
+        source = result
+    text = (
+        f'<ir_version: 10, opset_import: ["": 21]> g ({_declare({**weights, "x": outside})}) '
+        f"=> ({_declare({'y': outside})}) <float root = {{{size**-0.5}}}> {{ {body} }}"
+    )
+    return _parse(text, weights)
+
+
+def _precisions(
+    name: str, model: onnx.ModelProto, feeds: Feeds
+) -> Iterator[tuple[str, onnx.ModelProto, onnx.ModelProto, Feeds]]:
+    """The model and its Sum form in float, in dynamic and in static 8-bit integers."""
+    for label, convert in (("float", None), ("dynamic int8", _dynamic), ("int8", quantized)):
+        before = model if convert is None else convert(model, feeds)
+        graph = from_proto(before)
+        if not ResidualAsSum().run(graph, Context()):
+            raise SystemExit(f"{name} has no residual Add before a LayerNormalization")
+        yield f"{name}, {label}", before, to_proto(graph), feeds
+
+
+def _dynamic(model: onnx.ModelProto, feeds: Feeds) -> onnx.ModelProto:
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
+        onnx.save(model, before)
+        quantize_dynamic(before, after, per_channel=True)
+        return onnx.load(after)
+
+
+def _parse(text: str, weights: dict[str, Shape]) -> onnx.ModelProto:
+    """A model from text, in which what is named as a weight gets random numbers."""
     model = onnx.parser.parse_model(text)
-    _fill(model, weights)
+    generator = np.random.default_rng(0)
+    inputs = [i for i in model.graph.input if i.name not in weights]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    for name, shape in weights.items():
+        # Scaled so that what goes through many layers keeps its size.
+        spread = prod(shape[1:] if len(shape) == 4 else shape[:1]) ** -0.5
+        numbers = generator.standard_normal(shape) * (spread if len(shape) > 1 else 0.1)
+        array = (numbers + (name == "scale")).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-def _frame(
-    form: Form, shape: Shape, where: str
-) -> tuple[dict[str, str], str, str, str, dict[str, Shape]]:
-    """What stands around a form: inputs, statements before and after, output, weights."""
-    if where == "alone":
-        names = ("q", "k", "v") if form.frame == "Attention" else ("x",)
-        return {n: _dims(shape) for n in names}, "", "", "y", {}
-    if form.frame == "Conv":
-        channels = shape[1]
-        weights = {"w": (channels, channels, 1, 1), "u": (channels, channels, 1, 1)}
-        return {"input": _dims(shape)}, "x = Conv(input, w)", "out = Conv(y, u)", "out", weights
-    if form.frame == "Attention":
-        return _attention_frame(shape)
-    # The hidden layer of a feed-forward block is four times as wide as what goes in and out.
-    last = shape[-1]
-    width = last // 4 if form.shapes is HIDDEN else last
-    weights = {"w": (width, last), "u": (last, width)}
-    before, after = "x = MatMul(input, w)", "out = MatMul(y, u)"
-    return {"input": _dims((*shape[:-1], width))}, before, after, "out", weights
+def _declare(tensors: dict[str, Shape]) -> str:
+    return ", ".join(f"float[{', '.join(map(str, s))}] {n}" for n, s in tensors.items())
 
 
-def _attention_frame(
-    shape: Shape,
-) -> tuple[dict[str, str], str, str, str, dict[str, Shape]]:
-    batch, heads, length, size = shape
-    width = heads * size
-    before = "".join(
-        f"{n}0 = MatMul(input, w{n}) {n}1 = Reshape({n}0, split) "
-        f"{n} = Transpose<perm = [0, 2, 1, 3]>({n}1) "
-        for n in "qkv"
-    )
-    after = "y1 = Transpose<perm = [0, 2, 1, 3]>(y) y2 = Reshape(y1, join) out = MatMul(y2, wo)"
-    weights = {f"w{n}": (width, width) for n in "qkvo"}
-    return {"input": _dims((batch, length, width))}, before, after, "out", weights
+if __name__ == "__main__":
+    main()

@@ -2,13 +2,13 @@
 
 from importlib.metadata import version
 
-#from onnxq.bench import bench
+from onnxq.bench import bench
 from onnxq.calibrate import calibrate
 from onnxq.errors import InputError
 from onnxq.ir import Graph, load, save
 from onnxq.optimize import Optimized, compare, optimize
 from onnxq.recipe import Recipe
-#from onnxq.rewrite import rewrite
+from onnxq.rewrite import rewrite
 from onnxq.verify import Gate, Report
 
 __version__ = version("onnxq")

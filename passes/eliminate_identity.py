@@ -12,9 +12,7 @@ from onnxq.ir import Context, DataType, Graph, Node, Pass, Shape, Value, attribu
 from onnxq.ir.operators import is_inference_dropout, is_packed, schema_of
 from onnxq.ir.pattern import remove_unused
 from onnxq.ir.shape_values import constant_ints
-
-_TO_THE_END = 2**31 - 1
-"""Slice ends from here on mean the end: exporters write the largest int32 or int64."""
+from onnxq.passes.slicing import TO_THE_END, slice_limits
 
 
 @dataclass(frozen=True)
@@ -183,39 +181,17 @@ def _pad(node: Node) -> Value | None:
 
 def _slice(node: Node) -> Value | None:
     value = node.input(0)
-    limits = _slice_limits(node)
+    limits = slice_limits(node)
     if value is None or limits is None:
         return None
-    starts, ends, axes, steps = limits
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+    for start, end, axis, step in limits:
         in_rank = value.shape is not None and -len(value.shape) <= axis < len(value.shape)
         dim = value.shape[axis] if value.shape is not None and in_rank else None
-        reaches = end >= _TO_THE_END or (isinstance(dim, int) and end >= dim)
+        reaches = end >= TO_THE_END or (isinstance(dim, int) and end >= dim)
         begins = start == 0 or (isinstance(dim, int) and start <= -dim)
         if step != 1 or not reaches or not begins:
             return None
     return value
-
-
-def _slice_limits(node: Node) -> tuple[list[int], list[int], list[int], list[int]] | None:
-    """Starts, ends, axes and steps of a Slice where all are constant."""
-    if node.graph.opset < 10:
-        starts, ends = list(node.get("starts", ())), list(node.get("ends", ()))
-        axes = list(node.get("axes", range(len(starts))))
-        steps: list[int] | None = [1] * len(starts)
-    else:
-        read = constant_ints(node.input(1)), constant_ints(node.input(2))
-        if read[0] is None or read[1] is None:
-            return None
-        starts, ends = read[0], read[1]
-        found = list(range(len(starts))) if node.input(3) is None else constant_ints(node.input(3))
-        if found is None:
-            return None
-        axes = found
-        steps = [1] * len(starts) if node.input(4) is None else constant_ints(node.input(4))
-    if steps is None or not len(starts) == len(ends) == len(axes) == len(steps):
-        return None
-    return starts, ends, axes, steps
 
 
 def _single_input(node: Node) -> Value | None:

@@ -161,16 +161,16 @@ class _Insertion:
         )
 
     def _insert_pair(self, value: Value) -> None:
-        params = self._params[value]
+        name, params = value.name, self._params[value]
         readers = value.uses
-        scale, zero_point = self._scale(value.name, params)
+        scale, zero_point = self._scale(name, params)
         quantized = self._graph.add(
             "QuantizeLinear",
             [value, scale, zero_point],
-            outputs=[self._graph.fresh_name(f"{value.name}_q")],
+            outputs=[self._graph.fresh_name(f"{name}_q")],
             types=[TensorType(DataType(params.format.onnx_dtype), value.shape)],
         )
-        restored = self._dequantize(quantized.output, scale, zero_point, params, value.name)
+        restored = self._dequantize(quantized.output, scale, zero_point, params, name)
         all_read = value in self._placed.integer
         for use in readers:
             if all_read or self._placed.reads_pair(use):
@@ -178,7 +178,7 @@ class _Insertion:
         if all_read and value.is_output:
             self._graph.replace_uses(value, restored)
             self._graph.set_input(quantized, 0, value)
-        self._ctx.rewrote(f"pair on '{value.name}', scale {float(params.scale):.6g}")
+        self._ctx.rewrote(f"pair on '{name}', scale {float(params.scale):.6g}")
 
     def _store_weight(self, node: Node, rule: OperatorRule, slot: int) -> None:
         weight, activation = node.inputs[slot], node.inputs[rule.activations[0]]

@@ -1,1 +1,5 @@
-"""The command line: parse options, call the API, print."""
+"""The command line."""
+
+from onnxq.cli.main import main
+
+__all__ = ["main"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from onnxq.errors import InvariantError
@@ -57,6 +57,61 @@ def extract_nodes(nodes: list[Node], outputs: list[Value]) -> Graph:
     for value in outputs:
         result.add_output(mapping[value])
     return result
+
+
+def inline(nodes: Iterable[Node], target: Graph, mapping: dict[Value, Value]) -> list[Node]:
+    """Copy nodes of a subgraph of ``target`` into ``target``, under names new to the whole model.
+
+    Args:
+        nodes: nodes of one subgraph, in topological order.
+        target: the graph around the subgraph, or one further out.
+        mapping: what stands for values of the subgraph in ``target``. Constants that the nodes
+            read and values that they make are added; what has no entry stands for itself.
+
+    Returns:
+        The copies, in order.
+    """
+    made = []
+    for node in nodes:
+        for value in reads(node):
+            if value not in mapping:
+                own = value.is_constant and value.graph is node.graph
+                mapping[value] = inline_constant(value, target) if own else value
+        copied = target.add(
+            node.op_type,
+            [None if v is None else mapping[v] for v in node.inputs],
+            {n: _clone_attribute(a, target, mapping) for n, a in node.attributes.items()},
+            domain=node.domain,
+            outputs=[None if v is None else target.fresh_name(v.name) for v in node.outputs],
+            name=node.name,
+            types=[None if v is None else v.type for v in node.outputs],
+        )
+        copied.overload, copied.doc_string = node.overload, node.doc_string
+        copied.metadata = dict(node.metadata)
+        copied.device_configurations = node.device_configurations
+        for old, new in zip(node.outputs, copied.outputs, strict=True):
+            if old is not None and new is not None:
+                mapping[old] = new
+                _describe(old, new)
+        made.append(copied)
+    return made
+
+
+def inline_constant(value: Value, target: Graph) -> Value:
+    """Copy a constant of a subgraph into a graph around it, under a name new to the model."""
+    assert value.data is not None
+    made = target.constant(value.data, value.name)
+    _describe(value, made)
+    return made
+
+
+def assign(graph: Graph, source: Graph) -> None:
+    """Make a main graph hold what another one holds, model information included."""
+    graph._dissolve()
+    graph._inputs.clear()
+    graph.name = source.name
+    graph.model = _copy_info(source.model)
+    _clone(source, graph, {})
 
 
 def reads(node: Node) -> list[Value]:
@@ -143,11 +198,15 @@ def _clone_attribute(
 def _clone_value(value: Value, target: Graph) -> Value:
     made = target._define(value.name, value.type)
     made.data = value.data
-    made.declared = value.declared
-    made.doc_string = value.doc_string
-    made.metadata = dict(value.metadata)
-    made.annotation = dict(value.annotation)
+    _describe(value, made)
     return made
+
+
+def _describe(source: Value, target: Value) -> None:
+    target.declared = source.declared
+    target.doc_string = source.doc_string
+    target.metadata = dict(source.metadata)
+    target.annotation = dict(source.annotation)
 
 
 def _copy_info(info: ModelInfo) -> ModelInfo:

@@ -261,8 +261,8 @@ class Graph:
     """A model's graph, or a subgraph, and the verbs that change it.
 
     Verbs: `add`, `remove`, `replace_uses`, `set_input`, `set_attribute`, `insert_on`,
-    `constant`, `make_constant`, `rename`, `add_input`, `add_output`, `extract`, `copy`,
-    `fresh_name`, `check`.
+    `constant`, `make_constant`, `rename`, `add_input`, `remove_input`, `add_output`, `extract`,
+    `copy`, `fresh_name`, `check`.
     """
 
     def __init__(
@@ -567,6 +567,17 @@ class Graph:
         value.is_input = True
         self._inputs.append(value)
         return value
+
+    def remove_input(self, value: Value) -> None:
+        """Take away an input that nobody reads, and its default value if it has one.
+
+        Raises:
+            InvariantError: it is no input, or somebody reads it.
+        """
+        if not value.is_input or value.is_used:
+            raise InvariantError(f"'{value.name}' is no input, or one that is in use")
+        self._inputs.remove(value)
+        self._forget(value)
 
     def add_output(self, value: Value) -> None:
         """Give a value to the caller, after the outputs there are."""

@@ -229,20 +229,20 @@ def _require_text(message: Message) -> None:
 
 def _require_no_recursion(functions: Iterable[onnx.FunctionProto]) -> None:
     """Refuse functions that call themselves, directly or through others: they never end."""
-    calls: nx.DiGraph[tuple[str, str]] = nx.DiGraph()
+    calls: nx.DiGraph[tuple[str, str, str]] = nx.DiGraph()
     for function in functions:
-        caller = (function.domain, function.name)
+        caller = (function.domain, function.name, function.overload)
         calls.add_edges_from((caller, called) for called in _called(function.node))
     try:
-        (domain, name), _ = nx.find_cycle(calls)[0]
+        (domain, name, _), _ = nx.find_cycle(calls)[0]
     except nx.NetworkXNoCycle:
         return
     raise InputError(f"its function '{domain}.{name}' calls itself; export the model again")
 
 
-def _called(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str]]:
+def _called(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str, str]]:
     for node in nodes:
-        yield node.domain, node.op_type
+        yield node.domain, node.op_type, node.overload
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
                 yield from _called(body.node)

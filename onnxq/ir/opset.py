@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import onnx
+import onnx.checker
+import onnx.shape_inference
 import onnx.version_converter
 
 from onnxq.errors import InputError
@@ -15,6 +17,13 @@ from onnxq.ir.tensor import Tensor
 _IR_VERSION_OF_OPSET = {
     int(row[2]): int(row[1]) for row in onnx.helper.VERSION_TABLE if int(row[2]) > 0
 }
+
+_FAILURES = (
+    onnx.version_converter.ConvertError,
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    RuntimeError,
+)
 
 
 def raise_opset(graph: Graph, version: int) -> Graph:
@@ -48,7 +57,7 @@ def raise_opset(graph: Graph, version: int) -> Graph:
             value.data = Tensor(value.data.numpy())
     try:
         converted = onnx.version_converter.convert_version(to_proto(source), version)
-    except (RuntimeError, onnx.version_converter.ConvertError) as error:
+    except _FAILURES as error:
         reason = " ".join(str(error).rpartition(" failed: ")[2].split())
         raise InputError(
             f"the model has opset {graph.opset} and cannot be raised to {version}, which the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -237,8 +238,11 @@ def _value(kind: type[Pass], option: dataclasses.Field[Any], text: str) -> Any:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
     except (ValueError, SyntaxError):
         value = text
-    if expected is float and isinstance(value, int):
-        value = float(value)
+    if expected is float and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            value = float(text)
+    if expected is str and not isinstance(value, str):
+        value = text
     if expected is not type(value):
         raise InputError(
             f"option '{option.name}' of pass {kind.name} takes {expected.__name__}, not '{text}'"
@@ -254,10 +258,11 @@ def _default_of(option: dataclasses.Field[Any]) -> Any:
 
 def _split(text: str) -> list[str]:
     """Parts between commas that are in no bracket or quotation."""
-    parts, depth, start, quote = [], 0, 0, ""
+    parts, depth, start, quote, escaped = [], 0, 0, "", False
     for at, char in enumerate(text):
         if quote:
-            quote = "" if char == quote else quote
+            quote = "" if char == quote and not escaped else quote
+            escaped = char == "\\" and not escaped
         elif char in "'\"":
             quote = char
         elif char in "{[(":

@@ -9,7 +9,8 @@ Pattern and replacement are small functions written in ONNX operators::
         return op.Gemm(match["x"], match["a"], match["b"])
 
 The parameters after ``op`` are variables: each stands for one value, the same one wherever it
-appears. A Python number stands for a constant of that value.
+appears; so does an operator that the pattern uses in several places. A Python number stands for a
+constant of that value.
 """
 
 from __future__ import annotations
@@ -84,12 +85,13 @@ class PatternBuilder:
 
 @dataclass
 class Match:
-    """Where a pattern fits: values by variable name, nodes by ``bind`` name."""
+    """Where a pattern fits: values by variable name, nodes by ``bind`` name and by term."""
 
     graph: Graph
     root: Node
     values: dict[str, Value | None] = field(default_factory=dict)
     bound: dict[str, Node] = field(default_factory=dict)
+    terms: dict[Operator, Node] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Value:
@@ -247,7 +249,7 @@ def attribute_value(node: Node, name: str) -> Any:
     if declared is None or not declared.default_value.name:
         return None
     value = onnx.helper.get_attribute_value(declared.default_value)
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode() if isinstance(value, bytes) else _plain(value)
 
 
 def _match_node(term: Operator, node: Node, match: Match) -> Iterator[Match]:
@@ -268,6 +270,7 @@ def _match_node(term: Operator, node: Node, match: Match) -> Iterator[Match]:
             match.root,
             dict(match.values),
             {**match.bound, **({term.bind: node} if term.bind else {})},
+            {**match.terms, term: node},
             [*match.nodes, node],
         )
         yield from _match_inputs(list(zip(term.inputs, order, strict=True)), grown)
@@ -297,13 +300,17 @@ def _match_term(term: Term, value: Value | None, match: Match) -> Iterator[Match
             match.root,
             {**match.values, term.name: value},
             match.bound,
+            match.terms,
             match.nodes,
         )
     elif isinstance(term, Operator):
         producer = value.producer if value is not None else None
         if producer is None or value is None or value.slot != 0:
             return
-        if producer.graph is match.graph:
+        if term in match.terms:
+            if match.terms[term] is producer:
+                yield match
+        elif producer.graph is match.graph:
             yield from _match_node(term, producer, match)
     elif value is not None and value.is_constant and _is_number(value, term):
         yield match
@@ -333,4 +340,4 @@ def _is_closed(match: Match) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return tuple(value) if isinstance(value, list) else value

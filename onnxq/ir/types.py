@@ -56,6 +56,11 @@ class DataType(enum.IntEnum):
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(int(self)))
 
     @property
+    def label(self) -> str:
+        """The name people know it by: ``float32``, ``int8``, ``bfloat16``."""
+        return {"FLOAT": "float32", "DOUBLE": "float64"}.get(self.name, self.name.lower())
+
+    @property
     def bits(self) -> int:
         """Bits one element takes in an ONNX file (0 for strings and undefined)."""
         return _BITS.get(self, 0) or (

@@ -76,7 +76,7 @@ def interval(
 
     def x(mark: float) -> float:
         inside = min(max(mark, low), high) if not math.isnan(mark) else low
-        return 24 + (inside - low) / (high - low) * (_WIDTH - 48)
+        return float(24 + (inside - low) / (high - low) * (_WIDTH - 48))
 
     axis = 52
     parts = [

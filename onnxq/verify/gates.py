@@ -66,7 +66,7 @@ class Gate:
         Raises:
             InputError: naming what cannot be read.
         """
-        found = re.fullmatch(r"\s*(\w+)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*", text)
+        found = re.fullmatch(r"\s*(\w+)\s*(<=|>=|==|!=|<|>)\s*([^\s=]\S*)\s*", text)
         if found is None:
             raise InputError(
                 f"cannot read the gate '{text}'; write a quantity, a comparison and a number, "

@@ -23,7 +23,7 @@ def compare_layers(reference: Graph, candidate: Graph, data: Dataset) -> tuple[L
         InputError: onnxruntime cannot run one of the models with its inner values given out.
     """
     infer_types(reference)
-    made = {node_output(n): name for n, name in operators(candidate) if node_output(n)}
+    made = {_given_as(n, reference): name for n, name in operators(candidate) if node_output(n)}
     shared = [name for name in made if _comparable(reference, candidate, name)]
     errors = ErrorAccumulator()
     if shared:
@@ -39,6 +39,20 @@ def node_output(node: Node) -> str:
     """Name of a node's first output, empty if it leaves that out."""
     first = node.outputs[0] if node.outputs else None
     return "" if first is None else first.name
+
+
+def _given_as(node: Node, reference: Graph) -> str:
+    """Name under which a node's first output is known to the float model as well.
+
+    Where the model gives out what the node makes, the name has gone to the value behind the pair.
+    """
+    value = node.output
+    while value.name not in reference.values and len(value.uses) == 1:
+        reader = value.uses[0].node
+        if not reader.is_op("QuantizeLinear", "DequantizeLinear"):
+            break
+        value = reader.output
+    return value.name
 
 
 def _comparable(reference: Graph, candidate: Graph, name: str) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 
 from onnxq.ir import DataType, Graph, Node, Value
 from onnxq.passes.insert_qdq import LEFT_IN_FLOAT_KEY
+from onnxq.quant.target import available_targets, load_target
 from onnxq.verify.result import LayerFacts
 
 _BORDERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
@@ -18,8 +20,8 @@ def describe(graph: Graph) -> tuple[LayerFacts, ...]:
     """Every operator of the main graph but the QDQ pairs, with its precision and the reason.
 
     An operator computes on integers if what it reads comes out of DequantizeLinear and what it
-    gives goes into QuantizeLinear, which runtimes fuse to an integer kernel; matrix products
-    and convolutions may also give floats.
+    gives goes into QuantizeLinear, which runtimes fuse to an integer kernel where they have one;
+    matrix products and convolutions may also give floats.
     """
     reasons = left_in_float(graph)
     return tuple(
@@ -70,20 +72,30 @@ def precision(node: Node) -> str:
 
 
 def _integer(node: Node, own: str) -> str:
-    # The scales of a Resize are floats, but no activations.
     activations = [
-        v
-        for slot, v in enumerate(node.inputs)
-        if v is not None
-        and not (slot and (node.is_op("Resize") or (node.is_op(*_MATRIX) and _is_stored(v))))
+        v for slot, v in enumerate(node.inputs) if v is not None and _is_activation(node, slot, v)
     ]
     types = {_dequantized_from(v) for v in activations if v.dtype in (None, DataType.FLOAT)}
     if not types or None in types:
         weight = next((_dequantized_from(v) for v in node.inputs if v and _is_stored(v)), None)
         return f"{_bits(weight)}-weight" if weight and node.is_op(*_MATRIX, "Gather") else own
-    if node.is_op(*_MATRIX) or _is_quantized(node) or _feeds_clipping(node):
+    fused = node.op_type in _integer_operators() and (_is_quantized(node) or _feeds_clipping(node))
+    if node.is_op(*_MATRIX) or fused:
         return _bits(next(iter(types)))
     return own
+
+
+def _is_activation(node: Node, slot: int, value: Value) -> bool:
+    if node.is_op("Resize"):
+        # Its scales are floats, but no activations.
+        return slot == 0
+    return not (_is_stored(value) and (node.is_op("Gather") or (slot and node.is_op(*_MATRIX))))
+
+
+@cache
+def _integer_operators() -> frozenset[str]:
+    """Operators of the default domain that some target computes on integers."""
+    return frozenset(o for name in available_targets() for o in load_target(name).operators)
 
 
 def _is_quantized(node: Node) -> bool:
@@ -124,14 +136,13 @@ def _is_stored(value: Value) -> bool:
 
 def _bits(dtype: DataType | None) -> str:
     """``int8`` for int8 and uint8 alike: a precision names the width."""
-    return "float32" if dtype is None else dtype.name.lower().removeprefix("u")
+    return "float32" if dtype is None else dtype.label.removeprefix("u")
 
 
 def _own_type(node: Node) -> str:
     for value in (*node.outputs, *node.inputs):
         if value is not None and value.dtype is not None:
-            name = value.dtype.name.lower()
-            return "float32" if name == "float" else name
+            return value.dtype.label
     return "unknown"
 
 

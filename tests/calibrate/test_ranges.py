@@ -83,7 +83,9 @@ def _edited(**changes: object) -> str:
     ],
 )
 def test_what_is_no_file_of_ranges(text: str) -> None:
-    with pytest.raises(InputError, match="'r.json' is no file of ranges.*calibrate again") as found:
+    with pytest.raises(
+        InputError, match=r"'r.json' is no file of ranges.*calibrate again"
+    ) as found:
         Ranges.from_json(text, "'r.json'")
     assert "\n" not in str(found.value)
 
@@ -102,5 +104,5 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the folder '.*nowhere' does not exist"):
+    with pytest.raises(InputError, match=r"the folder '.*nowhere' does not exist"):
         RANGES.save(tmp_path / "nowhere" / "ranges.json")

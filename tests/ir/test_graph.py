@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from onnxq.errors import InvariantError
 from onnxq.ir import DataType, Graph, Node, Tensor, TensorType, Use, Value, to_proto
+from onnxq.ir.copying import assign, extract_nodes, reads
 from tests.helpers import assert_same_graph, run
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
@@ -375,6 +376,24 @@ def test_inputs_and_outputs() -> None:
     assert repr(graph) == "<Graph 'made': 1 nodes>"
 
 
+def test_inputs_that_become_constants_or_go() -> None:
+    graph = graph_of("g (float[2] x, float[2] o, float[2] u) => (float[2] y) { y = Add(x, o) }")
+    x, o, u = graph.inputs
+    for value in (x, graph.values["y"]):
+        with pytest.raises(InvariantError, match=f"'{value.name}' is no input with data"):
+            graph.make_constant(value)
+    o.data = Tensor(np.ones(2, np.float32))
+    graph.make_constant(o)
+    assert o.is_constant and graph.inputs == (x, u)
+    for value in (x, o, graph.values["y"]):
+        with pytest.raises(InvariantError, match=f"'{value.name}' is no input, or one"):
+            graph.remove_input(value)
+    graph.remove_input(u)
+    assert graph.inputs == (x,) and "u" not in graph.values
+    graph.check()
+    assert repr(x) == "%x: float[2]" and repr(graph.constant(np.ones(()))) == "%constant: double[]"
+
+
 def test_rename() -> None:
     graph = graph_of(NESTED)
     a = graph.values["a"]
@@ -462,6 +481,35 @@ def test_extract_of_an_overridable_initializer() -> None:
     part = graph.extract([graph.values["x"]], [graph.values["a"]])
     assert part.values["x"].is_input and part.values["x"].data is not None
     assert_same_graph(part, graph.extract([], [graph.values["a"]]))
+
+
+def test_extract_of_nodes_alone() -> None:
+    graph = graph_of(
+        """g (bool q, float[2] x) => (float[2] y) <float[2] c = {1, 2}, bool on = {1}>
+        { a = Neg(c)  b = If(on) <
+            then_branch = t () => (float[2] d) { d = Mul(a, c) },
+            else_branch = e () => (float[2] f) { f = Neg(c) }>  y = Add(x, b) }"""
+    )
+    graph.model.opset_imports["com.acme"] = 1
+    neg, branch, _ = graph.nodes()
+    assert {v.name for v in reads(branch)} == {"on", "a", "c"}
+    part = extract_nodes([neg, branch], [branch.output, neg.output])
+    part.check()
+    assert part.inputs == () and part.model.opset_imports == {"": 21}
+    part.outputs[0].type = part.outputs[1].type = FLOATS
+    found = run(part, {})
+    assert np.array_equal(found["b"], [-1, -4]) and np.array_equal(found["a"], [-1, -2])
+
+
+def test_assign() -> None:
+    graph, other = graph_of(NESTED), graph_of(CHAIN)
+    wanted = to_proto(other).SerializeToString(deterministic=True)
+    assign(graph, other)
+    assert to_proto(graph).SerializeToString(deterministic=True) == wanted
+    graph.check()
+    graph.model.metadata["new"] = "1"
+    graph.remove(graph.add("Neg", [graph.values["x"]], name="if", outputs=["e"]))
+    assert to_proto(other).SerializeToString(deterministic=True) == wanted
 
 
 # Checking

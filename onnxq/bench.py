@@ -1,0 +1,136 @@
+"""Latency of several models measured against each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxq.data import DataLike, read
+from onnxq.errors import InputError
+from onnxq.ir import load
+from onnxq.progress import SILENT, Progress
+from onnxq.runtime import Session, TensorSpec, interleaved
+from onnxq.verify.facts import model_bytes
+
+OPEN_DIMENSION = 16
+"""Size that random inputs have where the model leaves a dimension other than the first open."""
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One model on one provider; ``speedup`` is the first model's time over this one's."""
+
+    model: str
+    provider: str
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    speedup: float
+    runs: int
+    bytes: int
+
+
+def bench(
+    models: Sequence[str | os.PathLike[str]],
+    *,
+    data: DataLike | None = None,
+    providers: Sequence[str] = ("cpu",),
+    threads: int = 1,
+    seconds: float = 3.0,
+    batch_size: int = 1,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> list[BenchRow]:
+    """Measure the latency of models in turn, so that drifts of the machine cancel in the ratios.
+
+    Args:
+        models: Paths; the first is what the others are compared with.
+        data: Samples, of which the first batch is fed; random inputs if None.
+        providers: Execution providers to measure on.
+        threads: Threads inside one operator.
+        seconds: Time to spend on each provider.
+        batch_size: Samples in a batch where the model leaves it open.
+        seed: Chooses the random inputs.
+        progress: Told of stages.
+
+    Raises:
+        InputError: a model or the data cannot be used.
+    """
+    paths = [Path(m) for m in models]
+    sizes = [model_bytes(load(path), path) for path in paths]
+    rows = []
+    for provider in providers:
+        progress.stage(f"measuring latency on {provider}")
+        sessions = [Session(path, provider=provider, threads=threads) for path in paths]
+        feeds = [_feeds(s.inputs, data, batch_size, seed) for s in sessions]
+        for session, fed, path in zip(sessions, feeds, paths, strict=True):
+            try:
+                session.run(fed)
+            except InputError as error:
+                if data is not None:
+                    raise
+                raise InputError(
+                    f"'{path}' cannot be run on random inputs ({error}); give samples with --data"
+                ) from error
+        timings = interleaved(sessions, feeds, seconds=seconds)
+        for path, size, timing in zip(paths, sizes, timings, strict=True):
+            rows.append(
+                BenchRow(
+                    str(path),
+                    provider,
+                    timing.median_ms,
+                    timing.p10_ms,
+                    timing.p90_ms,
+                    timing.speedup,
+                    timing.runs,
+                    size,
+                )
+            )
+    progress.finish()
+    return rows
+
+
+def random_feeds(
+    specs: Sequence[TensorSpec], *, batch_size: int = 1, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Random arrays for a model's inputs: normal floats, integers 0 to 9, random booleans.
+
+    An open first dimension gets ``batch_size``, any other open one `OPEN_DIMENSION`.
+
+    Raises:
+        InputError: an input is no tensor of numbers, or not even its rank is known.
+    """
+    generator = np.random.default_rng(seed)
+    feeds = {}
+    for spec in specs:
+        if spec.dtype is None or spec.shape is None or spec.dtype.kind in "OUS":
+            raise InputError(f"there are no random values for the input {spec}; give samples")
+        shape = [
+            d if isinstance(d, int) else (batch_size if axis == 0 else OPEN_DIMENSION)
+            for axis, d in enumerate(spec.shape)
+        ]
+        feeds[spec.name] = _random(generator, spec.dtype, shape)
+    return feeds
+
+
+def _random(
+    generator: np.random.Generator, dtype: np.dtype[Any], shape: Sequence[int]
+) -> np.ndarray:
+    if dtype.kind in "iu":
+        return np.asarray(generator.integers(0, 10, shape)).astype(dtype)
+    if dtype.kind == "b":
+        return np.asarray(generator.integers(0, 2, shape)).astype(dtype)
+    return np.asarray(generator.standard_normal(shape)).astype(dtype)
+
+
+def _feeds(
+    specs: Sequence[TensorSpec], data: DataLike | None, batch_size: int, seed: int
+) -> dict[str, np.ndarray]:
+    if data is None:
+        return random_feeds(specs, batch_size=batch_size, seed=seed)
+    return next(read(data, specs, batch_size=batch_size).batches()).feeds

@@ -1,0 +1,85 @@
+"""``onnxq compare``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from onnxq.cli import options
+from onnxq.cli.terminal import progress, show, write_json
+from onnxq.ir.save import check_writable
+from onnxq.optimize import compare
+from onnxq.report import check_folder, to_text, write_junit, write_report
+from onnxq.verify import QUANTITIES, Gate
+
+HELP = "compare a candidate with the float model: metric, outputs, layers, size, latency"
+
+EXAMPLES = f"""gates speak of:
+{chr(10).join(f"  {name:<13} {meaning}" for name, (meaning, _) in QUANTITIES.items())}
+
+examples:
+  onnxq compare model.onnx model.int8.onnx --data samples.npz
+  onnxq compare model.onnx model.int8.onnx --data samples.npz --provider cpu --provider cuda \\
+      --gate "drop<=0.01" --gate "speedup>=1.5" --junit junit.xml
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("float", metavar="FLOAT", help="float model")
+    parser.add_argument("candidate", metavar="CANDIDATE", help="model to judge")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="samples; of data with a split of its own the held-out part is used",
+    )
+    parser.add_argument(
+        "--metric", metavar="M", help="accuracy, top-5, bits-per-byte, sqnr or module:function"
+    )
+    parser.add_argument(
+        "--gate", action="append", default=[], metavar="EXPR", help="a promise (repeatable)"
+    )
+    parser.add_argument(
+        "--samples", type=options.positive, metavar="N", help="use about so many samples"
+    )
+    parser.add_argument(
+        "--no-layers", action="store_true", help="leave out the error of every layer"
+    )
+    parser.add_argument("--junit", metavar="FILE", help="write the gates as JUnit XML")
+    parser.add_argument("--report", metavar="FOLDER", help="write report.json, .html and junit.xml")
+    options.add_providers(parser)
+    options.add_measuring(parser)
+    options.add_common(parser)
+    options.add_images(parser)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the command; gives the exit code."""
+    options.check_json(parsed)
+    if parsed.report:
+        check_folder(Path(parsed.report))
+    if parsed.junit:
+        check_writable(Path(parsed.junit))
+    with progress(parsed) as stages:
+        report = compare(
+            parsed.float,
+            parsed.candidate,
+            parsed.data,
+            metric=parsed.metric,
+            providers=parsed.provider or ("cpu",),
+            gates=[Gate.parse(text) for text in parsed.gate],
+            threads=parsed.threads,
+            images=options.image_options(parsed),
+            batch_size=parsed.batch_size,
+            samples=parsed.samples,
+            layers=not parsed.no_layers,
+            progress=stages,
+        )
+    if parsed.report:
+        write_report(report, Path(parsed.report))
+    if parsed.junit:
+        write_junit(report, Path(parsed.junit))
+    write_json(parsed, report.to_dict())
+    show(parsed, to_text(report, layers=True))
+    return options.EXIT_OK if report.passed else options.EXIT_GATE

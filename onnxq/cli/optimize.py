@@ -1,0 +1,146 @@
+"""``onnxq optimize``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Group
+from rich.text import Text
+
+from onnxq.cli import options
+from onnxq.cli.terminal import progress, show, write_json
+from onnxq.optimize import Optimized, optimize
+from onnxq.quant import available_targets
+from onnxq.recipe import built_in_recipes
+from onnxq.report import check_folder, to_text, write_report
+
+HELP = "quantize a float model, and write it if it keeps its promise on held-out data"
+
+EXAMPLES = """examples:
+  onnxq optimize model.onnx --data samples.npz -o model.int8.onnx
+  onnxq optimize model.onnx --data train/ --eval test/ --image-size 224x224 \\
+      --max-drop 0.005 --min-speedup 1.5 -o model.int8.onnx --report report/
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("model", metavar="MODEL", help="float model, an .onnx file")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="representative samples: .npz, folder of .npz, test data or images, module:function",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="file to write")
+    parser.add_argument("--eval", metavar="DATA", help="held-out samples (default: part of DATA)")
+    parser.add_argument(
+        "--recipe",
+        default="int8",
+        metavar="NAME|FILE",
+        help=f"what to do: {', '.join(built_in_recipes())}, or a .toml file (default int8)",
+    )
+    parser.add_argument(
+        "--target",
+        default="auto",
+        metavar="T",
+        help=f"where it is to run: auto, {', '.join(available_targets())} (default auto)",
+    )
+    promise = parser.add_argument_group("promise")
+    promise.add_argument(
+        "--max-drop",
+        type=options.number,
+        metavar="D",
+        help="largest drop of the metric (default 0.01; bits-per-byte: 2 %% of float's)",
+    )
+    promise.add_argument(
+        "--min-speedup", type=options.number, metavar="X", help="smallest speedup (default 1)"
+    )
+    promise.add_argument(
+        "--min-sqnr",
+        type=options.number,
+        metavar="DB",
+        help="smallest SQNR of any output in dB (default without labels: 15)",
+    )
+    promise.add_argument(
+        "--keep-failed", action="store_true", help="write the model even if a promise broke"
+    )
+    parser.add_argument(
+        "--metric", metavar="M", help="accuracy, top-5, bits-per-byte, sqnr or module:function"
+    )
+    parser.add_argument(
+        "--calibration-samples",
+        type=options.positive,
+        metavar="N",
+        help="samples to calibrate on (default: half of DATA, at most 512)",
+    )
+    parser.add_argument(
+        "--constant-initializers",
+        action="store_true",
+        help="treat weights that are listed as inputs, too, as constants",
+    )
+    parser.add_argument(
+        "--opset",
+        type=options.positive,
+        metavar="N",
+        help="raise the model to at least this opset (default: only as far as the formats need)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=options.whole,
+        default=0,
+        metavar="N",
+        help="chooses the held-out part (default 0)",
+    )
+    parser.add_argument("--report", metavar="FOLDER", help="write report.json, .html and junit.xml")
+    options.add_measuring(parser)
+    options.add_common(parser)
+    options.add_images(parser)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the command; gives the exit code."""
+    options.check_json(parsed)
+    if parsed.report:
+        check_folder(Path(parsed.report))
+    with progress(parsed) as stages:
+        result = optimize(
+            parsed.model,
+            parsed.data,
+            output=parsed.output,
+            recipe=parsed.recipe,
+            target=parsed.target,
+            eval_data=parsed.eval,
+            metric=parsed.metric,
+            max_drop=parsed.max_drop,
+            min_speedup=parsed.min_speedup,
+            min_sqnr=parsed.min_sqnr,
+            keep_failed=parsed.keep_failed,
+            constant_initializers=parsed.constant_initializers,
+            opset=parsed.opset,
+            calibration_samples=parsed.calibration_samples,
+            batch_size=parsed.batch_size,
+            images=options.image_options(parsed),
+            threads=parsed.threads,
+            seed=parsed.seed,
+            progress=stages,
+            debug=options.debug_level(),
+        )
+    if parsed.report:
+        write_report(result.report, Path(parsed.report))
+    write_json(parsed, result.report.to_dict())
+    show(parsed, Group(to_text(result.report), Text(), Text(_ending(result, parsed))))
+    return options.EXIT_OK if result.passed else options.EXIT_GATE
+
+
+def _ending(result: Optimized, parsed: argparse.Namespace) -> str:
+    if result.written is None:
+        ending = "A promise broke, so nothing was written; --keep-failed writes it all the same."
+    elif result.passed:
+        ending = f"Wrote {result.written}."
+    else:
+        ending = f"A promise broke; wrote {result.written} all the same."
+    if parsed.report:
+        ending += f" The report is in {Path(parsed.report) / 'report.html'}."
+    return ending

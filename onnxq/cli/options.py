@@ -1,0 +1,135 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from pathlib import Path
+
+from onnxq.data import ImageOptions
+from onnxq.errors import InputError
+
+EXIT_OK, EXIT_GATE, EXIT_INPUT = 0, 1, 2
+
+
+def debug_level() -> int:
+    """The level that the environment variable ONNXQ_DEBUG asks for, 0 to 3."""
+    text = os.environ.get("ONNXQ_DEBUG", "") or "0"
+    if text not in ("0", "1", "2", "3"):
+        raise InputError(f"ONNXQ_DEBUG is '{text}'; set it to 0, 1, 2 or 3")
+    return int(text)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """What every command takes."""
+    parser.add_argument(
+        "--json", metavar="PATH", help="write the result as JSON; - is standard output"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
+def add_measuring(parser: argparse.ArgumentParser) -> None:
+    """How to run models."""
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="threads inside one operator (default 1)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="samples in a batch where the model leaves it open",
+    )
+
+
+def add_providers(parser: argparse.ArgumentParser) -> None:
+    """Where to run models."""
+    parser.add_argument(
+        "--provider",
+        action="append",
+        metavar="P",
+        help="execution provider to measure on: cpu, cuda, openvino, ... (repeatable; default cpu)",
+    )
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """How a folder of images becomes input."""
+    group = parser.add_argument_group(
+        "images", "for data that is a folder of images; x = (pixel * scale - mean) / std"
+    )
+    group.add_argument("--image-size", type=_size, metavar="HxW", help="default: the model's")
+    group.add_argument("--image-mean", type=_numbers, metavar="M[,M,M]", help="default 0")
+    group.add_argument("--image-std", type=_numbers, metavar="S[,S,S]", help="default 1")
+    group.add_argument("--image-scale", type=number, metavar="F", help="default 1/255")
+    group.add_argument("--image-layout", choices=("NCHW", "NHWC"), help="default: by the channels")
+    group.add_argument("--image-color", choices=("RGB", "BGR", "L"), help="default: RGB or L")
+    group.add_argument("--image-resize", choices=("crop", "stretch"), help="default crop")
+
+
+def image_options(parsed: argparse.Namespace) -> ImageOptions | None:
+    """The image options that were given; None without any."""
+    names = ("size", "mean", "std", "scale", "layout", "color", "resize")
+    given = {n: getattr(parsed, f"image_{n}") for n in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    return ImageOptions(**given) if given else None
+
+
+def check_json(parsed: argparse.Namespace) -> None:
+    """Find out before long work whether the JSON can be written.
+
+    Raises:
+        InputError: it cannot.
+    """
+    from onnxq.ir.save import check_writable
+
+    if parsed.json and parsed.json != "-":
+        check_writable(Path(parsed.json))
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    value = int(text) if text.isascii() and text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
+    return value
+
+
+def whole(text: str) -> int:
+    """A whole number from 0."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """Any finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A number above 0."""
+    value = number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a time above 0")
+    return value
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(number(part) for part in text.split(","))
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 224x224")
+    return positive(parts[0]), positive(parts[1])

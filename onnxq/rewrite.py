@@ -1,0 +1,134 @@
+"""Float passes alone, and finding the pass that changes a model's outputs."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxq.bench import random_feeds
+from onnxq.ir import Context, Graph, Pass, PassRecord, Pipeline, default_passes, load, parse_passes
+from onnxq.ir.save import to_proto
+from onnxq.runtime import Session
+
+ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+TOLERANCE = 1e-5
+"""Largest difference, relative to the output's largest magnitude, that counts as none."""
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A rewritten model and what each pass did to it."""
+
+    graph: Graph
+    records: tuple[PassRecord, ...]
+
+
+@dataclass(frozen=True)
+class PassDifference:
+    """How far the outputs were from the original's after a pass ran."""
+
+    name: str
+    difference: float
+
+
+@dataclass(frozen=True)
+class BisectResult:
+    """The differences after each pass, and the first pass that is to blame, if any."""
+
+    checked: tuple[PassDifference, ...]
+    first_bad: str | None
+
+
+def rewrite(
+    model: ModelLike | Graph,
+    passes: str | Sequence[Pass] | None = None,
+    *,
+    debug: int = 0,
+) -> Rewritten:
+    """Rewrite a model with float passes.
+
+    Args:
+        model: Path, serialized bytes, ``ModelProto`` or a graph, which is left as it is.
+        passes: Passes, or their text form ``"fold-constants,fuse-batch-norm"``; the default
+            float pipeline if None.
+        debug: Level of the passes' log, see `onnxq.ir.Context`.
+
+    Raises:
+        InputError: the model or a pass cannot be used.
+    """
+    graph = model.copy() if isinstance(model, Graph) else load(model)
+    records = Pipeline(_passes(passes)).run(graph, Context(debug))
+    return Rewritten(graph, tuple(records))
+
+
+def bisect_passes(
+    model: ModelLike | Graph,
+    passes: str | Sequence[Pass] | None = None,
+    *,
+    feeds: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
+    tolerance: float = TOLERANCE,
+) -> BisectResult:
+    """Find the first pass that changes a model's outputs.
+
+    The passes run one after another, each once, and after each the outputs are compared with
+    the original model's on the same inputs.
+
+    Args:
+        model: The model, see `rewrite`.
+        passes: The passes to check, see `rewrite`.
+        feeds: Inputs to run with; random ones drawn from ``seed`` if None.
+        seed: Chooses the random inputs.
+        tolerance: Largest difference relative to an output's largest magnitude.
+
+    Raises:
+        InputError: the model or a pass cannot be used, or onnxruntime cannot run the model.
+    """
+    graph = model.copy() if isinstance(model, Graph) else load(model)
+    session = Session(to_proto(graph), optimization="none")
+    fed = dict(feeds) if feeds is not None else random_feeds(session.inputs, seed=seed)
+    expected = session.run(fed)
+    checked = []
+    for step in _passes(passes):
+        Pipeline((step,), fixed_point=False).run(graph)
+        found = Session(to_proto(graph), optimization="none").run(fed)
+        checked.append(PassDifference(step.name, _difference(expected, found)))
+        if not checked[-1].difference <= tolerance:
+            return BisectResult(tuple(checked), step.name)
+    return BisectResult(tuple(checked), None)
+
+
+def _passes(passes: str | Sequence[Pass] | None) -> tuple[Pass, ...]:
+    if passes is None:
+        return default_passes()
+    return parse_passes(passes) if isinstance(passes, str) else tuple(passes)
+
+
+def _difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> float:
+    """Largest difference of any output, relative to its largest magnitude."""
+    return max((_relative(wanted, found[name]) for name, wanted in expected.items()), default=0.0)
+
+
+def _relative(wanted: Any, given: Any) -> float:
+    if isinstance(wanted, list):
+        pairs = zip(wanted, given, strict=False)
+        same_length = len(wanted) == len(given)
+        return max((_relative(a, b) for a, b in pairs), default=0.0) if same_length else math.inf
+    a, b = np.asarray(wanted), np.asarray(given)
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return math.inf
+    if a.dtype.kind in "OUS":
+        return 0.0 if np.array_equal(a, b) else math.inf
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return math.inf
+    scale = float(np.abs(a[finite]).max(initial=0.0)) or 1.0
+    return float(np.abs(a[finite] - b[finite]).max(initial=0.0)) / scale

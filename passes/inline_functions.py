@@ -1,0 +1,98 @@
+"""Replacing calls of model-local functions by what they compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx
+import onnx.checker
+import onnx.inliner
+
+from onnxq.errors import InputError
+from onnxq.ir import Context, Graph, Pass, Tensor
+from onnxq.ir.copying import assign
+from onnxq.ir.load import from_proto
+from onnxq.ir.save import EXTERNAL_MINIMUM, to_proto
+
+
+@dataclass(frozen=True)
+class InlineFunctions(Pass):
+    """Put the bodies of model-local functions in the place of their calls.
+
+    Other passes leave functions alone: exporters write them so that whole modules stay
+    recognizable. Runtimes inline them when they load the model, so nothing is gained by keeping
+    them but readability, and nothing in them is optimized. This runs only by request, because the
+    model then no longer shows its modules.
+
+    Rewritten: every call, in subgraphs and in other functions too. Functions and operator sets
+    that nothing uses any more go away. Metadata, constants and the interface stay.
+
+    Not rewritten: functions written for another version of an operator set than the model's,
+    whose operators may mean something else there.
+    """
+
+    name: ClassVar[str] = "inline-functions"
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        """See `Pass.run`; counts the functions that are gone.
+
+        Raises:
+            InputError: a function calls itself, or cannot be inlined.
+        """
+        functions = len(graph.model.functions)
+        if not functions:
+            return 0
+        data = _Withheld()
+        try:
+            inlined = onnx.inliner.inline_local_functions(to_proto(graph, data))
+        except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"the model's functions cannot be inlined ({reason}); leave inline-functions out"
+            ) from error
+        made = functions - len(inlined.functions)
+        if not made:
+            return 0
+        result = from_proto(inlined, graph.model.path)
+        data.give_back(result)
+        _drop_unused_imports(graph, result)
+        assign(graph, result)
+        ctx.rewrote(f"{made} functions: inlined")
+        return made
+
+
+class _Withheld:
+    """Large constants, which never go through protobuf: their messages only name them."""
+
+    _MARK = "withheld constant "
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+
+    def put(self, tensor: Tensor, name: str) -> onnx.TensorProto:
+        """See `TensorStore.put`."""
+        self._tensors.append(tensor)
+        proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape)
+        proto.doc_string = f"{self._MARK}{len(self._tensors) - 1}"
+        return proto
+
+    def give_back(self, graph: Graph) -> None:
+        """Put the constants into a graph that was read from the messages."""
+        for nested in graph.all_graphs():
+            for value in nested.initializers():
+                assert value.data is not None
+                if value.data.is_sparse or value.data.nbytes < EXTERNAL_MINIMUM:
+                    continue
+                mark = value.data.to_proto("").doc_string
+                if mark.startswith(self._MARK):
+                    value.data = self._tensors[int(mark.removeprefix(self._MARK))]
+
+
+def _drop_unused_imports(before: Graph, after: Graph) -> None:
+    """Drop the operator sets in which the functions lay that are gone."""
+    functions = {f.domain for f in before.model.functions}
+    used = {n.domain for n in after.all_nodes()} | {f.domain for f in after.model.functions}
+    used.update(i.domain for f in after.model.functions for i in f.opset_import)
+    for domain in functions - used - {""}:
+        after.model.opset_imports.pop(domain, None)

@@ -1,0 +1,140 @@
+"""Merging Casts in a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq.ir import Context, DataType, Graph, Node, Pass, Value, remove_unused
+
+_SIGNIFICAND = {
+    DataType.FLOAT16: 11,
+    DataType.BFLOAT16: 8,
+    DataType.FLOAT: 24,
+    DataType.DOUBLE: 53,
+}
+"""Bits of the significand, the leading one included: integers of so many bits are exact."""
+
+_WIDER_FLOATS = {
+    DataType.FLOAT16: (DataType.FLOAT, DataType.DOUBLE),
+    DataType.BFLOAT16: (DataType.FLOAT, DataType.DOUBLE),
+    DataType.FLOAT: (DataType.DOUBLE,),
+}
+
+_INTEGERS = frozenset(
+    {
+        DataType.INT8,
+        DataType.INT16,
+        DataType.INT32,
+        DataType.INT64,
+        DataType.UINT8,
+        DataType.UINT16,
+        DataType.UINT32,
+        DataType.UINT64,
+    }
+)
+
+
+@dataclass(frozen=True)
+class MergeCasts(Pass):
+    """Let a Cast read past a Cast that loses nothing.
+
+    Rewritten: ``Cast(Cast(x))`` when the inner Cast keeps every value that the dtype of ``x`` has
+    (integers to a type that holds their whole range, float16, bfloat16 and float32 to wider
+    floats, bool to any number). The outer Cast then reads ``x``, or goes away when it leads back
+    to the dtype of ``x``. The inner one stays where something else reads it.
+
+    Not rewritten:
+
+    - An inner Cast that rounds, wraps or cuts off, as int32 to float32 or float32 to float16.
+    - An outer Cast from a float to an integer, except from float16 and bfloat16 by way of
+      float32, which is how runtimes cast them anyway: what numbers out of range become depends
+      on the dtype they come from. An outer Cast from a float that was an integer does only where
+      it holds that integer's whole range.
+    - Casts to or from strings, whose text depends on the dtype, and to or from floats of 8 bits
+      and fewer and packed integers, for which runtimes do not have every kernel.
+    - Inputs of unknown dtype.
+    """
+
+    name: ClassVar[str] = "merge-casts"
+    default: ClassVar[bool] = True
+    needs_types: ClassVar[bool] = True
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        """See `Pass.run`; counts the Casts that read past another."""
+        made = 0
+        for nested in list(graph.all_graphs()):
+            for node in nested.nodes():
+                if not node.is_op("Cast"):
+                    continue
+                source = _source(node)
+                if source is None:
+                    continue
+                _read_past(node, source)
+                ctx.rewrote(f"{node.label}: reads '{source.name}' past a Cast that loses nothing")
+                made += 1
+        return made
+
+
+def _source(outer: Node) -> Value | None:
+    """What a Cast may read instead of the Cast before it, None if that one matters."""
+    middle = outer.input(0)
+    inner = middle.producer if middle is not None else None
+    if inner is None or not inner.is_op("Cast"):
+        return None
+    value = inner.input(0)
+    if value is None or value.dtype is None:
+        return None
+    try:
+        between, to = DataType(inner.get("to", 0)), DataType(outer.get("to", 0))
+    except ValueError:
+        return None
+    if not _keeps_values(value.dtype, between) or not _casts_alike(value.dtype, between, to):
+        return None
+    return value
+
+
+def _keeps_values(a: DataType, b: DataType) -> bool:
+    """Whether every number of dtype ``a`` is one of dtype ``b``."""
+    if a is b:
+        return True
+    if a is DataType.BOOL:
+        return b in _INTEGERS or b in _SIGNIFICAND
+    if a in _INTEGERS:
+        limits = np.iinfo(a.numpy)
+        if b in _INTEGERS:
+            wider = np.iinfo(b.numpy)
+            return bool(wider.min <= limits.min and limits.max <= wider.max)
+        return b in _SIGNIFICAND and int(limits.max).bit_length() <= _SIGNIFICAND[b]
+    return b in _WIDER_FLOATS.get(a, ())
+
+
+def _casts_alike(a: DataType, b: DataType, c: DataType) -> bool:
+    """Whether numbers of ``a`` become the same in ``c`` directly as by way of ``b``."""
+    if c is a or c is DataType.BOOL or c in _SIGNIFICAND:
+        return True
+    if c not in _INTEGERS:
+        return False
+    if a not in _SIGNIFICAND and b in _INTEGERS:
+        return True
+    if a in (DataType.FLOAT16, DataType.BFLOAT16) and b is DataType.FLOAT:
+        return True
+    return a not in _SIGNIFICAND and _keeps_values(a, c)
+
+
+def _read_past(outer: Node, source: Value) -> None:
+    graph, inner = outer.graph, outer.inputs[0]
+    assert inner is not None and inner.producer is not None
+    graph.set_input(outer, 0, source)
+    if source.dtype == outer.get("to") and _may_go(outer, source):
+        graph.replace_uses(outer.output, source)
+        remove_unused(graph, [outer])
+    remove_unused(inner.graph, [inner.producer])
+
+
+def _may_go(node: Node, source: Value) -> bool:
+    """Whether readers can read the source, without an Identity for a graph output."""
+    free = source.graph is node.graph and source.producer is not None and not source.is_output
+    return free or not node.output.is_output

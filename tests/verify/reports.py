@@ -1,0 +1,46 @@
+"""A report for tests, with a number of its own in every place."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from onnxq.verify import Report
+from onnxq.verify.result import (
+    GateFacts,
+    LatencyFacts,
+    LayerFacts,
+    MetricFacts,
+    ModelFacts,
+    OutputFacts,
+    PassFacts,
+    SizeFacts,
+)
+
+FLOAT = ModelFacts("m.onnx", "aa", 7, 17, 4000)
+CANDIDATE = ModelFacts("q.onnx", "bb", 19, 17, 1000, {"com.microsoft:QLinearConv": 2})
+
+
+def a_report(**changes: object) -> Report:
+    cpu = LatencyFacts("cpu", 1, 3.0, 2.0, 1.5)
+    cuda = LatencyFacts("cuda", 1, 3.0, 2.5, 1.2)
+    report = Report(
+        model=FLOAT,
+        output=CANDIDATE,
+        metric=MetricFacts("accuracy", 0.99, 0.985, 0.005, 450, (-0.002, 0.012)),
+        latency=cpu,
+        latencies=(cpu, cuda),
+        size=SizeFacts(4000, 1000, 4.0),
+        outputs=(OutputFacts("y", 35.5, 0.9999, 0.25), OutputFacts("z", math.inf, 1.0, 0.0)),
+        layers=(
+            LayerFacts("c", "Conv", "int8", 40.0, None, ""),
+            LayerFacts("e", "Exp", "float32", None, 0.5, "target cpu-x64 does not quantize Exp"),
+        ),
+        gates=(GateFacts("drop<=0.01", 0.005, True), GateFacts("speedup>=2", None, False)),
+        passes=(PassFacts("insert-qdq", 2, 0.25),),
+        versions={"onnx": "1"},
+        seconds=1.5,
+        peak_rss_bytes=123,
+        passed=False,
+    )
+    return replace(report, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,228 @@
+"""Comparing two files: what is measured, against numpy, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxq.data import Dataset, read
+from onnxq.errors import InputError
+from onnxq.ir import Graph, PassRecord, save
+from onnxq.optimize import single_feed
+from onnxq.runtime import Session
+from onnxq.verify import CompareOptions, Gate, Report, compare_files
+from onnxq.verify.compare import LAYER_SAMPLES
+from onnxq.verify.facts import model_bytes
+from tests.quantization import observed_bounds, quantized
+
+TEXT = """<ir_version: 8, opset_import: ["": 17]>
+g (float[N, 4] x) => (float[N, 3] y) <float[4, 3] w = {{{weight}}}>
+{{ h = MatMul(x, w) y = Mul(h, h) }}"""
+WEIGHT = np.random.default_rng(3).standard_normal((4, 3)).astype(np.float32)
+QUICK = CompareOptions(latency=False)
+
+
+class Recorder:
+    """Keeps what a Progress is told."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.done = 0
+        self.finished = False
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self.stages.append(name)
+
+    def advance(self, done: int) -> None:
+        self.done = done
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+def _graph(weight: np.ndarray = WEIGHT) -> Graph:
+    numbers = ", ".join(repr(float(n)) for n in weight.reshape(-1))
+    return Graph.from_text(TEXT.format(weight=numbers))
+
+
+def _samples(count: int = 20) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((count, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """A float model and its quantized form."""
+    before = _graph()
+    after = quantized(before, observed_bounds(before.copy(), {"x": _samples()}))
+    save(before, tmp_path / "m.onnx")
+    save(after, tmp_path / "q.onnx")
+    return tmp_path / "m.onnx", tmp_path / "q.onnx"
+
+
+def _data(path: Path, labels: np.ndarray | None = None) -> Dataset:
+    arrays = {"x": _samples()}
+    if labels is not None:
+        arrays["labels"] = labels
+    return read(arrays, Session(path).inputs, batch_size=8)
+
+
+def _compare(
+    files: tuple[Path, Path], options: CompareOptions = QUICK, labels: np.ndarray | None = None,
+    **more: object,
+) -> Report:  # fmt: skip
+    data = _data(files[0], labels)
+    one = single_feed(data, Session(files[0]).inputs)
+    return compare_files(*files, data, one, options, **more)  # type: ignore[arg-type]
+
+
+def _outputs(path: Path) -> np.ndarray:
+    return Session(path).run({"x": _samples()})["y"].astype(np.float64)
+
+
+def test_outputs_over_all_batches(files: tuple[Path, Path]) -> None:
+    ours, theirs = (_outputs(path) for path in files)
+    (found,) = _compare(files).outputs
+    noise = np.square(ours - theirs).sum()
+    assert found.name == "y"
+    assert found.sqnr_db == pytest.approx(10 * np.log10(np.square(ours).sum() / noise), rel=1e-5)
+    assert found.max_abs == pytest.approx(np.abs(ours - theirs).max(), rel=1e-4)
+    cosine = (ours * theirs).sum() / np.sqrt((ours**2).sum() * (theirs**2).sum())
+    assert found.cosine == pytest.approx(cosine, abs=1e-9)
+
+
+def test_files_are_described(files: tuple[Path, Path]) -> None:
+    report = _compare(files)
+    for facts, path in zip((report.model, report.output), files, strict=True):
+        assert facts.path == str(path)
+        assert facts.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert facts.bytes == path.stat().st_size
+        assert facts.opset == 17
+    assert report.size.ratio == report.model.bytes / report.output.bytes
+    assert (report.model.nodes, report.output.nodes) == (2, 5)
+    assert report.model.integer_operators == {}
+    assert report.output.integer_operators == {"com.microsoft:MatMulIntegerToFloat": 1}
+    assert {"onnxq", "onnx", "onnxruntime", "numpy", "python"} <= set(report.versions)
+    assert report.peak_rss_bytes > 10_000_000
+    assert report.passed and report.gates == ()
+
+
+def test_external_data_counts(tmp_path: Path) -> None:
+    weight = np.zeros((64, 64), np.float32)
+    graph = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 64] x) => (float[N, 64] y) { y = Relu(x) }""")
+    graph.replace_uses(
+        graph.outputs[0],
+        graph.add("MatMul", [graph.inputs[0], graph.constant(weight, "w")]).output,
+    )
+    save(graph, tmp_path / "m.onnx", external_data=True)
+    from onnxq.ir import load
+
+    loaded = load(tmp_path / "m.onnx")
+    size = (tmp_path / "m.onnx").stat().st_size
+    assert size < 64 * 64 and model_bytes(loaded, tmp_path / "m.onnx") == size + 64 * 64 * 4
+
+
+def test_a_metric_where_there_are_labels(files: tuple[Path, Path]) -> None:
+    ours, theirs = (_outputs(path) for path in files)
+    labels = ours.argmax(axis=1)
+    labels[:5] = (labels[:5] + 1) % 3
+    report = _compare(files, labels=labels)
+    assert report.metric is not None
+    assert report.metric.name == "accuracy" and report.metric.samples == 20
+    assert report.metric.float == 0.75
+    accuracy = float((theirs.argmax(axis=1) == labels).mean())
+    assert report.metric.candidate == pytest.approx(accuracy)
+    assert report.metric.drop == pytest.approx(0.75 - accuracy)
+    low, high = report.metric.confidence
+    assert low <= report.metric.drop <= high
+    assert _compare(files).metric is None
+    assert _compare(files, CompareOptions("sqnr", latency=False), labels).metric is None
+
+
+def test_latency_of_every_provider(files: tuple[Path, Path]) -> None:
+    options = CompareOptions(
+        providers=("cpu", "CPUExecutionProvider"), latency_seconds=0.01, layers=False
+    )
+    report = _compare(files, options)
+    assert [x.provider for x in report.latencies] == ["cpu", "CPUExecutionProvider"]
+    assert report.latency == report.latencies[0]
+    for found in report.latencies:
+        assert found.float_ms > 0 and found.candidate_ms > 0 and found.speedup > 0
+        assert found.threads == 1
+    assert _compare(files).latency is None and _compare(files).latencies == ()
+
+
+def test_layers_with_and_without_their_error(files: tuple[Path, Path]) -> None:
+    with_error = {layer.node: layer.sqnr_db for layer in _compare(files).layers}
+    assert set(with_error) == {"h", "y"} and all(with_error.values())
+    without = _compare(files, CompareOptions(latency=False, layers=False)).layers
+    assert {layer.node: layer.sqnr_db for layer in without} == {"h": None, "y": None}
+    assert [layer.precision for layer in without] == ["int8", "float32"]
+    assert len(_samples()) > LAYER_SAMPLES
+
+
+def test_gates_passes_and_progress(files: tuple[Path, Path]) -> None:
+    recorder = Recorder()
+    gates = (Gate.parse("sqnr>=20"), Gate.parse("size_ratio>=100"))
+    report = _compare(
+        files,
+        CompareOptions(latency_seconds=0.01, gates=gates),
+        passes=[PassRecord("insert-qdq", 3, 0.5, 2, 5)],
+        progress=recorder,
+    )
+    assert [g.passed for g in report.gates] == [True, False] and not report.passed
+    assert [(p.name, p.rewrites, p.seconds) for p in report.passes] == [("insert-qdq", 3, 0.5)]
+    assert recorder.stages == ["verifying", "measuring latency on cpu", "comparing layers"]
+    assert recorder.done == 20 and recorder.finished
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("float[N, 4] x", "float[N, 4] z", "has other inputs than the float model: z float32"),
+        ("float[N, 4] x", "float[4] x", "has other inputs .* x float32 .4. instead of x float32"),
+        ("float[N, 4] x", "double[N, 4] x", "has other inputs"),
+        ("float[N, 3] y", "float[N, 3] z", "has other outputs than the float model: z float32"),
+        ("float[N, 3] y", "float[N, 3] y, float[N, 3] h", "has other outputs"),
+    ],
+)
+def test_another_interface_is_refused(
+    files: tuple[Path, Path], tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    numbers = ", ".join(["1"] * 12)
+    text = TEXT.format(weight=numbers).replace(old, new)
+    if "z" in new:
+        text = text.replace("(x, w)", f"({'z' if 'x' in old else 'x'}, w)")
+        text = text.replace("y = Mul", f"{'z' if 'y' in old else 'y'} = Mul")
+    text = text.replace("<float[4, 3]", "<double[4, 3]") if "double" in new else text
+    text = text.replace("(float[N, 3] y)", "(double[N, 3] y)") if "double" in new else text
+    save(Graph.from_text(text), tmp_path / "other.onnx")
+    with pytest.raises(InputError, match=message) as found:
+        _compare((files[0], tmp_path / "other.onnx"))
+    assert "other.onnx' has other" in str(found.value)
+
+
+def test_the_order_of_outputs_and_names_of_sizes_do_not_matter(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 4] x) => (float[N, 4] a, float[N, 4] b) { a = Exp(x) b = Abs(x) }"""
+    save(Graph.from_text(text), tmp_path / "m.onnx")
+    other = text.replace("float[N, 4] a, float[N, 4] b", "float[M, 4] b, float[M, 4] a")
+    save(Graph.from_text(other), tmp_path / "c.onnx")
+    report = _compare((tmp_path / "m.onnx", tmp_path / "c.onnx"))
+    assert [o.name for o in report.outputs] == ["a", "b"]
+    assert all(o.max_abs == 0 for o in report.outputs)
+
+
+def test_no_provider_or_one_that_is_not_there(files: tuple[Path, Path]) -> None:
+    with pytest.raises(InputError, match="no execution provider is named"):
+        _compare(files, CompareOptions(providers=()))
+    with pytest.raises(InputError, match="provider 'tpu' is not in the installed onnxruntime"):
+        _compare(files, CompareOptions(providers=("tpu",)))
+
+
+def test_labels_that_do_not_fit(files: tuple[Path, Path]) -> None:
+    with pytest.raises(InputError, match="label 7 is beyond the model's 3 classes"):
+        _compare(files, labels=np.full(20, 7))

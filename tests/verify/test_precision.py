@@ -1,0 +1,161 @@
+"""The precision of every operator, read off graphs as onnxq and others write them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from onnxq.ir import Graph, infer_types
+from onnxq.passes.insert_qdq import LEFT_IN_FLOAT_KEY
+from onnxq.verify.precision import counts, describe, left_in_float
+from tests.quantization import quantized
+
+HEAD = '<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>'
+
+
+def _graph(interface: str, constants: str, nodes: str) -> Graph:
+    graph = Graph.from_text(f"{HEAD} g {interface} <{constants}> {{ {nodes} }}")
+    infer_types(graph)
+    return graph
+
+
+def _precisions(graph: Graph) -> dict[str, str]:
+    return {f"{layer.op_type} {layer.node}": layer.precision for layer in describe(graph)}
+
+
+def test_a_network_of_onnxq() -> None:
+    before = _graph(
+        "(float[1, 1, 4, 4] x) => (float[N, M] y)",
+        "float[1, 1, 1, 1] w = {1}, float k = {2}, float[16, 2] m = {"
+        + ", ".join(["1"] * 32)
+        + "}, float[2] b = {1, 2}, float[4] sizes = {1, 1, 1, 1}, int64[2] shape = {1, 16}",
+        """c = Conv(x, w) r = Relu(c) a = Add(r, k) f = Relu(a)
+           z = Resize<mode = "nearest">(f, , sizes) p = MaxPool<kernel_shape = [1, 1]>(z)
+           s = Reshape(p, shape) g = Gemm(s, m, b) e = Exp(g) q = Relu(e) y = MatMul(q, m2)
+        """.replace("MatMul(q, m2)", "Softmax(q)"),
+    )
+    after = quantized(before)
+    assert _precisions(after) == {
+        **dict.fromkeys(
+            ["Conv c", "Relu r", "Add a", "Relu f", "Resize z", "MaxPool p", "Reshape s", "Gemm g"],
+            "int8",
+        ),
+        **dict.fromkeys(["Exp e", "Relu q", "Softmax y"], "float32"),
+    }
+    reasons = {layer.node: layer.reason for layer in describe(after) if layer.reason}
+    assert reasons == {
+        "e": "target cpu-x64 does not quantize Exp",
+        "q": "not between integer operators",
+        "y": "target cpu-x64 does not quantize Softmax",
+    }
+    assert counts(describe(after)) == {"int8": 8, "float32": 3}
+    assert list(counts(describe(after))) == ["int8", "float32"]
+
+
+def test_a_float_network() -> None:
+    graph = _graph(
+        "(float[2, 2] x, int64[2] i) => (float[2, 2] y, int64[2] j, double[2, 2] d)",
+        "float[2, 2] m = {1, 2, 3, 4}",
+        "h = MatMul(x, m) y = Relu(h) j = Add(i, i) d = Cast<to = 11>(x)",
+    )
+    assert _precisions(graph) == {
+        "MatMul h": "float32",
+        "Relu y": "float32",
+        "Add j": "int64",
+        "Cast d": "double",
+    }
+    assert {layer.reason for layer in describe(graph)} == {""}
+
+
+PAIR = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
+STORED = "w = DequantizeLinear<axis = 1>(wq, s, wz)"
+SCALES = "float s = {1}, uint8 z = {0}, int8 wz = {0}"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted"),
+    [
+        # Weights alone, activations alone, and both.
+        (f"{STORED} y = MatMul(x, w)", {"MatMul y": "int8-weight"}),
+        (f"{PAIR} y = MatMul(d, m)", {"MatMul y": "float32"}),
+        (f"{PAIR} {STORED} y = MatMul(d, w)", {"MatMul y": "int8"}),
+        # What follows is on integers only if its result is.
+        (f"{PAIR} y = Sigmoid(d)", {"Sigmoid y": "float32"}),
+        (
+            f"{PAIR} h = Sigmoid(d) hq = QuantizeLinear(h, s, z) y = DequantizeLinear(hq, s, z)",
+            {"Sigmoid h": "int8"},
+        ),
+        (
+            f"{PAIR} h = Add(d, m) hq = QuantizeLinear(h, s, z) y = DequantizeLinear(hq, s, z)",
+            {"Add h": "float32"},
+        ),
+        # A Relu behind a float operator or in front of one.
+        (
+            "h = Exp(x) r = Relu(h) hq = QuantizeLinear(r, s, z) y = DequantizeLinear(hq, s, z)",
+            {"Exp h": "float32", "Relu r": "float32"},
+        ),
+        (f"{PAIR} y = Relu(d)", {"Relu y": "float32"}),
+        ("r = Relu(x) y = Exp(r)", {"Relu r": "float32", "Exp y": "float32"}),
+        (f"{STORED} y = Gather(w, at)", {"Gather y": "int8-weight"}),
+    ],
+)
+def test_pairs_of_others(nodes: str, wanted: dict[str, str]) -> None:
+    constants = f"{SCALES}, int8[2, 2] wq = {{1, 2, 3, 4}}, float[2, 2] m = {{1, 2, 3, 4}}"
+    graph = _graph(
+        "(float[2, 2] x) => (float[N, M] y)", f"{constants}, int64[2] at = {{0, 1}}", nodes
+    )
+    assert _precisions(graph) == wanted
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wanted"), [("int4", "int4-weight"), ("uint16", "int16-weight"), ("int8", "int8-wei")]
+)
+def test_the_width_of_stored_weights_counts(dtype: str, wanted: str) -> None:
+    graph = _graph(
+        "(float[2, 2] x) => (float[2, 2] y)",
+        f"{dtype}[2, 2] wq = {{1, 2, 3, 4}}, float s = {{1}}, {dtype} z = {{0}}",
+        "w = DequantizeLinear(wq, s, z) y = MatMul(x, w)",
+    )
+    assert _precisions(graph)["MatMul y"].startswith(wanted)
+
+
+def test_operators_that_say_it_themselves() -> None:
+    graph = _graph(
+        "(uint8[2, 2] x, float[2, 2] f) => (uint8[2, 2] y, int32[2, 2] i, float[2, 2] n)",
+        f"{SCALES}, uint8[2, 2] wq = {{1, 2, 3, 4}}, uint8[2, 1, 1] b = {{1, 2}}, "
+        "float[2] bs = {1, 1}",
+        """y = QLinearMatMul(x, s, z, wq, s, z, s, z) i = MatMulInteger(x, wq)
+           n = com.microsoft.MatMulNBits<K = 2, N = 2, bits = 8, block_size = 16>(f, b, bs)""",
+    )
+    assert _precisions(graph) == {
+        "QLinearMatMul y": "int8",
+        "MatMulInteger i": "int8-dynamic",
+        "MatMulNBits n": "int8-weight",
+    }
+
+
+def test_what_nobody_knows() -> None:
+    graph = Graph.from_text("""<ir_version: 10, opset_import: ["": 21, "custom": 1]>
+        g (float[1] x) => (float[1] y) { h = custom.A() k = custom.B(h) y = Relu(x) }""")
+    assert _precisions(graph) == {"A h": "unknown", "B k": "unknown", "Relu y": "float32"}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no json", "[1]", '"text"', '{"reason": 3}', '{"reason": null}']
+)
+def test_metadata_of_others_is_no_reason_to_fail(text: str) -> None:
+    graph = _graph("(float[1] x) => (float[1] y)", SCALES, "y = Exp(x)")
+    graph.model.metadata[LEFT_IN_FLOAT_KEY] = text
+    assert left_in_float(graph) == {}
+    assert describe(graph)[0].reason == ""
+
+
+def test_reasons_belong_to_names() -> None:
+    graph = _graph("(float[1] x) => (float[1] y)", SCALES, "h = Exp(x) y = Exp(h)")
+    graph.rename_node(graph.nodes()[0], "first")
+    graph.model.metadata[LEFT_IN_FLOAT_KEY] = json.dumps({"why": ["first"], "so": ["y"]})
+    assert [(layer.node, layer.reason) for layer in describe(graph)] == [
+        ("first", "why"),
+        ("y", "so"),
+    ]

@@ -1,0 +1,102 @@
+"""The report's JSON: the keys that others rely on, and the way back."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxq.errors import InputError
+from onnxq.verify import Report
+from onnxq.verify.result import OutputFacts
+from tests.verify.reports import a_report
+
+CONTRACT = {
+    "model": {"path", "sha256", "nodes", "opset"},
+    "output": {"path", "sha256", "nodes", "opset"},
+    "metric": {"name", "float", "candidate", "drop", "samples", "confidence"},
+    "latency": {"provider", "threads", "float_ms", "candidate_ms", "speedup"},
+    "size": {"float_bytes", "candidate_bytes", "ratio"},
+    "outputs": {"name", "sqnr_db", "cosine", "max_abs"},
+    "layers": {"node", "op_type", "precision", "sqnr_db", "sensitivity", "reason"},
+    "gates": {"expr", "value", "passed"},
+    "passes": {"name", "rewrites", "seconds"},
+}
+
+
+def test_the_keys_of_the_contract() -> None:
+    body = json.loads(a_report().to_json())
+    assert body["schema"] == "onnxq/report/1"
+    assert next(iter(body)) == "schema"
+    assert {"versions", "seconds", "peak_rss_bytes", "passed"} <= set(body)
+    for part, keys in CONTRACT.items():
+        for entry in body[part] if isinstance(body[part], list) else [body[part]]:
+            assert keys <= set(entry), part
+    assert body["metric"]["confidence"] == [-0.002, 0.012]
+    assert body["passed"] is False
+
+
+def test_round_trip() -> None:
+    report = a_report()
+    assert Report.from_json(report.to_json()) == report
+    assert Report.from_json(report.to_json()).to_json() == report.to_json()
+
+
+def test_round_trip_of_what_was_not_measured() -> None:
+    report = a_report(metric=None, latency=None, latencies=(), layers=(), passes=(), gates=())
+    assert Report.from_json(report.to_json()) == report
+
+
+@given(st.lists(st.floats(), min_size=3, max_size=3))
+def test_round_trip_of_any_number(numbers: list[float]) -> None:
+    report = a_report(outputs=(OutputFacts("y", *numbers),))
+    text = report.to_json()
+    assert "NaN" not in text and "Infinity" not in text, "which is no JSON"
+    assert repr(Report.from_json(text).outputs) == repr(report.outputs)
+
+
+def test_infinities_are_text() -> None:
+    body = a_report().to_dict()
+    assert [o["sqnr_db"] for o in body["outputs"]] == [35.5, "inf"]
+
+
+def test_the_worst_output_counts() -> None:
+    assert a_report().sqnr_db == 35.5
+    assert a_report(outputs=()).sqnr_db == math.inf
+
+
+def _edited(part: str, value: object) -> str:
+    body = a_report().to_dict()
+    body[part] = value
+    return json.dumps(body)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "7",
+        "null",
+        _edited("size", None),
+        _edited("size", {"ratio": 1}),
+        _edited("outputs", [{"name": "y"}]),
+        _edited("outputs", 3),
+        _edited("surprise", 3),
+        _edited("seconds", "long"),
+        _edited("metric", {**a_report().to_dict()["metric"], "confidence": [1]}),
+    ],
+)
+def test_what_is_no_report(text: str) -> None:
+    with pytest.raises(InputError, match="no report that onnxq wrote"):
+        Report.from_json(text)
+
+
+def test_another_schema() -> None:
+    with pytest.raises(InputError, match="schema 'onnxq/report/2', not 'onnxq/report/1'"):
+        Report.from_json(_edited("schema", "onnxq/report/2"))
+    with pytest.raises(InputError, match="schema 'None'"):
+        Report.from_json("{}")
