@@ -12,6 +12,7 @@ import numpy as np
 from onnxq.errors import InputError
 from onnxq.ir import Context, DataType, Graph, Node, Numerics, Pass, TensorType, Value
 from onnxq.passes.placement import (
+    ALREADY_QUANTIZED,
     Placement,
     channel_axis,
     channel_bias,
@@ -111,7 +112,7 @@ def _note_left_in_float(graph: Graph, placed: Placement) -> None:
     by_reason: dict[str, list[str]] = {}
     for node in graph.nodes():
         reason = placed.left_in_float.get(node)
-        if reason:
+        if reason and reason != ALREADY_QUANTIZED:
             made = next((v.name for v in node.outputs if v is not None), "")
             by_reason.setdefault(reason, []).append(node.name or made)
     # A graph that was quantized before keeps the reasons of that time.

@@ -13,9 +13,11 @@ from onnxq.quant import OperatorRule, Target
 OVERRIDABLE = "its weight is also an input, which callers may override"
 """Reason that the pass constant-initializers does away with."""
 
+ALREADY_QUANTIZED = "it is quantized already"
+"""Reason of nodes that read integers before anything is quantized."""
+
 _APART = "not between integer operators"
 _BY_REQUEST = "kept in float by request"
-_ALREADY = "it is quantized already"
 _CLIPS_APART = "its bounds are computed or leave zero out"
 _FACTORS = ("alpha", "beta")
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
@@ -162,7 +164,7 @@ def _known_to_stay(graph: Graph, keep_float: frozenset[str]) -> dict[Node, str]:
     stay = {}
     for node in graph.nodes():
         if any(v and v.producer and v.producer.is_op("DequantizeLinear") for v in node.inputs):
-            stay[node] = _ALREADY
+            stay[node] = ALREADY_QUANTIZED
         elif node.name and node.name in keep_float:
             stay[node] = _BY_REQUEST
     return {n: r for n, r in stay.items() if _makes_floats(n) and not n.is_op(*_PAIR)}

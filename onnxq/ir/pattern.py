@@ -220,19 +220,35 @@ def rewrite(graph: Graph, rules: Sequence[Rule], ctx: Context) -> int:
 
 
 def remove_unused(graph: Graph, nodes: Sequence[Node]) -> None:
-    """Remove those of some nodes, given users first, whose outputs nobody reads."""
-    for node in nodes:
-        if node.in_graph and not any(v is not None and v.is_used for v in node.outputs):
-            read = [v for v in node.inputs if v is not None]
-            graph.remove(node)
-            for value in read:
-                if (
-                    value.is_constant
-                    and value.graph is graph
-                    and not value.is_used
-                    and value.name in graph.values
-                ):
-                    graph.discard(value)
+    """Remove those of some nodes whose outputs nobody reads, or only others that go as well.
+
+    Quickest with users given first.
+    """
+    left, removed = list(nodes), True
+    while left and removed:
+        removed, tried, left = False, left, []
+        for node in tried:
+            if not node.in_graph:
+                continue
+            if any(v is not None and v.is_used for v in node.outputs):
+                left.append(node)
+                continue
+            _remove(graph, node)
+            removed = True
+
+
+def _remove(graph: Graph, node: Node) -> None:
+    """Remove a node and the constants that nothing else reads."""
+    read = [v for v in node.inputs if v is not None]
+    graph.remove(node)
+    for value in read:
+        if (
+            value.is_constant
+            and value.graph is graph
+            and not value.is_used
+            and value.name in graph.values
+        ):
+            graph.discard(value)
 
 
 def attribute_value(node: Node, name: str) -> Any:
@@ -317,10 +333,16 @@ def _match_term(term: Term, value: Value | None, match: Match) -> Iterator[Match
 
 
 def _is_number(value: Value, number: float) -> bool:
+    """Whether a value is this number, as far as its dtype can tell it from others."""
     data = value.data
-    if data is None or data.size != 1 or data.dtype.numpy.kind not in "fiub":
+    if data is None or data.size != 1:
         return False
-    return bool(np.isclose(float(data.numpy().reshape(())), number, rtol=1e-6, atol=0))
+    if not data.dtype.is_float and data.dtype.numpy.kind not in "iub":
+        return False
+    held = data.numpy().reshape(())
+    if data.dtype.is_float and held == np.asarray(number).astype(held.dtype):
+        return True
+    return bool(np.isclose(float(held), number, rtol=1e-6, atol=0))
 
 
 def _is_closed(match: Match) -> bool:

@@ -25,7 +25,14 @@ def describe(graph: Graph) -> tuple[LayerFacts, ...]:
     """
     reasons = left_in_float(graph)
     return tuple(
-        LayerFacts(name, node.op_type, precision(node), None, None, reasons.get(name, ""))
+        LayerFacts(
+            name,
+            node.op_type,
+            _own_type(node) if name in reasons else precision(node),
+            None,
+            None,
+            reasons.get(name, ""),
+        )
         for node, name in operators(graph)
     )
 
@@ -63,11 +70,11 @@ def precision(node: Node) -> str:
     stored = [_dequantized_from(v) for v in read]
     if not any(stored) and node.op_type not in _CLIPPING:
         return own
-    if node.op_type in _CLIPPING:
+    if node.is_op(*_CLIPPING):
         maker = read[0].producer if read else None
-        if maker is not None and maker.is_op(*_MATRIX, "Add", "Mul") and _is_quantized(node):
-            return precision(maker) if maker.is_op(*_MATRIX) else _integer(maker, own)
-        return own
+        while maker is not None and maker.is_op(*_CLIPPING):
+            maker = maker.inputs[0].producer if maker.inputs[0] is not None else None
+        return own if maker is None or not _ends_in_pair(node) else _integer(maker, own)
     return _integer(node, own)
 
 
@@ -79,8 +86,7 @@ def _integer(node: Node, own: str) -> str:
     if not types or None in types:
         weight = next((_dequantized_from(v) for v in node.inputs if v and _is_stored(v)), None)
         return f"{_bits(weight)}-weight" if weight and node.is_op(*_MATRIX, "Gather") else own
-    fused = node.op_type in _integer_operators() and (_is_quantized(node) or _feeds_clipping(node))
-    if node.is_op(*_MATRIX) or fused:
+    if node.is_op(*_MATRIX) or (node.is_op(*_integer_operators()) and _ends_in_pair(node)):
         return _bits(next(iter(types)))
     return own
 
@@ -104,9 +110,13 @@ def _is_quantized(node: Node) -> bool:
     return bool(uses) and all(use.node.is_op("QuantizeLinear") for use in uses)
 
 
-def _feeds_clipping(node: Node) -> bool:
+def _ends_in_pair(node: Node) -> bool:
+    """Whether a node's result is read as integers only, if need be behind Relu and Clip."""
     uses = [use for v in node.outputs if v is not None for use in v.uses]
-    return len(uses) == 1 and uses[0].node.is_op(*_CLIPPING) and _is_quantized(uses[0].node)
+    while len(uses) == 1 and uses[0].node.is_op(*_CLIPPING):
+        node = uses[0].node
+        uses = list(node.output.uses)
+    return _is_quantized(node)
 
 
 def _dequantized_from(value: Value) -> DataType | None:

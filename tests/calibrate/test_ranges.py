@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.calibrate import Range, Ranges
@@ -33,6 +33,7 @@ def test_the_order_of_tensors_changes_no_byte() -> None:
     assert other.to_json() == RANGES.to_json()
 
 
+@settings(max_examples=30)
 @given(
     st.dictionaries(
         st.text(), st.builds(Range, st.floats(width=32), st.floats(width=32)), max_size=4

@@ -63,7 +63,7 @@ def test_a_float_network() -> None:
         "MatMul h": "float32",
         "Relu y": "float32",
         "Add j": "int64",
-        "Cast d": "double",
+        "Cast d": "float64",
     }
     assert {layer.reason for layer in describe(graph)} == {""}
 
@@ -89,6 +89,15 @@ SCALES = "float s = {1}, uint8 z = {0}, int8 wz = {0}"
         (
             f"{PAIR} h = Add(d, m) hq = QuantizeLinear(h, s, z) y = DequantizeLinear(hq, s, z)",
             {"Add h": "float32"},
+        ),
+        (
+            f"{PAIR} h = Exp(d) hq = QuantizeLinear(h, s, z) y = DequantizeLinear(hq, s, z)",
+            {"Exp h": "float32"},
+        ),
+        (
+            f"{PAIR} h = Mul(d, d) r = Relu(h) c = Clip(r) hq = QuantizeLinear(c, s, z)"
+            " y = DequantizeLinear(hq, s, z)",
+            {"Mul h": "int8", "Relu r": "int8", "Clip c": "int8"},
         ),
         # A Relu behind a float operator or in front of one.
         (
@@ -149,6 +158,14 @@ def test_metadata_of_others_is_no_reason_to_fail(text: str) -> None:
     graph.model.metadata[LEFT_IN_FLOAT_KEY] = text
     assert left_in_float(graph) == {}
     assert describe(graph)[0].reason == ""
+
+
+def test_what_was_left_in_float_is_float_even_between_integers() -> None:
+    nodes = f"{PAIR} h = Add(d, d) hq = QuantizeLinear(h, s, z) y = DequantizeLinear(hq, s, z)"
+    graph = _graph("(float[2, 2] x) => (float[2, 2] y)", SCALES, nodes)
+    assert _precisions(graph) == {"Add h": "int8"}
+    graph.model.metadata[LEFT_IN_FLOAT_KEY] = json.dumps({"by request": ["h"]})
+    assert _precisions(graph) == {"Add h": "float32"}
 
 
 def test_reasons_belong_to_names() -> None:
