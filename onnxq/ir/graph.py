@@ -668,6 +668,16 @@ class Graph:
 
         return from_text(text)
 
+    def to_text(self) -> str:
+        """The whole model in ONNX text syntax, which `from_text` reads back to an equal graph.
+
+        Every number is in it, so it is long for a real model; ``str(graph)`` is for people. What
+        the syntax knows no form for is left out: doc strings, and the metadata of nodes and values.
+        """
+        from onnxq.ir.text import to_onnx_text
+
+        return to_onnx_text(self)
+
     def __str__(self) -> str:
         from onnxq.ir.text import to_text
 

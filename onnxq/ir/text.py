@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx.parser
+import onnx.printer
 
 from onnxq.errors import InputError
 from onnxq.ir.attribute import Attribute
 from onnxq.ir.graph import Graph, Node, Value
 from onnxq.ir.load import from_proto
+from onnxq.ir.save import to_proto
 from onnxq.ir.tensor import Tensor
 
 _SHOWN_NUMBERS = 8
@@ -25,6 +27,12 @@ def from_text(text: str) -> Graph:
         reason = " ".join(str(error.args[0] if error.args else error).split())
         raise InputError(f"the text is not in ONNX text syntax: {reason}") from error
     return from_proto(proto)
+
+
+def to_onnx_text(graph: Graph) -> str:
+    """The whole model in ONNX text syntax, every number included; see `Graph.to_text`."""
+    text: str = onnx.printer.to_text(to_proto(graph))
+    return text
 
 
 def to_text(graph: Graph) -> str:

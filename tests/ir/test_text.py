@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from onnxq.errors import InputError
-from onnxq.ir import Graph, to_proto
-from tests.helpers import assert_same_graph
+from onnxq.ir import Graph, load, to_proto
+from tests.helpers import assert_same_graph, difference
 
 HEAD = '<ir_version: 10, opset_import: ["": 21, "local": 1, "com.acme": 1]>'
 
@@ -51,6 +55,38 @@ def test_print() -> None:
             "}",
         ]
     )
+
+
+def test_onnx_text_reads_back() -> None:
+    graph = Graph.from_text(EVERYTHING)
+    again = Graph.from_text(graph.to_text())
+    assert_same_graph(again, graph)
+    assert again.to_text() == graph.to_text()
+    assert to_proto(again).functions == to_proto(graph).functions
+
+
+@given(
+    st.lists(st.floats(width=32), min_size=1, max_size=4),
+    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=4),
+)
+def test_onnx_text_keeps_every_bit(floats: list[float], integers: list[int]) -> None:
+    graph = Graph("g")
+    for name, dtype, numbers in (("f", np.float32, floats), ("i", np.int64, integers)):
+        value = graph.constant(np.array(numbers, dtype=dtype), name)
+        made = graph.add("Identity", [value], outputs=[f"{name}_out"])
+        graph.add_output(made.output)
+    assert_same_graph(Graph.from_text(graph.to_text()), graph)
+
+
+@pytest.mark.slow
+def test_onnx_text_of_the_corpus_reads_back(corpus: Path) -> None:
+    files = sorted((corpus / "zoo").glob("*.onnx"))
+    assert files
+    for file in files:
+        graph = load(file)
+        assert str(graph)
+        reason = difference(Graph.from_text(graph.to_text()), graph)
+        assert not reason, f"{file.name}: {reason}"
 
 
 def test_long_attributes_are_cut() -> None:
