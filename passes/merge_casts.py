@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -103,12 +103,16 @@ def _keeps_values(a: DataType, b: DataType) -> bool:
     if a is DataType.BOOL:
         return b in _INTEGERS or b in _SIGNIFICAND
     if a in _INTEGERS:
-        limits = np.iinfo(a.numpy)
+        limits = _limits(a)
         if b in _INTEGERS:
-            wider = np.iinfo(b.numpy)
-            return bool(wider.min <= limits.min and limits.max <= wider.max)
-        return b in _SIGNIFICAND and int(limits.max).bit_length() <= _SIGNIFICAND[b]
+            wider = _limits(b)
+            return wider.min <= limits.min and limits.max <= wider.max
+        return b in _SIGNIFICAND and limits.max.bit_length() <= _SIGNIFICAND[b]
     return b in _WIDER_FLOATS.get(a, ())
+
+
+def _limits(dtype: DataType) -> np.iinfo[Any]:
+    return np.iinfo(np.dtype(dtype.numpy.name))
 
 
 def _casts_alike(a: DataType, b: DataType, c: DataType) -> bool:
