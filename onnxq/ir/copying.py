@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from onnxq.errors import InvariantError
 from onnxq.ir.attribute import Attribute
+from onnxq.ir.collector import collector_paused
 from onnxq.ir.graph import Graph, ModelInfo, Node, Value
 
 
@@ -14,7 +15,8 @@ def copy(graph: Graph) -> Graph:
     """See `Graph.copy`."""
     if graph.outer is not None:
         raise InvariantError(f"subgraph '{graph.name}' can only be copied with its owner")
-    return _clone(graph, Graph(graph.name, model=_copy_info(graph.model)), {})
+    with collector_paused():
+        return _clone(graph, Graph(graph.name, model=_copy_info(graph.model)), {})
 
 
 def extract(graph: Graph, inputs: list[Value], outputs: list[Value]) -> Graph:
@@ -38,10 +40,11 @@ def extract(graph: Graph, inputs: list[Value], outputs: list[Value]) -> Graph:
     return result
 
 
-def extract_nodes(nodes: list[Node], outputs: list[Value]) -> Graph:
-    """A new model graph without inputs, of some nodes of one graph in topological order.
+def extract_nodes(nodes: list[Node], outputs: list[Value], inputs: Collection[Value] = ()) -> Graph:
+    """A new model graph of some nodes of one graph in topological order.
 
     The nodes read only constants (of any scope) and each other; ``outputs`` are values they make.
+    Those constants that are among ``inputs`` are to be fed; else the graph has no inputs.
     """
     info = _copy_info(nodes[0].graph.model)
     held = [n for node in nodes for g in node.subgraphs() for n in g.all_nodes()]
@@ -51,8 +54,12 @@ def extract_nodes(nodes: list[Node], outputs: list[Value]) -> Graph:
     mapping: dict[Value, Value] = {}
     for node in nodes:
         for value in reads(node):
-            if value.is_constant and value not in mapping:
-                mapping[value] = _clone_value(value, result)
+            if not value.is_constant or value in mapping:
+                continue
+            fed = value in inputs
+            mapping[value] = (
+                result.add_input(value.name, value.type) if fed else _clone_value(value, result)
+            )
     _clone_nodes(nodes, result, mapping)
     for value in outputs:
         result.add_output(mapping[value])
@@ -177,10 +184,9 @@ def _clone_nodes(nodes: list[Node], target: Graph, mapping: dict[Value, Value]) 
             mapping[value] = output
             made._outputs.append(output)
         made._inputs = [None if v is None else mapping[v] for v in node.inputs]
-        made._attributes = {
-            name: _clone_attribute(attribute, target, mapping)
-            for name, attribute in node.attributes.items()
-        }
+        made._set_attributes(
+            {n: _clone_attribute(a, target, mapping) for n, a in node.attributes.items()}
+        )
         target._attach(made)
 
 

@@ -143,6 +143,7 @@ class Node:
         "_graph",
         "_inputs",
         "_outputs",
+        "_subgraphs",
         "device_configurations",
         "doc_string",
         "domain",
@@ -164,6 +165,7 @@ class Node:
         self._inputs: list[Value | None] = []
         self._outputs: list[Value | None] = []
         self._attributes: dict[str, Attribute] = {}
+        self._subgraphs: tuple[Graph, ...] = ()
 
     @property
     def graph(self) -> Graph:
@@ -227,8 +229,11 @@ class Node:
 
     def subgraphs(self) -> Iterator[Graph]:
         """The graphs held in attributes."""
-        for attribute in self._attributes.values():
-            yield from attribute.graphs()
+        return iter(self._subgraphs)
+
+    def _set_attributes(self, attributes: dict[str, Attribute]) -> None:
+        self._attributes = attributes
+        self._subgraphs = tuple(g for a in attributes.values() for g in a.graphs())
 
     def __repr__(self) -> str:
         return f"<{self.label}>"
@@ -291,7 +296,8 @@ class Graph:
         self._outputs: list[Value] = []
         self._values: dict[str, Value] = {}
         self._nx: nx.MultiDiGraph[Node] = nx.MultiDiGraph()
-        self._sorted: list[Node] | None = None
+        self._sorted: tuple[Node, ...] | None = None
+        self._holders: dict[Node, None] = {}
 
     # Reading
 
@@ -323,6 +329,10 @@ class Graph:
     def __len__(self) -> int:
         return len(self._nx)
 
+    def __bool__(self) -> bool:
+        # A graph without nodes is a graph all the same.
+        return True
+
     def __contains__(self, node: object) -> bool:
         return node in self._nx
 
@@ -336,22 +346,28 @@ class Graph:
             InvariantError: the graph has a cycle.
         """
         if self._sorted is None:
-            self._sorted = self._sort()
-        return tuple(self._sorted)
+            self._sorted = tuple(self._sort())
+        return self._sorted
 
     def all_nodes(self) -> Iterator[Node]:
         """The operators of this graph and, after the node that holds them, of its subgraphs."""
         for node in self.nodes():
             yield node
-            for subgraph in node.subgraphs():
+            for subgraph in node._subgraphs:
                 yield from subgraph.all_nodes()
 
     def all_graphs(self) -> Iterator[Graph]:
         """This graph and every graph nested in it."""
         yield self
-        for node in self.nodes():
-            for subgraph in node.subgraphs():
+        for node in self.holders():
+            for subgraph in node._subgraphs:
                 yield from subgraph.all_graphs()
+
+    def holders(self) -> tuple[Node, ...]:
+        """The operators that hold subgraphs, in the order of `nodes`."""
+        if not self._holders:
+            return ()
+        return tuple(node for node in self.nodes() if node in self._holders)
 
     def initializers(self) -> Iterator[Value]:
         """The values that have data, overridable ones included, in the order they were added."""
@@ -416,7 +432,7 @@ class Graph:
                 output name is taken, or a subgraph was made for another graph.
         """
         node = Node(op_type, domain, self._fresh(name, self._taken_nodes) if name else "")
-        node._attributes = {key: Attribute.of(item) for key, item in (attributes or {}).items()}
+        node._set_attributes({k: Attribute.of(item) for k, item in (attributes or {}).items()})
         # Everything that can be refused is refused before the graph changes.
         for value in inputs:
             self._require_visible(node, value)
@@ -459,6 +475,7 @@ class Graph:
         self._nx.remove_node(node)
         if node.name:
             self._taken_nodes[node.name] -= 1
+        self._holders.pop(node, None)
         node._graph = None
         self._sorted = None
 
@@ -486,13 +503,16 @@ class Graph:
         """
         new = None if value is None else Attribute.of(value)
         self._require_own(node, () if new is None else new.graphs())
-        old = node._attributes.pop(name, None)
+        old = node._attributes.get(name)
         if old is not None:
             for subgraph in old.graphs():
                 subgraph._dissolve()
+        kept = {key: item for key, item in node._attributes.items() if key != name}
+        node._set_attributes(kept if new is None else {**kept, name: new})
         if new is not None:
-            node._attributes[name] = new
             self._adopt_subgraphs(node, new.graphs())
+        if not node._subgraphs:
+            self._holders.pop(node, None)
 
     def replace_uses(
         self, old: Value, new: Value, where: Callable[[Use], bool] | None = None
@@ -734,7 +754,7 @@ class Graph:
             self._taken_nodes[node.name] += 1
         for slot, value in enumerate(node._inputs):
             self._link(value, node, slot)
-        self._adopt_subgraphs(node, tuple(node.subgraphs()))
+        self._adopt_subgraphs(node, node._subgraphs)
         self._sorted = None
 
     def _link(self, value: Value | None, node: Node, slot: int) -> None:
@@ -770,6 +790,8 @@ class Graph:
         return node if graph is self else None
 
     def _adopt_subgraphs(self, node: Node, subgraphs: Sequence[Graph]) -> None:
+        if subgraphs:
+            self._holders[node] = None
         for subgraph in subgraphs:
             subgraph.owner = node
             for inner in subgraph.all_nodes():
@@ -797,7 +819,8 @@ class Graph:
         new.declared = old.declared
         new.doc_string, new.metadata = old.doc_string, old.metadata
         new.annotation = old.annotation
-        self._outputs = [new if v is old else v for v in self._outputs]
+        for _ in range(count):
+            self._outputs[self._outputs.index(old)] = new
         old._output_count = 0
         new._output_count = count
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,20 @@ from google.protobuf.message import DecodeError, Message
 
 from onnxq.errors import InputError, InvariantError
 from onnxq.ir.attribute import Attribute
+from onnxq.ir.collector import collector_paused
+from onnxq.ir.conformity import require_conformity
 from onnxq.ir.graph import Graph, ModelInfo, Node, Value
 from onnxq.ir.save import FIRST_OVERRIDABLE
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import TensorType, ValueType, merge_types, type_from_proto
+from onnxq.ir.withheld import Withheld
 
 _Kind = onnx.AttributeProto
+_ReadTensor = Callable[[onnx.TensorProto], Tensor]
+
+_LARGEST_VERSION = 2**31 - 1
+_MOST_NODES = 10_000_000
+"""Of one function with all it calls; runtimes write functions out when they load a model."""
 
 
 def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Graph:
@@ -79,8 +87,12 @@ def parse(data: bytes, what: str) -> onnx.ModelProto:
     return proto
 
 
-def from_proto(proto: onnx.ModelProto, path: Path | None = None) -> Graph:
+def from_proto(
+    proto: onnx.ModelProto, path: Path | None = None, withheld: Withheld | None = None
+) -> Graph:
     """Read a ``ModelProto``; ``path`` is where it was, for external data and messages.
+
+    ``withheld`` holds constants that the message only names.
 
     Raises:
         InputError: the graph is not valid.
@@ -103,14 +115,22 @@ def from_proto(proto: onnx.ModelProto, path: Path | None = None) -> Graph:
         path=path,
     )
     folder = path.parent if path is not None else None
+
+    def read(tensor: onnx.TensorProto) -> Tensor:
+        kept = withheld.find(tensor) if withheld is not None else None
+        return kept if kept is not None else Tensor.from_proto(tensor, folder)
+
     where = f"the model '{path}'" if path is not None else "the model"
     try:
-        _require_text(proto)
-        _require_no_recursion(proto.functions)
-        graph = _read_graph(proto.graph, _Scope(Graph(proto.graph.name, model=info)), folder)
-        if info.ir_version < FIRST_OVERRIDABLE:
-            _make_constant(graph)
-        graph.check()
+        with collector_paused():
+            _require_text(proto)
+            _require_versions(proto)
+            _require_finite(proto.functions)
+            graph = _read_graph(proto.graph, _Scope(Graph(proto.graph.name, model=info)), read)
+            if info.ir_version < FIRST_OVERRIDABLE:
+                _make_constant(graph)
+            graph.check()
+            require_conformity(graph)
     except InvariantError as error:
         raise InputError(f"{where} is not valid: {_one_line(error)}; export it again") from error
     except InputError as error:
@@ -153,7 +173,7 @@ class _Scope:
         return None
 
 
-def _read_graph(proto: onnx.GraphProto, scope: _Scope, folder: Path | None) -> Graph:
+def _read_graph(proto: onnx.GraphProto, scope: _Scope, read: _ReadTensor) -> Graph:
     graph = scope.graph
     graph.doc_string = proto.doc_string
     graph.metadata = {p.key: p.value for p in proto.metadata_props}
@@ -163,7 +183,7 @@ def _read_graph(proto: onnx.GraphProto, scope: _Scope, folder: Path | None) -> G
         graph._inputs.append(value)
         _describe(value, entry)
     for tensor in proto.initializer:
-        _read_initializer(scope, tensor.name, Tensor.from_proto(tensor, folder))
+        _read_initializer(scope, tensor.name, read(tensor))
     for sparse in proto.sparse_initializer:
         _read_initializer(scope, sparse.values.name, Tensor.from_sparse(sparse))
     pairs = [(node, _declare_node(scope, node)) for node in proto.node]
@@ -174,7 +194,7 @@ def _read_graph(proto: onnx.GraphProto, scope: _Scope, folder: Path | None) -> G
             declared.declared = True
             _describe(declared, entry)
     for message, node in pairs:
-        _read_node(scope, message, node, folder)
+        _read_node(scope, message, node, read)
     for entry in proto.output:
         graph.add_output(_read_output(scope, entry))
     for annotation in proto.quantization_annotation:
@@ -227,25 +247,50 @@ def _require_text(message: Message) -> None:
                 _require_text(inner)
 
 
-def _require_no_recursion(functions: Iterable[onnx.FunctionProto]) -> None:
-    """Refuse functions that call themselves, directly or through others: they never end."""
+def _require_versions(proto: onnx.ModelProto) -> None:
+    """Refuse versions of operator sets that cannot be, which ONNX's own functions do not take."""
+    for entry in (e for scope in (proto, *proto.functions) for e in scope.opset_import):
+        least = 1 if entry.domain in ("", "ai.onnx") else 0
+        if not least <= entry.version <= _LARGEST_VERSION:
+            raise InputError(
+                f"it imports version {entry.version} of the operator set '{entry.domain}', which "
+                "cannot be; export the model again"
+            )
+
+
+def _require_finite(functions: Iterable[onnx.FunctionProto]) -> None:
+    """Refuse functions that call themselves, directly or through others: they never end.
+
+    And those that take as good as forever, as each calls the next one twice or more.
+    """
+    bodies = {(f.domain, f.name, f.overload): list(called(f.node)) for f in functions}
     calls: nx.DiGraph[tuple[str, str, str]] = nx.DiGraph()
-    for function in functions:
-        caller = (function.domain, function.name, function.overload)
-        calls.add_edges_from((caller, called) for called in _called(function.node))
+    calls.add_nodes_from(bodies)
+    calls.add_edges_from((f, g) for f, body in bodies.items() for g in body if g in bodies)
+    sizes: dict[tuple[str, str, str], int] = {}
     try:
+        for function in reversed(list(nx.topological_sort(calls))):
+            sizes[function] = sum(sizes.get(g, 1) for g in bodies[function])
+    except nx.NetworkXUnfeasible:
         (domain, name, _), _ = nx.find_cycle(calls)[0]
-    except nx.NetworkXNoCycle:
-        return
-    raise InputError(f"its function '{domain}.{name}' calls itself; export the model again")
+        raise InputError(
+            f"its function '{domain}.{name}' calls itself; export the model again"
+        ) from None
+    for (domain, name, _), size in sizes.items():
+        if size > _MOST_NODES:
+            raise InputError(
+                f"its function '{domain}.{name}' comes to {size} nodes with the functions it calls "
+                f"written out, more than {_MOST_NODES}; export a smaller model"
+            )
 
 
-def _called(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str, str]]:
+def called(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str, str]]:
+    """Domain, name and overload of every operator and function, in subgraphs too."""
     for node in nodes:
         yield node.domain, node.op_type, node.overload
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
-                yield from _called(body.node)
+                yield from called(body.node)
 
 
 def _fields(message: Message) -> Iterator[tuple[Any, Any]]:
@@ -299,34 +344,33 @@ def _declare_node(scope: _Scope, proto: onnx.NodeProto) -> Node:
     return node
 
 
-def _read_node(scope: _Scope, proto: onnx.NodeProto, node: Node, folder: Path | None) -> None:
+def _read_node(scope: _Scope, proto: onnx.NodeProto, node: Node, read: _ReadTensor) -> None:
     for name in proto.input:
         value = scope.find(name) if name else None
         if name and value is None:
             raise InvariantError(f"node {node.label} reads '{name}', which nothing produces")
         node._inputs.append(value)
-    for attribute in proto.attribute:
-        node._attributes[attribute.name] = _read_attribute(scope, attribute, folder)
+    node._set_attributes({a.name: _read_attribute(scope, a, read) for a in proto.attribute})
     scope.graph._attach(node)
 
 
-def _read_attribute(scope: _Scope, proto: onnx.AttributeProto, folder: Path | None) -> Attribute:
-    value = _read_attribute_value(scope, proto, folder)
+def _read_attribute(scope: _Scope, proto: onnx.AttributeProto, read: _ReadTensor) -> Attribute:
+    value = _read_attribute_value(scope, proto, read)
     return Attribute(proto.type, value, proto.ref_attr_name, proto.doc_string)
 
 
-def _read_attribute_value(scope: _Scope, proto: onnx.AttributeProto, folder: Path | None) -> object:
+def _read_attribute_value(scope: _Scope, proto: onnx.AttributeProto, read: _ReadTensor) -> object:
     kind = proto.type
     if proto.ref_attr_name:
         return None
     if kind == _Kind.TENSOR:
-        return Tensor.from_proto(proto.t, folder)
+        return read(proto.t)
     if kind == _Kind.TENSORS:
-        return tuple(Tensor.from_proto(t, folder) for t in proto.tensors)
+        return tuple(read(t) for t in proto.tensors)
     if kind == _Kind.GRAPH:
-        return _read_graph(proto.g, scope.inner(proto.g.name), folder)
+        return _read_graph(proto.g, scope.inner(proto.g.name), read)
     if kind == _Kind.GRAPHS:
-        return tuple(_read_graph(g, scope.inner(g.name), folder) for g in proto.graphs)
+        return tuple(_read_graph(g, scope.inner(g.name), read) for g in proto.graphs)
     if kind in (_Kind.INTS, _Kind.FLOATS, _Kind.STRINGS, _Kind.TYPE_PROTOS, _Kind.SPARSE_TENSORS):
         return tuple(getattr(proto, _FIELDS[kind]))
     if kind in _FIELDS:

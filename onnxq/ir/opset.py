@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx
 import onnx.checker
+import onnx.inliner
 import onnx.shape_inference
 import onnx.version_converter
 
 from onnxq.errors import InputError
+from onnxq.ir.adapters import adapt, last_before, needs_adapter
+from onnxq.ir.conformity import CRASHES_INFERENCE
 from onnxq.ir.graph import Graph, Value
-from onnxq.ir.load import from_proto
+from onnxq.ir.load import called, from_proto
 from onnxq.ir.operators import schema_of
 from onnxq.ir.save import to_proto
 from onnxq.ir.tensor import Tensor
+from onnxq.ir.withheld import Withheld
 
 _IR_VERSION_OF_OPSET = {
     int(row[2]): int(row[1]) for row in onnx.helper.VERSION_TABLE if int(row[2]) > 0
 }
+
+_DEFAULT = ("", "ai.onnx")
 
 _FAILURES = (
     onnx.version_converter.ConvertError,
@@ -29,6 +37,9 @@ _FAILURES = (
 def raise_opset(graph: Graph, version: int) -> Graph:
     """The same model with at least this version of the default operator set.
 
+    Model-local functions stay as they are where all they use means the same in that version;
+    others are inlined, for runtimes read the bodies of functions in the model's version.
+
     Raises:
         InputError: the model uses an operator whose old form has no newer equal, or there is no
             such version.
@@ -40,14 +51,12 @@ def raise_opset(graph: Graph, version: int) -> Graph:
         raise InputError(
             f"opset {version} is not known to onnx {onnx.__version__}; {newest} is its newest"
         )
-    for node in graph.all_nodes():
-        if not node.domain and schema_of(node) is None:
-            raise InputError(
-                f"node {node.label} is of an operator that opset {graph.opset} does not have, so "
-                f"the model cannot be raised to opset {version}; export it with that or newer"
-            )
+    _require_known(graph, version)
+    if last_before(graph, version) > graph.opset:
+        return raise_opset(raise_opset(graph, last_before(graph, version)), version)
     ir_version = max(graph.model.ir_version, _IR_VERSION_OF_OPSET.get(version, 0))
     source = graph.copy()
+    _declare_texts(source)
     # Before conversion: in an IR version that lists initializers as inputs, as old ones must,
     # the newer one would let callers feed them.
     source.model.ir_version = ir_version
@@ -55,8 +64,16 @@ def raise_opset(graph: Graph, version: int) -> Graph:
         if value.data is not None and value.data.is_sparse:
             # The converter takes no sparse ones.
             value.data = Tensor(value.data.numpy())
+    constants = Withheld()
     try:
-        converted = onnx.version_converter.convert_version(to_proto(source), version)
+        if graph.model.functions:
+            proto = _with_functions_of(to_proto(source, constants), version)
+            source = from_proto(proto, graph.model.path, constants)
+            _require_known(source, version)
+            _declare_texts(source)
+        adapt(source, version)
+        proto = to_proto(source, constants)
+        converted = onnx.version_converter.convert_version(proto, version)
     except _FAILURES as error:
         reason = " ".join(str(error).rpartition(" failed: ")[2].split())
         raise InputError(
@@ -64,9 +81,96 @@ def raise_opset(graph: Graph, version: int) -> Graph:
             f"chosen formats need: {reason}; export it with opset {version} or newer"
         ) from error
     converted.ir_version = ir_version
-    raised = from_proto(converted, graph.model.path)
+    raised = from_proto(converted, graph.model.path, constants)
+    raised.model.functions = list(proto.functions)
     _restore(graph, raised)
     return raised
+
+
+def _declare_texts(graph: Graph) -> None:
+    """Write down the types without which the converter, which infers first, ends the process."""
+    for node in graph.all_nodes():
+        for value in node.inputs if node.is_op(*CRASHES_INFERENCE) else ():
+            if value is not None:
+                value.declared = True
+
+
+def _require_known(graph: Graph, version: int) -> None:
+    for node in graph.all_nodes():
+        if node.domain:
+            continue
+        if schema_of(node) is None:
+            raise InputError(
+                f"node {node.label} is of an operator that opset {graph.opset} does not have, so "
+                f"the model cannot be raised to opset {version}; export it with that or newer"
+            )
+
+
+# Functions
+
+
+def _with_functions_of(proto: onnx.ModelProto, version: int) -> onnx.ModelProto:
+    """The model with functions of a version, those inlined that mean something else there."""
+    own = next(entry.version for entry in proto.opset_import if entry.domain in _DEFAULT)
+    # What is inlined into another function changes that one.
+    while changed := [f for f in proto.functions if not _means_the_same(f, version)]:
+        before = len(proto.functions)
+        if any(_opset(f) != own for f in changed):
+            # Only this entry converts functions that are of another version than the model.
+            proto = onnx.inliner.inline_local_functions(proto, convert_version=True)
+        else:
+            keys = [(f.domain, f.name) for f in changed]
+            proto = onnx.inliner.inline_selected_functions(proto, keys)
+        if len(proto.functions) == before:
+            name = f"{changed[0].domain}.{changed[0].name}"
+            raise RuntimeError(f"its function '{name}' cannot be inlined")
+    for function in proto.functions:
+        for entry in function.opset_import:
+            if entry.domain in _DEFAULT:
+                entry.version = version
+    return proto
+
+
+def _opset(function: onnx.FunctionProto) -> int | None:
+    found = [entry.version for entry in function.opset_import if entry.domain in _DEFAULT]
+    return found[0] if found else None
+
+
+def _means_the_same(function: onnx.FunctionProto, version: int) -> bool:
+    """Whether the converter has nothing to do to a function's body, in subgraphs too."""
+    if _opset(function) in (None, version):
+        return True
+    names = {name for domain, name, _ in called(function.node) if domain in _DEFAULT}
+    if names.intersection(CRASHES_INFERENCE):
+        return False
+    if any(needs_adapter(name, _opset(function) or version, version) for name in names):
+        return False
+    body = onnx.ModelProto(ir_version=_IR_VERSION_OF_OPSET[version])
+    body.opset_import.extend(function.opset_import)
+    body.graph.name = function.name
+    body.graph.node.extend(function.node)
+    body.graph.input.extend(onnx.ValueInfoProto(name=name) for name in function.input)
+    body.graph.output.extend(onnx.ValueInfoProto(name=name) for name in function.output)
+    try:
+        converted = onnx.version_converter.convert_version(body, version)
+    except _FAILURES:
+        return False
+    return list(_outline(converted.graph)) == list(_outline(body.graph))
+
+
+def _outline(graph: onnx.GraphProto) -> Iterator[object]:
+    """What the converter changes when it changes anything, and nothing else that it might."""
+    for node in graph.node:
+        # Types are no part of it: values that stand for parameters of the function have none.
+        yield node.domain, node.op_type, sorted(a.name for a in node.attribute)
+        yield len(node.input), len(node.output)
+        for attribute in node.attribute:
+            if not attribute.ref_attr_name:
+                for body in (attribute.g, *attribute.graphs):
+                    yield from _outline(body)
+
+
+# What the converter drops
 
 
 def _restore(source: Graph, target: Graph) -> None:
@@ -77,7 +181,6 @@ def _restore(source: Graph, target: Graph) -> None:
     info.domain, info.model_version = kept.domain, kept.model_version
     info.doc_string, info.metadata = kept.doc_string, dict(kept.metadata)
     info.training_info, info.configuration = kept.training_info, kept.configuration
-    info.functions = kept.functions
     for domain, number in kept.opset_imports.items():
         info.opset_imports.setdefault(domain, number)
     for ours, theirs in zip(source.all_graphs(), target.all_graphs(), strict=False):

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-import numpy as np
 import onnx
-import onnx.numpy_helper
 
 from onnxq.errors import InputError
 from onnxq.ir.attribute import Attribute
 from onnxq.ir.graph import Graph, Node, Value
+from onnxq.ir.stored import keep_readable
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import DataType, TensorType, type_to_proto
 
@@ -32,7 +31,6 @@ Before, every initializer had to be listed among the inputs, and none could be o
 """
 
 _ALIGNMENT = 4096
-_CHUNK = 1 << 24
 _IS_FOLDER = "cannot write '{path}': it is a folder; name a file"
 _Kind = onnx.AttributeProto
 
@@ -59,6 +57,7 @@ def save(graph: Graph, path: str | os.PathLike[str], *, external_data: bool = Fa
         store = _ExternalStore(data_file, data_path.name)
         proto = to_proto(graph, store)
         file.write(proto.SerializeToString(deterministic=True))
+        keep_readable(data_path)
 
 
 def to_proto(graph: Graph, store: TensorStore | None = None) -> onnx.ModelProto:
@@ -144,12 +143,8 @@ class _ExternalStore:
     def put(self, tensor: Tensor, name: str) -> onnx.TensorProto:
         start = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
         self._file.seek(start)
-        if tensor.dtype.bits < 8:
-            self._file.write(onnx.numpy_helper.from_array(tensor.numpy()).raw_data)
-        else:
-            flat = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
-            for at in range(0, flat.size, _CHUNK):
-                self._file.write(flat[at : at + _CHUNK].data)
+        for piece in tensor.pieces():
+            self._file.write(piece)
         proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape)
         proto.data_location = onnx.TensorProto.EXTERNAL
         for key, text in (
@@ -167,8 +162,8 @@ def _embedded_size(graph: Graph) -> int:
         total += sum(v.data.nbytes for v in nested.initializers() if v.data is not None)
         for node in nested.nodes():
             for attribute in node.attributes.values():
-                if isinstance(attribute.value, Tensor):
-                    total += attribute.value.nbytes
+                held = attribute.value if isinstance(attribute.value, tuple) else [attribute.value]
+                total += sum(t.nbytes for t in held if isinstance(t, Tensor))
     return total
 
 
@@ -190,7 +185,7 @@ def _write_graph(graph: Graph, proto: onnx.GraphProto, store: TensorStore | None
         write_node(node, proto.node.add(), store)
     for value in graph.values.values():
         if value.data is not None:
-            _write_initializer(value, proto, store)
+            write_initializer(value, proto, store)
         if value.declared and not value.is_input and not value.is_output:
             _write_value_info(value, proto.value_info.add())
         if value.annotation:
@@ -198,19 +193,27 @@ def _write_graph(graph: Graph, proto: onnx.GraphProto, store: TensorStore | None
             _write_props(entry.quant_parameter_tensor_names, value.annotation)
 
 
-def _write_initializer(value: Value, proto: onnx.GraphProto, store: TensorStore | None) -> None:
+def write_initializer(
+    value: Value, proto: onnx.GraphProto, store: TensorStore | None = None
+) -> None:
+    """Add the data of a value to the initializers of a ``GraphProto``."""
     tensor = value.data
     assert tensor is not None
     if tensor.is_sparse:
         proto.sparse_initializer.append(tensor.to_sparse_proto(value.name))
-    elif (
-        store is not None
-        and tensor.dtype is not DataType.STRING
-        and tensor.nbytes >= EXTERNAL_MINIMUM
-    ):
-        proto.initializer.append(store.put(tensor, value.name))
     else:
-        proto.initializer.append(tensor.to_proto(value.name))
+        proto.initializer.append(_tensor_message(tensor, value.name, store))
+
+
+def _tensor_message(tensor: Tensor, name: str, store: TensorStore | None) -> onnx.TensorProto:
+    if (
+        store is None
+        or tensor.is_sparse
+        or tensor.dtype is DataType.STRING
+        or tensor.nbytes < EXTERNAL_MINIMUM
+    ):
+        return tensor.to_proto(name)
+    return store.put(tensor, name)
 
 
 def _write_value_info(value: Value, proto: onnx.ValueInfoProto) -> None:
@@ -251,9 +254,9 @@ def _write_attribute(
     if attribute.reference:
         proto.ref_attr_name = attribute.reference
     elif attribute.kind == _Kind.TENSOR:
-        proto.t.CopyFrom(value.to_proto(""))
+        proto.t.CopyFrom(_tensor_message(value, "", store))
     elif attribute.kind == _Kind.TENSORS:
-        proto.tensors.extend(t.to_proto("") for t in value)
+        proto.tensors.extend(_tensor_message(t, "", store) for t in value)
     elif attribute.kind == _Kind.GRAPH:
         _write_graph(value, proto.g, store)
     elif attribute.kind == _Kind.GRAPHS:

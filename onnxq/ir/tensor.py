@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -14,7 +17,15 @@ import onnx.numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from onnxq.errors import InputError
+from onnxq.ir.stored import PIECE, External, Stored, data_file, spill
+from onnxq.ir.tensor_checks import check_length, check_sparse
 from onnxq.ir.types import DataType
+
+SPILL_MINIMUM = 1 << 20
+"""Bytes from which computed constants count as large."""
+
+MEMORY_FOR_LARGE = 1 << 27
+"""Bytes of large computed constants that stay in memory; more of them go to a temporary file."""
 
 
 class Tensor:
@@ -22,18 +33,23 @@ class Tensor:
 
     Made from an array, from a ``TensorProto`` (kept as it is until the numbers are asked
     for) or from a ``SparseTensorProto``. A tensor never changes; a rewrite makes a new one.
+    Arrays for which memory is short (`MEMORY_FOR_LARGE`) are written to a temporary file and
+    mapped, which goes away with the tensor.
     """
 
-    __slots__ = ("_array", "_digest", "_folder", "_proto", "_sparse", "dtype", "shape")
+    __slots__ = ("_array", "_digest", "_proto", "_share", "_sparse", "_stored", "dtype", "shape")
 
     def __init__(self, array: np.ndarray) -> None:
-        self._array: np.ndarray | None = array
-        self._proto: onnx.TensorProto | None = None
-        self._sparse: onnx.SparseTensorProto | None = None
-        self._folder: Path | None = None
-        self._digest: bytes | None = None
         self.dtype = DataType.of(array.dtype)
         self.shape: tuple[int, ...] = array.shape
+        self._proto: onnx.TensorProto | None = None
+        self._sparse: onnx.SparseTensorProto | None = None
+        self._digest: bytes | None = None
+        self._share: _Share | None = None
+        self._stored: Stored | None = None
+        self._array: np.ndarray | None = array
+        if not _repeats(array):
+            self._keep(array)
 
     @classmethod
     def from_proto(cls, proto: onnx.TensorProto, folder: Path | None = None) -> Tensor:
@@ -44,9 +60,8 @@ class Tensor:
                 too short for the shape, or external data lies outside ``folder``.
         """
         tensor = cls.__new__(cls)
-        tensor._array = tensor._sparse = tensor._digest = None
+        tensor._array = tensor._sparse = tensor._digest = tensor._share = tensor._stored = None
         tensor._proto = proto
-        tensor._folder = folder
         tensor.dtype = _data_type(proto)
         tensor.shape = tuple(int(d) for d in proto.dims)
         if any(d < 0 for d in tensor.shape):
@@ -55,19 +70,26 @@ class Tensor:
                 f"{list(tensor.shape)}; the model file is damaged, export it again"
             )
         if uses_external_data(proto):
-            _external_location(proto, folder)
+            tensor._stored = _external(proto, folder)
+            tensor._proto = None
         else:
-            _check_length(proto, tensor)
+            check_length(proto, tensor.dtype)
         return tensor
 
     @classmethod
     def from_sparse(cls, proto: onnx.SparseTensorProto) -> Tensor:
-        """Wrap a ``SparseTensorProto``; its numbers are read as a dense array."""
+        """Wrap a ``SparseTensorProto``; its numbers are read as a dense array.
+
+        Raises:
+            InputError: the element type is none that ONNX knows, the parts do not fit each other,
+                or the dense tensor would be huge beside what is held.
+        """
         tensor = cls.__new__(cls)
-        tensor._array = tensor._proto = tensor._folder = tensor._digest = None
+        tensor._array = tensor._proto = tensor._digest = tensor._share = tensor._stored = None
         tensor._sparse = proto
         tensor.dtype = _data_type(proto.values)
         tensor.shape = tuple(int(d) for d in proto.dims)
+        check_sparse(proto, tensor.dtype)
         return tensor
 
     @property
@@ -90,7 +112,7 @@ class Tensor:
     @property
     def is_external(self) -> bool:
         """Whether the numbers lie in a file beside the model."""
-        return self._proto is not None and uses_external_data(self._proto)
+        return isinstance(self._stored, External)
 
     def numpy(self) -> np.ndarray:
         """The numbers as an array that must not be written to.
@@ -100,12 +122,12 @@ class Tensor:
         """
         if self._array is not None:
             return self._array
+        if self._stored is not None:
+            return _mapped(self._stored, self.dtype, self.shape)
         if self._sparse is not None:
             array = _densify(self._sparse, self.shape)
         else:
             assert self._proto is not None
-            if self.is_external:
-                return _map_external(self._proto, self.dtype, self.shape, self._folder)
             array = _decode(self._proto)
         if array.flags.writeable:
             array.flags.writeable = False
@@ -114,9 +136,13 @@ class Tensor:
 
     def to_proto(self, name: str) -> onnx.TensorProto:
         """The ONNX form under a name, external data read in."""
-        if self._proto is not None and not self.is_external:
-            proto = onnx.TensorProto()
+        proto = onnx.TensorProto()
+        if self._proto is not None:
             proto.CopyFrom(self._proto)
+        elif self._stored is not None:
+            proto.dims.extend(self.shape)
+            proto.data_type = int(self.dtype)
+            proto.raw_data = b"".join(self._stored.pieces())
         else:
             proto = onnx.numpy_helper.from_array(np.asarray(self.numpy()))
         if name:
@@ -133,20 +159,57 @@ class Tensor:
         proto.values.name = name
         return proto
 
-    def digest(self) -> bytes:
-        """Fingerprint of dtype, shape and every bit of the numbers (so -0.0 is not 0.0)."""
-        if self._digest is None:
-            array = self.numpy()
-            body = hashlib.sha256(f"{int(self.dtype)}{self.shape}".encode())
-            if array.dtype == object or array.dtype.kind in "USO":
-                for item in array.reshape(-1):
-                    text = item if isinstance(item, bytes) else str(item).encode()
-                    body.update(len(text).to_bytes(8, "little"))
-                    body.update(text)
-            else:
-                body.update(np.ascontiguousarray(array).view(np.uint8).data)
+    def pieces(self, size: int = PIECE) -> Iterator[bytes | memoryview]:
+        """The bytes as a model file holds them, at most ``size`` at a time; not for strings.
+
+        Data in files is read as it goes and never whole.
+        """
+        if self._stored is not None:
+            yield from self._stored.pieces(size)
+            return
+        array = self.numpy()
+        if self.dtype.bits < 8:
+            array = np.frombuffer(onnx.numpy_helper.from_array(array).raw_data, dtype=np.uint8)
+        for part in _contiguous_parts(array, size):
+            flat = part.reshape(-1).view(np.uint8)
+            for at in range(0, flat.size, size):
+                yield flat[at : at + size].data
+
+    def digest(self, limit: int | None = None) -> bytes:
+        """Fingerprint of dtype, shape and every bit of the numbers (so -0.0 is not 0.0).
+
+        With ``limit`` only of the first numbers, those in about as many bytes.
+        """
+        if self._digest is not None and limit is None:
+            return self._digest
+        body = hashlib.sha256(f"{int(self.dtype)}{self.shape}".encode())
+        if self.dtype is DataType.STRING:
+            for item in self.numpy().reshape(-1)[:limit]:
+                text = item if isinstance(item, bytes) else str(item).encode()
+                body.update(len(text).to_bytes(8, "little"))
+                body.update(text)
+        elif limit is None:
+            for piece in self.pieces():
+                body.update(piece)
+        else:
+            body.update(next(self.pieces(limit), b""))
+        if limit is None:
             self._digest = body.digest()
-        return self._digest
+        return body.digest()
+
+    def _keep(self, array: np.ndarray) -> None:
+        """Hold the numbers in memory, or in a temporary file when those in memory are too many."""
+        if array.nbytes >= SPILL_MINIMUM:
+            if _Share.held + array.nbytes > MEMORY_FOR_LARGE:
+                # On a full disk they stay in memory.
+                with contextlib.suppress(OSError):
+                    self._stored = spill(self.pieces(), self.nbytes)
+                    self._array = None
+                    return
+            self._share = _Share(array.nbytes)
+        if _is_mapped(array):
+            # A map holds a descriptor open, and a process may have few.
+            self._array = np.array(array)
 
     def __repr__(self) -> str:
         return f"Tensor({self.dtype.name.lower()}{list(self.shape)})"
@@ -175,22 +238,47 @@ def _data_type(proto: onnx.TensorProto) -> DataType:
     return dtype
 
 
-def _check_length(proto: onnx.TensorProto, tensor: Tensor) -> None:
-    if tensor.dtype is DataType.STRING:
-        held, needed = len(proto.string_data), tensor.size
-    elif proto.HasField("raw_data"):
-        # Only the serialized size is read here: fetching raw_data would copy every weight.
-        held, needed = proto.ByteSize(), tensor.nbytes
-    else:
+class _Share:
+    """What one tensor holds of the memory for large constants, as long as it lives."""
+
+    __slots__ = ("_bytes",)
+
+    held: ClassVar[int] = 0
+
+    def __init__(self, count: int) -> None:
+        self._bytes = count
+        type(self).held += count
+
+    def __del__(self) -> None:
+        type(self).held -= self._bytes
+
+
+def _repeats(array: np.ndarray) -> bool:
+    """Whether elements share their memory, or take more of it than their bytes say."""
+    if array.dtype.hasobject or array.dtype.kind in "USOT":
+        return True
+    steps = zip(array.strides, array.shape, strict=True)
+    return any(step == 0 and size > 1 for step, size in steps)
+
+
+def _is_mapped(array: np.ndarray) -> bool:
+    base: object = array
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    return isinstance(base, mmap.mmap)
+
+
+def _contiguous_parts(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """An array in parts that lie in one piece, copied where they do not, about ``size`` bytes."""
+    if array.flags.c_contiguous or array.nbytes <= size:
+        yield np.ascontiguousarray(array)
         return
-    if held < needed:
-        raise InputError(
-            f"tensor '{proto.name}' holds {held} of the {needed} bytes or items its shape "
-            f"{list(tensor.shape)} needs; the model file is damaged, export it again"
-        )
+    rows = max(1, size // array[0].nbytes)
+    for at in range(0, len(array), rows):
+        yield from _contiguous_parts(array[at] if rows == 1 else array[at : at + rows], size)
 
 
-def _external_location(proto: onnx.TensorProto, folder: Path | None) -> tuple[Path, int, int]:
+def _external(proto: onnx.TensorProto, folder: Path | None) -> External:
     entries = {e.key: e.value for e in proto.external_data}
     location = entries.get("location", "")
     if folder is None:
@@ -218,33 +306,20 @@ def _external_location(proto: onnx.TensorProto, folder: Path | None) -> tuple[Pa
         length = int(entries.get("length", str(needed)))
     except ValueError:
         offset, length = -1, -1
-    held = path.stat().st_size
-    if offset < 0 or length < needed or offset + needed > held:
+    file = data_file(path)
+    if offset < 0 or length < needed or offset + needed > file.size:
         raise InputError(
             f"tensor '{proto.name}' needs {needed} bytes at offset {offset} of '{location}', "
-            f"which holds {held}; the data file is damaged or belongs to another model"
+            f"which holds {file.size}; the data file is damaged or belongs to another model"
         )
-    return path, offset, needed
+    return External(file, offset, needed)
 
 
-def _map_external(
-    proto: onnx.TensorProto, dtype: DataType, shape: tuple[int, ...], folder: Path | None
-) -> np.ndarray:
-    path, offset, length = _external_location(proto, folder)
-    if length == 0:
-        return np.zeros(shape, dtype=dtype.numpy)
-    start = offset - offset % mmap.ALLOCATIONGRANULARITY
-    with path.open("rb") as file:
-        mapped = mmap.mmap(
-            file.fileno(), length + offset - start, access=mmap.ACCESS_READ, offset=start
-        )
+def _mapped(stored: Stored, dtype: DataType, shape: tuple[int, ...]) -> np.ndarray:
     if dtype.bits >= 8:
-        flat = np.frombuffer(
-            mapped, dtype=dtype.numpy, count=math.prod(shape), offset=offset - start
-        )
-        return flat.reshape(shape)
+        return stored.map().view(dtype.numpy).reshape(shape)
     inline = onnx.TensorProto(data_type=int(dtype), dims=shape)
-    inline.raw_data = mapped[offset - start : offset - start + length]
+    inline.raw_data = b"".join(stored.pieces())
     array = onnx.numpy_helper.to_array(inline)
     array.flags.writeable = False
     return array

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxq.errors import InputError
-from onnxq.ir import Graph, load, raise_opset, to_proto
+from onnxq.ir import Graph, Tensor, load, raise_opset, to_proto
 from onnxq.runtime import Session
 from tests.helpers import assert_same_outputs, random_feeds, run
 
@@ -36,6 +37,44 @@ MODELS = {
                """y = If(c) <then_branch = t () => (float[3] a) { a = Squeeze<axes = [0]>(x) },
                else_branch = e () => (float[3] b) { n = Neg(x) b = Squeeze<axes = [0]>(n) }>"""),
 }  # fmt: skip
+
+_IMAGE = "(float[1, 1, 5, 4] x) => (float[A, B, C, D] y)"
+_SCALES = "<float[4] s = {1.0, 1.0, %s}>"
+
+# Operators that the converter passes on, or converts, into something else.
+CHANGED = {
+    "Hardmax": (11, "(float[2, 3, 4] x) => (float[2, 3, 4] y)", "y = Hardmax(x)"),
+    "Hardmax on axis 0": (11, "(float[2, 3, 4] x) => (float[2, 3, 4] y, float[2, 3, 4] z)",
+                          "y = Hardmax<axis = 0>(x) z = Neg(y)"),
+    "Hardmax in a branch": (11, "(float[2, 3, 4] x, bool c) => (float[2, 3, 4] y)",
+                            """y = If(c) <then_branch = t () => (float[2, 3, 4] a)
+                            { a = Hardmax<axis = 2>(x) }, else_branch = e ()
+                            => (float[2, 3, 4] b) { b = Hardmax<axis = 1>(x) }>"""),
+    "Resize, linear": (10, _IMAGE, 'y = Resize<mode = "linear">(x, s)', _SCALES % "2.0, 0.6"),
+    "Resize, larger": (10, _IMAGE, "y = Resize(x, s)", _SCALES % "1.3, 2.7"),
+    "Resize, smaller": (10, _IMAGE, "y = Resize(x, s)", _SCALES % "0.6, 0.7"),
+    "Upsample, linear": (9, _IMAGE, 'y = Upsample<mode = "linear">(x, s)', _SCALES % "2.0, 2.0"),
+    "Upsample": (9, _IMAGE, "y = Upsample(x, s)", _SCALES % "1.5, 2.7"),
+    "Upsample by attribute": (7, _IMAGE, "y = Upsample<scales = [1.0, 1.0, 1.5, 2.7]>(x)"),
+    "GroupNormalization": (18, "(float[2, 4, 3] x) => (float[2, 4, 3] y)",
+                           "y = GroupNormalization<num_groups = 2>(x, w, b)",
+                           "<float[2] w = {1, 2}, float[2] b = {3, 4}>"),
+    "Hardmax in a function": (11, "(float[2, 3, 4] x) => (float[2, 3, 4] y)", "y = my.F(x)", "",
+                              '<domain: "my", opset_import: ["": 11]> F (a) => (b)'
+                              "{ b = Hardmax(a) }"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [11, 13, 19, 21, 26])
+@pytest.mark.parametrize("name", CHANGED)
+def test_outputs_of_operators_that_changed_stay(name: str, version: int) -> None:
+    graph = _text(*CHANGED[name])
+    raised = raise_opset(graph, version)
+    feeds = random_feeds(graph)
+    for flag in (True, False):
+        fed = {**feeds, "c": np.array(flag)} if "c" in feeds else feeds
+        assert_same_outputs(run(graph, fed), run(raised, fed), exact=False)
+    assert [v.name for v in raised.outputs] == [v.name for v in graph.outputs]
 
 
 @pytest.mark.parametrize("version", [13, 17, 21])
@@ -111,15 +150,73 @@ def test_what_the_file_says_beside_its_graph_stays() -> None:
     assert found.graph.node[0] == wanted.graph.node[0]
 
 
-def test_functions_and_their_domain_stay() -> None:
-    function = '<domain: "my", opset_import: ["": 11]> F (a) => (b) { b = Neg(a) }'
-    graph = _text(11, "(float[1, 2] x) => (float[2] y)", "h = my.F(x) y = Squeeze<axes = [0]>(h)",
-                  more=function)  # fmt: skip
+FUNCTION = '<domain: "my", opset_import: ["": 11]> F (a) => (b) '
+NESTED = (
+    '<domain: "my", opset_import: ["": 11, "my": 1]> F (a) => (b) { h = my.G(a) b = Abs(h) }'
+    '<domain: "my", opset_import: ["": 11]> G (a) => (b) { b = ReduceSum<axes = [1]>(a) }'
+)
+
+# Which functions stay: runtimes read their bodies in the model's version.
+FUNCTIONS = {
+    "same operator": (FUNCTION + "{ b = Neg(a) }", ["F"]),
+    "newer form of the same": (FUNCTION + "{ b = Add(a, a) }", ["F"]),
+    "other form": (FUNCTION + "{ b = ReduceSum<axes = [1]>(a) }", []),
+    "parameter that is an attribute": (
+        FUNCTION.replace("F (", "F <k> (") + "{ b = ReduceSum<axes = @k>(a) }",
+        [],
+    ),
+    "one that calls another form": (NESTED, []),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions(name: str) -> None:
+    functions, staying = FUNCTIONS[name]
+    call = "my.F<k = [1]>(x)" if "@k" in functions else "my.F(x)"
+    graph = _text(11, "(float[1, 2] x) => (float[N, M] y)",
+                  f"h = {call} i = Squeeze<axes = [0]>(h) y = Unsqueeze<axes = [0]>(i)",
+                  more=functions)  # fmt: skip
     raised = raise_opset(graph, 13)
-    assert raised.model.functions == graph.model.functions
+    assert [f.name for f in raised.model.functions] == staying
+    for function in raised.model.functions:
+        assert [e.version for e in function.opset_import if not e.domain] == [13]
     assert raised.model.opset_imports == {**graph.model.opset_imports, "": 13}
+    onnx.checker.check_model(to_proto(raised))
     feeds = random_feeds(graph)
     assert_same_outputs(run(graph, feeds), run(raised, feeds))
+
+
+def test_function_of_another_version_than_the_model() -> None:
+    function = '<domain: "my", opset_import: ["": 11]> F (a) => (b) { b = Squeeze<axes = [0]>(a) }'
+    graph = _text(12, "(float[1, 2] x) => (float[N] y)", "y = my.F(x)", more=function)
+    raised = raise_opset(graph, 13)
+    assert not raised.model.functions
+    x = np.array([[1, -2]], np.float32)
+    assert run(raised, {"x": x})["y"].tolist() == [1, -2]
+
+
+def test_texts_of_unknown_type() -> None:
+    # ONNX's inference, which the converter runs first, would end the process.
+    graph = _text(20, "(string[2] x) => (bool[2] y)",
+                  'h = my.Unknown(x) y = RegexFullMatch<pattern = "a.*">(h)')  # fmt: skip
+    graph.model.opset_imports["my"] = 1
+    assert raise_opset(graph, 21).opset == 21
+
+
+def test_large_constants_never_pass_through_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = _text(11, "(float[1, 4] x) => (float[4] y)", "h = Add(x, w) y = Squeeze<axes = [0]>(h)",
+                  "<float[4] w = {1, 2, 3, 4}>")  # fmt: skip
+    large = Tensor(np.ones((1000, 4), np.float32))
+    graph.values["w"].data = large
+    seen = []
+    convert = onnx.version_converter.convert_version
+    monkeypatch.setattr(
+        onnx.version_converter,
+        "convert_version",
+        lambda proto, version: seen.append(proto.ByteSize()) or convert(proto, version),
+    )
+    assert raise_opset(graph, 13).values["w"].data is large
+    assert seen[0] < 4000
 
 
 def test_imports_of_domains_that_no_node_uses_stay() -> None:
@@ -149,11 +246,25 @@ def test_sparse_initializers_stay_sparse() -> None:
     [
         (9, "y = NoSuchOperator(x)", 13, r"NoSuchOperator making 'y' .* opset 9 does not have"),
         (9, "y = Abs(x)", 999, r"opset 999 is not known to onnx .*; \d+ is its newest"),
-        (9, "h, i = TopK(x) y = Abs(h)", 13, "cannot be raised to 13, .*required .* attribute 'k'"),
+        (
+            8,
+            "y = Scan<num_scan_inputs = 1, body = b (t) => (u) { u = Abs(t) }>(, x)",
+            13,
+            "a batch",
+        ),
+        (
+            10,
+            "y = Resize(x, x)",
+            13,
+            "'y' has scales that are not constant, which no opset after 10",
+        ),
+        (10, "y = Resize(x, s)", 13, "'y' enlarges one axis and reduces another"),
+        (13, "y, a, b, c, d = BatchNormalization(x, w, w, w, w)", 15, r"cannot be raised to 15, "),
     ],
 )
 def test_what_cannot_be_raised(opset: int, nodes: str, version: int, message: str) -> None:
-    graph = _text(opset, "(float[1, 1] x) => (float[1, 1] y)", nodes, "<float[1] w = {1}>")
+    graph = _text(opset, "(float[1, 1] x) => (float[1, 1] y)", nodes,
+                  "<float[1] w = {1}, float[2] s = {2.0, 0.5}>")  # fmt: skip
     before = to_proto(graph)
     with pytest.raises(InputError, match=message) as found:
         raise_opset(graph, version)

@@ -206,8 +206,8 @@ def test_attributes_count_with_their_default(
 
 def test_attribute_values() -> None:
     graph = graph_of(
-        """g (float[2, 2] x) => (a, b, c, d) {
-        a = Softmax(x)  b = Pad<mode = "edge">(x)  c = Transpose(x)  d = com.acme.Softmax(x) }"""
+        """g (float[2, 2] x, int64[4] p) => (a, b, c, d) {
+        a = Softmax(x)  b = Pad<mode = "edge">(x, p)  c = Transpose(x)  d = com.acme.Softmax(x) }"""
     )
     softmax, pad, transpose, strange = graph.nodes()
     assert attribute_value(softmax, "axis") == -1

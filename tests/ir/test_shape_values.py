@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, Tensor, infer_types
-from onnxq.ir.shape_values import constant_ints, known_elements
+from onnxq.ir.shape_values import (
+    constant_ints,
+    elements_of,
+    find_elements,
+    known_elements,
+    symbolic_elements,
+)
 from tests.helpers import random_feeds, run
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
@@ -87,6 +93,69 @@ def test_known(nodes: str, wanted: object) -> None:
 )
 def test_known_in_old_opsets(nodes: str, wanted: object) -> None:
     assert known(nodes, opset=9) == wanted
+
+
+def symbolic(nodes: str) -> object:
+    """What is known of y, with symbols for sizes."""
+    graph = Graph.from_text(
+        f"{HEAD} g (float[2, N, 4] x, float[M, N] w) => (int64[A] y) {CONSTANTS} {{ {nodes} }}"
+    )
+    infer_types(graph)
+    elements = symbolic_elements(graph).get(graph.values["y"])
+    assert elements is None or elements.dtype == object
+    return None if elements is None else elements.tolist()
+
+
+@pytest.mark.parametrize(
+    "nodes, wanted",
+    [
+        ("y = Shape(x)", [2, "N", 4]),
+        ("y = Size(x)", None),
+        # Sizes beside symbols stay numbers.
+        (
+            "s = Shape(x)  a = Gather(s, zero)  b = Unsqueeze(a, v0)  t = Shape(w) "
+            "y = Concat<axis = 0>(b, t)",
+            [2, "M", "N"],
+        ),
+        (
+            "s = Shape(w)  a = Gather(s, zero)  b = Unsqueeze(a, v0) y = Concat<axis = 0>(b, five)",
+            ["M", 5],
+        ),
+        ("s = Shape(x)  y = Slice(s, v1, far)", ["N", 4]),
+        ("s = Shape(w)  y = Mul(s, v1)", ["M", "N"]),
+        ("s = Shape(w)  y = Mul(v1, s)", ["M", "N"]),
+        ("s = Shape(w)  y = Div(s, v1)", ["M", "N"]),
+        ("s = Shape(w)  y = Div(v1, s)", [None, None]),
+        ("s = Shape(w)  y = Add(s, v0)", ["M", "N"]),
+        ("s = Shape(w)  y = Sub(s, v0)", ["M", "N"]),
+        ("s = Shape(w)  y = Sub(v0, s)", [None, None]),
+        ("s = Shape(w)  y = Sub(s, v1)", [None, None]),
+        ("s = Shape(w)  y = Add(s, s)", [None, None]),
+        ("s = Shape(x)  y = Mul(s, five)", [10, None, 20]),
+        ("s = Shape(x)  y = Div(s, minus)", [-2, None, -4]),
+        ("s = Shape(x)  y = Div(s, v0)", [None, None, None]),
+        ("s = Shape(x)  t = Shape(w)  y = Add(s, t)", None),
+    ],
+)
+def test_symbols(nodes: str, wanted: object) -> None:
+    assert symbolic(nodes) == wanted
+
+
+def test_only_numbers_are_known_elements() -> None:
+    graph = Graph.from_text(HEAD + "g (float[2, N, 4] x) => (int64[3] y) { y = Shape(x) }")
+    (elements,) = known_elements(graph).values()
+    assert elements.tolist() == [2, None, 4]
+
+
+def test_what_is_no_longer_known_is_forgotten() -> None:
+    graph = Graph.from_text(HEAD + "g (float[2, N] x) => (int64[2] y) { y = Shape(x) }")
+    found = symbolic_elements(graph)
+    y = graph.values["y"]
+    wanted = found[y].tolist()
+    assert wanted == [2, "N"]
+    graph.values["x"].type = None
+    find_elements(graph.nodes(), found)
+    assert y not in found and elements_of(y, found) is None
 
 
 def test_a_cast_that_would_overflow() -> None:

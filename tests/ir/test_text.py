@@ -17,7 +17,8 @@ HEAD = '<ir_version: 10, opset_import: ["": 21, "local": 1, "com.acme": 1]>'
 EVERYTHING = (
     HEAD
     + """main (bool q, float[N, 3] x, seq(float[K]) s) => (float[N, 3] y, z, u)
-    <float[3] c = {1, 2, 3}, int8[20] big = {0}, string[2] names = {"a", "b"}>
+    <float[3] c = {1, 2, 3}, int8[12] big = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11},
+    string[2] names = {"a", "b"}>
     {
         [add] a = Add(x, c)
         [if] y = If(q) <
@@ -37,7 +38,7 @@ def test_print() -> None:
         [
             "main (%q: bool[], %x: float[N, 3], %s: sequence) => (%y: float[N, 3], %z, %u) {",
             "    %c: float[3] = [1., 2., 3.]",
-            "    %big: int8[20] = ... 20 bytes",
+            "    %big: int8[12] = ... 12 bytes",
             "    %names: string[2] = ['a', 'b']",
             "    %a = Add(%x, %c)  # add",
             "    %y: float[N, 3] = If(%q)  # if",

@@ -1,0 +1,67 @@
+"""Calling ONNX's inference so that no model makes it end the process or run without end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import onnx
+import onnx.shape_inference
+
+from onnxq.ir.conformity import CRASHES_INFERENCE
+from onnxq.ir.graph import Node, Value
+from onnxq.ir.load import called
+from onnxq.ir.types import DataType
+
+_HUGE = 1 << 22
+"""ONNX writes down a symbol for each element of a vector; for more than these it takes long."""
+
+_HUGE_SHAPE = 1 << 31
+"""Elements that a tensor which is made a vector may have."""
+
+_SHORT = 64
+"""Longer constants are no shapes."""
+
+
+def infer_shapes(message: onnx.ModelProto, nodes: Iterable[Node]) -> onnx.ModelProto:
+    """A message of some nodes with the types that ONNX infers, in values of subgraphs too.
+
+    Numbers of shape computations are followed only where no vector can be huge.
+
+    Raises:
+        what `onnx.shape_inference.infer_shapes` raises.
+    """
+    kept = [f for f in message.functions if not _crashes(f)]
+    if len(kept) < len(message.functions):
+        del message.functions[:]
+        message.functions.extend(kept)
+    huge = any(_is_huge(node) for node in nodes)
+    return onnx.shape_inference.infer_shapes(message, data_prop=not huge)
+
+
+def _crashes(function: onnx.FunctionProto) -> bool:
+    return any(name in CRASHES_INFERENCE for _, name, _ in called(function.node))
+
+
+def _is_huge(node: Node) -> bool:
+    """Whether a node, or one of its subgraphs, may make or read a huge vector."""
+    return (
+        any(_is_huge_value(v) for v in (*node.inputs, *node.outputs) if v is not None)
+        # The ends of slices are often the largest integer.
+        or (not node.is_op("Slice") and any(_is_huge_number(v) for v in node.inputs if v))
+        or any(_is_huge(inner) for body in node.subgraphs() for inner in body.nodes())
+    )
+
+
+def _is_huge_value(value: Value) -> bool:
+    sizes = [d for d in value.shape or () if isinstance(d, int)]
+    return max(sizes, default=0) > _HUGE or math.prod(sizes) > _HUGE_SHAPE
+
+
+def _is_huge_number(value: Value) -> bool:
+    data = value.data
+    if data is None and value.producer is not None and value.producer.is_op("Constant"):
+        data = value.producer.get("value")
+    if data is None or data.dtype is not DataType.INT64 or data.size > _SHORT:
+        return False
+    return bool((abs(data.numpy()) > _HUGE).any())

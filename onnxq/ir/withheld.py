@@ -1,0 +1,33 @@
+"""Large constants that stay out of the messages a model passes through on its way."""
+
+from __future__ import annotations
+
+import onnx
+
+from onnxq.ir.tensor import Tensor
+
+_KEY = "withheld"
+
+
+class Withheld:
+    """Keeps large constants while a model is converted as a message, which only names them.
+
+    A `TensorStore`: `to_proto` puts the constants in, and `from_proto` takes them out again.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+
+    def put(self, tensor: Tensor, name: str) -> onnx.TensorProto:
+        """See `TensorStore.put`."""
+        proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape)
+        proto.data_location = onnx.TensorProto.EXTERNAL
+        mark = str(len(self._tensors))
+        self._tensors[mark] = tensor
+        proto.external_data.add(key=_KEY, value=mark)
+        return proto
+
+    def find(self, proto: onnx.TensorProto) -> Tensor | None:
+        """The constant a message stands for, None if it holds its own data."""
+        marks = [entry.value for entry in proto.external_data if entry.key == _KEY]
+        return self._tensors.get(marks[0]) if marks else None
