@@ -63,11 +63,16 @@ def bench(
     """
     paths = [Path(m) for m in models]
     sizes = [model_bytes(load(path), path) for path in paths]
+    known: dict[tuple[TensorSpec, ...], dict[str, np.ndarray]] = {}
     rows = []
     for provider in providers:
         progress.stage(f"measuring latency on {provider}")
         sessions = [Session(path, provider=provider, threads=threads) for path in paths]
-        feeds = [_feeds(s.inputs, data, batch_size, seed) for s in sessions]
+        for session in sessions:
+            # Models of one interface get the same feed; data may be readable only once.
+            if session.inputs not in known:
+                known[session.inputs] = _feeds(session.inputs, data, batch_size, seed)
+        feeds = [known[session.inputs] for session in sessions]
         for session, fed, path in zip(sessions, feeds, paths, strict=True):
             try:
                 session.run(fed)
@@ -103,7 +108,8 @@ def random_feeds(
     An open first dimension gets ``batch_size``, any other open one `OPEN_DIMENSION`.
 
     Raises:
-        InputError: an input is no tensor of numbers, or not even its rank is known.
+        InputError: an input is no tensor of numbers, not even its rank is known, or it is larger
+            than the memory.
     """
     generator = np.random.default_rng(seed)
     feeds = {}
@@ -114,7 +120,10 @@ def random_feeds(
             d if isinstance(d, int) else (batch_size if axis == 0 else OPEN_DIMENSION)
             for axis, d in enumerate(spec.shape)
         ]
-        feeds[spec.name] = _random(generator, spec.dtype, shape)
+        try:
+            feeds[spec.name] = _random(generator, spec.dtype, shape)
+        except (MemoryError, ValueError) as error:
+            raise InputError(f"there is no memory for an input {spec} of shape {shape}") from error
     return feeds
 
 

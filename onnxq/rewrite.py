@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from onnxq.bench import random_feeds
+from onnxq.errors import InputError, InvariantError
 from onnxq.ir import Context, Graph, Pass, PassRecord, Pipeline, default_passes, load, parse_passes
 from onnxq.ir.save import to_proto
 from onnxq.runtime import Session
@@ -32,10 +33,15 @@ class Rewritten:
 
 @dataclass(frozen=True)
 class PassDifference:
-    """How far the outputs were from the original's after a pass ran."""
+    """How far the outputs were from the original's after a pass ran.
+
+    Where there is nothing to compare, the difference is infinite and ``error`` says why: the
+    graph is not valid any more, onnxruntime cannot run it, or an output is gone.
+    """
 
     name: str
     difference: float
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,12 +103,30 @@ def bisect_passes(
     expected = session.run(fed)
     checked = []
     for step in _passes(passes):
-        Pipeline((step,), fixed_point=False).run(graph)
-        found = Session(to_proto(graph), optimization="none").run(fed)
-        checked.append(PassDifference(step.name, _difference(expected, found)))
+        checked.append(_check(step, graph, fed, expected))
         if not checked[-1].difference <= tolerance:
             return BisectResult(tuple(checked), step.name)
     return BisectResult(tuple(checked), None)
+
+
+def _check(
+    step: Pass, graph: Graph, feeds: Mapping[str, np.ndarray], expected: Mapping[str, Any]
+) -> PassDifference:
+    """Run a pass over a graph in place and compare the outputs."""
+    try:
+        Pipeline((step,), fixed_point=False).run(graph)
+    except InvariantError as error:
+        return PassDifference(step.name, math.inf, str(error))
+    try:
+        session = Session(to_proto(graph), optimization="none")
+        wanted = {spec.name for spec in session.inputs}
+        found = session.run({name: array for name, array in feeds.items() if name in wanted})
+    except InputError as error:
+        return PassDifference(step.name, math.inf, str(error))
+    for name in expected:
+        if name not in found:
+            return PassDifference(step.name, math.inf, f"the output '{name}' is gone")
+    return PassDifference(step.name, _difference(expected, found))
 
 
 def _passes(passes: str | Sequence[Pass] | None) -> tuple[Pass, ...]:

@@ -22,10 +22,22 @@ EXAMPLES = """examples:
 """
 
 
+_UNSTEADY = (
+    "The machine was busy: trust the speedups, which are of runs in turn, more than the times."
+)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("models", metavar="MODEL", nargs="+", help="models; the first is 1.00")
-    parser.add_argument("--data", metavar="DATA", help="samples to feed (default: random inputs)")
+    parser.add_argument(
+        "models", type=options.named, metavar="MODEL", nargs="+", help="models; the first is 1.00"
+    )
+    parser.add_argument(
+        "--data",
+        type=options.named,
+        metavar="DATA",
+        help="samples to feed (default: random inputs)",
+    )
     parser.add_argument(
         "--seconds",
         type=options.seconds,
@@ -40,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the command; gives the exit code."""
-    options.check_json(parsed)
+    options.check_files(parsed)
     with progress(parsed) as stages:
         rows = bench(
             parsed.models,
@@ -60,12 +72,19 @@ def run(parsed: argparse.Namespace) -> int:
             "rows": [dataclasses.asdict(row) for row in rows],
         },
     )
-    show(parsed, _table(rows))
+    show(parsed, _table(rows), _UNSTEADY if _is_unsteady(rows) else "")
     return options.EXIT_OK
 
 
+def _is_unsteady(rows: list[BenchRow]) -> bool:
+    first = {row.provider: row for row in reversed(rows)}
+    return any(
+        words.is_unsteady(first[row.provider].median_ms, row.median_ms, row.speedup) for row in rows
+    )
+
+
 def _table(rows: list[BenchRow]) -> Table:
-    table = grid()
+    table = grid(fold=True)
     headings = ("provider", "median", "10 % to 90 %", "speedup", "size")
     table.add_column(no_wrap=True)
     for _ in headings[1:]:

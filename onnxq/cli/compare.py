@@ -26,10 +26,11 @@ examples:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("float", metavar="FLOAT", help="float model")
-    parser.add_argument("candidate", metavar="CANDIDATE", help="model to judge")
+    parser.add_argument("float", type=options.named, metavar="FLOAT", help="float model")
+    parser.add_argument("candidate", type=options.named, metavar="CANDIDATE", help="model to judge")
     parser.add_argument(
         "--data",
+        type=options.named,
         required=True,
         metavar="DATA",
         help="samples; of data with a split of its own the held-out part is used",
@@ -46,8 +47,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-layers", action="store_true", help="leave out the error of every layer"
     )
-    parser.add_argument("--junit", metavar="FILE", help="write the gates as JUnit XML")
-    parser.add_argument("--report", metavar="FOLDER", help="write report.json, .html and junit.xml")
+    parser.add_argument(
+        "--junit", type=options.named, metavar="FILE", help="write the gates as JUnit XML"
+    )
+    parser.add_argument(
+        "--report",
+        type=options.named,
+        metavar="FOLDER",
+        help="write report.json, .html and junit.xml",
+    )
     options.add_providers(parser)
     options.add_measuring(parser)
     options.add_common(parser)
@@ -56,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the command; gives the exit code."""
-    options.check_json(parsed)
+    options.check_files(parsed)
     if parsed.report:
         check_folder(Path(parsed.report))
     if parsed.junit:

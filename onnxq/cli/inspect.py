@@ -28,14 +28,14 @@ EXAMPLES = """examples:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("model", metavar="MODEL", help="model to look at")
+    parser.add_argument("model", type=options.named, metavar="MODEL", help="model to look at")
     parser.add_argument("--nodes", action="store_true", help="list every node")
     options.add_common(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the command; gives the exit code."""
-    options.check_json(parsed)
+    options.check_files(parsed)
     found = inspect(Path(parsed.model))
     write_json(parsed, {"schema": "onnxq/inspect/1", **dataclasses.asdict(found)})
     parts: list[Table | Text] = [_facts(found)]
@@ -82,9 +82,9 @@ def _rows(found: Inspection) -> Iterator[tuple[str, ...]]:
 
 
 def _nodes(found: Inspection) -> Table:
-    table = grid()
+    table = grid(fold=True)
     for _ in range(3):
-        table.add_column()
+        table.add_column(overflow="fold")
     headings = ("operator", "precision", "left in float because")
     table.add_row("node", *(Text(h, "bold") for h in headings))
     for layer in found.nodes:

@@ -3,26 +3,54 @@
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from onnxq.cli import bench, compare, inspect, optimize, rewrite
-from onnxq.cli.options import EXIT_INPUT, EXIT_OK, debug_level
+from onnxq.cli import (
+    apply,
+    bench,
+    calibrate,
+    compare,
+    cost,
+    gguf,
+    inspect,
+    optimize,
+    plan,
+    rewrite,
+    sensitivity,
+)
+from onnxq.cli.options import EXIT_INPUT, debug_level
+from onnxq.cli.terminal import emit
 from onnxq.errors import InputError
+from onnxq.report.words import printable
 
 EXIT_DEFECT = 70
 EXIT_INTERRUPTED = 130
 
-COMMANDS = (optimize, compare, rewrite, bench, inspect)
+COMMANDS = (
+    optimize,
+    calibrate,
+    sensitivity,
+    cost,
+    plan,
+    apply,
+    compare,
+    rewrite,
+    bench,
+    inspect,
+    gguf,
+)
 
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence instead of printing the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_INPUT, f"onnxq: error: {message}; `{self.prog} -h` explains the options\n")
+        self.exit(_fail(EXIT_INPUT, f"{message}; `{self.prog} -h` explains the options"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,19 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     one sentence on standard error says why. 70: a defect of onnxq. 130: interrupted.
     """
     try:
-        parsed = _parser().parse_args(arguments)
-        code: int = parsed.run(parsed)
-        sys.stdout.flush()
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else EXIT_INPUT
+        with _terminable():
+            return _run(arguments)
     except InputError as error:
         return _fail(EXIT_INPUT, str(error))
     except KeyboardInterrupt:
         return _fail(EXIT_INTERRUPTED, "interrupted")
-    except BrokenPipeError:
-        # Whoever read the output has gone; there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
+    except MemoryError:
+        return _fail(EXIT_INPUT, "there is not enough memory for this; use less data or a batch")
     except Exception as error:
         if debug_level():
             raise
@@ -53,6 +76,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"this is a defect of onnxq ({type(error).__name__}: {error}); ONNXQ_DEBUG=1 shows "
             "where it happened",
         )
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let a request to terminate end a command as Ctrl-C does, so that temporary files go.
+
+    A program that has a handler of its own keeps it.
+    """
+    asked = signal.SIGTERM
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(asked) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(asked, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(asked, signal.SIG_DFL)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        parsed = _parser().parse_args(arguments)
+    except SystemExit as leaving:
+        # argparse has said what there was to say: the help, the version or an error.
+        emit()
+        return int(leaving.code or 0)
+    debug_level()
+    code: int = parsed.run(parsed)
     return code
 
 
@@ -81,5 +133,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fail(code: int, sentence: str) -> int:
-    print(f"onnxq: error: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"onnxq: error: {printable(' '.join(sentence.split()))}", file=sys.stderr)
     return code

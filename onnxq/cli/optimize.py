@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Group
-from rich.text import Text
-
+from onnxq.calibrate import CALIBRATORS
 from onnxq.cli import options
 from onnxq.cli.terminal import progress, show, write_json
 from onnxq.optimize import Optimized, optimize
@@ -26,15 +24,25 @@ EXAMPLES = """examples:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("model", metavar="MODEL", help="float model, an .onnx file")
+    parser.add_argument(
+        "model", type=options.named, metavar="MODEL", help="float model, an .onnx file"
+    )
     parser.add_argument(
         "--data",
+        type=options.named,
         required=True,
         metavar="DATA",
         help="representative samples: .npz, folder of .npz, test data or images, module:function",
     )
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="file to write")
-    parser.add_argument("--eval", metavar="DATA", help="held-out samples (default: part of DATA)")
+    parser.add_argument(
+        "-o", "--output", type=options.named, required=True, metavar="OUT", help="file to write"
+    )
+    parser.add_argument(
+        "--eval",
+        type=options.named,
+        metavar="DATA",
+        help="held-out samples (default: part of DATA)",
+    )
     parser.add_argument(
         "--recipe",
         default="int8",
@@ -46,6 +54,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="T",
         help=f"where it is to run: auto, {', '.join(available_targets())} (default auto)",
+    )
+    parser.add_argument(
+        "--calibrator",
+        type=options.named,
+        metavar="C",
+        help=f"how ranges are found: {', '.join(CALIBRATORS)} (default: the recipe's)",
     )
     promise = parser.add_argument_group("promise")
     promise.add_argument(
@@ -93,7 +107,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="chooses the held-out part (default 0)",
     )
-    parser.add_argument("--report", metavar="FOLDER", help="write report.json, .html and junit.xml")
+    parser.add_argument(
+        "--report",
+        type=options.named,
+        metavar="FOLDER",
+        help="write report.json, .html and junit.xml",
+    )
     options.add_measuring(parser)
     options.add_common(parser)
     options.add_images(parser)
@@ -101,7 +120,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the command; gives the exit code."""
-    options.check_json(parsed)
+    options.check_files(parsed)
     if parsed.report:
         check_folder(Path(parsed.report))
     with progress(parsed) as stages:
@@ -111,6 +130,7 @@ def run(parsed: argparse.Namespace) -> int:
             output=parsed.output,
             recipe=parsed.recipe,
             target=parsed.target,
+            calibrator=parsed.calibrator,
             eval_data=parsed.eval,
             metric=parsed.metric,
             max_drop=parsed.max_drop,
@@ -130,7 +150,7 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.report:
         write_report(result.report, Path(parsed.report))
     write_json(parsed, result.report.to_dict())
-    show(parsed, Group(to_text(result.report), Text(), Text(_ending(result, parsed))))
+    show(parsed, to_text(result.report), _ending(result, parsed))
     return options.EXIT_OK if result.passed else options.EXIT_GATE
 
 

@@ -5,12 +5,26 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from onnxq.data import ImageOptions
 from onnxq.errors import InputError
+from onnxq.ir.save import check_writable
 
 EXIT_OK, EXIT_GATE, EXIT_INPUT = 0, 1, 2
+
+_WRITTEN = (
+    ("-o", "output"),
+    ("--plan-out", "plan_out"),
+    ("--junit", "junit"),
+    ("--json", "json"),
+)
+"""Options that name a file to write."""
+
+MOST_THREADS = 1024
+"""More than any processor has; onnxruntime would try to start them all."""
 
 
 def debug_level() -> int:
@@ -24,7 +38,10 @@ def debug_level() -> int:
 def add_common(parser: argparse.ArgumentParser) -> None:
     """What every command takes."""
     parser.add_argument(
-        "--json", metavar="PATH", help="write the result as JSON; - is standard output"
+        "--json",
+        type=named,
+        metavar="PATH",
+        help="write the result as JSON; - is standard output",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
 
@@ -33,7 +50,7 @@ def add_measuring(parser: argparse.ArgumentParser) -> None:
     """How to run models."""
     parser.add_argument(
         "--threads",
-        type=positive,
+        type=_threads,
         default=1,
         metavar="N",
         help="threads inside one operator (default 1)",
@@ -71,23 +88,65 @@ def add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def image_options(parsed: argparse.Namespace) -> ImageOptions | None:
-    """The image options that were given; None without any."""
+    """The image options that were given; None without any.
+
+    Raises:
+        InputError: there are some, but nothing that they could be for.
+    """
     names = ("size", "mean", "std", "scale", "layout", "color", "resize")
     given = {n: getattr(parsed, f"image_{n}") for n in names}
     given = {name: value for name, value in given.items() if value is not None}
-    return ImageOptions(**given) if given else None
+    if not given:
+        return None
+    sources = [name for name in (parsed.data, getattr(parsed, "eval", None)) if name]
+    if all(Path(name).is_file() for name in sources):
+        raise InputError(
+            f"--image-{next(iter(given))} is for data that is a folder of images, but "
+            f"'{sources[0]}' is a file; its arrays are fed as they are"
+        )
+    return ImageOptions(**given)
 
 
-def check_json(parsed: argparse.Namespace) -> None:
-    """Find out before long work whether the JSON can be written.
+def check_files(parsed: argparse.Namespace) -> None:
+    """Find out before long work whether results can be written without harming another file.
+
+    Only the output may take the place of the model it is made from.
 
     Raises:
-        InputError: it cannot.
+        InputError: the JSON cannot be written, two results would go to one file, or a result
+            would replace a file that is read.
     """
-    from onnxq.ir.save import check_writable
-
     if parsed.json and parsed.json != "-":
         check_writable(Path(parsed.json))
+    given = vars(parsed)
+    model = given.get("model")
+    read = {Path(name).resolve() for name in _read_files(given)}
+    taken: dict[Path, str] = {}
+    for option, key in _WRITTEN:
+        name = given.get(key)
+        if not name or name == "-":
+            continue
+        path = Path(name).resolve()
+        if path in taken:
+            raise InputError(f"{taken[path]} and {option} both write '{name}'; name two files")
+        if path in read or (key != "output" and model and path == Path(model).resolve()):
+            raise InputError(f"{option} would replace '{name}', which is read; name another file")
+        taken[path] = option
+
+
+def _read_files(given: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("float", "candidate", "data", "eval", "recipe", "plan", "cost_table"):
+        if given.get(key):
+            yield given[key]
+    yield from given.get("models") or ()
+    yield from given.get("diff") or ()
+
+
+def named(text: str) -> str:
+    """The name of something; an empty one comes from a shell variable that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
 
 
 def positive(text: str) -> int:
@@ -121,6 +180,13 @@ def seconds(text: str) -> float:
     value = number(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a time above 0")
+    return value
+
+
+def _threads(text: str) -> int:
+    value = positive(text)
+    if value > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"'{text}' is more than {MOST_THREADS} threads")
     return value
 
 

@@ -6,14 +6,13 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from onnxq.cli import options
 from onnxq.cli.terminal import show, write_json
 from onnxq.errors import InputError
-from onnxq.ir import PassRecord, available_passes, save
+from onnxq.ir import PassRecord, available_passes, parse_passes, save
 from onnxq.ir.save import check_writable
 from onnxq.report import words
 from onnxq.report.text import grid
@@ -32,8 +31,10 @@ examples:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="model to rewrite")
-    parser.add_argument("-o", "--output", metavar="OUT", help="file to write")
+    parser.add_argument(
+        "model", type=options.named, metavar="MODEL", nargs="?", help="model to rewrite"
+    )
+    parser.add_argument("-o", "--output", type=options.named, metavar="OUT", help="file to write")
     parser.add_argument(
         "-p",
         "--passes",
@@ -54,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the command; gives the exit code."""
-    options.check_json(parsed)
+    options.check_files(parsed)
     if parsed.list:
         return _list(parsed)
     if parsed.model is None:
@@ -65,7 +66,14 @@ def run(parsed: argparse.Namespace) -> int:
         raise InputError("name the file to write with -o OUT")
     output = Path(parsed.output)
     check_writable(output)
-    result = rewrite(parsed.model, parsed.passes, debug=options.debug_level())
+    passes = None if parsed.passes is None else parse_passes(parsed.passes)
+    for step in passes or ():
+        if step.numerics == "approximates":
+            raise InputError(
+                f"the pass '{step.name}' approximates, so it runs only under the promise of "
+                "`onnxq optimize`"
+            )
+    result = rewrite(parsed.model, passes, debug=options.debug_level())
     save(result.graph, output, external_data=parsed.external_data)
     write_json(
         parsed,
@@ -76,7 +84,7 @@ def run(parsed: argparse.Namespace) -> int:
             "passes": [dataclasses.asdict(record) for record in result.records],
         },
     )
-    show(parsed, Group(_table(result.records), Text(), Text(f"Wrote {output}.")))
+    show(parsed, _table(result.records), f"Wrote {output}.")
     return options.EXIT_OK
 
 
@@ -98,7 +106,7 @@ def _list(parsed: argparse.Namespace) -> int:
     table.add_row("pass", Text("default", "bold"), Text("what it does", "bold"))
     body = []
     for name, kind in available_passes().items():
-        what = (kind.__doc__ or "").strip().split("\n", 1)[0]
+        what = (kind.__doc__ or "").strip().split("\n", 1)[0].replace("`", "")
         table.add_row(Text(name), "yes" if kind.default else "", Text(what))
         body.append(
             {
@@ -117,19 +125,20 @@ def _list(parsed: argparse.Namespace) -> int:
 def _bisect(parsed: argparse.Namespace) -> int:
     result = bisect_passes(parsed.model, parsed.passes)
     write_json(parsed, {"schema": "onnxq/bisect/1", **dataclasses.asdict(result)})
-    show(parsed, _bisect_table(result))
-    return options.EXIT_OK if result.first_bad is None else options.EXIT_GATE
-
-
-def _bisect_table(result: BisectResult) -> Group:
-    table = grid()
-    table.add_column(justify="right")
-    table.add_row("after pass", Text("largest relative difference", "bold"))
-    for checked in result.checked:
-        table.add_row(Text(checked.name), f"{checked.difference:.2g}")
     ending = (
         "No pass changes the outputs."
         if result.first_bad is None
         else f"The first pass that changes the outputs is {result.first_bad}."
     )
-    return Group(table, Text(), Text(ending))
+    show(parsed, _bisect_table(result), ending)
+    return options.EXIT_OK if result.first_bad is None else options.EXIT_GATE
+
+
+def _bisect_table(result: BisectResult) -> Table:
+    table = grid()
+    table.add_column()
+    table.add_row("after pass", Text("largest relative difference", "bold"))
+    for checked in result.checked:
+        found = words.printable(checked.error) or f"{checked.difference:.2g}"
+        table.add_row(Text(checked.name), Text(found))
+    return table

@@ -4,63 +4,129 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
+from onnxq.errors import InputError
 from onnxq.ir.save import replacing
 from onnxq.progress import SILENT, Progress
+from onnxq.report.words import printable
+from onnxq.verify.result import plain
 
 WIDTH = 100
 """Columns of output that does not go to a terminal."""
 
+NARROWEST = 72
+"""Fewest columns that tables are laid out for: in less, figures would be cut off."""
 
-def show(parsed: argparse.Namespace, what: RenderableType) -> None:
-    """Print for people, unless that is unwanted or JSON takes standard output."""
+
+def show(parsed: argparse.Namespace, what: RenderableType, ending: str = "") -> None:
+    """Print for people, unless that is unwanted or JSON takes standard output.
+
+    Args:
+        parsed: The command's options.
+        what: What was found.
+        ending: A last line, never broken, so that paths in it stay whole.
+
+    Raises:
+        InputError: standard output cannot be written.
+    """
     if parsed.quiet or parsed.json == "-":
         return
-    console = Console(highlight=False, emoji=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, emoji=False, markup=False, width=WIDTH)
+    stdout = Console()
+    text = io.StringIO()
+    console = Console(
+        file=text,
+        force_terminal=stdout.is_terminal,
+        width=max(stdout.width, NARROWEST) if stdout.is_terminal else WIDTH,
+        highlight=False,
+        emoji=False,
+        markup=False,
+    )
     console.print(what)
+    if ending:
+        console.print()
+        console.print(Text(printable(ending)), soft_wrap=True)
+    # Tables fill their last column with spaces.
+    emit("\n".join(line.rstrip() for line in text.getvalue().split("\n")))
 
 
 def write_json(parsed: argparse.Namespace, body: Mapping[str, Any]) -> None:
     """Write the result where ``--json`` says, if it says so.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file or standard output cannot be written.
     """
-    text = json.dumps(body, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(plain(body), indent=1, allow_nan=False) + "\n"
     if parsed.json == "-":
-        sys.stdout.write(text)
+        emit(text)
     elif parsed.json:
         with replacing(Path(parsed.json)) as file:
             file.write(text.encode())
 
 
+def emit(text: str = "") -> None:
+    """Write to standard output, and what was written before, too.
+
+    What nobody reads any more (``onnxq inspect ... | head -1``) is thrown away. Characters that
+    the terminal's encoding lacks are written as escapes.
+
+    Raises:
+        InputError: standard output cannot be written.
+    """
+    if sys.stdout is None:
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        raise InputError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def _discard_output() -> None:
+    """Send what is still buffered nowhere: Python would fail to write it once more at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 @contextlib.contextmanager
 def progress(parsed: argparse.Namespace) -> Iterator[Progress]:
     """A bar on standard error while long work runs; nothing where that is no terminal."""
-    if parsed.quiet or not sys.stderr.isatty():
+    if parsed.quiet or sys.stderr is None or not sys.stderr.isatty():
         yield SILENT
         return
     bars = Bars(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
+        _Percentage(),
         TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=True,
     )
     with bars:
         yield _Stages(bars)
+
+
+class _Percentage(ProgressColumn):
+    """How much is done; nothing where nobody knows how much there is."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.total is None else f"{task.percentage:3.0f} %")
 
 
 class _Stages:

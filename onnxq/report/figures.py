@@ -127,7 +127,7 @@ def layer_chart(layers: Sequence[LayerFacts], kinds: dict[str, str]) -> str:
         if layer.sqnr_db is None:
             continue
         length = _share(layer.sqnr_db, float(top)) * height
-        name = escape(f"{printable(layer.node)}: {decibels(layer.sqnr_db)}, {layer.precision}")
+        name = escape(printable(f"{layer.node}: {decibels(layer.sqnr_db)}, {layer.precision}"))
         parts.append(
             f'<rect class="f-{kinds[layer.precision]}" x="{_CHART_LEFT + position * pitch:.2f}" '
             f'y="{base - max(length, 1.5):.1f}" width="{pitch * 0.78:.2f}" '

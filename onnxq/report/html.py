@@ -95,7 +95,8 @@ def _headline(report: Report) -> str:
         cells.append(("speedup", figure, f"{before} → {after} on {latency.provider}"))
     size = report.size
     sizes = f"{words.size(size.float_bytes)} → {words.size(size.candidate_bytes)}"
-    cells.append(("smaller by", f"{words.ratio(size.ratio)}×", sizes))
+    factor, _, direction = words.change(size.ratio).partition("x ")
+    cells.append((f"{direction} by", f"{factor}×", sizes))
     worst = min(report.outputs, key=lambda output: output.sqnr_db, default=None)
     if worst is not None:
         which = f"output {words.printable(worst.name)}"
@@ -180,7 +181,7 @@ def _latency(report: Report) -> str:
             figures.Bar(f"candidate on {provider}", latency.candidate_ms, times, "candidate")
         )
     threads = words.count(report.latencies[0].threads, "thread")
-    caption = f"Median time of one inference, models measured in turn, {threads}."
+    caption = f"Time of one inference, models measured in turn, {threads}: the fastest tenth."
     figure = figures.bars(rows, "latency of both models")
     return _section("Latency", f"<figure>{figure}<figcaption>{caption}</figcaption></figure>")
 

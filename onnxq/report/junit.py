@@ -27,7 +27,8 @@ def to_junit(report: Report) -> str:
     )
     properties = ElementTree.SubElement(suite, "properties")
     for key, value in _properties(report).items():
-        ElementTree.SubElement(properties, "property", {"name": key, "value": value})
+        attributes = {"name": printable(key), "value": printable(value)}
+        ElementTree.SubElement(properties, "property", attributes)
     for gate in report.gates:
         _add_case(suite, gate, Path(name).stem)
     ElementTree.indent(root)
@@ -57,13 +58,13 @@ def _add_case(suite: ElementTree.Element, gate: GateFacts, model: str) -> None:
 
 def _properties(report: Report) -> dict[str, str]:
     found: dict[str, str] = {
-        "model": printable(report.model.path),
+        "model": report.model.path,
         "model_sha256": report.model.sha256,
-        "output": printable(report.output.path),
+        "output": report.output.path,
         "output_sha256": report.output.sha256,
     }
     if report.metric is not None:
-        found["metric"] = printable(report.metric.name)
+        found["metric"] = report.metric.name
         found["metric_float"] = repr(report.metric.float)
         found["metric_candidate"] = repr(report.metric.candidate)
         found["drop"] = repr(report.metric.drop)

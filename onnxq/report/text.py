@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
@@ -33,10 +34,14 @@ def to_text(report: Report, *, layers: bool = False) -> RenderableType:
     return Group(*parts)
 
 
-def grid() -> Table:
-    """A table without lines whose first column names things."""
+def grid(*, fold: bool = False) -> Table:
+    """A table without lines whose first column names things.
+
+    Args:
+        fold: Break long names, so that the other columns keep their room.
+    """
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
+    table.add_column(style="bold", no_wrap=not fold, overflow="fold")
     return table
 
 
@@ -62,17 +67,19 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
         yield words.printable(metric.name), f"{before} -> {after}", f"{drop} ({samples})"
     for latency in report.latencies:
         before, after = map(words.milliseconds, (latency.float_ms, latency.candidate_ms))
-        how = f"{latency.provider}, {words.count(latency.threads, 'thread')}"
+        how = f"{words.printable(latency.provider)}, {words.count(latency.threads, 'thread')}"
         yield "latency", f"{before} -> {after}", f"{words.ratio(latency.speedup)}x as fast ({how})"
     sizes = f"{words.size(report.size.float_bytes)} -> {words.size(report.size.candidate_bytes)}"
-    yield "size", sizes, f"{words.ratio(report.size.ratio)}x smaller"
+    yield "size", sizes, words.change(report.size.ratio)
     if report.outputs:
         worst = min(report.outputs, key=lambda output: output.sqnr_db)
         which = f"output {words.printable(worst.name)}"
         if len(report.outputs) > 1:
             which = f"worst of {len(report.outputs)} outputs: {words.printable(worst.name)}"
         yield "SQNR", words.decibels(worst.sqnr_db), which
-    integer = report.output.integer_operators
+    integer = Counter[str]()
+    for name, amount in report.output.integer_operators.items():
+        integer[name.rpartition(":")[2]] += amount
     kinds = words.listed(integer, _OPERATORS) if integer else ""
     yield "integer", words.count(sum(integer.values()), "operator"), kinds
     yield (
@@ -102,9 +109,9 @@ def _gates(report: Report) -> Table:
     table.add_column()
     label = "gates"
     for gate in report.gates:
-        value = "not measured" if gate.value is None else words.number(gate.value)
+        value = "not measured" if gate.value is None else f"measured {words.number(gate.value)}"
         verdict = Text("held", "green") if gate.passed else Text("FAILED", "bold red")
-        table.add_row(Text(label), Text(gate.expr), Text(f"measured {value}: ") + verdict)
+        table.add_row(Text(label), Text(gate.expr), Text(f"{value}: ") + verdict)
         label = ""
     return table
 
@@ -115,7 +122,7 @@ def _weakest(report: Report) -> Table:
     table.add_column(overflow="fold")
     label = "weakest layers"
     for layer in weakest(report.layers, _WEAKEST):
-        what = f"{words.printable(layer.node)} ({layer.op_type}, {layer.precision})"
+        what = words.printable(f"{layer.node} ({layer.op_type}, {layer.precision})")
         sqnr = "" if layer.sqnr_db is None else words.decibels(layer.sqnr_db)
         table.add_row(Text(label), Text(sqnr), Text(what))
         label = ""

@@ -9,6 +9,9 @@ from onnxq.verify.result import MetricFacts
 
 _PROPORTIONS = ("accuracy", "top-5")
 
+_UNSTEADY = 1.2
+"""Factor between two measures of a speedup that shows a disturbed measurement."""
+
 
 def printable(text: str) -> str:
     """The text with everything that is not printable written as an escape.
@@ -72,6 +75,24 @@ def ratio(value: float) -> str:
     return f"{value:.2f}"
 
 
+def change(size_ratio: float) -> str:
+    """A ratio of sizes: ``3.87x smaller``, ``1.20x larger``."""
+    if 0.0 < size_ratio < 1.0:
+        return f"{ratio(1.0 / size_ratio)}x larger"
+    return f"{ratio(size_ratio)}x smaller"
+
+
+def is_unsteady(float_ms: float, candidate_ms: float, speedup: float) -> bool:
+    """Whether other work disturbed a measurement.
+
+    The speedup compares the fastest tenth of the runs of each. On a quiet machine that is the
+    ratio of the two medians, too.
+    """
+    if not min(float_ms, candidate_ms, speedup) > 0.0:
+        return False
+    return abs(math.log(float_ms / candidate_ms / speedup)) > math.log(_UNSTEADY)
+
+
 def number(value: float) -> str:
     """Any number, short: four significant digits."""
     return f"{value + 0.0:.4g}"
@@ -105,6 +126,22 @@ def drop_interval(metric: MetricFacts) -> str:
 def is_proportion(metric: MetricFacts) -> bool:
     """Whether the metric is a share of samples, shown in percent."""
     return metric.name in _PROPORTIONS
+
+
+def cost(kind: str, value: float) -> str:
+    """A cost: ``0.123 ms``, ``1.31 MB``, ``2.5e+06`` operations."""
+    if kind == "latency":
+        return milliseconds(value)
+    return size(round(value)) if kind == "size" else number(value)
+
+
+def loss(proxy: str, value: float | None) -> str:
+    """A predicted loss, that of the proxy ``noise`` as the SQNR it leaves; empty for None."""
+    if value is None:
+        return ""
+    if proxy != "noise":
+        return number(value)
+    return decibels(-10 * math.log10(value) if value > 0 else math.inf)
 
 
 def count(amount: int, noun: str) -> str:

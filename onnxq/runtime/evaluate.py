@@ -22,6 +22,9 @@ _STANDS_FOR = {
 }
 """What packed integers come back as: onnxruntime's Python interface has no packed arrays."""
 
+_LARGE = 1 << 20
+"""Bytes from which a constant is fed."""
+
 
 def evaluate(
     nodes: Sequence[Node], outputs: Sequence[Value], *, reference: bool = False
@@ -41,19 +44,31 @@ def evaluate(
         InputError: neither can compute them, or a result is no tensor of the type the value
             states.
     """
-    graph = extract_nodes(list(nodes), list(outputs))
+    feeds = _large_constants(nodes)
+    graph = extract_nodes(list(nodes), list(outputs), feeds)
     _unpack_outputs(graph)
     proto = to_proto(graph)
+    fed = {value.name: value.numpy() for value in feeds}
     try:
         session = Session(proto, optimization="none")
         if any(s.dtype is None or DataType.of(s.dtype).bits in (2, 4) for s in session.outputs):
             raise InputError("a value to be computed is no tensor, or is one of packed numbers")
-        results = list(session.run({}).values())
+        results = list(session.run(fed).values())
     except InputError as error:
         if not reference or not isinstance(error.__cause__, NoKernel):
             raise
-        results = _run_reference(proto)
+        results = _run_reference(proto, fed)
     return {value: _tensor(value, result) for value, result in zip(outputs, results, strict=True)}
+
+
+def _large_constants(nodes: Sequence[Node]) -> list[Value]:
+    """Constants to be fed: as part of the model they would be in memory several times."""
+    found = dict.fromkeys(v for n in nodes for v in n.inputs if v is not None and v.is_constant)
+    return [
+        v
+        for v in found
+        if v.data is not None and v.data.nbytes >= _LARGE and v.data.dtype.bits >= 8
+    ]
 
 
 def _unpack_outputs(graph: Graph) -> None:
@@ -66,10 +81,10 @@ def _unpack_outputs(graph: Graph) -> None:
     graph.set_outputs(outputs)
 
 
-def _run_reference(proto: Any) -> list[Any]:
+def _run_reference(proto: Any, fed: dict[str, np.ndarray]) -> list[Any]:
     try:
         with np.errstate(all="ignore"):
-            return list(ReferenceEvaluator(proto).run(None, {}))
+            return list(ReferenceEvaluator(proto).run(None, fed))
     except Exception as error:
         # Its operators are numpy code that may raise anything on inputs they do not expect.
         raise InputError(f"onnx.reference cannot compute a constant: {error}") from error

@@ -46,6 +46,7 @@ class Session:
         optimization: how far onnxruntime may rewrite the graph.
         config: onnxruntime's session configuration entries.
         save_optimized: file to which onnxruntime writes the graph it really runs.
+        profile: beginning of the path of a file for the times of all operators, see `end_profile`.
 
     Raises:
         InputError: the provider is not available, or onnxruntime cannot load the model.
@@ -60,11 +61,15 @@ class Session:
         optimization: Optimization = "all",
         config: Mapping[str, str] | None = None,
         save_optimized: Path | None = None,
+        profile: Path | None = None,
     ) -> None:
         full_name = resolve_provider(provider)
         self._label = model_label(model)
         source = _source(model, self._label)
         options = _options(threads, optimization, config or {}, save_optimized)
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         try:
             self._session = ort.InferenceSession(
                 source, options, providers=[full_name], enable_fallback=0
@@ -126,6 +131,10 @@ class Session:
                 f"onnxruntime cannot run {self._label}: {one_sentence(error)}"
             ) from error
         return dict(zip(names, values, strict=True))
+
+    def end_profile(self) -> Path:
+        """Stop profiling and return the file, in Chrome's trace format, that holds the times."""
+        return Path(self._session.end_profiling())
 
     def _run_values(self, feeds: Mapping[str, Array], names: list[str]) -> list[Any]:
         """Run through OrtValues: the plain call knows no bfloat16 and no float8."""

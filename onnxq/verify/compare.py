@@ -202,6 +202,6 @@ def _latencies(
             ]
         slow, fast = interleaved(sessions, one.feeds, seconds=options.latency_seconds)
         found.append(
-            LatencyFacts(provider, options.threads, slow.median_ms, fast.median_ms, fast.speedup)
+            LatencyFacts(provider, options.threads, slow.p10_ms, fast.p10_ms, fast.speedup)
         )
     return found

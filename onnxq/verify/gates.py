@@ -44,7 +44,7 @@ QUANTITIES: dict[str, tuple[str, Callable[[Report], float | None]]] = {
     ),
     "size_ratio": ("float bytes over candidate bytes", lambda r: r.size.ratio),
     "candidate_ms": (
-        "the candidate's median latency in ms",
+        "the candidate's latency in ms",
         lambda r: None if r.latency is None else r.latency.candidate_ms,
     ),
 }

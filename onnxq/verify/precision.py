@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
 
 from onnxq.ir import DataType, Graph, Node, Value
-from onnxq.passes.insert_qdq import LEFT_IN_FLOAT_KEY
+from onnxq.passes import notes
 from onnxq.quant.target import available_targets, load_target
 from onnxq.verify.result import LayerFacts
 
 _BORDERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _MATRIX = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_DYNAMIC = (
+    "ConvInteger",
+    "MatMulInteger",
+    "DynamicQuantizeLSTM",
+    "DynamicQuantizeMatMul",
+    "MatMulIntegerToFloat",
+)
 _CLIPPING = ("Relu", "Clip")
 
 
@@ -23,7 +30,7 @@ def describe(graph: Graph) -> tuple[LayerFacts, ...]:
     gives goes into QuantizeLinear, which runtimes fuse to an integer kernel where they have one;
     matrix products and convolutions may also give floats.
     """
-    reasons = left_in_float(graph)
+    reasons, chosen = left_in_float(graph), notes.reasons(graph)
     return tuple(
         LayerFacts(
             name,
@@ -31,7 +38,7 @@ def describe(graph: Graph) -> tuple[LayerFacts, ...]:
             _own_type(node) if name in reasons else precision(node),
             None,
             None,
-            reasons.get(name, ""),
+            chosen.get(name) or reasons.get(name, ""),
         )
         for node, name in operators(graph)
     )
@@ -44,27 +51,24 @@ def operators(graph: Graph) -> list[tuple[Node, str]]:
 
 def node_name(node: Node) -> str:
     """How reports call a node: its name, or its first output's."""
-    return node.name or next((v.name for v in node.outputs if v is not None), "")
+    return notes.node_name(node)
 
 
 def left_in_float(graph: Graph) -> dict[str, str]:
-    """Reason for each node that insert-qdq left in float, by the node's name."""
-    try:
-        by_reason = json.loads(graph.model.metadata.get(LEFT_IN_FLOAT_KEY, "{}"))
-        return {name: reason for reason, names in by_reason.items() for name in names}
-    except (ValueError, AttributeError, TypeError):
-        # Somebody else's metadata under this name is no reason to fail.
-        return {}
+    """Reason for each node that quantization left in float, by the node's name."""
+    return notes.left_in_float(graph)
 
 
 def precision(node: Node) -> str:
     """Precision of one operator: ``int8``, ``int8-weight``, ``float32``, ``int64``, ..."""
-    if node.op_type.startswith("QLinear") or node.op_type in ("QGemm", "ConvInteger"):
+    if node.op_type.startswith("QLinear") or node.op_type == "QGemm":
         return "int8"
-    if node.op_type in ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"):
+    if node.op_type in _DYNAMIC:
         return "int8-dynamic"
-    if node.op_type == "MatMulNBits":
+    if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
         return f"int{node.get('bits', 4)}-weight"
+    if _gathers_stored_rows(node):
+        return f"{_bits(node.output.dtype)}-weight"
     own = _own_type(node)
     read = [v for v in node.inputs if v is not None]
     stored = [_dequantized_from(v) for v in read]
@@ -85,7 +89,8 @@ def _integer(node: Node, own: str) -> str:
     types = {_dequantized_from(v) for v in activations if v.dtype in (None, DataType.FLOAT)}
     if not types or None in types:
         weight = next((_dequantized_from(v) for v in node.inputs if v and _is_stored(v)), None)
-        return f"{_bits(weight)}-weight" if weight and node.is_op(*_MATRIX, "Gather") else own
+        stores = node.is_op(*_MATRIX, *_RECURRENT, "Gather")
+        return f"{_bits(weight)}-weight" if weight and stores else own
     if node.is_op(*_MATRIX) or (node.is_op(*_integer_operators()) and _ends_in_pair(node)):
         return _bits(next(iter(types)))
     return own
@@ -95,7 +100,17 @@ def _is_activation(node: Node, slot: int, value: Value) -> bool:
     if node.is_op("Resize"):
         # Its scales are floats, but no activations.
         return slot == 0
-    return not (_is_stored(value) and (node.is_op("Gather") or (slot and node.is_op(*_MATRIX))))
+    weight_follows = slot and node.is_op(*_MATRIX, *_RECURRENT)
+    return not (_is_stored(value) and (node.is_op("Gather") or weight_follows))
+
+
+def _gathers_stored_rows(node: Node) -> bool:
+    """Whether a Gather reads a table kept as integers, which are restored afterwards."""
+    table = node.input(0)
+    if not node.is_op("Gather") or table is None or not table.is_constant:
+        return False
+    readers = [use.node for use in node.output.uses]
+    return table.dtype is DataType.INT8 and bool(readers) and all(n.is_op("Cast") for n in readers)
 
 
 @cache

@@ -52,7 +52,10 @@ class MetricFacts:
 
 @dataclass(frozen=True)
 class LatencyFacts:
-    """Interleaved latency on one provider; ``speedup`` is float over candidate time."""
+    """Interleaved latency on one provider; ``speedup`` is float over candidate time.
+
+    Times are those of the least disturbed tenth of the runs, see `onnxq.runtime.Timing`.
+    """
 
     provider: str
     threads: int
@@ -116,6 +119,17 @@ class PassFacts:
 
 
 @dataclass(frozen=True)
+class CandidateFacts:
+    """A candidate of a search: its measured speedup, predicted loss and, if verified, accuracy."""
+
+    label: str
+    speedup: float
+    predicted_loss: float
+    sqnr_db: float | None
+    drop: float | None
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything a run found out; see DESIGN for the contract of the JSON keys.
 
@@ -136,6 +150,7 @@ class Report:
     peak_rss_bytes: int
     passed: bool
     latencies: tuple[LatencyFacts, ...] = ()
+    candidates: tuple[CandidateFacts, ...] = ()
     schema: str = SCHEMA
 
     @property
@@ -144,8 +159,8 @@ class Report:
         return min((o.sqnr_db for o in self.outputs), default=math.inf)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; infinite numbers become strings, which JSON can hold."""
-        body: dict[str, Any] = _plain(dataclasses.asdict(self))
+        """See `plain`."""
+        body: dict[str, Any] = plain(dataclasses.asdict(self))
         return {"schema": body.pop("schema"), **body}
 
     def to_json(self) -> str:
@@ -169,11 +184,12 @@ class Report:
         return report
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Data that JSON can hold: infinite numbers and NaN become strings."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -11,7 +11,7 @@ import pytest
 from onnxq.data import Dataset, read
 from onnxq.errors import InputError
 from onnxq.ir import Graph, PassRecord, save
-from onnxq.optimize import single_feed
+from onnxq.stages import single_feed
 from onnxq.runtime import Session
 from onnxq.verify import CompareOptions, Gate, Report, compare_files
 from onnxq.verify.compare import LAYER_SAMPLES

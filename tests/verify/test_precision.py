@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
-from onnxq.ir import Graph, infer_types
-from onnxq.passes.insert_qdq import LEFT_IN_FLOAT_KEY
+from onnxq.ir import Context, Graph, infer_types
+from onnxq.passes.notes import LEFT_IN_FLOAT_KEY
+from onnxq.passes.quantize_dynamic import QuantizeDynamic
+from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.verify.precision import counts, describe, left_in_float
+from tests.passes.weights import with_constants
 from tests.quantization import quantized
 
 HEAD = '<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>'
@@ -118,15 +122,21 @@ def test_pairs_of_others(nodes: str, wanted: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "wanted"), [("int4", "int4-weight"), ("uint16", "int16-weight"), ("int8", "int8-wei")]
+    ("dtype", "data", "wanted"),
+    [
+        # Two elements to a byte.
+        ("int4", "33, 67", "int4-weight"),
+        ("uint16", "1, 2, 3, 4", "int16-weight"),
+        ("int8", "1, 2, 3, 4", "int8-weight"),
+    ],
 )
-def test_the_width_of_stored_weights_counts(dtype: str, wanted: str) -> None:
+def test_the_width_of_stored_weights_counts(dtype: str, data: str, wanted: str) -> None:
     graph = _graph(
         "(float[2, 2] x) => (float[2, 2] y)",
-        f"{dtype}[2, 2] wq = {{1, 2, 3, 4}}, float s = {{1}}, {dtype} z = {{0}}",
+        f"{dtype}[2, 2] wq = {{{data}}}, float s = {{1}}, {dtype} z = {{0}}",
         "w = DequantizeLinear(wq, s, z) y = MatMul(x, w)",
     )
-    assert _precisions(graph)["MatMul y"].startswith(wanted)
+    assert _precisions(graph)["MatMul y"] == wanted
 
 
 def test_operators_that_say_it_themselves() -> None:
@@ -176,3 +186,83 @@ def test_reasons_belong_to_names() -> None:
         ("first", "why"),
         ("y", "so"),
     ]
+
+
+def _products(format: str, block: int, operators: str) -> dict[str, str]:
+    weight = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    graph = with_constants(
+        "(float[M, 64] x, int64[I] i) => (float[M, 32] y, float[I, 32] e)",
+        {"w": weight},
+        "y = MatMul(x, w) e = Gather(w, i)",
+        '<ir_version: 13, opset_import: ["": 25]>',
+    )
+    step = QuantizeWeights(
+        format=format, block_size=block, operators=operators, gather="blocks", only=("y", "e")
+    )
+    infer_types(graph)
+    assert step.run(graph, Context()) == 2
+    infer_types(graph)
+    return {layer.op_type: layer.precision for layer in describe(graph)}
+
+
+@pytest.mark.parametrize(
+    ("format", "wanted"),
+    [
+        ("int8", "int8-weight"),
+        ("uint8", "int8-weight"),
+        ("int4", "int4-weight"),
+        ("uint4", "int4-weight"),
+        ("q4_0", "int4-weight"),
+        ("int2", "int2-weight"),
+        ("ternary", "int2-weight"),
+        ("int16", "int16-weight"),
+        ("float8e4m3fn", "float8e4m3fn-weight"),
+        ("float8e5m2", "float8e5m2-weight"),
+    ],
+)
+def test_weights_alone(format: str, wanted: str) -> None:
+    blocks = (32,) if format.startswith("q") else (0, 32)
+    for block in blocks:
+        assert _products(format, block, "standard") == {"MatMul": wanted, "Gather": wanted}
+    if format.startswith(("int4", "int8", "uint", "int2", "q", "ternary")):
+        found = _products(format, 32, "contrib")
+        assert found == {"MatMulNBits": wanted, "GatherBlockQuantized": wanted}
+
+
+@pytest.mark.parametrize("contrib", [False, True])
+def test_dynamic_integers(contrib: bool) -> None:
+    generator = np.random.default_rng(0)
+    shapes = {
+        "t": (9, 4), "w": (4, 3), "k": (2, 3, 3), "lw": (1, 8, 2), "lr": (1, 8, 2), "gw": (1, 6, 2),
+        "gr": (1, 6, 2),
+    }  # fmt: skip
+    graph = with_constants(
+        "(int64[2, 5] i) => (float[S, D, B, H] y)",
+        {n: generator.standard_normal(s).astype(np.float32) for n, s in shapes.items()},
+        """e = Gather(t, i) m = MatMul(e, w) turned = Transpose<perm = [0, 2, 1]>(m)
+        c = Conv(turned, k) steps = Transpose<perm = [0, 2, 1]>(c)
+        l, last = LSTM<hidden_size = 2>(steps, lw, lr) y = GRU<hidden_size = 2>(last, gw, gr)""",
+    )
+    infer_types(graph)
+    assert QuantizeDynamic(convolutions=True, contrib=contrib).run(graph, Context()) == 5
+    infer_types(graph)
+    wanted = {
+        "Gather": "int8-weight",
+        "MatMulInteger": "int8-dynamic",
+        "ConvInteger": "int8-dynamic",
+        "GRU": "int8-weight",
+        **({"DynamicQuantizeLSTM": "int8-dynamic"} if contrib else {"LSTM": "int8-weight"}),
+    }
+    found: dict[str, list[str]] = {}
+    for layer in describe(graph):
+        found.setdefault(layer.op_type, []).append(layer.precision)
+    assert {name: found[name][0] for name in wanted} == wanted
+
+
+def test_gathering_integers_is_no_quantization() -> None:
+    graph = _graph(
+        "(int64[2] i) => (int8[2] y, float[2] f)",
+        "int8[3] a = {1, 2, 3}, int64[3] b = {1, 2, 3}",
+        "y = Gather(a, i) n = Gather(b, i) f = Cast<to = 1>(n)",
+    )
+    assert _precisions(graph) == {"Gather y": "int8", "Gather n": "int64", "Cast f": "float32"}

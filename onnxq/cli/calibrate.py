@@ -1,0 +1,187 @@
+"""``onnxq calibrate``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from onnxq.calibrate import CALIBRATORS, Ranges, merge
+from onnxq.calibration import find_ranges
+from onnxq.cli import options
+from onnxq.cli.terminal import progress, show, write_json
+from onnxq.errors import InputError
+from onnxq.ir.save import check_writable
+from onnxq.quant import available_targets
+from onnxq.recipe import built_in_recipes
+from onnxq.report import words
+from onnxq.report.text import grid
+
+HELP = "find the ranges of a model's activations, and keep what is needed to choose others"
+
+EXAMPLES = """examples:
+  onnxq calibrate model.onnx --data samples.npz -o ranges.json
+  onnxq calibrate model.onnx --data samples.npz --memory-limit 2GB -o ranges.json
+  onnxq calibrate --from ranges.json --calibrator "percentile{percentile=99.9}" -o other.json
+  onnxq calibrate --from shard1.json --from shard2.json -o ranges.json
+"""
+
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument(
+        "model", type=options.named, nargs="?", metavar="MODEL", help="float model, an .onnx file"
+    )
+    parser.add_argument(
+        "--data",
+        type=options.named,
+        metavar="DATA",
+        help="representative samples: .npz, folder of .npz, test data or images, module:function",
+    )
+    parser.add_argument(
+        "-o", "--output", type=options.named, required=True, metavar="OUT", help="file to write"
+    )
+    parser.add_argument(
+        "--from",
+        dest="sources",
+        type=options.named,
+        action="append",
+        metavar="RANGES",
+        help="choose from what was seen before, instead of running a model; several are merged",
+    )
+    parser.add_argument(
+        "--calibrator",
+        type=options.named,
+        metavar="C",
+        help=f"{', '.join(CALIBRATORS)}, with options as percentile{{percentile=99.9}} "
+        "(default: the recipe's, or that of the ranges)",
+    )
+    parser.add_argument(
+        "--memory-limit",
+        type=_bytes,
+        metavar="SIZE",
+        help="memory to take beyond plain inference, as 500MB or 2GB; more passes if it is short",
+    )
+    parser.add_argument(
+        "--recipe",
+        default="int8",
+        metavar="NAME|FILE",
+        help=f"float passes that come first: {', '.join(built_in_recipes())}, or a .toml file",
+    )
+    parser.add_argument(
+        "--target",
+        default="auto",
+        metavar="T",
+        help=f"where it is to run: auto, {', '.join(available_targets())} (default auto)",
+    )
+    parser.add_argument(
+        "--samples", type=options.positive, metavar="N", help="use only about so many samples"
+    )
+    parser.add_argument(
+        "--threads",
+        type=options.positive,
+        metavar="N",
+        help="threads inside one operator (default: all processors)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=options.positive,
+        metavar="N",
+        help="samples in a batch where the model leaves it open",
+    )
+    parser.add_argument(
+        "--constant-initializers",
+        action="store_true",
+        help="treat weights that are listed as inputs, too, as constants",
+    )
+    options.add_common(parser)
+    options.add_images(parser)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the command; gives the exit code."""
+    options.check_files(parsed)
+    output = Path(parsed.output)
+    check_writable(output)
+    if parsed.model and output.resolve() == Path(parsed.model).resolve():
+        raise InputError(f"the ranges would replace the model '{output}'; name another file")
+    started = time.perf_counter()
+    found = _chosen_again(parsed) if parsed.sources else _found(parsed)
+    seconds = time.perf_counter() - started
+    found.save(output)
+    refused = [name for name, r in found.ranges.items() if not r.is_finite]
+    write_json(
+        parsed,
+        {
+            "schema": "onnxq/calibrate/1",
+            "output": str(output),
+            "model_sha256": found.model_sha256,
+            "calibrator": found.calibrator,
+            "samples": found.samples,
+            "tensors": len(found.ranges),
+            "not_finite": refused,
+            "seconds": seconds,
+        },
+    )
+    show(parsed, _table(found, refused, seconds), f"Wrote {output}.")
+    return options.EXIT_OK
+
+
+def _found(parsed: argparse.Namespace) -> Ranges:
+    if parsed.model is None or parsed.data is None:
+        raise InputError("name a MODEL and its --data, or earlier ranges with --from")
+    with progress(parsed) as stages:
+        return find_ranges(
+            parsed.model,
+            parsed.data,
+            calibrator=parsed.calibrator,
+            recipe=parsed.recipe,
+            target=parsed.target,
+            memory_limit=parsed.memory_limit,
+            constant_initializers=parsed.constant_initializers,
+            samples=parsed.samples,
+            batch_size=parsed.batch_size,
+            images=options.image_options(parsed),
+            threads=parsed.threads,
+            progress=stages,
+        )
+
+
+def _chosen_again(parsed: argparse.Namespace) -> Ranges:
+    if parsed.model is not None or parsed.data is not None:
+        raise InputError("--from takes the place of MODEL and --data; give one or the other")
+    shards = [Ranges.load(path) for path in parsed.sources]
+    if len(shards) == 1 and parsed.calibrator is None:
+        raise InputError("one file of ranges needs a --calibrator to choose others with")
+    if parsed.calibrator is not None:
+        shards = [shard.with_calibrator(parsed.calibrator) for shard in shards]
+    return merge(shards) if len(shards) > 1 else shards[0]
+
+
+def _table(found: Ranges, refused: list[str], seconds: float) -> Table:
+    table = grid()
+    table.add_column()
+    table.add_row("calibrator", Text(found.calibrator))
+    table.add_row("samples", f"{found.samples:,}")
+    table.add_row("ranges", words.count(len(found.ranges), "tensor"))
+    table.add_row("time", words.duration(seconds))
+    for name in refused:
+        table.add_row("refused", Text(f"'{words.printable(name)}' has infinite or NaN values"))
+    return table
+
+
+def _bytes(text: str) -> int:
+    """A size in bytes: ``500MB``, ``2GB``, ``1.5 GiB``, ``4096``."""
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", text.strip().upper())
+    size = 0
+    if matched:
+        size = int(float(matched[1]) * (1024 if matched[3] else 1000) ** _UNITS[matched[2]])
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 500MB or 2GB")
+    return size

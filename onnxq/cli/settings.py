@@ -1,0 +1,119 @@
+"""Options of the commands that study a model: sensitivity, cost, plan."""
+
+from __future__ import annotations
+
+import argparse
+
+from onnxq.calibrate import CALIBRATORS
+from onnxq.cli import options
+from onnxq.planning import Settings
+from onnxq.quant import available_targets
+from onnxq.recipe import built_in_recipes
+from onnxq.sensitivity import PARTS
+
+
+def add_model(parser: argparse.ArgumentParser, **keywords: str) -> None:
+    """The float model."""
+    parser.add_argument(
+        "model",
+        type=options.named,
+        metavar="MODEL",
+        help="float model, an .onnx file",
+        **keywords,  # type: ignore[arg-type]
+    )
+
+
+def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Representative samples."""
+    text = "representative samples: .npz, folder of .npz, test data or images, module:function"
+    parser.add_argument(
+        "--data",
+        type=options.named,
+        required=required,
+        metavar="DATA",
+        help=text if required else f"{text} (default: made up)",
+    )
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """How the model is read, rewritten and calibrated."""
+    parser.add_argument(
+        "--precision",
+        action="append",
+        default=[],
+        type=options.named,
+        metavar="P",
+        help=f"consider this precision: {', '.join(PARTS)} (repeatable; default: the target's)",
+    )
+    parser.add_argument(
+        "--recipe",
+        default="mixed",
+        metavar="NAME|FILE",
+        help=f"float passes that come first: {', '.join(built_in_recipes())}, or a .toml file",
+    )
+    parser.add_argument(
+        "--target",
+        default="auto",
+        metavar="T",
+        help=f"where it is to run: auto, {', '.join(available_targets())} (default auto)",
+    )
+    parser.add_argument(
+        "--calibrator",
+        type=options.named,
+        metavar="C",
+        help=f"how ranges are found: {', '.join(CALIBRATORS)} (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--samples", type=options.positive, metavar="N", help="use only about so many samples"
+    )
+    parser.add_argument(
+        "--constant-initializers",
+        action="store_true",
+        help="treat weights that are listed as inputs, too, as constants",
+    )
+    parser.add_argument(
+        "--opset",
+        type=options.positive,
+        metavar="N",
+        help="raise the model to at least this opset (default: only as far as the formats need)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=options.whole,
+        default=0,
+        metavar="N",
+        help="chooses samples where only some are used (default 0)",
+    )
+    add_work_folder(parser)
+    options.add_measuring(parser)
+    options.add_common(parser)
+    options.add_images(parser)
+
+
+def add_work_folder(parser: argparse.ArgumentParser) -> None:
+    """Where to keep what was found out."""
+    parser.add_argument(
+        "--work-dir",
+        type=options.named,
+        metavar="DIR",
+        help="keep ranges, sensitivity and costs here, for another run",
+    )
+
+
+def settings(parsed: argparse.Namespace) -> Settings:
+    """The settings that were given."""
+    return Settings(
+        recipe=parsed.recipe,
+        target=parsed.target,
+        calibrator=parsed.calibrator,
+        precisions=tuple(parsed.precision),
+        constant_initializers=parsed.constant_initializers,
+        opset=parsed.opset,
+        samples=parsed.samples,
+        batch_size=parsed.batch_size,
+        images=options.image_options(parsed) if parsed.data else None,
+        threads=parsed.threads,
+        seed=parsed.seed,
+        work_folder=parsed.work_dir,
+        debug=options.debug_level(),
+    )

@@ -1,0 +1,92 @@
+"""``onnxq bench``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxq.cli import main
+from onnxq.runtime import Timing
+from tests.cli.conftest import Command
+from tests.cli.models import Case, images
+from tests.cli.test_optimize import strict_json
+from tests.cli.test_terminal import pretend
+
+
+def test_random_inputs(onnxq: Command, case: Case) -> None:
+    found = onnxq("bench", case.model, case.candidate)
+    assert (found.code, found.err) == (0, "")
+    table = found.out.partition("\n\n")[0]
+    joined = "".join(line.split("  ")[0] for line in table.splitlines())
+    assert joined == f"model{case.model}{case.candidate}"
+    assert [h for h in ("median", "speedup", "size") if h not in found.out] == []
+    assert "1.00x" in found.out.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("speedup", "busy"), [(2.0, False), (3.0, True)])
+def test_times_that_contradict_the_ratio_are_explained(
+    onnxq: Command, case: Case, monkeypatch: pytest.MonkeyPatch, speedup: float, busy: bool
+) -> None:
+    def measured(*_: object, **__: object) -> list[Timing]:
+        return [Timing(4.0, 1.0, 9.0, 10, 1.0), Timing(2.0, 1.0, 9.0, 10, speedup)]
+
+    monkeypatch.setattr(sys.modules["onnxq.bench"], "interleaved", measured)
+    out = onnxq("bench", case.model, case.candidate).out
+    assert f"{speedup:.2f}x" in out
+    assert ("machine was busy" in out.splitlines()[-1]) == busy
+
+
+def test_json(onnxq: Command, case: Case) -> None:
+    found = onnxq("bench", case.model, case.candidate, "--json", "-", "--threads", "2")
+    body = strict_json(found.out)
+    assert {k: body[k] for k in ("schema", "threads", "batch_size")} == {
+        "schema": "onnxq/bench/1",
+        "threads": 2,
+        "batch_size": 1,
+    }
+    rows = body["rows"]
+    assert isinstance(rows, list)
+    keys = {"model", "provider", "median_ms", "p10_ms", "p90_ms", "speedup", "runs", "bytes"}
+    assert all(set(row) == keys for row in rows)
+    assert [row["model"] for row in rows] == [str(case.model), str(case.candidate)]
+    assert [row["bytes"] for row in rows] == [
+        case.model.stat().st_size,
+        case.candidate.stat().st_size,
+    ]
+    assert rows[0]["speedup"] == 1.0
+
+
+def test_data_and_batch_size(onnxq: Command, case: Case, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    arguments = ("--data", case.data, "--batch-size", "4", "--json", path, "-q")
+    found = onnxq("bench", case.model, *arguments)
+    assert (found.code, found.out, found.err) == (0, "", "")
+    assert strict_json(path.read_text())["batch_size"] == 4
+
+
+def test_data_that_does_not_fit(onnxq: Command, case: Case, tmp_path: Path) -> None:
+    data = tmp_path / "d.npz"
+    np.savez(data, image=images())
+    onnxq("bench", case.model, "--data", data).refused("'x'", "image")
+    onnxq("bench", case.model, "--data", tmp_path / "no.npz").refused("no.npz")
+
+
+def test_an_unknown_provider(onnxq: Command, case: Case) -> None:
+    onnxq("bench", case.model, "--provider", "[/b]").refused("'[/b]'", "cpu")
+
+
+def test_too_large_a_batch(onnxq: Command, case: Case) -> None:
+    for size in ("1" + "0" * 13, "1" + "0" * 25):
+        onnxq("bench", case.model, "--batch-size", size).refused("memory", "x float32", size)
+
+
+def test_progress_shows_a_provider_as_it_is(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = pretend(monkeypatch, "stderr")
+    assert main(["bench", str(case.model), "--provider", "[/b]"]) == 2
+    assert "measuring latency on [/b]" in terminal.getvalue()
+    assert "onnxq: error: provider '[/b]'" in terminal.getvalue()

@@ -1,0 +1,371 @@
+"""What all commands have in common: help, errors, exit codes, the environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+from onnxq.cli import main
+from onnxq.cli.main import COMMANDS
+from tests.cli.conftest import Command
+from tests.cli.models import Case
+
+NAMES = [module.__name__.rpartition(".")[2] for module in COMMANDS]
+
+OPTIONS = {
+    "optimize": (
+        "--data -o --output --eval --recipe --target --metric --max-drop --min-speedup "
+        "--min-sqnr --keep-failed --report --seed --threads --batch-size --calibration-samples "
+        "--constant-initializers --opset --image-size --image-mean --image-std --image-scale "
+        "--image-layout --image-color --image-resize"
+    ),
+    "compare": "--data --metric --gate --provider --junit --report --samples --no-layers "
+    "--threads --batch-size --image-size",
+    "rewrite": "-p --passes -o --output --list --bisect-passes --external-data",
+    "bench": "--data --seconds --provider --threads --batch-size",
+    "inspect": "--nodes",
+    "gguf": "-o --type --external-data",
+}
+
+
+def python(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """A new interpreter, which finds the package as this one does."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def test_the_commands_are_those_of_the_design() -> None:
+    assert set(NAMES) == set(OPTIONS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_shows_every_option(onnxq: Command, name: str, option: str) -> None:
+    found = onnxq(name, option)
+    assert (found.code, found.err) == (0, "")
+    shown = found.out.replace(",", " ").split()
+    for wanted in [*OPTIONS[name].split(), "--json", "-q", "--quiet", "-h"]:
+        assert any(word.strip("[]") == wanted for word in shown), wanted
+    assert f"onnxq {name} " in found.out.partition("examples:")[2]
+
+
+def test_help_lists_every_command(onnxq: Command) -> None:
+    found = onnxq("-h")
+    assert found.code == 0
+    for module, name in zip(COMMANDS, NAMES, strict=True):
+        assert name in found.out
+        assert module.HELP.split()[0] in found.out
+
+
+def test_version(onnxq: Command) -> None:
+    found = onnxq("--version")
+    assert (found.code, found.out, found.err) == (0, f"onnxq {version('onnxq')}\n", "")
+
+
+def test_version_of_the_module_in_a_new_process() -> None:
+    found = python("-m", "onnxq", "--version")
+    assert (found.returncode, found.stdout) == (0, f"onnxq {version('onnxq')}\n")
+    assert not found.stderr
+
+
+def test_the_console_script_is_main() -> None:
+    (script,) = (e for e in entry_points(group="console_scripts") if e.name == "onnxq")
+    assert script.load() is main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ((), ("COMMAND", "`onnxq -h`")),
+        (("frobnicate",), ("frobnicate", "optimize", "`onnxq -h`")),
+        (("inspect",), ("MODEL", "`onnxq inspect -h`")),
+        (("inspect", "m.onnx", "--frobnicate"), ("--frobnicate",)),
+        (("inspect", "m.onnx", "two\nlines\x1b[31m"), ("two lines\\x1b[31m",)),
+        (("optimize", "m.onnx", "-o", "o.onnx"), ("--data", "`onnxq optimize -h`")),
+        (("optimize", "m.onnx", "--data", "d.npz"), ("--output",)),
+        (("bench", "m.onnx", "--threads", "0"), ("--threads", "'0'")),
+        (("bench", "m.onnx", "--threads", "two"), ("--threads", "'two'")),
+        (("bench", "m.onnx", "--threads", "1025"), ("--threads", "1024")),
+        (("bench", "m.onnx", "--threads", "1" * 5000), ("--threads",)),
+        (("bench", "m.onnx", "--batch-size", "-1"), ("--batch-size", "'-1'")),
+        (("bench", "m.onnx", "--seconds", "0"), ("--seconds", "'0'")),
+        (("bench", "m.onnx", "--seconds", "nan"), ("--seconds", "'nan'")),
+        (("compare", "a", "b", "--data", "d", "--samples", "1.5"), ("--samples", "'1.5'")),
+        (("inspect", ""), ("MODEL", "empty")),
+        (("inspect", "m.onnx", "--json", ""), ("--json", "empty")),
+        (("optimize", "m.onnx", "--data", "", "-o", "o.onnx"), ("--data", "empty")),
+        (("optimize", "m.onnx", "--data", "d.npz", "-o", ""), ("--output", "empty")),
+    ],
+)
+def test_wrong_usage_is_one_sentence(
+    onnxq: Command, arguments: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    onnxq(*arguments).refused(*parts)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--max-drop", "little"),
+        ("--max-drop", "inf"),
+        ("--min-speedup", "nan"),
+        ("--seed", "-1"),
+        ("--seed", "1.5"),
+        ("--opset", "0"),
+        ("--calibration-samples", "0"),
+        ("--image-size", "224"),
+        ("--image-size", "0x224"),
+        ("--image-mean", "1,two"),
+        ("--image-layout", "CHWN"),
+        ("--image-color", "CMYK"),
+        ("--image-resize", "seam"),
+    ],
+)
+def test_wrong_values_of_optimize_name_the_option(
+    onnxq: Command, case: Case, tmp_path: Path, option: str, value: str
+) -> None:
+    out = tmp_path / "out.onnx"
+    found = onnxq("optimize", case.model, "--data", case.data, "-o", out, option, value)
+    found.refused(option, value.split(",")[-1].split("x")[0])
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["optimize", "compare", "rewrite", "bench", "inspect"])
+def test_a_missing_model_is_named(onnxq: Command, case: Case, tmp_path: Path, name: str) -> None:
+    rest: tuple[str | Path, ...] = {
+        "optimize": ("--data", case.data, "-o", tmp_path / "o.onnx"),
+        "compare": (case.model, "--data", case.data),
+        "rewrite": ("-o", tmp_path / "o.onnx"),
+    }.get(name, ())
+    onnxq(name, tmp_path / "nowhere.onnx", *rest).refused("nowhere.onnx", "does not exist")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unwritable_json_is_refused_before_the_work(
+    onnxq: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = {
+        "optimize": ("m.onnx", "--data", "d.npz", "-o", "o.onnx"),
+        "compare": ("m.onnx", "c.onnx", "--data", "d.npz"),
+        "rewrite": ("m.onnx", "-o", "o.onnx"),
+    }.get(name, ("m.onnx",))
+    # The models do not exist: a sentence about the JSON shows that nobody looked for them yet.
+    onnxq(name, *arguments, "--json", "no/such/r.json").refused("r.json", "'no/such'")
+    (tmp_path / "folder").mkdir()
+    onnxq(name, *arguments, "--json", "folder").refused("'folder'", "is a folder")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("optimize", "m", "--data", "d", "-o", "d"), ("-o would replace 'd'",)),
+        (("optimize", "m", "--data", "d", "-o", "./d"), ("-o would replace './d'",)),
+        (("optimize", "m", "--data", "d", "-o", "o", "--eval", "o"), ("-o would replace 'o'",)),
+        (("optimize", "m", "--data", "d", "-o", "o", "--json", "o"), ("-o and --json", "'o'")),
+        (("optimize", "m", "--data", "d", "-o", "o", "--json", "m"), ("--json would replace 'm'",)),
+        (("rewrite", "m", "-o", "o", "--json", "m"), ("--json would replace 'm'",)),
+        (("bench", "a", "b", "--json", "b"), ("--json would replace 'b'",)),
+        (("inspect", "m", "--json", "m"), ("--json would replace 'm'",)),
+        (("compare", "m", "c", "--data", "d", "--junit", "c"), ("--junit would replace 'c'",)),
+        (
+            ("compare", "m", "c", "--data", "d", "--junit", "j", "--json", "j"),
+            ("--junit and --json",),
+        ),
+    ],
+)
+def test_no_result_replaces_another_file_of_the_command(
+    onnxq: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    parts: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "abcdm":
+        Path(name).write_text(name)
+    onnxq(*arguments).refused(*parts)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {n: n for n in "abcdm"}
+
+
+@pytest.mark.parametrize("level", ["4", "-1", "yes", "1.0"])
+@pytest.mark.parametrize("name", ["inspect", "rewrite"])
+def test_a_wrong_debug_level_is_refused(
+    onnxq: Command,
+    case: Case,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    level: str,
+) -> None:
+    monkeypatch.setenv("ONNXQ_DEBUG", level)
+    rest = () if name == "inspect" else ("-o", tmp_path / "o.onnx")
+    onnxq(name, case.model, *rest).refused("ONNXQ_DEBUG", f"'{level}'", "0, 1, 2 or 3")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("level", ["", "0"])
+def test_no_debug_level_prints_nothing(
+    onnxq: Command, case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, level: str
+) -> None:
+    monkeypatch.setenv("ONNXQ_DEBUG", level)
+    found = onnxq("rewrite", case.model, "-o", tmp_path / "o.onnx")
+    assert (found.code, found.err) == (0, "")
+
+
+def broken(*_: object, **__: object) -> None:
+    raise KeyError("a\nkey")
+
+
+def test_a_defect_is_one_sentence(
+    onnxq: Command, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxq.cli.inspect.inspect", broken)
+    found = onnxq("inspect", case.model)
+    assert (found.code, found.out) == (70, "")
+    assert found.err.startswith("onnxq: error: this is a defect of onnxq (KeyError: ")
+    assert found.err.count("\n") == 1
+    assert "ONNXQ_DEBUG=1" in found.err
+
+
+def test_a_defect_shows_where_it_happened_when_debugging(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxq.cli.inspect.inspect", broken)
+    monkeypatch.setenv("ONNXQ_DEBUG", "1")
+    with pytest.raises(KeyError):
+        main(["inspect", str(case.model)])
+
+
+def test_no_memory_is_no_defect(
+    onnxq: Command, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("onnxq.cli.inspect.inspect", greedy)
+    onnxq("inspect", case.model).refused("not enough memory")
+
+
+def test_an_interrupt_ends_with_130(
+    onnxq: Command, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onnxq.cli.inspect.inspect", interrupted)
+    found = onnxq("inspect", case.model)
+    assert (found.code, found.out, found.err) == (130, "", "onnxq: error: interrupted\n")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="signals are POSIX's")
+@pytest.mark.parametrize("asked", ["SIGINT", "SIGTERM"])
+def test_signals_leave_nothing_in_a_process_of_its_own(
+    case: Case, tmp_path: Path, asked: str
+) -> None:
+    script = (
+        "import os, signal, sys, time\n"
+        "from onnxq.cli import main\n"
+        "def press(*_, **__):\n"
+        f"    os.kill(os.getpid(), signal.{asked})\n"
+        "    time.sleep(60)\n"
+        "sys.modules['onnxq.optimize'].calibrate = press\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    out, temporary = tmp_path / "out.onnx", tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    arguments = ("optimize", str(case.model), "--data", str(case.data), "-o", str(out))
+    found = python("-c", script, *arguments, env=environment)
+    assert (found.returncode, found.stdout) == (130, "")
+    assert found.stderr == "onnxq: error: interrupted\n"
+    assert list(tmp_path.iterdir()) == [temporary]
+    # onnxruntime keeps a hidden file of its own there.
+    assert not list(temporary.glob("onnxq*"))
+
+
+def test_handlers_of_signals_are_put_back(
+    onnxq: Command, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during = []
+
+    def look(*_: object) -> None:
+        during.append(signal.getsignal(signal.SIGTERM))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onnxq.cli.inspect.inspect", look)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for handler in (signal.SIG_DFL, signal.SIG_IGN):
+            signal.signal(signal.SIGTERM, handler)
+            onnxq("inspect", case.model)
+            assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert during == [signal.default_int_handler, signal.SIG_IGN], "one that is set is kept"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of a POSIX shell")
+@pytest.mark.parametrize(
+    "arguments", [("--nodes",), ("--json", "-"), ("-h",)], ids=["table", "json", "help"]
+)
+def test_a_reader_that_leaves_is_no_error(case: Case, arguments: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        found = subprocess.run(
+            [sys.executable, "-m", "onnxq", "inspect", str(case.candidate), *arguments],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            timeout=120,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (found.returncode, found.stderr) == (0, b"")
+
+
+def test_a_gate_fails_even_when_nobody_reads_of_it(case: Case) -> None:
+    script = (
+        "import os, sys\n"
+        "from onnxq.cli import main\n"
+        "comparing = sys.modules['onnxq.verify.compare']\n"
+        "measure = comparing.interleaved\n"
+        "comparing.interleaved = lambda *a, seconds: measure(*a, rounds=5)\n"
+        "reading, writing = os.pipe()\n"
+        "os.close(reading)\n"
+        "os.dup2(writing, 1)\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = ("compare", str(case.model), str(case.candidate), "--data", str(case.data))
+    found = python("-c", script, *arguments, "--gate", "sqnr>=200", "--no-layers")
+    assert (found.returncode, found.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_behind_standard_output_is_one_sentence(case: Case) -> None:
+    with Path("/dev/full").open("w") as full:
+        found = subprocess.run(
+            [sys.executable, "-m", "onnxq", "inspect", str(case.model)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert found.returncode == 2
+    assert found.stderr.startswith("onnxq: error: cannot write to standard output: ")
+    assert found.stderr.count("\n") == 1

@@ -1,0 +1,177 @@
+"""JSON, JUnit XML and the folder that holds all forms."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from onnxq.errors import InputError
+from onnxq.report import check_folder, to_junit, write_json, write_junit, write_report
+from onnxq.verify import Report
+from onnxq.verify.result import GateFacts, MetricFacts
+from tests.report.hostile import SCRIPT, hostile_report, is_clean
+from tests.verify.reports import CANDIDATE, a_report
+
+_FILE = "path sha256 nodes opset bytes integer_operators"
+_LATENCY = "provider threads float_ms candidate_ms speedup"
+KEYS: dict[str, str | None] = {
+    "schema": None,
+    "model": _FILE,
+    "output": _FILE,
+    "metric": "name float candidate drop samples confidence",
+    "latency": _LATENCY,
+    "latencies": _LATENCY,
+    "size": "float_bytes candidate_bytes ratio",
+    "outputs": "name sqnr_db cosine max_abs",
+    "layers": "node op_type precision sqnr_db sensitivity reason",
+    "gates": "expr value passed",
+    "passes": "name rewrites seconds",
+    "versions": None,
+    "seconds": None,
+    "peak_rss_bytes": None,
+    "passed": None,
+}
+
+
+def properties(suite: ElementTree.Element) -> dict[str | None, str | None]:
+    return {p.get("name"): p.get("value") for p in suite.iter("property")}
+
+
+@pytest.mark.parametrize("report", [a_report(), a_report(metric=None, latency=None)])
+def test_json_round_trip(tmp_path: Path, report: Report) -> None:
+    write_json(report, tmp_path / "r.json")
+    assert Report.from_json((tmp_path / "r.json").read_text()) == report
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_json_has_exactly_the_keys_of_the_contract(tmp_path: Path) -> None:
+    write_json(a_report(), tmp_path / "r.json")
+    body = json.loads((tmp_path / "r.json").read_text())
+    assert next(iter(body)) == "schema" and set(body) == set(KEYS)
+    assert body["schema"] == "onnxq/report/1"
+    for key, wanted in KEYS.items():
+        value = body[key]
+        for element in value if isinstance(value, list) else [value]:
+            assert wanted is None or set(element) == set(wanted.split()), key
+    (output, exact) = body["outputs"]
+    assert (output["sqnr_db"], exact["sqnr_db"]) == (35.5, "inf"), "JSON has no infinity"
+
+
+def test_json_keeps_any_name(tmp_path: Path) -> None:
+    write_json(hostile_report(), tmp_path / "r.json")
+    assert Report.from_json((tmp_path / "r.json").read_text("ascii")) == hostile_report()
+
+
+def test_json_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"):
+        write_json(a_report(), tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        write_json(a_report(), tmp_path / "no" / "r.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_junit_has_a_case_for_every_gate() -> None:
+    root = ElementTree.fromstring(to_junit(a_report()))
+    assert root.tag == "testsuites"
+    (suite,) = root
+    for element in (root, suite):
+        counts = [element.get(key) for key in ("tests", "failures", "errors")]
+        assert counts == ["2", "1", "0"]
+    assert suite.get("name") == "onnxq q.onnx"
+    assert suite.get("time") == "1.500"
+    held, failed = suite.iter("testcase")
+    assert [held.get("name"), failed.get("name")] == ["drop<=0.01", "speedup>=2"]
+    assert held.get("classname") == failed.get("classname") == "onnxq.q"
+    assert held.find("failure") is None
+    failure = failed.find("failure")
+    assert failure is not None
+    assert failure.get("message") == failure.text
+    assert failure.text == "the gate speedup>=2 did not hold: it was not measured"
+
+
+def test_junit_says_what_was_measured() -> None:
+    report = a_report(gates=(GateFacts("sqnr>=99", 35.5, False), GateFacts("sqnr>=9", 35.5, True)))
+    failures = [f.get("message") for f in ElementTree.fromstring(to_junit(report)).iter("failure")]
+    assert failures == ["the gate sqnr>=99 did not hold: measured 35.5"]
+
+
+def test_junit_properties() -> None:
+    found = properties(ElementTree.fromstring(to_junit(a_report())))
+    assert {key: float(str(found[key])) for key in ("drop", "size_ratio", "sqnr_db")} == {
+        "drop": 0.005,
+        "size_ratio": 4.0,
+        "sqnr_db": 35.5,
+    }
+    assert (found["model"], found["output_sha256"], found["samples"]) == ("m.onnx", "bb", "450")
+    assert (found["speedup_cpu"], found["speedup_cuda"]) == ("1.5", "1.2")
+    assert found["version_onnx"] == "1"
+    without = properties(ElementTree.fromstring(to_junit(a_report(metric=None, latencies=()))))
+    assert "drop" not in without and "speedup_cpu" not in without
+
+
+def test_junit_without_gates_or_output() -> None:
+    report = a_report(gates=(), output=CANDIDATE.__class__("", "bb", 19, 17, 1000))
+    root = ElementTree.fromstring(to_junit(report))
+    assert root.get("tests") == "0"
+    assert root[0].get("name") == "onnxq m.onnx"
+
+
+def test_junit_with_hostile_names(tmp_path: Path) -> None:
+    write_junit(hostile_report(), tmp_path / "j.xml")
+    text = (tmp_path / "j.xml").read_bytes().decode("utf-8")
+    assert is_clean(text) and "<script" not in text
+    assert text.startswith("<?xml version='1.0' encoding='utf-8'?>")
+    root = ElementTree.fromstring(text.encode())
+    found = properties(root)
+    assert str(found["metric"]).startswith(SCRIPT)
+    assert str(found["metric"]).endswith("a\\nb\\t\\x00\\x1b[31m\\x9b\\u202e\\ufffe\\ud800")
+    assert sum(SCRIPT in str(key) for key in found) >= 4, "names of providers and versions, too"
+
+
+def test_junit_with_numbers_that_are_not_finite() -> None:
+    metric = MetricFacts("mine", 1.0, math.nan, math.nan, 3, None)
+    found = properties(ElementTree.fromstring(to_junit(a_report(metric=metric, outputs=()))))
+    assert (found["drop"], found["sqnr_db"]) == ("nan", "inf")
+
+
+def test_the_folder_has_all_forms(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    check_folder(folder)
+    assert not list(tmp_path.iterdir()), "checking makes nothing"
+    for _ in range(2):
+        write_report(a_report(), folder)
+        assert sorted(p.name for p in folder.iterdir()) == [
+            "junit.xml",
+            "report.html",
+            "report.json",
+        ]
+    assert Report.from_json((folder / "report.json").read_text()) == a_report()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "file/far/below"])
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for action in (check_folder, lambda folder: write_report(a_report(), folder)):
+        with pytest.raises(InputError, match=f"cannot write the report to '.*{place}'"):
+            action(tmp_path / place)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("name", ["report.json", "report.html", "junit.xml"])
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"'{name}' in it is a folder"):
+        check_folder(tmp_path)
+
+
+def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", locked)
+    with pytest.raises(InputError, match="Permission denied"):
+        check_folder(tmp_path)

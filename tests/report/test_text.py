@@ -1,0 +1,173 @@
+"""The summary for a terminal."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from onnxq.report import to_text
+from onnxq.report.grouping import left_in_float, weakest
+from onnxq.verify import Report
+from onnxq.verify.result import LatencyFacts, LayerFacts, MetricFacts, OutputFacts, SizeFacts
+from tests.report.hostile import SCRIPT, hostile_report, is_clean
+from tests.verify.reports import CANDIDATE, a_report
+
+
+def printed(report: Report, width: int = 100, **options: bool) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, highlight=False, emoji=False, markup=False)
+    console.print(to_text(report, **options))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def flat(lines: list[str]) -> str:
+    return " ".join(" ".join(lines).split())
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_the_figures(width: int) -> None:
+    lines = printed(a_report(), width)
+    assert all(len(line.rstrip()) <= width for line in lines)
+    text = flat(lines)
+    for figure in (
+        "99.00 % -> 98.50 %",
+        "3.00 ms -> 2.00 ms",
+        "3.00 ms -> 2.50 ms",
+        "4 kB -> 1 kB",
+        "4.00x smaller",
+        "35.5 dB",
+        "QLinearConv 2",
+        "drop<=0.01 measured 0.005: held",
+        "speedup>=2 not measured: FAILED",
+    ):
+        assert figure in text, figure
+    # Cells may be broken over lines, so only their words have to be there.
+    words = "0.50 points 95 -0.20 1.20 (450 samples) 1.50x 1.20x cuda, int8 float32"
+    for word in words.split():
+        assert any(word in line for line in lines), word
+
+
+def test_one_line_a_figure_where_there_is_room() -> None:
+    lines = [line.split("  ")[0] for line in printed(a_report(), 120)]
+    assert lines == [
+        "accuracy",
+        "latency",
+        "latency",
+        "size",
+        "SQNR",
+        "integer",
+        "precision",
+        "left in float",
+        "",
+        "gates",
+        "",
+    ]
+
+
+def test_integer_operators_are_named_without_their_domain() -> None:
+    operators = {"QLinearConv": 1, "com.microsoft:QLinearConv": 2, "com.microsoft:QGemm": 1}
+    report = a_report(output=replace(CANDIDATE, integer_operators=operators))
+    (line,) = (line for line in printed(report) if line.startswith("integer"))
+    assert "4 operators" in line and "QLinearConv 3, QGemm 1" in line
+    none = a_report(output=replace(CANDIDATE, integer_operators={}))
+    assert any(line.split() == ["integer", "0", "operators"] for line in printed(none))
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    report = a_report(metric=None, latency=None, latencies=(), outputs=(), gates=())
+    labels = [line.split("  ")[0] for line in printed(report)]
+    assert labels == ["size", "integer", "precision", "left in float"]
+
+
+def test_a_larger_candidate_is_called_larger() -> None:
+    report = a_report(size=SizeFacts(1000, 4000, 0.25))
+    assert any(line.split()[-2:] == ["4.00x", "larger"] for line in printed(report))
+
+
+def test_a_metric_without_interval() -> None:
+    report = a_report(metric=MetricFacts("bits-per-byte", 2.0, 2.1, 0.1, 1, None))
+    first = printed(report)[0]
+    assert first.split("  ")[0] == "bits-per-byte"
+    assert "2 -> 2.1" in first and "drop 0.1 (1 sample)" in first and "interval" not in first
+
+
+def test_the_worst_output_is_shown() -> None:
+    assert any("worst of 2 outputs: y" in line for line in printed(a_report()))
+    one = a_report(outputs=(OutputFacts("only", math.inf, 1.0, 0.0),))
+    assert any(line.split() == ["SQNR", "exact", "output", "only"] for line in printed(one))
+
+
+def reasons(count: int) -> tuple[LayerFacts, ...]:
+    return tuple(
+        LayerFacts(f"n{i}_{j}", "Exp", "float32", None, None, f"reason {i}")
+        for i in range(count)
+        for j in range(count - i)
+    )
+
+
+def test_only_the_weightiest_reasons_are_listed() -> None:
+    lines = [line for line in printed(a_report(layers=reasons(7))) if "Exp" in line]
+    assert [line.split("reason")[1].strip() for line in lines] == list("01234")
+    rest = next(line for line in printed(a_report(layers=reasons(7))) if "more reason" in line)
+    assert rest.split() == ["3", "operators", "for", "2", "more", "reasons"]
+    assert not any("more reason" in line for line in printed(a_report(layers=reasons(5))))
+
+
+def test_weakest_layers_are_listed_on_request() -> None:
+    layers = tuple(
+        LayerFacts(f"n{sqnr}", "Conv", "int8", sqnr, None, "")
+        for sqnr in (50.0, 10.0, math.inf, 30.0, 20.0, 40.0, 60.0)
+    )
+    report = a_report(layers=(*layers, LayerFacts("x", "Exp", "float32", None, None, "")))
+    assert not any("weakest" in line for line in printed(report))
+    lines = printed(report, layers=True)
+    at = next(i for i, line in enumerate(lines) if line.startswith("weakest layers"))
+    assert [line.split()[-3] for line in lines[at:]] == [
+        "n10.0",
+        "n20.0",
+        "n30.0",
+        "n40.0",
+        "n50.0",
+    ]
+    assert "10.0 dB  n10.0 (Conv, int8)" in lines[at]
+
+
+def test_layers_without_error_or_measurement() -> None:
+    exact = a_report(layers=(LayerFacts("a", "Conv", "int8", math.inf, None, ""),))
+    assert "weakest layers none every layer is exact" in flat(printed(exact, layers=True))
+    unknown = a_report(layers=(LayerFacts("a", "Conv", "int8", None, None, ""),))
+    assert "weakest" not in flat(printed(unknown, layers=True))
+
+
+def test_hostile_names_are_escaped() -> None:
+    lines = printed(hostile_report(), 2000, layers=True)
+    assert all(is_clean(line) for line in lines)
+    assert flat(lines).count(SCRIPT) >= 6
+    assert sum("\\x1b[31m" in line for line in lines) >= 5
+
+
+def test_groups_of_one_reason() -> None:
+    layers = [
+        LayerFacts("a", "Exp", "float32", None, None, "x"),
+        LayerFacts("b", "Conv", "int8", 1.0, None, ""),
+        LayerFacts("c", "Exp", "float32", None, None, "y"),
+        LayerFacts("d", "Log", "float32", None, None, "y"),
+    ]
+    groups = left_in_float(layers)
+    assert [(g.reason, dict(g.operators)) for g in groups] == [
+        ("y", {"Exp": 1, "Log": 1}),
+        ("x", {"Exp": 1}),
+    ]
+    assert [layer.node for layer in groups[0].layers] == ["c", "d"]
+
+
+def test_weakest_takes_no_exact_layers() -> None:
+    layers = [
+        LayerFacts(str(s), "Conv", "int8", s, None, "") for s in (math.inf, 3.0, None, -math.inf)
+    ]
+    assert [layer.node for layer in weakest(layers, 9)] == ["-inf", "3.0"]
+    assert [layer.node for layer in weakest(layers, 1)] == ["-inf"]
