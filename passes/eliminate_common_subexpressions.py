@@ -11,8 +11,8 @@ from onnxq.ir import Attribute, Context, Graph, Node, Pass, Tensor, Value
 from onnxq.ir.operators import is_deterministic, is_packed
 from onnxq.ir.types import merge_types
 
-_SAMPLE = 256
-"""Elements compared before whole tensors of the same shape are."""
+_SAMPLE = 1024
+"""Bytes compared before whole tensors of the same shape are."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class _Scope:
         return made
 
     def _merge_node(self, node: Node) -> int:
-        key = _key(node)
+        key = node_key(node, node.inputs)
         if key is None:
             return 0
         kept = self.nodes.setdefault(key, node)
@@ -93,7 +93,7 @@ class _Scope:
     def _same_constant(self, value: Value) -> Value:
         """The first constant with these numbers, reading no more of large ones than needed."""
         assert value.data is not None
-        coarse = (value.data.dtype, value.data.shape, _sample(value.data))
+        coarse = value.data.digest(_SAMPLE)
         first = self.constants.setdefault(coarse, value)
         if first is value:
             return value
@@ -102,12 +102,11 @@ class _Scope:
         return self.constants.setdefault((coarse, value.data.digest()), value)
 
 
-def _sample(tensor: Tensor) -> bytes:
-    return Tensor(tensor.numpy().reshape(-1)[:_SAMPLE]).digest()
+def node_key(node: Node, inputs: Hashable) -> Hashable | None:
+    """What has to be equal for two nodes to be merged; None for one that is never merged.
 
-
-def _key(node: Node) -> Hashable | None:
-    """What has to be equal for two nodes to be merged; None for one that is never merged."""
+    ``inputs`` stands for what the node reads.
+    """
     if node.is_op("Identity") or any(node.subgraphs()) or not is_deterministic(node):
         return None
     if any(v is not None and v.is_output and is_packed(v) for v in node.outputs):
@@ -117,7 +116,7 @@ def _key(node: Node) -> Hashable | None:
     return (
         node.domain,
         node.op_type,
-        node.inputs,
+        inputs,
         tuple(value is None for value in node.outputs),
         tuple(sorted((name, _comparable(a)) for name, a in node.attributes.items())),
         node.device_configurations,

@@ -38,6 +38,7 @@ class FoldConstants(Pass):
       float16 operators that onnxruntime runs in float32 it leaves out the rounding; folding
       rounds there, as onnxruntime's own constant folding does.) Operators for which
       onnxruntime has no kernel are left to ``onnx.reference``.
+    - Constant vectors of one element that a ``Range`` reads become scalars.
     - Shape computations whose result follows from known dimensions, also if the tensor's other
       dimensions are not known (``Gather(Shape(x), 1)`` when only dimension 1 is).
 
@@ -72,9 +73,10 @@ class FoldConstants(Pass):
     limit: int = 1 << 16
 
     def run(self, graph: Graph, ctx: Context) -> int:
-        """See `Pass.run`; counts the operators that are gone."""
+        """See `Pass.run`; counts the operators that are gone and the constants made scalar."""
         made = _fold_constant_nodes(graph, ctx) + _fold_shapes(graph, ctx)
         made += _Folding(graph, self.limit, ctx).run()
+        made += _feed_scalars_to_ranges(graph, ctx)
         for node in graph.nodes():
             for subgraph in node.subgraphs():
                 made += self.run(subgraph, ctx)
@@ -147,6 +149,23 @@ def _fold_shapes(graph: Graph, ctx: Context) -> int:
         _drop(graph, [node], replaced)
         ctx.rewrote(f"{node.label}: its shape computation is known")
         made += 1
+    return made
+
+
+def _feed_scalars_to_ranges(graph: Graph, ctx: Context) -> int:
+    """Make constant vectors of one element scalars where a Range reads them.
+
+    onnxruntime runs a Range on such vectors, against ONNX's definition, but refuses to load it
+    once they are constant.
+    """
+    made = 0
+    for node in graph.nodes():
+        for slot, value in enumerate(node.inputs if node.is_op("Range") else ()):
+            if value is None or not value.is_constant or value.shape != (1,):
+                continue
+            graph.set_input(node, slot, graph.constant(value.numpy().reshape(()), value.name))
+            ctx.rewrote(f"{node.label}: reads '{value.name}' as a scalar")
+            made += 1
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.checker
 import onnx.shape_inference
 
 from onnxq.ir import DataType, Node, TensorType, Value
@@ -26,6 +27,14 @@ _SHAPE_ELEMENTS = 64
 
 _BOUNDED = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression"})
 """Operators whose result cannot outgrow their inputs by more than a small factor."""
+
+_FAILURES = (
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    RuntimeError,
+    ValueError,
+)
+"""What inference raises on operators that are used against their definition."""
 
 
 def is_safe(node: Node) -> bool:
@@ -83,7 +92,7 @@ def _infer(node: Node) -> None:
         found = onnx.shape_inference.infer_node_outputs(
             schema, proto, types, numbers, opset_imports=imports
         )
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+    except _FAILURES:
         return
     for value in node.outputs:
         if value is not None and value.name in found:

@@ -10,10 +10,11 @@ import onnx.checker
 import onnx.inliner
 
 from onnxq.errors import InputError
-from onnxq.ir import Context, Graph, Pass, Tensor
+from onnxq.ir import Context, Graph, Pass
 from onnxq.ir.copying import assign
 from onnxq.ir.load import from_proto
-from onnxq.ir.save import EXTERNAL_MINIMUM, to_proto
+from onnxq.ir.save import to_proto
+from onnxq.ir.withheld import Withheld
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class InlineFunctions(Pass):
         functions = len(graph.model.functions)
         if not functions:
             return 0
-        data = _Withheld()
+        data = Withheld()
         try:
             inlined = onnx.inliner.inline_local_functions(to_proto(graph, data))
         except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
@@ -54,39 +55,11 @@ class InlineFunctions(Pass):
         made = functions - len(inlined.functions)
         if not made:
             return 0
-        result = from_proto(inlined, graph.model.path)
-        data.give_back(result)
+        result = from_proto(inlined, graph.model.path, data)
         _drop_unused_imports(graph, result)
         assign(graph, result)
         ctx.rewrote(f"{made} functions: inlined")
         return made
-
-
-class _Withheld:
-    """Large constants, which never go through protobuf: their messages only name them."""
-
-    _MARK = "withheld constant "
-
-    def __init__(self) -> None:
-        self._tensors: list[Tensor] = []
-
-    def put(self, tensor: Tensor, name: str) -> onnx.TensorProto:
-        """See `TensorStore.put`."""
-        self._tensors.append(tensor)
-        proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape)
-        proto.doc_string = f"{self._MARK}{len(self._tensors) - 1}"
-        return proto
-
-    def give_back(self, graph: Graph) -> None:
-        """Put the constants into a graph that was read from the messages."""
-        for nested in graph.all_graphs():
-            for value in nested.initializers():
-                assert value.data is not None
-                if value.data.is_sparse or value.data.nbytes < EXTERNAL_MINIMUM:
-                    continue
-                mark = value.data.to_proto("").doc_string
-                if mark.startswith(self._MARK):
-                    value.data = self._tensors[int(mark.removeprefix(self._MARK))]
 
 
 def _drop_unused_imports(before: Graph, after: Graph) -> None:

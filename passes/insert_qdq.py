@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -10,12 +9,24 @@ from typing import ClassVar
 import numpy as np
 
 from onnxq.errors import InputError
-from onnxq.ir import Context, DataType, Graph, Node, Numerics, Pass, TensorType, Value
+from onnxq.ir import (
+    Context,
+    DataType,
+    Graph,
+    Node,
+    Numerics,
+    Pass,
+    TensorType,
+    Value,
+    attribute_value,
+)
+from onnxq.passes.notes import LEFT_IN_FLOAT_KEY, node_name, note_left_in_float
 from onnxq.passes.placement import (
     ALREADY_QUANTIZED,
     Placement,
     channel_axis,
     channel_bias,
+    is_unit,
     place,
     reads_weight,
 )
@@ -32,8 +43,10 @@ from onnxq.quant import (
     weight_qparams_for_bias,
 )
 
-LEFT_IN_FLOAT_KEY = "onnxq.left_in_float"
-"""Model metadata entry: a JSON object from each reason to the nodes left in float for it."""
+_LEFT_OUT = "another precision was chosen for it"
+
+_UNIT = (0.0, 1.0)
+"""What a gate can give."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,8 @@ class InsertQdq(Pass):
         ranges: Smallest and largest value of each observed tensor, by name.
         target: Name of the table to follow.
         keep_float: Names of nodes that are to stay in float.
+        only: Names of the nodes that may be quantized; empty stands for all. Operators that clip
+            go with the node whose result they clip.
     """
 
     name: ClassVar[str] = "insert-qdq"
@@ -68,6 +83,7 @@ class InsertQdq(Pass):
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     target: str = "auto"
     keep_float: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """Quantize; gives the number of nodes that compute on integers now.
@@ -82,17 +98,33 @@ class InsertQdq(Pass):
                 f"{graph.opset}; raise the model's opset first"
             )
         placed = place(graph, target, frozenset(self.keep_float))
+        left_out = self._left_out(placed)
+        if left_out:
+            placed = place(graph, target, frozenset(self.keep_float), left_out)
         while refused := _without_range(placed, self.ranges):
-            placed = place(graph, target, frozenset(self.keep_float), refused)
+            placed = place(graph, target, frozenset(self.keep_float), {**left_out, **refused})
+        quantized = [node_name(node) for node in placed.nodes]
         _Insertion(graph, target, self.ranges, placed, ctx).run()
-        _note_left_in_float(graph, placed)
+        _note_left_in_float(graph, placed, quantized)
         return len(placed.nodes)
+
+    def _left_out(self, placed: Placement) -> dict[Node, str]:
+        if not self.only:
+            return {}
+        names = set(self.only)
+        return {
+            node: _LEFT_OUT
+            for node, rule in placed.nodes.items()
+            if rule.role != "absorb" and node_name(node) not in names
+        }
 
 
 def _without_range(placed: Placement, ranges: Mapping[str, tuple[float, float]]) -> dict[Node, str]:
     """Nodes that cannot be quantized for want of a range, beside those known before."""
     refused: dict[Node, str] = {}
     for value, root in placed.roots.items():
+        if is_unit(root, placed):
+            continue
         bounds = ranges.get(root.name)
         if bounds is None:
             reason = f"calibration gave no range for '{root.name}'"
@@ -108,16 +140,19 @@ def _without_range(placed: Placement, ranges: Mapping[str, tuple[float, float]])
     return refused
 
 
-def _note_left_in_float(graph: Graph, placed: Placement) -> None:
-    by_reason: dict[str, list[str]] = {}
+def _line(node: Node) -> tuple[float, float]:
+    return float(attribute_value(node, "alpha")), float(attribute_value(node, "beta"))
+
+
+def _note_left_in_float(graph: Graph, placed: Placement, quantized: list[str]) -> None:
+    reasons = {}
     for node in graph.nodes():
         reason = placed.left_in_float.get(node)
         if reason and reason != ALREADY_QUANTIZED:
-            made = next((v.name for v in node.outputs if v is not None), "")
-            by_reason.setdefault(reason, []).append(node.name or made)
+            reasons[node] = reason
     # A graph that was quantized before keeps the reasons of that time.
-    if by_reason and (placed.nodes or LEFT_IN_FLOAT_KEY not in graph.model.metadata):
-        graph.model.metadata[LEFT_IN_FLOAT_KEY] = json.dumps(by_reason, separators=(",", ":"))
+    if quantized or LEFT_IN_FLOAT_KEY not in graph.model.metadata:
+        note_left_in_float(graph, reasons, quantized)
 
 
 class _Insertion:
@@ -140,7 +175,8 @@ class _Insertion:
         self._params: dict[Value, QParams] = {}
         for value, root in placed.roots.items():
             if root not in self._params:
-                self._params[root] = self._activation_qparams(*ranges[root.name], root.name)
+                bounds = _UNIT if is_unit(root, placed) else ranges[root.name]
+                self._params[root] = self._activation_qparams(*bounds, root.name)
             self._params[value] = self._params[root]
 
     def run(self) -> None:
@@ -151,6 +187,9 @@ class _Insertion:
                 self._store_constant_inputs(node)
         for value in self._placed.roots:
             self._insert_pair(value)
+        for node, rule in self._placed.nodes.items():
+            if rule.form == "saturating-add":
+                self._saturate(node)
 
     def _activation_qparams(self, low: float, high: float, name: str) -> QParams:
         return qparams_from_range(
@@ -180,6 +219,53 @@ class _Insertion:
             self._graph.replace_uses(value, restored)
             self._graph.set_input(quantized, 0, value)
         self._ctx.rewrote(f"pair on '{name}', scale {float(params.scale):.6g}")
+
+    def _saturate(self, node: Node) -> None:
+        """Write HardSigmoid as an Add that saturates, HardSwish as its product with that.
+
+        ``alpha * x + beta`` is an Add once the integers of ``x`` are read with alpha times their
+        scale, and integers from 0 to 255 of scale 1/255 hold just what is between 0 and 1.
+        """
+        read = node.inputs[0]
+        pair = None if read is None else read.producer
+        assert read is not None and pair is not None
+        alpha, beta = (1 / 6, 0.5) if node.is_op("HardSwish") else _line(node)
+        (integers, scale, zero_point), name = pair.inputs, node.output.name
+        assert integers is not None and scale is not None and zero_point is not None
+        shrunk = np.asarray(scale.numpy() * np.float32(alpha))
+        offset = self._activation_qparams(min(0.0, beta), max(0.0, beta), name)
+        stored = quantize(np.float32(beta), offset, name=name)
+        slope = self._constant(shrunk, f"{name}_scale")
+        scaled = self._dequantize(integers, slope, zero_point, offset, name)
+        added = self._dequantize(
+            self._graph.constant(stored, f"{name}_offset"),
+            *self._scale(name, offset),
+            offset,
+            name,
+        )
+        is_swish = node.is_op("HardSwish")
+        line = self._graph.add(
+            "Add",
+            [scaled, added],
+            name=f"{node.name or name}_gate",
+            types=[node.output.type],
+        ).output
+        made = line
+        if is_swish:
+            params = self._activation_qparams(*_UNIT, name)
+            gate_scale, gate_zero = self._scale(name, params)
+            gate = self._graph.add(
+                "QuantizeLinear",
+                [line, gate_scale, gate_zero],
+                types=[TensorType(DataType(params.format.onnx_dtype), line.shape)],
+            ).output
+            opened = self._dequantize(gate, gate_scale, gate_zero, params, name)
+            made = self._graph.add("Mul", [read, opened], types=[node.output.type]).output
+        self._graph.replace_uses(node.output, made)
+        self._graph.remove(node)
+        self._graph.rename(made, name)
+        if node.name and made.producer is not None:
+            self._graph.rename_node(made.producer, node.name)
 
     def _store_weight(self, node: Node, rule: OperatorRule, slot: int) -> None:
         weight, activation = node.inputs[slot], node.inputs[rule.activations[0]]

@@ -54,32 +54,41 @@ class MergeReshapes(Pass):
         made = 0
         for nested in list(graph.all_graphs()):
             for node in nested.nodes():
-                label = node.label
-                if node.in_graph and node.is_op(*_RESHAPES) and _merge(node):
-                    ctx.rewrote(f"{label}: does what the operator before it did too")
-                    made += 1
+                label, merged = node.label, node if node.is_op(*_RESHAPES) else None
+                while merged is not None and merged.in_graph:
+                    merged = _merge(merged)
+                    if merged is not None:
+                        ctx.rewrote(f"{label}: does what the operator before it did too")
+                        made += 1
         return made
 
 
-def _merge(second: Node) -> bool:
+def _merge(second: Node) -> Node | None:
+    """Merge a node with the one before it; gives the node that is left, None if nothing is done."""
     between = second.input(0)
     first = between.producer if between is not None else None
     if between is None or first is None or not first.is_op(*_RESHAPES) or between.is_output:
-        return False
+        return None
     source = first.input(0)
     if source is None or any(u.slot or not u.node.is_op(*_RESHAPES) for u in between.uses):
-        return False
+        return None
     if _undoes(first, second, between.rank):
-        old = second.output
-        source_is_free = source.producer is not None and source.graph is second.graph
-        if old.is_output and (not source_is_free or source.is_output):
-            return False
-        second.graph.replace_uses(old, source)
-        remove_unused(second.graph, [second])
-    elif not _merge_axes(first, second, source) and not _merge_shapes(second, source, between):
-        return False
-    remove_unused(first.graph, [first])
-    return True
+        left = _bypass(second, source)
+    else:
+        left = _merge_axes(first, second, source) or _merge_shapes(second, source, between)
+    if left is not None:
+        remove_unused(first.graph, [first])
+    return left
+
+
+def _bypass(node: Node, source: Value) -> Node | None:
+    old = node.output
+    free = source.producer is not None and source.graph is node.graph and not source.is_output
+    if old.is_output and not free:
+        return None
+    node.graph.replace_uses(old, source)
+    remove_unused(node.graph, [node])
+    return node
 
 
 def _axes(node: Node) -> list[int] | None:
@@ -112,11 +121,11 @@ def _undoes(first: Node, second: Node, rank_between: int | None) -> bool:
     return (a is not None and a == b) or sorted(one) == sorted(other)
 
 
-def _merge_axes(first: Node, second: Node, source: Value) -> bool:
+def _merge_axes(first: Node, second: Node, source: Value) -> Node | None:
     """Merge two Squeezes or two Unsqueezes."""
     one, other = _axes(first), _axes(second)
     if first.op_type != second.op_type or one is None or other is None or source.rank is None:
-        return False
+        return None
     if first.is_op("Unsqueeze"):
         rank = source.rank + len(one) + len(other)
         outer, inner = _normal(other, rank), _normal(one, rank - len(other))
@@ -124,38 +133,38 @@ def _merge_axes(first: Node, second: Node, source: Value) -> bool:
         rank = source.rank
         outer, inner = _normal(one, rank), _normal(other, rank - len(one))
     else:
-        return False
+        return None
     if outer is None or inner is None:
-        return False
+        return None
     # The axes that the outer list leaves over are those that the inner one counts.
     left = [axis for axis in range(rank) if axis not in set(outer)]
     if any(axis >= len(left) for axis in inner) or any(axis >= rank for axis in outer):
-        return False
+        return None
     graph, axes = second.graph, sorted((*outer, *(left[axis] for axis in inner)))
     graph.set_input(second, 0, source)
     if graph.opset < _FIRST_AXES_INPUT_OPSET:
         graph.set_attribute(second, "axes", axes)
     else:
         _set_shape_input(second, axes, "axes")
-    return True
+    return second
 
 
-def _merge_shapes(second: Node, source: Value, between: Value) -> bool:
+def _merge_shapes(second: Node, source: Value, between: Value) -> Node | None:
     """Make one Reshape of both."""
     graph = second.graph
     if second.is_op("Reshape") and constant_ints(second.input(1)) is None:
         if not second.get("allowzero", 0):
-            return False
+            return None
         graph.set_input(second, 0, source)
-        return True
+        return second
     target = _target(second, source.shape, between.shape)
     if target is None:
-        return False
+        return None
     if second.is_op("Reshape"):
         graph.set_input(second, 0, source)
         if target != constant_ints(second.input(1)):
             _set_shape_input(second, target, "shape")
-        return True
+        return second
     old = second.output
     shape = graph.constant(np.array(target, dtype=np.int64), f"{old.name}_shape")
     new = graph.add("Reshape", [source, shape], name=second.name, types=[old.type])
@@ -165,7 +174,7 @@ def _merge_shapes(second: Node, source: Value, between: Value) -> bool:
     if graph.find(name) is None:
         graph.rename(new.output, name)
     graph.rename_node(new, node_name)
-    return True
+    return new
 
 
 def _set_shape_input(node: Node, numbers: list[int], what: str) -> None:
@@ -183,7 +192,7 @@ def _target(second: Node, source: Shape | None, between: Shape | None) -> list[i
         stated = constant_ints(second.input(1))
         if stated is None or 0 not in stated:
             return stated
-        if second.get("allowzero", 0) or between is None or len(stated) > len(between):
+        if second.get("allowzero", 0) or between is None or 0 in stated[len(between) :]:
             # Zeros that copy nothing, or copy what is not known.
             return None
         dims: Shape = tuple(between[at] if n == 0 else n for at, n in enumerate(stated))

@@ -43,7 +43,8 @@ class MergeSlices(Pass):
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Slices, Concats and runs of parts that are gone."""
         made = 0
-        for nested in list(graph.all_graphs()):
+        # Inner graphs first: what they no longer read makes room in outer ones.
+        for nested in reversed(list(graph.all_graphs())):
             while found := self._merge(nested, ctx):
                 made += found
         return made

@@ -43,7 +43,7 @@ class Placement:
 
     def observed(self) -> list[str]:
         """Names of the values whose ranges have to be known, each once."""
-        return [v.name for v in dict.fromkeys(self.roots.values())]
+        return [v.name for v in dict.fromkeys(self.roots.values()) if not is_unit(v, self)]
 
     def reads_pair(self, use: Use) -> bool:
         """Whether this use reads integers through a QDQ pair."""
@@ -104,6 +104,12 @@ def place(
     _keep_useful(graph, target, placed, joining)
     _find_roots(graph, placed)
     return placed
+
+
+def is_unit(value: Value, placed: Placement) -> bool:
+    """Whether a value lies between 0 and 1 whatever the data: a HardSigmoid that saturates."""
+    maker = value.producer
+    return maker is not None and maker.is_op("HardSigmoid") and maker in placed.nodes
 
 
 def activation_slots(node: Node, rule: OperatorRule) -> Sequence[int]:
@@ -217,6 +223,10 @@ def _refusal(node: Node, rule: OperatorRule, target: Target) -> str:
 
 def _unfit(node: Node, rule: OperatorRule) -> str:
     """Why a rule does not apply to a node's attributes or opset; empty if it does."""
+    if rule.form == "saturating-add" and node.is_op("HardSigmoid"):
+        alpha, beta = attribute_value(node, "alpha"), attribute_value(node, "beta")
+        if not (1e-3 <= alpha <= 1e3 and abs(beta) <= 1e3):
+            return "its slope or offset is beyond what integers can add"
     for name, wanted in rule.attributes.items():
         if attribute_value(node, name) != wanted:
             return f"its attribute {name} is not {wanted!r}"

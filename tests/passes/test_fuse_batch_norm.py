@@ -22,10 +22,10 @@ NORM_OF = "BatchNormalization<epsilon = 1.0>"
 def fuse(before: Graph) -> tuple[Graph, int]:
     """The rewritten graph and the rewrites made; a second run must find nothing."""
     infer_types(before)
-    after = before.copy()
-    made = FuseBatchNorm().run(after, Context())
+    after, step = before.copy(), FuseBatchNorm(alone=True)
+    made = step.run(after, Context())
     after.check()
-    assert FuseBatchNorm().run(after, Context()) == 0
+    assert step.run(after, Context()) == 0
     return after, made
 
 
@@ -124,6 +124,16 @@ def test_pair(case: str) -> None:
     assert_equivalent(before, after, exact=False)
 
 
+ALONE = [case for case in PAIRS if case.startswith(("alone", "behind"))]
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_without_the_option_only_those_that_go_into_a_weight(case: str) -> None:
+    before = Graph.from_text(HEAD + PAIRS[case][0])
+    infer_types(before)
+    assert FuseBatchNorm().run(before.copy(), Context()) == (case not in ALONE)
+
+
 def test_names_and_shared_weights() -> None:
     before = Graph.from_text(
         HEAD
@@ -214,7 +224,7 @@ def test_weight_that_does_not_fit_is_left_to_fail_when_it_runs(weight: str, node
         f"""{HEAD} g (float[1, 2, 2] x) => (float[1, 2, 2] y) <{weight}, {NORM}>
         {{ c = {node}  y = {NORM_OF}(c, s, o, m, v) }}"""
     )
-    assert FuseBatchNorm().run(graph, Context()) == 0
+    assert FuseBatchNorm(alone=True).run(graph, Context()) == 0
     assert operators(graph) == [node.split("(")[0].split("<")[0], "BatchNormalization"]
 
 
@@ -237,7 +247,7 @@ def test_unused_outputs_of_an_old_inference_norm() -> None:
 def test_input_of_unknown_rank_stays() -> None:
     graph = norm_graph(f"y = {NORM_OF}(x, s, o, m, v)")
     graph.values["x"].type = TensorType(DataType.FLOAT)
-    assert FuseBatchNorm().run(graph, Context()) == 0
+    assert FuseBatchNorm(alone=True).run(graph, Context()) == 0
 
 
 def test_overridable_initializer_stays() -> None:

@@ -15,7 +15,8 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxq.errors import InputError
 from onnxq.ir import Context, DataType, Graph, infer_types, parse_passes, to_proto
-from onnxq.passes.insert_qdq import LEFT_IN_FLOAT_KEY, InsertQdq
+from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.notes import LEFT_IN_FLOAT_KEY
 from onnxq.runtime import integer_operators, optimized_operators
 from tests.helpers import assert_same_graph, random_feeds, run
 from tests.quantization import observed_bounds, quantized, run_optimized, run_reference

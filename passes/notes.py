@@ -1,0 +1,72 @@
+"""What the model's metadata says about nodes that quantization left in float, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+from onnxq.ir import Graph, Node
+
+LEFT_IN_FLOAT_KEY = "onnxq.left_in_float"
+"""Model metadata entry: a JSON object from each reason to the nodes left in float for it."""
+
+
+REASONS_KEY = "onnxq.reasons"
+"""Model metadata entry: a JSON object from each reason to the nodes whose precision a plan chose
+for it."""
+
+
+def node_name(node: Node) -> str:
+    """How notes and reports call a node: its name, or its first output's."""
+    return node.name or next((v.name for v in node.outputs if v is not None), "")
+
+
+def left_in_float(graph: Graph) -> dict[str, str]:
+    """Reason for each node that quantization left in float, by the node's name."""
+    return _by_name(graph, LEFT_IN_FLOAT_KEY)
+
+
+def reasons(graph: Graph) -> dict[str, str]:
+    """Reason of a plan for each node's precision, by the node's name."""
+    return _by_name(graph, REASONS_KEY)
+
+
+def note_left_in_float(
+    graph: Graph, reasons: Mapping[Node, str], quantized: Iterable[str] = ()
+) -> None:
+    """Add to what was noted before: a newer reason replaces an older one.
+
+    Args:
+        graph: The main graph.
+        reasons: Why each node stays in float.
+        quantized: Names of nodes that no longer are in float.
+    """
+    noted = left_in_float(graph)
+    for name in quantized:
+        noted.pop(name, None)
+    noted.update({node_name(node): reason for node, reason in reasons.items()})
+    _write(graph, LEFT_IN_FLOAT_KEY, noted)
+
+
+def note_reasons(graph: Graph, by_name: Mapping[str, str]) -> None:
+    """Write a plan's reason for each node's precision; without any, nothing is written."""
+    _write(graph, REASONS_KEY, by_name)
+
+
+def _by_name(graph: Graph, key: str) -> dict[str, str]:
+    try:
+        by_reason = json.loads(graph.model.metadata.get(key, "{}"))
+        return {name: reason for reason, names in by_reason.items() for name in names}
+    except (ValueError, AttributeError, TypeError):
+        # Somebody else's metadata under this name is no reason to fail.
+        return {}
+
+
+def _write(graph: Graph, key: str, by_name: Mapping[str, str]) -> None:
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in by_name.items():
+        by_reason.setdefault(reason, []).append(name)
+    if by_reason:
+        graph.model.metadata[key] = json.dumps(by_reason, separators=(",", ":"))
+    else:
+        graph.model.metadata.pop(key, None)

@@ -1,0 +1,233 @@
+"""Constant weights of operators, stored in few bits."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from onnxq.ir import DataType, Graph, Tensor, TensorType, Value
+from onnxq.quant import (
+    ABSMAX,
+    Format,
+    Granularity,
+    QParams,
+    QuantizedTensor,
+    Scheme,
+    quantize,
+    weight_qparams,
+)
+from onnxq.quant.search import PLAIN, ScaleSearch
+
+SLICE = 1 << 20
+"""Elements quantized at a time, by one thread."""
+
+_MOST_THREADS = 4
+
+
+class Quantizer(Protocol):
+    """A way to quantize weights; frozen, so that equal ones give the same."""
+
+    @property
+    def format(self) -> Format:
+        """Format of the quantized values."""
+        ...
+
+    def __call__(self, weight: np.ndarray, granularity: Granularity, name: str) -> QuantizedTensor:
+        """Quantize a part of a weight that holds whole groups."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """To the nearest values of a format, with the scales that a search finds."""
+
+    format: Format
+    scheme: Scheme = ABSMAX
+    search: ScaleSearch = PLAIN
+
+    def __call__(self, weight: np.ndarray, granularity: Granularity, name: str) -> QuantizedTensor:
+        """See `Quantizer`."""
+        qparams = weight_qparams(
+            weight, self.format, self.scheme, granularity, search=self.search, name=name
+        )
+        return QuantizedTensor(quantize(weight, qparams, name=name), qparams)
+
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+"""Quantized values, scale and zero-point; without a zero-point it is the format's own zero."""
+
+Arrange = Callable[[np.ndarray, QParams], Arrays]
+
+
+def plain_arrays(values: np.ndarray, qparams: QParams) -> Arrays:
+    """What DequantizeLinear and MatMulInteger read."""
+    zero_point = qparams.zero_point
+    return (
+        values,
+        qparams.scale,
+        zero_point if (zero_point != zero_point.dtype.type(0)).any() else None,
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a weight is stored.
+
+    Attributes:
+        quantizer: Makes the stored values.
+        granularity: Which stored values share a scale.
+        transposed: Whether the two axes of the constant are exchanged first.
+        factor: Number that the constant is multiplied with first.
+        arrange: What is made of the quantized weight before it is stored.
+    """
+
+    quantizer: Quantizer
+    granularity: Granularity
+    transposed: bool = False
+    factor: float = 1.0
+    arrange: Arrange = plain_arrays
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A weight as constants of a graph."""
+
+    values: Value
+    scale: Value
+    zero_point: Value | None
+    qparams: QParams
+
+    def dequantized(self, graph: Graph) -> Value:
+        """The float weight, from a DequantizeLinear added to a graph."""
+        granularity = self.qparams.granularity
+        attributes = {} if granularity.axis is None else {"axis": granularity.axis}
+        if granularity.block_size is not None:
+            attributes["block_size"] = granularity.block_size
+        return graph.add(
+            "DequantizeLinear",
+            [self.values, self.scale, *([self.zero_point] if self.zero_point else [])],
+            attributes,
+            outputs=[graph.fresh_name(self.values.name.removesuffix("_q") + "_dq")],
+            types=[TensorType(DataType.FLOAT, self.values.shape)],
+        ).output
+
+
+class CannotStoreError(Exception):
+    """A weight cannot be stored in few bits; the message says why."""
+
+
+class WeightStore:
+    """Quantized constants, each stored once for all the operators that want it in one layout."""
+
+    def __init__(self) -> None:
+        self._stored: dict[tuple[Value, Layout, Graph, object], Stored] = {}
+        self._dequantized: dict[tuple[Stored, Graph], Value] = {}
+
+    def get(self, weight: Value, layout: Layout, graph: Graph, owner: object = None) -> Stored:
+        """The weight as constants of a graph.
+
+        With an ``owner`` they are not shared with others.
+
+        Raises:
+            CannotStoreError: the weight has infinite or NaN values, or does not suit the format.
+        """
+        key = (weight, layout, graph, owner)
+        if key not in self._stored:
+            assert weight.data is not None
+            values, qparams = quantize_weight(weight.data, layout, name=weight.name)
+            values, scale, zero_point = layout.arrange(values, qparams)
+            self._stored[key] = Stored(
+                graph.constant(values, f"{weight.name}_q"),
+                graph.constant(scale, f"{weight.name}_scale"),
+                None
+                if zero_point is None
+                else graph.constant(zero_point, f"{weight.name}_zero_point"),
+                qparams,
+            )
+        return self._stored[key]
+
+    def drop_unused(self) -> None:
+        """Take away what was stored for nodes that then stayed in float."""
+        for stored in self._stored.values():
+            for value in (stored.values, stored.scale, stored.zero_point):
+                if value is not None and not value.is_used:
+                    value.graph.discard(value)
+
+    def dequantized(self, stored: Stored, graph: Graph) -> Value:
+        """The float weight, from one DequantizeLinear for all who want it."""
+        key = (stored, graph)
+        if key not in self._dequantized:
+            self._dequantized[key] = stored.dequantized(graph)
+        return self._dequantized[key]
+
+
+def quantize_weight(
+    weight: Tensor, layout: Layout, *, name: str = ""
+) -> tuple[np.ndarray, QParams]:
+    """Quantized values and their qparams, computed slice by slice in a few threads.
+
+    The constant is read anew for each slice, so that a mapped one never takes memory as a whole.
+    A group of only zeros has the smallest scale of its slice.
+
+    Raises:
+        CannotStoreError: the weight has infinite or NaN values, or does not suit the format.
+    """
+    shape = weight.shape[::-1] if layout.transposed else weight.shape
+    values = np.empty(shape, layout.quantizer.format.storage)
+    codes = values.view(f"u{values.itemsize}")
+
+    def store(where: tuple[slice, ...]) -> QParams:
+        made = layout.quantizer(_part(weight, layout, where), layout.granularity, name)
+        # As plain integers: numpy copies types that it does not know itself one by one.
+        codes[where] = made.values.view(codes.dtype)
+        return made.qparams
+
+    axis, slices = _slices(shape, layout)
+    if len(slices) == 1:
+        return values, store(slices[0])
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
+        parts = list(threads.map(store, slices))
+    at = axis if layout.granularity.block_size is not None else 0
+    scale = np.concatenate([p.scale for p in parts], axis=at)
+    zero_point = np.concatenate([p.zero_point for p in parts], axis=at)
+    return values, replace(parts[0], scale=scale, zero_point=zero_point)
+
+
+def _part(weight: Tensor, layout: Layout, where: tuple[slice, ...]) -> np.ndarray:
+    """The numbers to be stored at a place."""
+    numbers = weight.numpy()
+    part = _turned(numbers[where[::-1]]) if layout.transposed else numbers[where]
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not np.isfinite(np.sum(part)) and not np.isfinite(part).all():
+            raise CannotStoreError("its weight has infinite or NaN values")
+        return part if layout.factor == 1.0 else part * np.float32(layout.factor)
+
+
+def _turned(rows: np.ndarray) -> np.ndarray:
+    """A matrix with its axes exchanged, in one piece."""
+    # Rows a power of two apart would drive each other out of the cache.
+    padded = np.empty((rows.shape[0], rows.shape[1] + 17), rows.dtype)
+    padded[:, : rows.shape[1]] = rows
+    return np.ascontiguousarray(padded[:, : rows.shape[1]].T)
+
+
+def _slices(shape: tuple[int, ...], layout: Layout) -> tuple[int, list[tuple[slice, ...]]]:
+    """The axis along which a weight is cut, and slices that hold whole groups."""
+    axis, block = layout.granularity.axis, layout.granularity.block_size
+    size, every = math.prod(shape), (slice(None),) * len(shape)
+    if axis is None or size <= SLICE:
+        return 0, [every]
+    # Along the constant's own first axis it is read in one piece.
+    cut = axis if block is None else int(layout.transposed)
+    unit = block if block is not None and cut == axis % len(shape) else 1
+    count = max(1, SLICE // (size // shape[cut]) // unit) * unit
+    return cut, [
+        (*every[:cut], slice(at, at + count), *every[cut + 1 :])
+        for at in range(0, shape[cut], count)
+    ]

@@ -1,0 +1,102 @@
+"""Factors and addends folded into the weight and bias of Conv, ConvTranspose, Gemm and MatMul."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from onnxq.ir import Node, attribute_value
+
+_CHUNK = 1 << 22
+"""Elements that are computed in float64 at a time, so that large weights need no copy of that."""
+
+
+def channel_count(node: Node, shape: tuple[int, ...]) -> int | None:
+    """Output channels that a weight of this shape makes, None if it does not fit the node.
+
+    Conv, ConvTranspose (any ``group``), Gemm (any ``transB``) and MatMul, whose weight is its
+    second input.
+    """
+    if len(shape) < 2:
+        return None
+    if node.is_op("ConvTranspose"):
+        group = node.get("group", 1)
+        return shape[1] * group if group > 0 and shape[0] % group == 0 else None
+    if node.is_op("MatMul"):
+        return shape[-1]
+    return shape[1 if node.is_op("Gemm") and not node.get("transB", 0) else 0]
+
+
+def scaled_weight(node: Node, weight: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """A weight with its output channels multiplied, one factor each or a single one.
+
+    Computed in float64 and rounded once, to the dtype of the weight.
+    """
+    if factor.size == 1:
+        factor = factor.reshape(-1)[:1]
+    else:
+        factor = _along_channels(factor.reshape(-1), node, weight.shape)
+    factors = np.broadcast_to(factor, weight.shape)
+    result = np.empty(weight.shape, dtype=weight.dtype)
+    rows = max(1, _CHUNK // max(1, weight[:1].size))
+    with np.errstate(all="ignore"):
+        for at in range(0, len(weight), rows):
+            part = slice(at, at + rows)
+            result[part] = rounded(weight[part].astype(np.float64) * factors[part], weight.dtype)
+    return result
+
+
+def moved_bias(
+    node: Node,
+    bias: np.ndarray | None,
+    factor: np.ndarray,
+    shift: np.ndarray,
+    dtype: np.dtype[np.generic],
+) -> np.ndarray:
+    """A bias, multiplied and with an addend, in this dtype; Gemm's ``beta`` goes into it."""
+    given = np.zeros(1) if bias is None else bias.astype(np.float64)
+    if node.is_op("Gemm"):
+        given = given * float(attribute_value(node, "beta"))
+    with np.errstate(all="ignore"):
+        return rounded(given * factor + shift, dtype)
+
+
+def set_constant(node: Node, slot: int, array: np.ndarray) -> None:
+    """Give a node another constant, under the name of the old one if nothing else reads that."""
+    graph, old = node.graph, node.input(slot)
+    name = ("", "weight", "bias")[slot] if old is None else old.name
+    new = graph.constant(array, name if old is not None else f"{node.output.name}_{name}")
+    graph.set_input(node, slot, new)
+    if old is not None and not old.is_used:
+        old.graph.discard(old)
+        if graph.fresh_name(name) == name:
+            graph.rename(new, name)
+
+
+def rounded(array: np.ndarray, dtype: np.dtype[np.generic]) -> np.ndarray:
+    """Numbers in another dtype, infinite where they do not fit."""
+    with np.errstate(all="ignore"):
+        return array.astype(dtype)
+
+
+def are_finite(arrays: Iterable[np.ndarray]) -> bool:
+    """Whether no number is infinite or NaN."""
+    return all(
+        np.isfinite(a if a.dtype.kind == "f" else a.astype(np.float64)).all() for a in arrays
+    )
+
+
+def _along_channels(factor: np.ndarray, node: Node, shape: tuple[int, ...]) -> np.ndarray:
+    """The factors in a shape that broadcasts to the weight, by its channels."""
+    if node.is_op("MatMul"):
+        return factor
+    if node.is_op("Gemm"):
+        return factor[:, None] if node.get("transB", 0) else factor
+    kernel = (1,) * (len(shape) - 2)
+    if node.is_op("Conv"):
+        return factor.reshape(-1, 1, *kernel)
+    # [in channels, out channels of one group, ...]: every group has factors of its own.
+    groups = node.get("group", 1)
+    each = factor.reshape(groups, -1)
+    return np.repeat(each, shape[0] // groups, axis=0).reshape(*shape[:2], *kernel)
