@@ -21,21 +21,23 @@ class Format:
         onnx_dtype: Element type, a value of `onnx.TensorProto.DataType`.
         bits: Bits one value takes in a model file.
         signed: Whether there are values below zero.
-        qmin: Smallest value.
-        qmax: Largest value.
-        storage: numpy dtype of arrays in this format. Those below 8 bits come from ml_dtypes and
-            take one byte a value in memory.
+        qmin: Smallest value; of float formats the smallest finite one.
+        qmax: Largest value; of float formats the largest finite one.
+        storage: numpy dtype of arrays in this format. Floats and those below 8 bits come from
+            ml_dtypes, and take one byte a value in memory.
         opset: Lowest opset whose DequantizeLinear takes this format.
+        is_float: Whether values are floating-point numbers, which have no zero-point.
     """
 
     name: str
     onnx_dtype: int
     bits: int
     signed: bool
-    qmin: int
-    qmax: int
+    qmin: float
+    qmax: float
     storage: np.dtype[Any]
     opset: int
+    is_float: bool = False
 
 
 def _integer(name: str, onnx_dtype: int, bits: int, signed: bool, dtype: Any, opset: int) -> Format:
@@ -52,6 +54,21 @@ def _integer(name: str, onnx_dtype: int, bits: int, signed: bool, dtype: Any, op
     )
 
 
+def _floating(name: str, onnx_dtype: int, dtype: Any, opset: int) -> Format:
+    info: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    return Format(
+        name=name,
+        onnx_dtype=onnx_dtype,
+        bits=info.bits,
+        signed=True,
+        qmin=float(info.min),
+        qmax=float(info.max),
+        storage=np.dtype(dtype),
+        opset=opset,
+        is_float=True,
+    )
+
+
 INT2 = _integer("int2", TensorProto.INT2, 2, True, ml_dtypes.int2, 25)
 UINT2 = _integer("uint2", TensorProto.UINT2, 2, False, ml_dtypes.uint2, 25)
 INT4 = _integer("int4", TensorProto.INT4, 4, True, ml_dtypes.int4, 21)
@@ -62,8 +79,36 @@ INT16 = _integer("int16", TensorProto.INT16, 16, True, np.int16, 21)
 UINT16 = _integer("uint16", TensorProto.UINT16, 16, False, np.uint16, 21)
 INT32 = _integer("int32", TensorProto.INT32, 32, True, np.int32, 10)
 
+FLOAT8E4M3FN = _floating(
+    "float8e4m3fn", TensorProto.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn, opset=19
+)
+FLOAT8E4M3FNUZ = _floating(
+    "float8e4m3fnuz", TensorProto.FLOAT8E4M3FNUZ, ml_dtypes.float8_e4m3fnuz, opset=19
+)
+FLOAT8E5M2 = _floating("float8e5m2", TensorProto.FLOAT8E5M2, ml_dtypes.float8_e5m2, opset=19)
+FLOAT8E5M2FNUZ = _floating(
+    "float8e5m2fnuz", TensorProto.FLOAT8E5M2FNUZ, ml_dtypes.float8_e5m2fnuz, opset=19
+)
+FLOAT4E2M1 = _floating("float4e2m1", TensorProto.FLOAT4E2M1, ml_dtypes.float4_e2m1fn, opset=23)
+
 FORMATS: dict[str, Format] = {
-    format.name: format for format in (INT2, UINT2, INT4, UINT4, INT8, UINT8, INT16, UINT16, INT32)
+    format.name: format
+    for format in (
+        INT2,
+        UINT2,
+        INT4,
+        UINT4,
+        INT8,
+        UINT8,
+        INT16,
+        UINT16,
+        INT32,
+        FLOAT8E4M3FN,
+        FLOAT8E4M3FNUZ,
+        FLOAT8E5M2,
+        FLOAT8E5M2FNUZ,
+        FLOAT4E2M1,
+    )
 }
 
 _BY_ONNX_DTYPE = {format.onnx_dtype: format for format in FORMATS.values()}

@@ -7,24 +7,36 @@ that stored integers are those the operator would give.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import InputError
-from onnxq.quant._arrays import finite, label
+from onnxq.quant._arrays import PIECE, finite, label, pieces, row_extremes
+from onnxq.quant._groups import Grouping
+from onnxq.quant._ranges import FLOAT32_MAX, MIN_SCALE, scale_from_range
+from onnxq.quant._rounding import from_storage, round_to, to_storage
 from onnxq.quant.formats import Format
-from onnxq.quant.scheme import Granularity, Scheme, integer_range
+from onnxq.quant.scheme import Granularity, Scheme, value_range
+from onnxq.quant.search import PLAIN, Problem, ScaleSearch
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
-MIN_SCALE = float(np.finfo(np.float32).tiny)
-"""Smallest scale, 2**-126. Below lie the subnormal numbers, which processors may flush to zero."""
-
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+__all__ = [
+    "MIN_SCALE",
+    "Float32Array",
+    "Float64Array",
+    "QParams",
+    "QuantizedTensor",
+    "dequantize",
+    "fake_quantize",
+    "qparams_from_range",
+    "quantize",
+    "weight_qparams",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +48,16 @@ class QParams:
         scale: float32, at least MIN_SCALE and finite. Shape () per tensor, (channels,) per channel;
             per block that of the tensor with its length on `axis` divided by `block_size`,
             rounded up.
-        zero_point: Integer that stands for 0, in the format's storage dtype and the scale's shape.
+        zero_point: Value of the format that stands for 0, in the format's storage dtype and the
+            scale's shape; 0 in float formats.
         axis: Axis of the channels or blocks, None per tensor.
         block_size: Values on `axis` that share a scale, None per tensor and per channel.
+        limits: Smallest and largest value that `quantize` gives, None for the format's own. They
+            are for weights: QuantizeLinear has no such thing.
 
     Raises:
-        InputError: A scale is zero, negative, subnormal, NaN or infinite, or dtypes, shapes and
-            axis do not go together.
+        InputError: A scale is zero, negative, subnormal, NaN or infinite, or dtypes, shapes,
+            axis and limits do not go together.
     """
 
     format: Format
@@ -50,6 +65,7 @@ class QParams:
     zero_point: npt.NDArray[Any]
     axis: int | None = None
     block_size: int | None = None
+    limits: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         # numpy turns arrays without axes into scalars on many occasions, which onnxruntime refuses.
@@ -82,14 +98,20 @@ class QParams:
                 f"a scale of shape {self.scale.shape} does not go with axis {self.axis} "
                 f"and block size {self.block_size}"
             )
+        if self.format.is_float and self.zero_point.astype(np.float32).any():
+            raise InputError(f"{self.format.name} has no zero-point; give 0")
+        low, high = self.bounds
+        if not self.format.qmin <= low < high <= self.format.qmax:
+            raise InputError(f"limits {low} to {high} are none within format {self.format.name}")
 
     def __eq__(self, other: object) -> bool:
-        """Whether format, granularity, and every scale and zero-point are equal."""
+        """Whether format, granularity, bounds, and every scale and zero-point are equal."""
         if not isinstance(other, QParams):
             return NotImplemented
         return (
             self.format == other.format
             and self.granularity == other.granularity
+            and self.bounds == other.bounds
             and np.array_equal(self.scale, other.scale)
             and np.array_equal(self.zero_point, other.zero_point)
         )
@@ -103,9 +125,31 @@ class QParams:
         return Granularity(self.axis, self.block_size)
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest value that `quantize` gives."""
+        return self.limits or (self.format.qmin, self.format.qmax)
+
+    @property
     def opset(self) -> int:
         """Lowest opset that has DequantizeLinear with this format and granularity."""
         return max(self.format.opset, self.granularity.opset)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """Quantized values with the qparams that give them their meaning.
+
+    Attributes:
+        values: In the format's storage dtype, within the qparams' bounds.
+        qparams: Scale and zero-point that fit the values' shape.
+    """
+
+    values: npt.NDArray[Any]
+    qparams: QParams
+
+    def dequantize(self) -> Float32Array:
+        """Real values, equal to those of ONNX DequantizeLinear."""
+        return dequantize(self.values, self.qparams)
 
 
 def qparams_from_range(
@@ -125,7 +169,7 @@ def qparams_from_range(
 
     - A range of only 0 gets scale 1.
     - Scales are at least MIN_SCALE, so that ranges narrower than about 1e-36 lose precision.
-    - Scales are small enough for every integer of the format to dequantize to a finite number:
+    - Scales are small enough for every value of the format to dequantize to a finite number:
       a range near the largest float32 may be clipped by a step (in 2 bits or with power-of-two
       scales, by more).
 
@@ -149,35 +193,15 @@ def qparams_from_range(
             f"{label(name)} has lower ends of shape {lows.shape} and upper ends of shape "
             f"{highs.shape}; give both one shape"
         )
-    if (lows > highs).any() or max(-lows.min(initial=0), highs.max(initial=0)) > _FLOAT32_MAX:
+    if (lows > highs).any() or max(-lows.min(initial=0), highs.max(initial=0)) > FLOAT32_MAX:
         raise InputError(
             f"{label(name)} has a range whose lower end is above the upper, or beyond float32"
         )
-    lows, highs = np.minimum(lows, 0.0), np.maximum(highs, 0.0)
-    qlow, qhigh = integer_range(format, scheme)
-    middle = (qlow + qhigh + 1) // 2
-    # float64: high - low overflows float32 for ranges that float32 itself can hold.
-    exact: Float64Array
-    if scheme.symmetric:
-        exact = np.maximum(highs / (qhigh - middle), -lows / (middle - qlow))
-    else:
-        exact = (highs - lows) / (qhigh - qlow)
-    exact = np.where(exact == 0.0, 1.0, np.maximum(exact, MIN_SCALE))
-    if scheme.power_of_two:
-        exact = _power_of_two_at_least(exact)
-    if scheme.symmetric:
-        zero_point = np.full(exact.shape, middle, dtype=np.int64)
-    else:
-        stored = np.minimum(exact, _FLOAT32_MAX).astype(np.float32)
-        zero_point = np.clip(np.rint(qlow - lows / stored), qlow, qhigh).astype(np.int64)
-    reach = np.maximum(format.qmax - zero_point, zero_point - format.qmin)
-    largest = _at_most(_FLOAT32_MAX / reach)
-    if scheme.power_of_two:
-        largest = _power_of_two_at_most(largest)
+    scale, zero_point = scale_from_range(lows, highs, format, scheme)
     return QParams(
         format=format,
-        scale=np.asarray(np.minimum(exact, largest)).astype(np.float32),
-        zero_point=_to_storage(zero_point, format),
+        scale=scale,
+        zero_point=to_storage(zero_point, format),
         axis=axis,
         block_size=block_size,
     )
@@ -189,6 +213,7 @@ def weight_qparams(
     scheme: Scheme,
     granularity: Granularity,
     *,
+    search: ScaleSearch = PLAIN,
     name: str = "",
 ) -> QParams:
     """Scale and zero-point for a tensor's own smallest and largest values.
@@ -197,35 +222,90 @@ def weight_qparams(
     bias follows that of the weight: a dead channel's output is its bias, and with scale 1 the bias
     would be rounded far more coarsely than that of the channels beside it.
 
+    Beside the weight itself, and its copy as float32 if it is of another type, memory is needed
+    for the result and for a group, or sixteen channels where they do not lie together.
+
     Args:
         weight: Values, of any float type and shape, also empty.
         format: Format of the quantized values.
         scheme: Absmax or zero-point, with options.
         granularity: Which values share a scale; a negative axis is counted from the end.
+        search: How a better scale than that of the whole range is found.
         name: The tensor's name, for error messages.
+
+    Returns:
+        Qparams; with limits where the search may clip values to the narrow or reduced range that
+        the scheme asks for.
 
     Raises:
         InputError: NaN or infinity in the weight, no such axis, or scheme and format do not suit
             each other.
     """
     values: Float32Array = finite(weight, np.float32, name)
-    axis = _axis_within(granularity, values.ndim, name)
-    low, high = _extremes(values, axis, granularity.block_size)
-    qparams = qparams_from_range(
-        low, high, format, scheme, axis=axis, block_size=granularity.block_size, name=name
-    )
+    axis = axis_within(granularity, values.ndim, name)
+    grouping = Grouping(values.shape, axis, granularity.block_size)
+    low, high = _extremes(values, grouping)
+    plain = _plain(low, high, format, scheme, grouping)
     zeros = (low == 0) & (high == 0)
-    if not zeros.any() or zeros.all():
-        return qparams
-    scale = np.where(zeros, qparams.scale[~zeros].min(), qparams.scale)
-    return QParams(format, scale, qparams.zero_point, axis, granularity.block_size)
+    if zeros.any() and not zeros.all():
+        scale = np.where(zeros, plain.scale[~zeros].min(), plain.scale)
+        plain = replace(plain, scale=scale)
+    return plain if search == PLAIN else _searched(values, grouping, plain, scheme, search)
+
+
+def _plain(
+    low: Float32Array, high: Float32Array, format: Format, scheme: Scheme, grouping: Grouping
+) -> QParams:
+    scale: Float32Array = np.empty(low.shape, np.float32)
+    zero_point: npt.NDArray[Any] = np.empty(low.shape, format.storage)
+    # In pieces: the arithmetic in float64 takes about as much memory as a block of 32 values.
+    for cut in pieces(low.shape, PIECE // 8):
+        lows, highs = (np.asarray(end[cut], np.float64) for end in (low, high))
+        scale[cut], stands_for_zero = scale_from_range(lows, highs, format, scheme)
+        zero_point[cut] = to_storage(stands_for_zero, format)
+    return QParams(format, scale, zero_point, grouping.axis, grouping.block_size)
+
+
+def _searched(
+    values: Float32Array, grouping: Grouping, plain: QParams, scheme: Scheme, search: ScaleSearch
+) -> QParams:
+    low, high = value_range(plain.format, scheme)
+    scale = plain.scale.astype(np.float32)
+    zero_point = plain.zero_point.astype(np.float32)
+    scales, zero_points = grouping.aligned_scales(scale), grouping.aligned_scales(zero_point)
+    for batch in grouping.batches(values):
+        into_scale = scales[batch.part][batch.index]
+        into_zero_point = zero_points[batch.part][batch.index]
+        shape = into_scale.shape
+        problem = Problem(
+            values=batch.values,
+            axis=batch.axis,
+            scale=into_scale.reshape(-1),
+            zero_point=into_zero_point.reshape(-1),
+            format=plain.format,
+            low=low,
+            high=high,
+            scheme=scheme,
+        )
+        found = search.find(problem)
+        into_scale[...] = found.scale.reshape(shape)
+        into_zero_point[...] = found.zero_point.reshape(shape)
+    return QParams(
+        format=plain.format,
+        scale=scale,
+        zero_point=to_storage(zero_point, plain.format),
+        axis=plain.axis,
+        block_size=plain.block_size,
+        limits=None if (low, high) == plain.bounds else (low, high),
+    )
 
 
 def quantize(x: npt.ArrayLike, qparams: QParams, *, name: str = "") -> npt.NDArray[Any]:
     """Quantized values, equal to those of ONNX QuantizeLinear with the same scale and zero-point.
 
     Quotients beyond 32 bits saturate, as in onnxruntime; `onnx.reference` lets them wrap around.
-    int32, which QuantizeLinear does not give, is computed in float64.
+    Float formats saturate too (the operator's default). int32, which QuantizeLinear does not
+    give, is computed in float64.
 
     Args:
         x: Values, of any float type; taken as float32.
@@ -240,14 +320,28 @@ def quantize(x: npt.ArrayLike, qparams: QParams, *, name: str = "") -> npt.NDArr
     """
     values = finite(x, np.float32, name)
     format = qparams.format
-    values, scale, zero_point = _aligned(values, qparams, name)
+    grouping = _fitting(values, qparams, name)
     work = np.float64 if format.bits == 32 else np.float32
-    with np.errstate(over="ignore", under="ignore"):
-        q = np.asarray(np.divide(values, scale, dtype=work))
-    np.rint(q, out=q)
-    q += zero_point.astype(work)
-    np.clip(q, format.qmin, format.qmax, out=q)
-    return _to_storage(q, format).reshape(np.shape(x))
+    low, high = qparams.bounds
+    result: npt.NDArray[Any] = np.empty(values.shape, format.storage)
+    zero_point = qparams.zero_point.astype(work)
+    shifted = bool(zero_point.any())
+    inputs = grouping.pieces(values, qparams.scale, zero_point)
+    for (part, scale, zero), (out,) in zip(inputs, grouping.pieces(result), strict=True):
+        with np.errstate(over="ignore", under="ignore"):
+            q = np.divide(part, scale, dtype=work)
+        if format.is_float:
+            if format.bits == 4:
+                q += zero  # QuantizeLinear does so in this float format only: -0 becomes 0
+            np.clip(q, low, high, out=q)
+            round_to(q, format)
+        else:
+            round_to(q, format)
+            if shifted:
+                q += zero
+            np.clip(q, low, high, out=q)
+        out[...] = to_storage(q, format)
+    return result
 
 
 def dequantize(q: npt.NDArray[Any], qparams: QParams, *, name: str = "") -> Float32Array:
@@ -264,13 +358,20 @@ def dequantize(q: npt.NDArray[Any], qparams: QParams, *, name: str = "") -> Floa
     Raises:
         InputError: A dtype that is not the format's, or a shape that does not fit the scale.
     """
-    if q.dtype != qparams.format.storage:
-        raise InputError(f"{label(name)} holds {q.dtype}, but its format is {qparams.format.name}")
-    values, scale, zero_point = _aligned(q, qparams, name)
-    x = np.asarray(values.astype(np.float32) - zero_point.astype(np.float32))
-    with np.errstate(under="ignore"):
-        x *= scale
-    return x.reshape(q.shape)
+    format = qparams.format
+    if q.dtype != format.storage:
+        raise InputError(f"{label(name)} holds {q.dtype}, but its format is {format.name}")
+    grouping = _fitting(q, qparams, name)
+    result: Float32Array = np.empty(q.shape, np.float32)
+    zero_point = qparams.zero_point.astype(np.float32)
+    inputs = grouping.pieces(q, qparams.scale, zero_point)
+    for (part, scale, zero), (out,) in zip(inputs, grouping.pieces(result), strict=True):
+        x = from_storage(part, format)
+        if not format.is_float:
+            x -= zero
+        with np.errstate(under="ignore"):
+            np.multiply(x, scale, out=out)
+    return result
 
 
 def fake_quantize(x: npt.ArrayLike, qparams: QParams, *, name: str = "") -> Float32Array:
@@ -282,31 +383,12 @@ def fake_quantize(x: npt.ArrayLike, qparams: QParams, *, name: str = "") -> Floa
     return dequantize(quantize(x, qparams, name=name), qparams, name=name)
 
 
-def _to_storage(values: npt.NDArray[Any], format: Format) -> npt.NDArray[Any]:
-    # ml_dtypes' sub-byte types are reached through int8: converting floats directly is slower.
-    if format.bits < 8:
-        values = values.astype(np.int8)
-    return values.astype(format.storage)
+def axis_within(granularity: Granularity, rank: int, name: str) -> int | None:
+    """The granularity's axis, counted from the start.
 
-
-def _power_of_two_at_least(x: Float64Array) -> Float64Array:
-    mantissa, exponent = np.frexp(x)
-    return np.asarray(np.ldexp(1.0, np.where(mantissa == 0.5, exponent - 1, exponent)))
-
-
-def _power_of_two_at_most(x: Float64Array) -> Float64Array:
-    _, exponent = np.frexp(x)
-    return np.asarray(np.ldexp(1.0, exponent - 1))
-
-
-def _at_most(x: Float64Array) -> Float64Array:
-    """Largest float32 numbers that are not above `x`."""
-    rounded = x.astype(np.float32)
-    below = np.nextafter(rounded, np.float32(0.0))
-    return np.where(rounded > x, below, rounded).astype(np.float64)
-
-
-def _axis_within(granularity: Granularity, rank: int, name: str) -> int | None:
+    Raises:
+        InputError: A tensor of this rank has no such axis.
+    """
     if granularity.axis is None:
         return None
     if not -rank <= granularity.axis < rank:
@@ -314,57 +396,35 @@ def _axis_within(granularity: Granularity, rank: int, name: str) -> int | None:
     return granularity.axis % rank
 
 
-def _extremes(
-    values: Float32Array, axis: int | None, block_size: int | None
-) -> tuple[Float32Array, Float32Array]:
+def _extremes(values: Float32Array, grouping: Grouping) -> tuple[Float32Array, Float32Array]:
     """Smallest and largest values of each group, widened to hold 0."""
-    zero = np.float32(0.0)
-    if axis is None or block_size is None:
-        others = None if axis is None else tuple(a for a in range(values.ndim) if a != axis)
-        return (
-            np.asarray(np.min(values, axis=others, initial=zero)),
-            np.asarray(np.max(values, axis=others, initial=zero)),
-        )
-    whole = values.shape[axis] // block_size
-    head, tail = np.split(values, [whole * block_size], axis=axis)
-    blocked = head.reshape((*head.shape[:axis], whole, block_size, *head.shape[axis + 1 :]))
-    low = np.min(blocked, axis=axis + 1, initial=zero)
-    high = np.max(blocked, axis=axis + 1, initial=zero)
-    if tail.shape[axis]:
-        last_low = np.min(tail, axis=axis, keepdims=True, initial=zero)
-        last_high = np.max(tail, axis=axis, keepdims=True, initial=zero)
-        low = np.concatenate([low, last_low], axis=axis)
-        high = np.concatenate([high, last_high], axis=axis)
+    low: Float32Array = np.zeros(grouping.scale_shape, np.float32)
+    high: Float32Array = np.zeros(grouping.scale_shape, np.float32)
+    axes = grouping.value_axes
+    for part, least, most in grouping.pieces(values, low, high):
+        before, length, size, after = part.shape
+        if axes == (2,) and after == 1 and size < before * length:
+            found = row_extremes(part.reshape(-1, size))
+            lowest, highest = (ends.reshape(least.shape) for ends in found)
+        else:
+            lowest = part.min(axis=axes, keepdims=True)
+            highest = part.max(axis=axes, keepdims=True)
+        np.minimum(least, lowest, out=least)
+        np.maximum(most, highest, out=most)
     return low, high
 
 
-def _aligned(
-    values: npt.NDArray[Any], qparams: QParams, name: str
-) -> tuple[npt.NDArray[Any], Float32Array, npt.NDArray[Any]]:
-    """Values, scale and zero-point in shapes that broadcast against each other."""
-    scale, zero_point, size = qparams.scale, qparams.zero_point, qparams.block_size
-    axis = _axis_within(qparams.granularity, values.ndim, name)
-    if axis is None:
-        return values, scale, zero_point
-    length = values.shape[axis]
-    if size is None:
-        wanted: tuple[int, ...] = (length,)
-    else:
-        wanted = (*values.shape[:axis], -(-length // size), *values.shape[axis + 1 :])
-    if scale.shape != wanted:
+def _fitting(values: npt.NDArray[Any], qparams: QParams, name: str) -> Grouping:
+    """How the qparams group these values.
+
+    Raises:
+        InputError: The scale is for another shape.
+    """
+    axis = axis_within(qparams.granularity, values.ndim, name)
+    grouping = Grouping(values.shape, axis, qparams.block_size)
+    if qparams.scale.shape != grouping.scale_shape:
         raise InputError(
-            f"{label(name)} has shape {values.shape}, which needs a scale of shape {wanted}, "
-            f"but the scale has shape {scale.shape}"
+            f"{label(name)} has shape {values.shape}, which needs a scale of shape "
+            f"{grouping.scale_shape}, but the scale has shape {qparams.scale.shape}"
         )
-    if size is None:
-        shape = tuple(length if a == axis else 1 for a in range(values.ndim))
-        return values, scale.reshape(shape), zero_point.reshape(shape)
-    if length % size == 0:
-        blocked = (*values.shape[:axis], length // size, size, *values.shape[axis + 1 :])
-        return (
-            values.reshape(blocked),
-            np.expand_dims(scale, axis + 1),
-            np.expand_dims(zero_point, axis + 1),
-        )
-    block_of = np.arange(length) // size
-    return values, np.take(scale, block_of, axis=axis), np.take(zero_point, block_of, axis=axis)
+    return grouping

@@ -14,7 +14,7 @@ class Scheme:
 
     Absmax (`symmetric`) puts zero in the middle of the format: at 0 in a signed format, at half of
     the range in an unsigned one (128 in uint8). Zero-point lays the range over the whole format and
-    puts zero where it falls.
+    puts zero where it falls; float formats have none.
 
     Attributes:
         symmetric: Absmax if true, zero-point if not.
@@ -83,21 +83,23 @@ def per_block(axis: int, size: int) -> Granularity:
     return Granularity(axis, size)
 
 
-def integer_range(format: Format, scheme: Scheme) -> tuple[int, int]:
-    """Smallest and largest integer that a range is laid over.
+def value_range(format: Format, scheme: Scheme) -> tuple[float, float]:
+    """Smallest and largest value of the format that a range is laid over.
+
+    Narrow range changes nothing in float formats: they reach as far below zero as above.
 
     Raises:
         InputError: The scheme's options do not suit the format.
     """
     low, high = format.qmin, format.qmax
+    if not scheme.symmetric and (format.is_float or format.bits == 32):
+        raise InputError(f"{format.name} has no zero-point; use the absmax scheme")
     if scheme.reduced_range:
-        if format.bits != 8:
+        if format.bits != 8 or format.is_float:
             raise InputError(
-                f"reduced_range is for 8-bit formats, not {format.name}; drop the option"
+                f"reduced_range is for 8-bit integers, not {format.name}; drop the option"
             )
         low, high = low // 2, high // 2
-    if scheme.narrow_range:
+    if scheme.narrow_range and not format.is_float:
         low += 1
-    if format.bits == 32 and not scheme.symmetric:
-        raise InputError(f"{format.name} has no zero-point; use the absmax scheme")
     return low, high

@@ -30,6 +30,14 @@ OutputRule = Literal["quantized", "float"]
 """Whether the integer kernel of a ``compute`` operator must give integers or may give floats."""
 
 
+Form = Literal["", "saturating-add"]
+"""Equal forms that runtimes have integer kernels for.
+
+``saturating-add``: HardSigmoid as the Add of a constant whose output is quantized with scale
+1/255 from 0 on: saturation clips. HardSwish as its product with that.
+"""
+
+
 @dataclass(frozen=True)
 class OperatorRule:
     """How one operator is quantized on a target.
@@ -48,6 +56,7 @@ class OperatorRule:
         broken_by: Attributes that, when set, break the integer kernel. Runtimes fuse the operator
             to it wherever a pair stands on both sides, so none may stand behind it.
         constant_inputs: Whether other inputs than the weight may be constant.
+        form: Another form in which it is written in integers, see `Form`; as it is if empty.
         minimum_opset: Lowest opset in which the operator takes integer tensors.
     """
 
@@ -62,6 +71,7 @@ class OperatorRule:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     broken_by: tuple[str, ...] = ()
     constant_inputs: bool = False
+    form: Form = ""
     minimum_opset: int = 1
 
 
@@ -80,6 +90,7 @@ class Target:
         weight_per_channel: Whether weights have a scale for each output channel.
         passes: Float passes, in text form, that bring the graph into the forms this target
             computes fastest on integers.
+        precisions: What a search over precisions chooses from here.
         operators: Rules by operator type.
         reasons: Why operators that one might expect are left in float here.
     """
@@ -93,6 +104,7 @@ class Target:
     weight_scheme: Scheme
     weight_per_channel: bool
     passes: str
+    precisions: tuple[str, ...]
     operators: Mapping[str, OperatorRule]
     reasons: Mapping[str, str]
 
@@ -160,6 +172,7 @@ def _parse(name: str, table: dict[str, Any]) -> Target:
         weight_scheme=_scheme(weight),
         weight_per_channel=weight["per_channel"],
         passes=table["passes"],
+        precisions=tuple(table["precisions"]),
         operators={
             op_type: _rule(op_type, fields) for op_type, fields in table["operators"].items()
         },

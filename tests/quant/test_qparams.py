@@ -40,7 +40,7 @@ from onnxq.quant import (
 )
 
 NARROW = Scheme(symmetric=True, narrow_range=True)
-INTEGERS = [format for format in FORMATS.values() if format.bits < 32]
+INTEGERS = [format for format in FORMATS.values() if format.bits < 32 and not format.is_float]
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -261,6 +261,37 @@ def test_other_float_types_are_taken_as_float32(dtype: npt.DTypeLike) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "scheme", "scale"),
+    [
+        ("float8e4m3fn", ABSMAX, 3.0 / 448),
+        ("float8e4m3fnuz", NARROW, 3.0 / 240),
+        ("float8e5m2", ABSMAX, 3.0 / 57344),
+        ("float4e2m1", ABSMAX, 0.5),
+        ("float4e2m1", Scheme(symmetric=True, power_of_two=True), 0.5),
+        ("float8e4m3fn", Scheme(symmetric=True, power_of_two=True), 2.0**-7),
+    ],
+)
+def test_ranges_of_float_formats(name: str, scheme: Scheme, scale: float) -> None:
+    qparams = qparams_from_range(-3.0, 1.0, FORMATS[name], scheme)
+    assert qparams.scale == np.float32(scale)
+    assert not qparams.zero_point.astype(np.float32)
+
+
+@given(st.sampled_from([f for f in FORMATS.values() if f.is_float]), floats, st.booleans())
+def test_float_formats_clip_nothing_and_stay_finite(
+    format: Format, end: float, power_of_two: bool
+) -> None:
+    scheme = Scheme(symmetric=True, power_of_two=power_of_two)
+    qparams = qparams_from_range(min(end, 0), max(end, 0), format, scheme)
+    assert float(qparams.scale) >= MIN_SCALE
+    ends = np.array([format.qmin, format.qmax]).astype(format.storage)
+    assert np.isfinite(dequantize(ends, qparams)).all()
+    if MIN_SCALE * format.qmax < abs(end) < 1e38:
+        mantissa = ml_dtypes.finfo(format.storage).nmant
+        assert fake_quantize([end], qparams)[0] == pytest.approx(end, rel=2.0 ** -(mantissa + 1))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
 def test_values_beyond_float32_are_refused_by_name(value: float) -> None:
     w = np.array([1.0, value])
@@ -283,7 +314,7 @@ def test_what_cannot_be_asked_for() -> None:
     w = np.ones((2, 3), np.float32)
     with pytest.raises(InputError, match="'w' has 2 axes, and none is axis 2"):
         weight_qparams(w, INT8, ABSMAX, per_channel(2), name="w")
-    with pytest.raises(InputError, match="reduced_range is for 8-bit formats, not int4"):
+    with pytest.raises(InputError, match="reduced_range is for 8-bit integers, not int4"):
         weight_qparams(w, INT4, Scheme(True, reduced_range=True), PER_TENSOR)
     with pytest.raises(InputError, match="int32 has no zero-point"):
         weight_qparams(w, INT32, ZERO_POINT, PER_TENSOR)

@@ -1,0 +1,76 @@
+"""The arithmetic between a range of real numbers and scale and zero-point."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.quant.formats import Format
+from onnxq.quant.scheme import Scheme, value_range
+
+Float64Array = npt.NDArray[np.float64]
+
+MIN_SCALE = float(np.finfo(np.float32).tiny)
+"""Smallest scale, 2**-126. Below lie the subnormal numbers, which processors may flush to zero."""
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+def scale_from_range(
+    lows: Float64Array, highs: Float64Array, format: Format, scheme: Scheme
+) -> tuple[npt.NDArray[np.float32], Float64Array]:
+    """Scale and zero-point as `qparams_from_range` describes them.
+
+    Args:
+        lows: Lower ends, of any shape, finite in float32.
+        highs: Upper ends, not below the lower ones.
+        format: Format of the quantized values.
+        scheme: Absmax or zero-point, with options.
+
+    Returns:
+        The two, in the shape of the ends.
+
+    Raises:
+        InputError: Scheme and format do not suit each other.
+    """
+    lows, highs = np.minimum(lows, 0.0), np.maximum(highs, 0.0)
+    qlow, qhigh = value_range(format, scheme)
+    middle = 0.0 if format.is_float else (qlow + qhigh + 1) // 2
+    # float64: high - low overflows float32 for ranges that float32 itself can hold.
+    exact: Float64Array
+    if scheme.symmetric:
+        exact = np.maximum(highs / (qhigh - middle), -lows / (middle - qlow))
+    else:
+        exact = (highs - lows) / (qhigh - qlow)
+    exact = np.where(exact == 0.0, 1.0, np.maximum(exact, MIN_SCALE))
+    if scheme.power_of_two:
+        exact = power_of_two_at_least(exact)
+    zero_point: Float64Array
+    if scheme.symmetric:
+        zero_point = np.full(exact.shape, middle, dtype=np.float64)
+    else:
+        stored = np.minimum(exact, FLOAT32_MAX).astype(np.float32)
+        zero_point = np.asarray(np.clip(np.rint(qlow - lows / stored), qlow, qhigh))
+    reach = np.maximum(format.qmax - zero_point, zero_point - format.qmin)
+    largest = _at_most(FLOAT32_MAX / reach)
+    if scheme.power_of_two:
+        largest = _power_of_two_at_most(largest)
+    return np.asarray(np.minimum(exact, largest)).astype(np.float32), zero_point
+
+
+def power_of_two_at_least(x: Float64Array) -> Float64Array:
+    """Smallest powers of two that are not below `x`."""
+    mantissa, exponent = np.frexp(x)
+    return np.asarray(np.ldexp(1.0, np.where(mantissa == 0.5, exponent - 1, exponent)))
+
+
+def _power_of_two_at_most(x: Float64Array) -> Float64Array:
+    _, exponent = np.frexp(x)
+    return np.asarray(np.ldexp(1.0, exponent - 1))
+
+
+def _at_most(x: Float64Array) -> Float64Array:
+    """Largest float32 numbers that are not above `x`."""
+    rounded = x.astype(np.float32)
+    below = np.nextafter(rounded, np.float32(0.0))
+    return np.where(rounded > x, below, rounded).astype(np.float64)
