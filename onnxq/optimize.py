@@ -3,66 +3,56 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-import onnx
-
-from onnxq.calibrate import calibrate
+from onnxq.calibrate import Calibrator, calibrate, parse_calibrator
 from onnxq.data import Batch, DataLike, Dataset, ImageOptions, read
-from onnxq.data.dataset import CALIBRATION_LIMIT
 from onnxq.errors import InputError
-from onnxq.ir import (
-    Context,
-    Graph,
-    PassRecord,
-    Pipeline,
-    infer_types,
-    load,
-    parse_passes,
-    raise_opset,
-    save,
-)
+from onnxq.ir import Context, Graph, Pass, Pipeline, load, save
 from onnxq.ir.save import check_writable
+from onnxq.mixed import Candidate, Search
 from onnxq.passes.constant_initializers import ConstantInitializers
 from onnxq.passes.insert_qdq import InsertQdq
-from onnxq.passes.placement import OVERRIDABLE, Placement, place
+from onnxq.plan import Pin, Plan
 from onnxq.progress import SILENT, Progress
 from onnxq.quant import Target, load_target
 from onnxq.recipe import Recipe, load_recipe
-from onnxq.runtime import Session, TensorSpec
+from onnxq.runtime import Session
+from onnxq.stages import (
+    ModelLike,
+    as_file,
+    float_graph,
+    label,
+    place_integers,
+    promise,
+    single_feed,
+    split_data,
+)
+from onnxq.study import StudyOptions, study
 from onnxq.verify import CompareOptions, Gate, Report, compare_files, with_gates
 from onnxq.verify.facts import file_sha256
 from onnxq.verify.metrics import choose_metric
-from onnxq.verify.precision import left_in_float, node_name
-from onnxq.verify.result import MetricFacts
+from onnxq.verify.precision import left_in_float
+from onnxq.verify.result import CandidateFacts
 
-ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
-
-DEFAULT_MIN_SPEEDUP = 1.0
-"""Without a promise of the user's, a model must at least not be slower than the float one."""
-
-DEFAULT_MAX_DROP = 0.01
-"""Without a promise of the user's: largest drop of a metric that is a fraction."""
-
-DEFAULT_MAX_RISE = 0.02
-"""Without a promise of the user's: largest rise of bits-per-byte, as a share of float's."""
-
-DEFAULT_MIN_SQNR = 15.0
-"""Without a promise and without labels: smallest SQNR of an output in dB."""
+DEFAULT_RECIPE = "mixed"
 
 
 @dataclass(frozen=True)
 class Optimized:
-    """An optimized model, the proof, and where it was written (None if it was not)."""
+    """An optimized model, the proof, and where it was written (None if it was not).
+
+    ``plan`` is what made it, if a search over precisions did and did not end at the float model.
+    """
 
     graph: Graph
     report: Report
     written: Path | None
+    plan: Plan | None = None
 
     @property
     def passed(self) -> bool:
@@ -75,13 +65,16 @@ def optimize(
     data: DataLike,
     *,
     output: str | os.PathLike[str] | None = None,
-    recipe: str | Recipe = "int8",
+    recipe: str | Recipe = DEFAULT_RECIPE,
     target: str = "auto",
+    calibrator: str | None = None,
     eval_data: DataLike | None = None,
     metric: str | None = None,
     max_drop: float | None = None,
     min_speedup: float | None = None,
     min_sqnr: float | None = None,
+    max_size_ratio: float | None = None,
+    pins: Sequence[str | Pin] = (),
     keep_failed: bool = False,
     constant_initializers: bool = False,
     opset: int | None = None,
@@ -90,6 +83,7 @@ def optimize(
     images: ImageOptions | None = None,
     threads: int = 1,
     seed: int = 0,
+    work_folder: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
     debug: int = 0,
 ) -> Optimized:
@@ -97,6 +91,8 @@ def optimize(
 
     The model is rewritten, calibrated on one part of the data, quantized, and compared with the
     float model on the other part: metric, outputs, layers, size, and latency measured in turn.
+    With the recipe ``mixed`` every node gets the precision that sensitivity and measured costs
+    speak for, and the fastest candidate that keeps the promise wins, the float model among them.
 
     Args:
         model: Path, serialized bytes or ``ModelProto`` of the float model.
@@ -104,12 +100,16 @@ def optimize(
         output: Where to write the model; nothing is written without it, or when a promise broke.
         recipe: A `Recipe`, or the name or file of one.
         target: Where the model is to run; ``auto`` is this machine's processor.
+        calibrator: How activation ranges are found, as ``percentile{percentile=99.9}``; the
+            recipe's if None.
         eval_data: Held-out samples; a part of ``data`` if None. Of data with a split of its own
             only the part for the purpose is used.
         metric: Name of the metric; chosen by the labels if None.
         max_drop: Largest drop of the metric that is acceptable, in its own unit.
         min_speedup: Smallest speedup over float.
         min_sqnr: Smallest SQNR of any output in dB.
+        max_size_ratio: Largest size of the file relative to the float one.
+        pins: Precisions set by hand, as ``"head*=float32"``; for the recipe ``mixed``.
         keep_failed: Write the model even when a promise broke.
         constant_initializers: Make weights that are listed as inputs, too, constants; callers
             can no longer override them.
@@ -119,6 +119,7 @@ def optimize(
         images: How to read a folder of images.
         threads: Threads inside one operator, for latency.
         seed: Chooses the held-out part.
+        work_folder: Where to keep what was found out, for another run; nowhere if None.
         progress: Told of stages.
         debug: Level of the passes' log, see `onnxq.ir.Context`.
 
@@ -129,12 +130,16 @@ def optimize(
     started = time.perf_counter()
     steps = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     table = load_target(target)
+    chosen = parse_calibrator(calibrator or steps.calibrator)
+    parsed = tuple(p if isinstance(p, Pin) else Pin.parse(p) for p in pins)
+    if parsed and not steps.is_mixed:
+        raise InputError("pins are for a search over precisions; use the recipe 'mixed'")
     if output is not None:
         check_writable(Path(output))
-    with _as_file(model) as (path, folder):
+    with as_file(model) as (path, folder):
         source = load(path)
         specs = Session(path).inputs
-        samples, held_out = _split(
+        samples, held_out = split_data(
             data, eval_data, specs, seed, calibration_samples, batch_size, images
         )
         if choose_metric(metric, held_out.has_labels, held_out.labels_ndim) is None:
@@ -142,52 +147,234 @@ def optimize(
             promise(None, max_drop)
         if constant_initializers:
             ConstantInitializers().run(source, Context(debug))
-        graph, records, placed = _rewrite(source, steps, table, opset, debug, progress)
-        progress.stage("calibrating", len(samples))
-        ranges = calibrate(
-            graph,
-            samples,
-            placed.observed(),
-            calibrator=steps.calibrator,
-            model_sha256=file_sha256(path),
-            progress=lambda done, _: progress.advance(done),
-        )
-        progress.stage("quantizing")
-        insertion = InsertQdq(
-            {name: (r.min, r.max) for name, r in ranges.ranges.items()},
-            target,
-            steps.keep_float,
-        )
-        records += Pipeline((insertion,), fixed_point=False).run(graph, Context(debug))
-        if not records[-1].rewrites:
-            reasons = left_in_float(graph)
-            computing = [node_name(n) for n, rule in placed.nodes.items() if rule.role == "compute"]
-            raise InputError(f"nothing in the model can be quantized: {reasons[computing[0]]}")
-        candidate = folder / "candidate.onnx"
-        save(graph, candidate)
-        report = compare_files(
+        job = _Job(
             path,
-            candidate,
+            folder,
+            source,
+            samples,
             held_out,
             single_feed(held_out, specs),
-            CompareOptions(metric=metric, providers=(table.provider,), threads=threads),
-            passes=records,
-            started=started,
+            steps,
+            table,
+            chosen,
+            metric,
+            StudyOptions(
+                pins=parsed,
+                work_folder=None if work_folder is None else Path(work_folder),
+                opset=opset or 0,
+                threads=threads,
+                seed=seed,
+                debug=debug,
+            ),
+            progress,
+        )
+        bounds = (max_drop, min_speedup, min_sqnr, max_size_ratio)
+        graph, report, plan = job.mixed(*bounds) if steps.is_mixed else job.uniform(*bounds)
+        report = replace(
+            report,
+            model=replace(report.model, path=label(model)),
+            output=replace(report.output, path="" if output is None else str(output)),
+        )
+        written = None
+        if output is not None and (report.passed or keep_failed):
+            written = Path(output)
+            save(graph, written)
+    seconds = time.perf_counter() - started
+    return Optimized(graph, replace(report, seconds=seconds), written, plan)
+
+
+Found = tuple[Graph, Report, Plan | None]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One optimization: everything it needs, once it was read and checked."""
+
+    path: Path
+    folder: Path
+    source: Graph
+    samples: Dataset
+    held_out: Dataset
+    one: Batch
+    steps: Recipe
+    table: Target
+    calibrator: Calibrator
+    metric: str | None
+    options: StudyOptions
+    progress: Progress
+
+    def uniform(
+        self,
+        max_drop: float | None,
+        min_speedup: float | None,
+        min_sqnr: float | None,
+        max_size_ratio: float | None,
+    ) -> Found:
+        """Quantize as the recipe's passes do."""
+        quantizing = self.steps.quantizing_passes()
+        static = any(isinstance(step, InsertQdq) for step in quantizing)
+        needed = [self.table.opset] if static else []
+        needed += [getattr(step, "needed_opset", 0) for step in quantizing]
+        opset = max(*needed, self.options.opset, self.source.opset)
+        debug, progress = self.options.debug, self.progress
+        graph, records = float_graph(self.source, self.steps, self.table, opset, debug, progress)
+        ranges = self._ranges(graph) if static else {}
+        progress.stage("quantizing")
+        made = Pipeline(
+            tuple(_configured(step, self.steps, self.table, ranges) for step in quantizing),
+            fixed_point=False,
+        ).run(graph, Context(debug))
+        if not any(record.rewrites for record in made):
+            reasons = [*left_in_float(graph).values()] or ["it holds nothing of the kind"]
+            most = max(reasons, key=reasons.count)
+            raise InputError(f"nothing in the model can be quantized: {most}")
+        candidate = self.folder / "candidate.onnx"
+        save(graph, candidate)
+        report = compare_files(
+            self.path,
+            candidate,
+            self.held_out,
+            self.one,
+            CompareOptions(
+                metric=self.metric,
+                providers=(self.table.provider,),
+                threads=self.options.threads,
+            ),
+            passes=[*records, *made],
             progress=progress,
         )
-    report = with_gates(
-        replace(
-            report,
-            model=replace(report.model, path=_label(model)),
-            output=replace(report.output, path="" if output is None else str(output)),
-        ),
-        promise(report.metric, max_drop, min_speedup, min_sqnr),
+        gates = promise(report.metric, max_drop, min_speedup, min_sqnr, max_size_ratio)
+        return graph, with_gates(report, gates), None
+
+    def mixed(
+        self,
+        max_drop: float | None,
+        min_speedup: float | None,
+        min_sqnr: float | None,
+        max_size_ratio: float | None,
+    ) -> Found:
+        """Search over precisions, node by node."""
+        baseline = self._baseline()
+        gates = promise(baseline.metric, max_drop, min_speedup, min_sqnr, max_size_ratio)
+        found = study(
+            file_sha256(self.path),
+            self.source,
+            self.samples,
+            self.one,
+            self.steps,
+            self.table,
+            self.calibrator,
+            self.options,
+            self.progress,
+        )
+        search = Search(
+            found,
+            self.path,
+            self.held_out,
+            self.one,
+            gates,
+            self.metric,
+            self.folder,
+            self.progress,
+        )
+        winner = search.run()
+        report = search.prove(winner)
+        if not report.passed and not _breaks_accuracy(report):
+            # What looked fast enough is not, measured again: the next one may be.
+            for candidate in search.order():
+                if candidate is not winner and candidate.speedup < winner.speedup:
+                    winner, report = candidate, search.prove(candidate)
+                    if report.passed:
+                        break
+        facts = tuple(_facts(c) for c in sorted(search.candidates, key=lambda c: -c.speedup))
+        kept = with_gates(replace(baseline, candidates=facts), gates)
+        if not report.passed and kept.passed:
+            return self.source, kept, None
+        plan = winner.plan
+        if plan is not None:
+            plan = plan.with_measured(_measured(report))
+        losses = {n.node: n for n in found.sensitivity.nodes}
+        layers = tuple(
+            replace(layer, sensitivity=losses[layer.node].loss(layer.precision))
+            if layer.node in losses and layer.precision in found.precisions
+            else layer
+            for layer in report.layers
+        )
+        return winner.graph, replace(report, layers=layers, candidates=facts), plan
+
+    def _baseline(self) -> Report:
+        """The float model against itself: what a candidate that changes nothing gives."""
+        report = compare_files(
+            self.path,
+            self.path,
+            self.held_out,
+            self.one,
+            CompareOptions(
+                metric=self.metric,
+                providers=(self.table.provider,),
+                threads=self.options.threads,
+                layers=False,
+                latency_seconds=0.5,
+            ),
+            progress=self.progress,
+        )
+        # It is the same file: what the clock makes of it is noise.
+        latencies = tuple(
+            replace(facts, candidate_ms=facts.float_ms, speedup=1.0) for facts in report.latencies
+        )
+        return replace(report, latency=latencies[0], latencies=latencies)
+
+    def _ranges(self, graph: Graph) -> dict[str, tuple[float, float]]:
+        placed = place_integers(graph, self.steps, self.table)
+        self.progress.stage("calibrating", len(self.samples))
+        ranges = calibrate(
+            graph,
+            self.samples,
+            placed.observed(),
+            calibrator=self.calibrator,
+            format=self.table.activation_format,
+            scheme=self.table.activation_scheme,
+            model_sha256=file_sha256(self.path),
+            progress=lambda done, _: self.progress.advance(done),
+        )
+        return {name: (r.min, r.max) for name, r in ranges.ranges.items()}
+
+
+def _configured(
+    step: Pass, steps: Recipe, table: Target, ranges: dict[str, tuple[float, float]]
+) -> Pass:
+    """A recipe's pass with what only the run knows: ranges, target, nodes kept in float."""
+    own = {f.name for f in fields(step)}  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
+    if "keep_float" in own:
+        given["keep_float"] = (*vars(step)["keep_float"], *steps.keep_float)
+    if isinstance(step, InsertQdq):
+        given |= {"ranges": ranges, "target": table.name}
+    return replace(step, **given)  # type: ignore[type-var]
+
+
+def _breaks_accuracy(report: Report) -> bool:
+    return any(not g.passed and not g.expr.startswith("speedup") for g in report.gates)
+
+
+def _measured(report: Report) -> dict[str, float]:
+    found = {"sqnr_db": report.sqnr_db, "size_ratio": report.size.ratio}
+    if report.latency is not None:
+        found["speedup"] = report.latency.speedup
+    if report.metric is not None:
+        found["drop"] = report.metric.drop
+    return found
+
+
+def _facts(candidate: Candidate) -> CandidateFacts:
+    report = candidate.report
+    return CandidateFacts(
+        candidate.label,
+        candidate.speedup,
+        candidate.loss,
+        None if report is None else report.sqnr_db,
+        None if report is None or report.metric is None else report.metric.drop,
     )
-    written = None
-    if output is not None and (report.passed or keep_failed):
-        written = Path(output)
-        save(graph, written)
-    return Optimized(graph, replace(report, seconds=time.perf_counter() - started), written)
 
 
 def compare(
@@ -228,7 +415,7 @@ def compare(
     """
     started = time.perf_counter()
     parsed = tuple(g if isinstance(g, Gate) else Gate.parse(g) for g in gates)
-    with _as_file(float_model) as (path, _), _as_file(candidate) as (candidate_path, _):
+    with as_file(float_model) as (path, _), as_file(candidate) as (candidate_path, _):
         load(path)
         load(candidate_path)
         specs = Session(path).inputs
@@ -254,119 +441,6 @@ def compare(
         )
     return replace(
         report,
-        model=replace(report.model, path=_label(float_model)),
-        output=replace(report.output, path=_label(candidate)),
+        model=replace(report.model, path=label(float_model)),
+        output=replace(report.output, path=label(candidate)),
     )
-
-
-def promise(
-    metric: MetricFacts | None,
-    max_drop: float | None = None,
-    min_speedup: float | None = None,
-    min_sqnr: float | None = None,
-) -> list[Gate]:
-    """The gates that `optimize` holds a candidate to, the defaults filled in.
-
-    Raises:
-        InputError: a drop is promised, but there is no metric to measure it by.
-    """
-    gates = []
-    if metric is not None:
-        if max_drop is None:
-            is_fraction = metric.name != "bits-per-byte"
-            max_drop = DEFAULT_MAX_DROP if is_fraction else DEFAULT_MAX_RISE * metric.float
-        gates.append(Gate("drop", "<=", max_drop))
-    elif max_drop is not None:
-        raise InputError(
-            "a largest drop needs a metric, and the data has no array 'labels'; add labels, or "
-            "promise --min-sqnr instead"
-        )
-    elif min_sqnr is None:
-        min_sqnr = DEFAULT_MIN_SQNR
-    if min_sqnr is not None:
-        gates.append(Gate("sqnr", ">=", min_sqnr))
-    gates.append(Gate("speedup", ">=", DEFAULT_MIN_SPEEDUP if min_speedup is None else min_speedup))
-    return gates
-
-
-def single_feed(data: Dataset, specs: Sequence[TensorSpec]) -> Batch:
-    """The first sample alone where the model leaves the batch open, else the first batch."""
-    first = next(data.batches())
-    open_batch = all(
-        s.shape and not isinstance(s.shape[0], int) and len(first.feeds[s.name]) == first.size
-        for s in specs
-    )
-    if first.size == 1 or not open_batch:
-        return first
-    return Batch({name: array[:1] for name, array in first.feeds.items()}, None, 1, 1)
-
-
-def _rewrite(
-    source: Graph, steps: Recipe, table: Target, opset: int | None, debug: int, progress: Progress
-) -> tuple[Graph, list[PassRecord], Placement]:
-    progress.stage("rewriting")
-    graph = raise_opset(source, max(table.opset, opset or 0))
-    float_passes = (*steps.float_passes(), *parse_passes(table.passes))
-    records = Pipeline(float_passes).run(graph, Context(debug))
-    infer_types(graph)
-    names = {node.name for node in graph.all_nodes()}
-    for name in steps.keep_float:
-        if name not in names:
-            raise InputError(
-                f"the recipe keeps '{name}' in float, but after the float passes no node has that "
-                "name; `onnxq rewrite` writes the model in which to look it up"
-            )
-    placed = place(graph, table, frozenset(steps.keep_float))
-    if not placed.nodes:
-        raise InputError(f"nothing in the model can be quantized: {_main_reason(placed, table)}")
-    return graph, records, placed
-
-
-def _main_reason(placed: Placement, target: Target) -> str:
-    """Why nothing can be quantized, in the words of most of the operators that compute."""
-    computing = {n for n, rule in target.operators.items() if rule.role == "compute"}
-    reasons = [r for node, r in placed.left_in_float.items() if node.op_type in computing]
-    if not reasons:
-        return f"it has no {', '.join(sorted(computing))} outside of subgraphs and functions"
-    reason = max(reasons, key=reasons.count)
-    if reason == OVERRIDABLE:
-        reason += "; if none does, add --constant-initializers"
-    return reason
-
-
-def _split(
-    data: DataLike,
-    eval_data: DataLike | None,
-    specs: Sequence[TensorSpec],
-    seed: int,
-    calibration_samples: int | None,
-    batch_size: int | None,
-    images: ImageOptions | None,
-) -> tuple[Dataset, Dataset]:
-    samples = read(data, specs, batch_size=batch_size, images=images)
-    if eval_data is None:
-        return samples.split(seed, calibration_samples)
-    held_out = read(eval_data, specs, batch_size=batch_size, images=images)
-    if held_out.has_split:
-        held_out = held_out.split(seed)[1]
-    if samples.has_split:
-        samples = samples.split(seed)[0]
-    limit = CALIBRATION_LIMIT if calibration_samples is None else calibration_samples
-    return samples.take(limit), held_out
-
-
-@contextmanager
-def _as_file(model: ModelLike) -> Iterator[tuple[Path, Path]]:
-    """The model as a file, and a folder for more files that goes away afterwards."""
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as name:
-        folder = Path(name)
-        if isinstance(model, str | os.PathLike):
-            yield Path(model), folder
-        else:
-            path = folder / "model.onnx"
-            save(load(model), path)
-            yield path, folder
-
-
-def _label(model: ModelLike) -> str:
-    return os.fspath(model) if isinstance(model, str | os.PathLike) else "the model in memory"

@@ -8,9 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from onnxq.calibrate import OBSERVERS
+from onnxq.calibrate import parse_calibrator
 from onnxq.errors import InputError
 from onnxq.ir import Pass, default_passes, parse_passes
+
+MIXED = "mixed"
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,17 @@ class Recipe:
     Attributes:
         description: One line for people.
         passes: Float passes in text form, or ``default`` for the default float pipeline.
-        calibrator: How activation ranges are found.
+        calibrator: How activation ranges are found, as ``percentile{percentile=99.9}``.
+        quantization: How to quantize: passes in text form, or ``mixed`` for a search over
+            precisions node by node.
+        precisions: What the search may choose from; the target's if empty.
         keep_float: Names of nodes that are to stay in float.
     """
 
     description: str = ""
     passes: str = "default"
+    quantization: str = "insert-qdq"
+    precisions: tuple[str, ...] = ()
     calibrator: str = "minmax"
     keep_float: tuple[str, ...] = ()
 
@@ -36,6 +43,19 @@ class Recipe:
             InputError: the text names a pass or option that does not exist.
         """
         return default_passes() if self.passes == "default" else parse_passes(self.passes)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether every node gets a precision of its own."""
+        return self.quantization == MIXED
+
+    def quantizing_passes(self) -> tuple[Pass, ...]:
+        """The passes that quantize, where the recipe is not mixed.
+
+        Raises:
+            InputError: the text names a pass or option that does not exist.
+        """
+        return parse_passes(self.quantization)
 
 
 def load_recipe(name: str) -> Recipe:
@@ -82,19 +102,23 @@ def _parse(name: str, text: str) -> Recipe:
             )
         table[key] = _checked(name, key, value)
     recipe = Recipe(**table)
-    if recipe.calibrator not in OBSERVERS:
-        raise InputError(
-            f"the recipe '{name}' asks for calibrator '{recipe.calibrator}'; available: "
-            f"{', '.join(OBSERVERS)}"
-        )
+    try:
+        parse_calibrator(recipe.calibrator)
+    except InputError as error:
+        raise InputError(f"the recipe '{name}' names a calibrator, but {error}") from error
+    if not recipe.is_mixed:
+        try:
+            recipe.quantizing_passes()
+        except InputError as error:
+            raise InputError(f"the recipe '{name}' names a quantization, but {error}") from error
     return recipe
 
 
 def _checked(name: str, key: str, value: Any) -> Any:
-    if key == "keep_float":
+    if key in ("keep_float", "precisions"):
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return tuple(value)
-        raise InputError(f"entry 'keep_float' of recipe '{name}' takes a list of node names")
+        raise InputError(f"entry '{key}' of recipe '{name}' takes a list of names")
     if not isinstance(value, str):
         raise InputError(f"entry '{key}' of recipe '{name}' takes a text in quotation marks")
     return value

@@ -1,0 +1,112 @@
+"""Applying precisions to a graph: each by its own pass, over the nodes that are to have it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnxq.errors import InputError
+from onnxq.ir import Context, Graph, Pass, PassRecord, Pipeline
+from onnxq.passes.convert_float import ConvertFloat
+from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.notes import node_name, note_reasons
+from onnxq.passes.quantize_dynamic import QuantizeDynamic
+from onnxq.passes.quantize_weights import QuantizeWeights
+from onnxq.quant import load_target
+
+FLOAT = "float32"
+
+PRECISIONS: Mapping[str, str] = {
+    FLOAT: "as it is",
+    "int8": "activations and weights in 8-bit integers, ranges from calibration",
+    "int8-dynamic": "activations and weights in 8-bit integers, ranges found at run time",
+    "int8-weight": "weights in 8-bit integers",
+    "int4-weight": "weights in 4-bit integers, 32 to a scale",
+    "int2-weight": "weights in 2-bit integers, 32 to a scale",
+    "float16": "16-bit floats",
+    "bfloat16": "16-bit floats with the range of float32",
+}
+"""The precisions that a plan may give to a node."""
+
+Ranges = Mapping[str, tuple[float, float]]
+
+
+def needed_opset(precisions: Mapping[str, str], target: str) -> int:
+    """Lowest opset that expresses some precisions on a target."""
+    wanted = set(precisions.values())
+    found = [load_target(target).opset] if "int8" in wanted else []
+    found += [
+        step.needed_opset
+        for precision in sorted(wanted)
+        if precision != FLOAT
+        and isinstance(step := _step(precision, (), target, {}), QuantizeDynamic | QuantizeWeights)
+    ]
+    if "bfloat16" in wanted:
+        found.append(13)
+    return max(found, default=0)
+
+
+def apply_precisions(
+    graph: Graph,
+    precisions: Mapping[str, str],
+    target: str,
+    ranges: Ranges,
+    reasons: Mapping[str, str] | None = None,
+    ctx: Context | None = None,
+) -> list[PassRecord]:
+    """Give every node its precision, in place.
+
+    Args:
+        graph: The float graph after its float passes, of an opset that will do.
+        precisions: Precision by node name; nodes that are missing stay in float.
+        target: Name of the target whose table static integers follow.
+        ranges: Smallest and largest value of the tensors that static integers need.
+        reasons: Why nodes have their precision, for the model's metadata.
+        ctx: What passes share.
+
+    Returns:
+        What the passes did.
+
+    Raises:
+        InputError: an unknown node or precision, or the opset is too low.
+    """
+    ctx = ctx or Context()
+    known = {node_name(node) for node in graph.nodes()}
+    for name, precision in precisions.items():
+        if name not in known:
+            raise InputError(f"the model has no node '{name}' after its float passes")
+        if precision not in PRECISIONS:
+            raise InputError(
+                f"'{precision}', which node '{name}' is to have, is no precision; use one of "
+                f"{', '.join(PRECISIONS)}"
+            )
+    records: list[PassRecord] = []
+    # Static integers last but for floats: what reads their pairs counts as quantized already.
+    for precision in sorted(set(precisions.values()) - {FLOAT}, key=_ORDER.index):
+        names = tuple(n for n, p in precisions.items() if p == precision)
+        step = _step(precision, names, target, ranges)
+        records += Pipeline((step,), fixed_point=False).run(graph, ctx)
+    note_reasons(graph, reasons or {})
+    return records
+
+
+_ORDER = (
+    "int8-dynamic",
+    "int8-weight",
+    "int4-weight",
+    "int2-weight",
+    "int8",
+    "float16",
+    "bfloat16",
+)
+
+
+def _step(precision: str, names: tuple[str, ...], target: str, ranges: Ranges) -> Pass:
+    if precision == "int8":
+        return InsertQdq(ranges, target, only=names)
+    if precision == "int8-dynamic":
+        return QuantizeDynamic(only=names)
+    if precision == "int8-weight":
+        return QuantizeWeights(only=names, format="int8", block_size=0)
+    if precision.endswith("-weight"):
+        return QuantizeWeights(only=names, format=precision.removesuffix("-weight"))
+    return ConvertFloat(format=precision, only=names, ranges=ranges)

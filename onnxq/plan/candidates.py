@@ -1,0 +1,166 @@
+"""From a graph to the integer program: which precisions each node may have, and the borders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from onnxq.ir import Graph, Node, Value
+from onnxq.passes.notes import node_name
+from onnxq.passes.placement import Placement, activation_slots
+from onnxq.plan.assignment import Border, Choice, Item, Problem
+from onnxq.plan.cost import Costs
+from onnxq.quant import OperatorRule
+
+FLOAT = "float32"
+STATIC = "int8"
+
+Losses = Mapping[str, Mapping[str, float]]
+"""Predicted loss by node name and precision. A precision that is missing is no choice."""
+
+
+def build_problem(
+    graph: Graph,
+    placed: Placement,
+    losses: Losses,
+    costs: Costs,
+    precisions: Sequence[str],
+    pinned: Mapping[str, str] | None = None,
+) -> Problem:
+    """The integer program of a graph.
+
+    Nodes with a choice are those that the target's table can quantize. Operators that clip belong
+    to the node whose result they clip. A node that merely follows or moves values about is
+    int8 only where all that it reads comes as integers and something reads its result as such.
+    Nodes that share a weight have one precision, so that it is stored once.
+
+    Args:
+        graph: The float graph.
+        placed: Placement with everything quantized that can be.
+        losses: Predicted losses; nodes without an entry lose nothing.
+        costs: Measured or computed costs.
+        precisions: Precisions to choose among, ``float32`` always being one.
+        pinned: Precision of nodes that have no choice.
+    """
+    pinned = pinned or {}
+    owners = _owners(graph, placed)
+    items: list[Item] = []
+    for node, rule in placed.nodes.items():
+        if rule.role == "absorb":
+            continue
+        name = node_name(node)
+        known = losses.get(name)
+        choices = [Choice(FLOAT, costs.of(name, FLOAT))]
+        for precision in precisions:
+            if precision == FLOAT or (pinned.get(name, precision) != precision):
+                continue
+            loss = 0.0 if known is None else known.get(precision)
+            if loss is None or (known is None and (precision != STATIC or rule.role == "compute")):
+                continue
+            if precision != STATIC and rule.role != "compute":
+                continue
+            choices.append(_choice(rule, precision, costs.of(name, precision), loss))
+        if name in pinned:
+            choices = [c for c in choices if c.precision == pinned[name]] or choices[:1]
+        follows: tuple[str, ...] = ()
+        serves: tuple[str, ...] = ()
+        if rule.role != "compute":
+            follows = tuple(_makers(node, rule, owners))
+            serves = tuple(_integer_readers(node, placed, owners))
+        items.append(Item(name, tuple(choices), follows, serves))
+    names = {item.name for item in items}
+    borders = tuple(_borders(graph, placed, owners, costs, names))
+    return Problem(tuple(items), borders, _ties(placed, items))
+
+
+def _choice(rule: OperatorRule, precision: str, cost: float, loss: float) -> Choice:
+    if precision != STATIC:
+        return Choice(precision, cost, loss)
+    free = rule.role == "compute" and rule.output == "float"
+    return Choice(precision, cost, loss, reads_integers=True, gives_integers=None if free else True)
+
+
+def _owners(graph: Graph, placed: Placement) -> dict[Value, str]:
+    """For each value, the node with a choice that gives it, itself or through clipping."""
+    owners: dict[Value, str] = {}
+    for node in graph.nodes():
+        rule = placed.nodes.get(node)
+        if rule is None:
+            continue
+        name = node_name(node)
+        if rule.role == "absorb":
+            source = node.input(0)
+            if source is None or source not in owners:
+                continue
+            name = owners[source]
+        for value in node.outputs:
+            if value is not None:
+                owners[value] = name
+    return owners
+
+
+def _makers(node: Node, rule: OperatorRule, owners: Mapping[Value, str]) -> list[str]:
+    read = [node.input(slot) for slot in activation_slots(node, rule)]
+    return list(dict.fromkeys(owners[v] for v in read if v is not None and v in owners))
+
+
+def _integer_readers(node: Node, placed: Placement, owners: Mapping[Value, str]) -> list[str]:
+    """Nodes that read a node's results as integers, looking through clipping."""
+    found: dict[str, None] = {}
+    pending = [v for v in node.outputs if v is not None]
+    while pending:
+        value = pending.pop()
+        for use in value.uses:
+            rule = placed.nodes.get(use.node)
+            if rule is None or not placed.reads_pair(use):
+                if rule is not None and rule.role == "absorb":
+                    pending.append(use.node.output)
+                continue
+            if rule.role == "absorb":
+                pending.append(use.node.output)
+            else:
+                found[node_name(use.node)] = None
+    return list(found)
+
+
+def _borders(
+    graph: Graph,
+    placed: Placement,
+    owners: Mapping[Value, str],
+    costs: Costs,
+    names: set[str],
+) -> list[Border]:
+    borders = []
+    values = [*graph.inputs, *(v for n in graph.nodes() for v in n.outputs if v is not None)]
+    for value in values:
+        readers: dict[str, None] = {}
+        as_float = value.is_output
+        absorbed = False
+        for use in value.uses:
+            rule = placed.nodes.get(use.node)
+            if rule is not None and rule.role == "absorb" and value in owners:
+                absorbed = True
+            elif rule is not None and placed.reads_pair(use):
+                readers[node_name(use.node)] = None
+            else:
+                as_float = True
+        producer = owners.get(value)
+        if absorbed and not readers and not value.is_output:
+            continue
+        if (producer in names or readers) and (readers or as_float):
+            quantize, dequantize = costs.border(value.name)
+            borders.append(
+                Border(value.name, producer, tuple(readers), as_float, quantize, dequantize)
+            )
+    return borders
+
+
+def _ties(placed: Placement, items: Sequence[Item]) -> tuple[tuple[str, ...], ...]:
+    """Groups of nodes that read one weight and have the same choices."""
+    choices = {item.name: tuple(c.precision for c in item.choices) for item in items}
+    groups: dict[tuple[Value, tuple[str, ...]], list[str]] = {}
+    for node, rule in placed.nodes.items():
+        weight = None if rule.weight is None else node.input(rule.weight)
+        if weight is not None and weight.is_constant:
+            name = node_name(node)
+            groups.setdefault((weight, choices[name]), []).append(name)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
