@@ -48,7 +48,7 @@ def test_a_file(tmp_path: Path) -> None:
         ("passes = 3", "entry 'passes' of recipe .* takes a text in quotation marks"),
         ("keep_float = 'conv1'", "'keep_float' of recipe .* takes a list of node names"),
         ("keep_float = [1]", "'keep_float' of recipe .* takes a list of node names"),
-        ("calibrator = 'median'", "asks for calibrator 'median'; available: minmax"),
+        ("calibrator = 'median'", "there is no calibrator 'median'; available: minmax"),
     ],
 )
 def test_what_is_wrong_with_a_file(text: str, message: str, tmp_path: Path) -> None:
