@@ -1,8 +1,9 @@
 """Searching for the range to quantize with, on a tensor's histogram.
 
 Candidates for an end are the tensor's largest magnitude divided by powers of 2**(1/16), and the
-exact smallest or largest value; ranges always hold 0, as quantization needs. Candidates lie 4.4 % apart, which is fine enough: at the best range of
-normally distributed values in 8 bits, an end 2.2 % off makes 0.03 dB of difference.
+exact smallest or largest value; ranges always hold 0, as quantization needs. Candidates lie 4.4 %
+apart, which is fine enough: at the best range of normally distributed values in 8 bits, an end
+2.2 % off makes 0.03 dB of difference.
 """
 
 from __future__ import annotations

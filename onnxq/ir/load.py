@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from onnxq.ir.attribute import Attribute
 from onnxq.ir.collector import collector_paused
 from onnxq.ir.conformity import require_conformity
 from onnxq.ir.graph import Graph, ModelInfo, Node, Value
-from onnxq.ir.save import FIRST_OVERRIDABLE
+from onnxq.ir.save import FIRST_OVERRIDABLE, PROTOBUF_LIMIT
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import TensorType, ValueType, merge_types, type_from_proto
 from onnxq.ir.withheld import Withheld
@@ -54,7 +55,16 @@ def read_bytes(path: Path) -> bytes:
         InputError: naming the path and what is wrong with it.
     """
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if stat.S_ISCHR(status.st_mode):
+                raise InputError(f"the model '{path}' is a device; name an .onnx file")
+            if status.st_size > PROTOBUF_LIMIT:
+                raise InputError(
+                    f"the model '{path}' is larger than the 2 GB that an ONNX file can be; larger "
+                    "models keep their weights in files beside it"
+                )
+            return file.read()
     except OSError as error:
         reason = {
             errno.ENOENT: "does not exist; check the path",
@@ -249,7 +259,7 @@ def _require_text(message: Message) -> None:
 
 def _require_versions(proto: onnx.ModelProto) -> None:
     """Refuse versions of operator sets that cannot be, which ONNX's own functions do not take."""
-    for entry in (e for scope in (proto, *proto.functions) for e in scope.opset_import):
+    for entry in (*proto.opset_import, *(e for f in proto.functions for e in f.opset_import)):
         least = 1 if entry.domain in ("", "ai.onnx") else 0
         if not least <= entry.version <= _LARGEST_VERSION:
             raise InputError(

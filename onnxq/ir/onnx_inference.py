@@ -44,13 +44,13 @@ def _crashes(function: onnx.FunctionProto) -> bool:
 
 
 def _is_huge(node: Node) -> bool:
-    """Whether a node, or one of its subgraphs, may make or read a huge vector."""
-    return (
-        any(_is_huge_value(v) for v in (*node.inputs, *node.outputs) if v is not None)
-        # The ends of slices are often the largest integer.
-        or (not node.is_op("Slice") and any(_is_huge_number(v) for v in node.inputs if v))
-        or any(_is_huge(inner) for body in node.subgraphs() for inner in body.nodes())
-    )
+    """Whether a node, or one in its subgraphs, may read a huge vector or lead to one."""
+    # The ends of slices are often the largest integer.
+    counts = not node.is_op("Slice")
+    for value in node.inputs:
+        if value is not None and (_is_huge_value(value) or (counts and _is_huge_number(value))):
+            return True
+    return any(_is_huge(inner) for body in node.subgraphs() for inner in body.nodes())
 
 
 def _is_huge_value(value: Value) -> bool:

@@ -14,6 +14,7 @@ _WIDTH = 640
 _ROW = 46
 _CHART_HEIGHT, _CHART_LEFT, _CHART_TOP, _CHART_BOTTOM = 210, 46, 10, 26
 _WIDEST_BAR = 26.0
+_RANK_ROW, _RANK_LEFT, _RANK_RIGHT, _RANK_NAME = 19, 300, 90, 44
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,41 @@ def bars(rows: Sequence[Bar], title: str) -> str:
             'height="14" rx="3"/>'
         )
     return _svg(len(rows) * _ROW - 8, title, "".join(parts))
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One thin bar of a ranking; ``kind`` is a colour of the style sheet."""
+
+    label: str
+    value: float
+    text: str
+    kind: str
+
+
+def ranking(rows: Sequence[Ranked], title: str) -> str:
+    """Thin horizontal bars from zero, label to the left and value to the right of each.
+
+    A long label is cut in its middle: names of nodes differ at their ends.
+    """
+    longest = max((row.value for row in rows), default=0.0)
+    parts = []
+    for position, row in enumerate(rows):
+        top = position * _RANK_ROW
+        label = row.label
+        if len(label) > _RANK_NAME:
+            half = _RANK_NAME // 2
+            label = f"{label[:half]}…{label[-half:]}"
+        length = _share(row.value, longest) * (1000 - _RANK_LEFT - _RANK_RIGHT)
+        parts.append(
+            f'<text x="{_RANK_LEFT - 8}" y="{top + 13}" text-anchor="end">{escape(label)}</text>'
+            f'<rect class="f-{row.kind}" x="{_RANK_LEFT}" y="{top + 3}" '
+            f'width="{max(length, 1.5):.1f}" height="12" rx="2">'
+            f"<title>{escape(f'{row.label}: {row.text}')}</title></rect>"
+            f'<text class="strong" x="{_RANK_LEFT + max(length, 1.5) + 8:.1f}" y="{top + 13}">'
+            f"{escape(row.text)}</text>"
+        )
+    return _svg(len(rows) * _RANK_ROW, title, "".join(parts), width=1000)
 
 
 def strip(value: float, longest: float, kind: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from onnxq.errors import InputError
@@ -20,10 +21,7 @@ def write_report(report: Report, folder: Path) -> None:
     Raises:
         InputError: the folder cannot be made, or a file cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unusable(folder, error.strerror or str(error)) from error
+    make_folder(folder)
     write_json(report, folder / JSON_NAME)
     write_html(report, folder / HTML_NAME)
     write_junit(report, folder / JUNIT_NAME)
@@ -35,7 +33,28 @@ def check_folder(folder: Path) -> None:
     Raises:
         InputError: a file is in the way, or writing is not allowed.
     """
-    for name in (JSON_NAME, HTML_NAME, JUNIT_NAME):
+    check_writable_in(folder, (JSON_NAME, HTML_NAME, JUNIT_NAME))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for a report, if it is not there.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(folder, error.strerror or str(error)) from error
+
+
+def check_writable_in(folder: Path, names: Sequence[str]) -> None:
+    """Find out whether files could be written in a folder that may have to be made.
+
+    Raises:
+        InputError: a file or folder is in the way, or writing is not allowed.
+    """
+    for name in names:
         if (folder / name).is_dir():
             raise _unusable(folder, f"'{name}' in it is a folder")
     existing = folder
@@ -43,7 +62,7 @@ def check_folder(folder: Path) -> None:
         existing = existing.parent
     if not existing.is_dir():
         raise _unusable(folder, f"'{existing}' is a file")
-    check_writable(existing / JSON_NAME)
+    check_writable(existing / names[0])
 
 
 def _unusable(folder: Path, reason: str) -> InputError:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 
 from onnxq.ir.save import replacing
-from onnxq.report import figures, words
+from onnxq.report import figures, page, words
 from onnxq.report.grouping import left_in_float
-from onnxq.report.style import CSS
 from onnxq.verify.precision import counts
 from onnxq.verify.result import GateFacts, LayerFacts, MetricFacts, ModelFacts, Report
 
@@ -41,12 +39,7 @@ def to_html(report: Report) -> str:
             _run(report),
         ]
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(name)} - onnxq report</title>\n<style>{CSS}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return page.page(f"{name} - onnxq report", body)
 
 
 def write_html(report: Report, path: Path) -> None:
@@ -69,8 +62,8 @@ def _header(report: Report) -> str:
         verdict, kind = "no gates were set", ""
     title = _file_name(report.output.path) or "Optimized model"
     return (
-        f"<header><div><h1>{_text(title)}</h1>"
-        f'<p class="soft">compared with {_text(_file_name(report.model.path))}</p></div>'
+        f"<header><div><h1>{page.text(title)}</h1>"
+        f'<p class="soft">compared with {page.text(_file_name(report.model.path))}</p></div>'
         f'<div class="verdict{kind}" style="flex:none">{verdict}</div></header>\n'
     )
 
@@ -104,8 +97,8 @@ def _headline(report: Report) -> str:
     return (
         '<dl class="headline">'
         + "".join(
-            f'<div><dt>{_text(label)}</dt><dd class="figure">{_text(figure)}</dd>'
-            f'<dd class="soft small">{_text(note)}</dd></div>'
+            f'<div><dt>{page.text(label)}</dt><dd class="figure">{page.text(figure)}</dd>'
+            f'<dd class="soft small">{page.text(note)}</dd></div>'
             for label, figure, note in cells
         )
         + "</dl>\n"
@@ -117,13 +110,13 @@ def _gates(report: Report) -> str:
         return ""
     rows = [
         [
-            f'<td class="fixed"><code>{_text(gate.expr)}</code></td>',
-            _number("not measured" if gate.value is None else words.number(gate.value)),
+            f'<td class="fixed"><code>{page.text(gate.expr)}</code></td>',
+            page.number("not measured" if gate.value is None else words.number(gate.value)),
             f'<td class="number">{_verdict(gate)}</td>',
         ]
         for gate in report.gates
     ]
-    return _section("Gates", _table(["gate", "#measured", "#verdict"], rows))
+    return page.section("Gates", page.table(["gate", "#measured", "#verdict"], rows))
 
 
 def _verdict(gate: GateFacts) -> str:
@@ -150,9 +143,9 @@ def _metric(report: Report) -> str:
         lambda value: words.bare_drop(metric, value),
         sentence,
     )
-    caption = f"{_text(sentence)} To the right is worse."
-    return _section(
-        f"Drop of {_text(metric.name)}",
+    caption = f"{page.text(sentence)} To the right is worse."
+    return page.section(
+        f"Drop of {page.text(metric.name)}",
         f"<figure>{figure}<figcaption>{caption}</figcaption></figure>",
     )
 
@@ -183,7 +176,7 @@ def _latency(report: Report) -> str:
     threads = words.count(report.latencies[0].threads, "thread")
     caption = f"Time of one inference, models measured in turn, {threads}: the fastest tenth."
     figure = figures.bars(rows, "latency of both models")
-    return _section("Latency", f"<figure>{figure}<figcaption>{caption}</figcaption></figure>")
+    return page.section("Latency", f"<figure>{figure}<figcaption>{caption}</figcaption></figure>")
 
 
 def _size(report: Report) -> str:
@@ -197,21 +190,21 @@ def _size(report: Report) -> str:
     caption = f"Model files with their external data: {size.float_bytes:,} and "
     caption += f"{size.candidate_bytes:,} bytes."
     figure = figures.bars(rows, "size of both models")
-    return _section("Size", f"<figure>{figure}<figcaption>{caption}</figcaption></figure>")
+    return page.section("Size", f"<figure>{figure}<figcaption>{caption}</figcaption></figure>")
 
 
 def _outputs(report: Report) -> str:
     rows = [
         [
-            f'<td class="name mono">{_text(output.name)}</td>',
-            _number(words.decibels(output.sqnr_db)),
-            _number(f"{output.cosine:.6f}"),
-            _number(words.number(output.max_abs)),
+            f'<td class="name mono">{page.text(output.name)}</td>',
+            page.number(words.decibels(output.sqnr_db)),
+            page.number(f"{output.cosine:.6f}"),
+            page.number(words.number(output.max_abs)),
         ]
         for output in report.outputs
     ]
     columns = ["output", "#SQNR", "#cosine similarity", "#largest difference"]
-    return _section("Outputs", _table(columns, rows)) if rows else ""
+    return page.section("Outputs", page.table(columns, rows)) if rows else ""
 
 
 def _layers(report: Report) -> str:
@@ -221,13 +214,13 @@ def _layers(report: Report) -> str:
     found = counts(layers)
     kinds = {precision: _kind(precision) for precision in found}
     legend = "".join(
-        f'<span class="key">{figures.key(kinds[precision])}{_text(precision)} × {amount:,}</span>'
+        f'<span class="key">{figures.key(kinds[precision])}{page.text(precision)} × {amount:,}</span>'
         for precision, amount in found.items()
     )
     measured = any(layer.sqnr_db is not None for layer in layers)
     chart = figures.layer_chart(layers, kinds) if measured else ""
     is_open = " open" if len(layers) <= _OPEN_ROWS else ""
-    return _section(
+    return page.section(
         "Layers",
         f"<figure>{chart}<figcaption>{legend}</figcaption></figure>"
         f"<details{is_open}><summary>{words.count(len(layers), 'operator')} in node order"
@@ -247,19 +240,19 @@ def _layer_table(layers: Sequence[LayerFacts], kinds: dict[str, str]) -> str:
             sqnr = words.decibels(layer.sqnr_db)
             bar = figures.strip(layer.sqnr_db, longest, kinds[layer.precision])
         row = [
-            _number(f"{position}"),
-            f'<td class="name mono">{_text(layer.node)}</td>',
-            f'<td class="fixed">{_text(layer.op_type)}</td>',
-            f'<td class="fixed">{_text(layer.precision)}</td>',
-            _number(sqnr),
+            page.number(f"{position}"),
+            f'<td class="name mono">{page.text(layer.node)}</td>',
+            f'<td class="fixed">{page.text(layer.op_type)}</td>',
+            f'<td class="fixed">{page.text(layer.precision)}</td>',
+            page.number(sqnr),
             f'<td class="bar">{bar}</td>',
         ]
         if analysed:
             known = layer.sensitivity is not None
-            row.append(_number(words.number(layer.sensitivity or 0.0) if known else ""))
+            row.append(page.number(words.number(layer.sensitivity or 0.0) if known else ""))
         rows.append(row)
     columns = ["#", "node", "operator", "precision", "#SQNR", ""]
-    return _table(columns + (["#sensitivity"] if analysed else []), rows)
+    return page.table(columns + (["#sensitivity"] if analysed else []), rows)
 
 
 def _kind(precision: str) -> str:
@@ -272,43 +265,45 @@ def _kind(precision: str) -> str:
 def _left_in_float(report: Report) -> str:
     rows = []
     for group in left_in_float(report.layers):
-        names = ", ".join(_text(layer.node) for layer in group.layers)
+        names = ", ".join(page.text(layer.node) for layer in group.layers)
         if len(group.layers) > _OPEN_NAMES:
             names = f"<details><summary>show nodes</summary>{names}</details>"
         rows.append(
             [
-                f'<td class="name">{_text(group.reason)}</td>',
-                _number(f"{len(group.layers):,}"),
-                f"<td>{_text(words.listed(group.operators))}</td>",
+                f'<td class="name">{page.text(group.reason)}</td>',
+                page.number(f"{len(group.layers):,}"),
+                f"<td>{page.text(words.listed(group.operators))}</td>",
                 f'<td class="name mono">{names}</td>',
             ]
         )
     if not rows:
         return ""
-    return _section("Left in float", _table(["reason", "#count", "operators", "nodes"], rows))
+    return page.section(
+        "Left in float", page.table(["reason", "#count", "operators", "nodes"], rows)
+    )
 
 
 def _integer_operators(report: Report) -> str:
     found = report.output.integer_operators
     rows = [
-        [f'<td class="name mono">{_text(name)}</td>', _number(f"{amount:,}")]
+        [f'<td class="name mono">{page.text(name)}</td>', page.number(f"{amount:,}")]
         for name, amount in sorted(found.items(), key=lambda item: (-item[1], item[0]))
     ]
     note = '<p class="soft">None: everything runs in float.</p>'
-    body = _table(["kernel the runtime really uses", "#count"], rows) if rows else note
-    return _section("Integer operators", body)
+    body = page.table(["kernel the runtime really uses", "#count"], rows) if rows else note
+    return page.section("Integer operators", body)
 
 
 def _passes(report: Report) -> str:
     rows = [
         [
-            f'<td class="name mono">{_text(step.name)}</td>',
-            _number(f"{step.rewrites:,}"),
-            _number(words.duration(step.seconds)),
+            f'<td class="name mono">{page.text(step.name)}</td>',
+            page.number(f"{step.rewrites:,}"),
+            page.number(words.duration(step.seconds)),
         ]
         for step in report.passes
     ]
-    return _section("Passes", _table(["pass", "#rewrites", "#time"], rows)) if rows else ""
+    return page.section("Passes", page.table(["pass", "#rewrites", "#time"], rows)) if rows else ""
 
 
 def _run(report: Report) -> str:
@@ -316,49 +311,25 @@ def _run(report: Report) -> str:
         [f"<td>{label}</td>", *_model_cells(facts)]
         for label, facts in (("float", report.model), ("candidate", report.output))
     ]
-    versions = ", ".join(f"{_text(name)} {_text(text)}" for name, text in report.versions.items())
+    versions = ", ".join(
+        f"{page.text(name)} {page.text(text)}" for name, text in report.versions.items()
+    )
     peak = f", at most {words.size(report.peak_rss_bytes)} of memory"
     took = f"Took {words.duration(report.seconds)}{peak if report.peak_rss_bytes else ''}."
     columns = ["", "file", "#operators", "#opset", "SHA-256"]
-    return _section(
+    return page.section(
         "Models and versions",
-        _table(columns, rows) + f'<p class="soft small">{versions}. {took}</p>',
+        page.table(columns, rows) + f'<p class="soft small">{versions}. {took}</p>',
     )
 
 
 def _model_cells(facts: ModelFacts) -> list[str]:
     return [
-        f'<td class="name mono">{_text(facts.path or "not written")}</td>',
-        _number(f"{facts.nodes:,}"),
-        _number(str(facts.opset)),
-        f'<td class="name mono">{_text(facts.sha256)}</td>',
+        f'<td class="name mono">{page.text(facts.path or "not written")}</td>',
+        page.number(f"{facts.nodes:,}"),
+        page.number(str(facts.opset)),
+        f'<td class="name mono">{page.text(facts.sha256)}</td>',
     ]
-
-
-def _section(title: str, body: str, *, long: bool = False) -> str:
-    kind = ' class="long"' if long else ""
-    return f"<section{kind}><h2>{title}</h2>{body}</section>\n"
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of finished cells; a column whose title starts with # holds numbers."""
-    head = "".join(
-        f'<th class="number">{c[1:] or "#"}</th>' if c.startswith("#") else f"<th>{c}</th>"
-        for c in columns
-    )
-    lines = "".join(f"<tr>{''.join(cells)}</tr>\n" for cells in rows)
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>{lines}</tbody></table></div>"
-    )
-
-
-def _number(text: str) -> str:
-    return f'<td class="number">{_text(text)}</td>'
-
-
-def _text(text: str) -> str:
-    return escape(words.printable(text))
 
 
 def _file_name(path: str) -> str:

@@ -38,7 +38,6 @@ class NodeSensitivity:
         needed = PARTS[precision][-1]
         return sum(found) if needed in self.losses else None
 
-
     def part(self, precision: str, kind: str) -> float | None:
         """Loss of the ``weights`` or the ``activations`` alone; None if it is not known."""
         names = (p for p in PARTS[precision] if p.startswith(f"{kind}:"))
@@ -72,8 +71,9 @@ class Sensitivity:
         return sorted(known, key=lambda pair: (-pair[1], pair[0]))
 
     def precisions(self) -> list[str]:
-        """Precisions that some node was analysed in."""
-        return [p for p in PARTS if any(node.loss(p) is not None for node in self.nodes)]
+        """Precisions that some node was analysed in, but for those that are a part of another."""
+        found = [p for p in PARTS if any(node.loss(p) is not None for node in self.nodes)]
+        return [p for p in found if not any(set(PARTS[p]) < set(PARTS[other]) for other in found)]
 
     def to_dict(self) -> dict[str, Any]:
         """The file's entries."""

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.calibrate import Range, Ranges, calibrate
+from onnxq.calibrate import CALIBRATORS, Range, Ranges, calibrate, merge
+from onnxq.calibrate.histogram import TABLE_BYTES
 from onnxq.data import Dataset, read
 from onnxq.errors import InputError
 from onnxq.ir import Graph, to_proto
+from onnxq.quant import ABSMAX, INT4
 from onnxq.runtime import Session
+
+feeding = sys.modules["onnxq.calibrate.feeding"]
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[{batch}, 4] x) => (float[{batch}, 3] y)
@@ -148,3 +155,171 @@ def test_an_unknown_tensor() -> None:
     graph = _graph()
     with pytest.raises(InputError, match="no tensor 'hidden'"):
         calibrate(graph, _data(graph, _samples(2)), ["hidden"])
+
+
+# Calibrators, memory, channels
+
+
+def _whole_numbers(count: int = 24) -> np.ndarray:
+    """Samples whose products and sums float32 holds exactly, in whatever order they are summed."""
+    return np.round(_samples(count) * 64).astype(np.float32)
+
+
+NAMES = ["x", "h", "r"]
+BY_ORDER = ("moving-average",)
+
+
+@pytest.mark.parametrize("name", [n for n in CALIBRATORS if n not in BY_ORDER])
+def test_batches_order_and_shards_change_no_bit(name: str) -> None:
+    graph, samples = _graph(), _whole_numbers()
+    wanted = calibrate(graph, _data(graph, samples), NAMES, calibrator=name).to_json()
+    shuffled = np.random.default_rng(0).permutation(samples)
+    for size in (1, 5, 24):
+        found = calibrate(graph, _data(graph, shuffled, size), NAMES, calibrator=name)
+        assert found.to_json() == wanted
+    shards = [
+        calibrate(graph, _data(graph, part), NAMES, calibrator=name)
+        for part in np.split(shuffled, 8)
+    ]
+    assert merge(shards).to_json() == wanted
+
+
+def test_the_moving_average_is_that_of_the_batches() -> None:
+    graph, samples = _graph(), _whole_numbers(6)
+    text = "moving-average{momentum=0.5}"
+    found = calibrate(graph, _data(graph, samples, 2), ["x"], calibrator=text).ranges["x"]
+    low = high = None
+    for batch in np.split(samples.astype(np.float64), 3):
+        low = batch.min() if low is None else (low + batch.min()) / 2
+        high = batch.max() if high is None else (high + batch.max()) / 2
+    assert (found.min, found.max) == (low, high)
+
+
+def test_histograms_are_kept_on_request_and_for_those_who_need_them() -> None:
+    graph = _graph()
+    data = _data(graph, _whole_numbers())
+    plain = calibrate(graph, data, NAMES)
+    assert all(s.histogram is None for s in plain.statistics.values())
+    kept = calibrate(graph, data, NAMES, histograms=True)
+    assert kept.ranges == plain.ranges
+    for name in ("percentile", "entropy", "mse", "auto"):
+        chosen = calibrate(graph, data, NAMES, calibrator=name)
+        assert kept.with_calibrator(name).to_json() == chosen.to_json()
+
+
+def test_ranges_are_chosen_for_the_format_and_scheme() -> None:
+    graph = _graph()
+    data = _data(graph, _samples(200))
+    found = calibrate(graph, data, ["r"], calibrator="mse", format=INT4, scheme=ABSMAX)
+    assert (found.format, found.scheme) == (INT4, ABSMAX)
+    assert found.ranges["r"].max < calibrate(graph, data, ["r"]).ranges["r"].max
+
+
+def test_padding_is_not_counted() -> None:
+    fixed, free = _graph("4"), _graph()
+    samples = _whole_numbers(6)
+    found = calibrate(fixed, _data(fixed, samples), NAMES, calibrator="percentile")
+    wanted = calibrate(free, _data(free, samples), NAMES, calibrator="percentile")
+    assert found.to_json() == wanted.to_json()
+    assert found.statistics["h"].count == 18
+
+
+@pytest.mark.parametrize("batch", ["N", "4"])
+def test_a_memory_limit_makes_groups_and_changes_no_bit(batch: str) -> None:
+    graph, samples, calls = _graph(batch), _samples(16), []
+    data = _data(graph, samples, 8)
+    names = ["x", "h", "r", "y", "w"]
+    wanted = calibrate(graph, data, names, calibrator="mse")
+    # Room for the table of the fed input and of one more tensor at a time.
+    found = calibrate(
+        graph,
+        data,
+        names,
+        calibrator="mse",
+        memory_limit=2 * TABLE_BYTES + 2000,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    assert found.to_json() == wanted.to_json()
+    assert calls[-1] == (64, 64) and len(calls) == (8 if batch == "N" else 16)
+    roomy = calibrate(graph, data, names, calibrator="mse", memory_limit=1 << 30)
+    assert roomy.to_json() == wanted.to_json()
+
+
+def test_groups_run_only_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = _graph()
+    plain = feeding.Session
+
+    def noting(model: object, **options: object) -> Session:
+        session = plain(model, **options)  # type: ignore[arg-type]
+        operators.append([n.op_type for n in onnx.load(str(model)).graph.node])
+        return session
+
+    operators: list[list[str]] = []
+    monkeypatch.setattr(feeding, "Session", noting)
+    calibrate(graph, _data(graph, _samples(4), 2), ["h", "y"], memory_limit=100)
+    # The whole, the shapes, h alone, and y with what it comes from.
+    assert operators[2] == ["MatMul"] and operators[3][-1] == "Exp"
+    assert len(operators) == 4
+
+
+def test_a_memory_limit_that_is_too_small_names_the_tensor() -> None:
+    graph = _graph()
+    with pytest.raises(InputError, match=r"observing 'h' takes .* bytes .* limit is 50; raise"):
+        calibrate(graph, _data(graph, _samples(4)), ["h"], memory_limit=50)
+
+
+def test_large_batches_are_fed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, samples, fed = _graph(), _whole_numbers(16), []
+    wanted = calibrate(graph, _data(graph, samples, 8), NAMES, calibrator="mse")
+    run = Session.run
+
+    def noting(self: Session, feeds: dict[str, np.ndarray], outputs: list[str]) -> object:
+        fed.append(len(feeds["x"]))
+        return run(self, feeds, outputs)
+
+    monkeypatch.setattr(Session, "run", noting)
+    monkeypatch.setattr(feeding, "RUN_BYTES", 80)
+    found = calibrate(graph, _data(graph, samples, 8), NAMES, calibrator="mse")
+    # One row to see how much it makes, and then never a single one.
+    assert fed[0] == 1 and set(fed[1:]) <= {2, 3} and sum(fed[1:]) == 16
+    assert found.to_json() == wanted.to_json()
+
+
+def test_channels_on_request() -> None:
+    graph, samples = _graph(), _samples(12)
+    found = calibrate(graph, _data(graph, samples, 5), ["r"], channels={"h": 1, "x": -1})
+    assert set(found.ranges) == {"r", "h", "x"}
+    h = samples.astype(np.float64) @ graph.values["w"].numpy()
+    for name, kept in (("h", h), ("x", samples)):
+        seen = found.statistics[name].channels
+        assert seen is not None
+        np.testing.assert_allclose(seen.absmax, np.abs(kept).max(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(seen.mean, kept.mean(axis=0), atol=1e-6)
+    assert found.statistics["r"].channels is None
+    assert Ranges.from_json(found.to_json()) == found
+
+
+def test_channels_on_an_axis_that_is_not_there() -> None:
+    graph = _graph()
+    with pytest.raises(InputError, match="'h' cannot be observed by channel: it has 2 axes"):
+        calibrate(graph, _data(graph, _samples(2)), [], channels={"h": 2})
+
+
+def test_half_precision_is_observed() -> None:
+    graph = Graph.from_text("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 2] x) => (float16[N, 2] y) { y = Cast<to = 10>(x) }""")
+    samples = np.array([[0.1, -2.0], [1.0, 3.0]], np.float32)
+    for limit in (None, 1 << 22):
+        found = calibrate(
+            graph, read({"x": samples}, _specs(graph)), ["y"], histograms=True, memory_limit=limit
+        )
+        assert found.ranges["y"] == Range(-2.0, 3.0)
+        assert found.statistics["y"].histogram is not None
+
+
+def test_what_onnxruntime_says_while_running_reaches_the_user() -> None:
+    graph = Graph.from_text("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 2] x, float[M, 2] z) => (float[K, 2] y) { y = Add(x, z) }""")
+    feeds = [{"x": np.ones((2, 2), np.float32), "z": np.ones((3, 2), np.float32)}]
+    with pytest.raises(InputError, match="onnxruntime cannot run"):
+        calibrate(graph, read(feeds, _specs(graph)), ["y"])

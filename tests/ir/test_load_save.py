@@ -451,6 +451,15 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     assert_one_sentence(Path("n" * 300), "cannot be read")
 
 
+def test_files_that_never_end_or_are_too_large(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'/dev/zero' is a device"):
+        load("/dev/zero")
+    with (tmp_path / "huge.onnx").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InputError, match=r"huge\.onnx' is larger than the 2 GB"):
+        load(tmp_path / "huge.onnx")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_file_that_may_not_be_read(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
