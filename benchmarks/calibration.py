@@ -1,20 +1,20 @@
 """Print what calibration costs: time over plain inference, and memory, beside onnxruntime's own.
 
 Usage: python benchmarks/calibration.py [--samples N] [--kept-samples N] [--image-size N]
-           [--threads N] [MODEL...]
+           [--threads N] [--only CALIBRATOR]... [--quality] [MODEL...]
 
-MODEL is resnet50 (its structure with random weights) or digits_vit. Every row is a process of its
-own; a process of plain inference on the same samples runs before each, and ratios are to that one.
-Time is from loading a session to the ranges, for plain inference to the last output. CPU is the
-processor time of all threads, which other work on the machine disturbs less. Memory is the peak
-resident set beyond that of plain inference.
+MODEL is resnet50 (its structure with random weights) or digits_vit; both if none is named. Every
+row is a process of its own; a process of plain inference on the same samples runs before each, and
+ratios are to that one. Time is from loading a session to the ranges, for plain inference to the
+last output. CPU is the processor time of all threads, which other work on the machine disturbs
+less. Memory is the peak resident set beyond that of plain inference.
 
 onnxruntime's calibrators use all processors. Its entropy and percentile calibrators keep all
 values of all samples in memory, so they get `--kept-samples` samples; their memory for `--samples`
 is that much more.
 
 With `--quality` it prints the SQNR of the quantized models' outputs on held-out samples instead,
-for every calibrator, on the example models and on the CIFAR-10 model in ONNXQ_CORPUS.
+for every calibrator, on the models of `benchmarks/cases.py`.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--kept-samples", type=int, default=32)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--only", action="append", choices=METHODS, help="repeatable")
     parser.add_argument("--quality", action="store_true", help="print SQNR, not time and memory")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     parsed = parser.parse_args()
@@ -69,7 +70,7 @@ def main() -> None:
         method, model, data, threads = parsed.child
         print(json.dumps(_measured(method, Path(model), Path(data), int(threads))))
     elif parsed.quality:
-        _print_quality()
+        _print_quality(parsed.models)
     else:
         for name in parsed.models or ("resnet50", "digits_vit"):
             _print_costs(name, parsed)
@@ -84,7 +85,8 @@ def _print_costs(name: str, parsed: argparse.Namespace) -> None:
             model.write_bytes((ROOT / "models" / f"{name}.onnx").read_bytes())
         print(f"\n{name}, threads {parsed.threads}\n")
         print("| calibrator | samples | time | CPU | memory |\n|---|---|---|---|---|")
-        for method, kind in METHODS.items():
+        for method in parsed.only or METHODS:
+            kind = METHODS[method]
             samples = parsed.samples if kind == "all" else min(parsed.kept_samples, parsed.samples)
             data = Path(folder) / "data.npz"
             np.savez(data, **_samples(name, samples, parsed.image_size))
@@ -168,18 +170,25 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return next(self._feeds, None)
 
 
-def _print_quality() -> None:
-    from main_job import _cases
+def _print_quality(names: list[str]) -> None:
+    from cases import trained_cases
 
     import onnxq
 
     print(f"| model | {' | '.join(CALIBRATORS)} |\n|{'---|' * (len(CALIBRATORS) + 1)}")
-    for case in _cases():
+    for case in trained_cases():
+        if names and case.name not in names:
+            continue
         data: object = case.data if isinstance(case.data, dict) else str(case.data)
         found = []
         for name in CALIBRATORS:
             result = onnxq.optimize(
-                case.model, data, eval_data=case.eval_data, calibrator=name, min_speedup=0
+                case.model,
+                data,
+                eval_data=case.eval_data,
+                recipe="int8",
+                calibrator=name,
+                min_speedup=0,
             )
             metric = result.report.metric
             assert metric is not None

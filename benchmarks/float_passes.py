@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import importlib.util
 import io
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -29,9 +30,11 @@ from onnxq.errors import InputError
 from onnxq.ir import Pipeline, default_passes, load, save
 from onnxq.runtime import Session
 from onnxq.runtime.specs import TensorSpec
-from onnxq.runtime.timing import Timing, interleaved
+from onnxq.runtime.timing import interleaved
 
 ROOT = Path(__file__).resolve().parent.parent
+TRIALS = 5
+
 _FREE_DIMENSION = 2
 _VOCABULARY = 10
 _TOLERANCE = 1e-3
@@ -50,6 +53,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="time to measure each model")
     parser.add_argument("--threads", type=int, default=1, help="threads inside one operator")
     options = parser.parse_args()
+    # onnxscript warns of every initializer that it leaves alone.
+    logging.disable(logging.WARNING)
     installed = {n: o for n, o in OPTIMIZERS.items() if importlib.util.find_spec(n) is not None}
     for name in OPTIMIZERS.keys() - installed.keys():
         print(f"{name} is not installed and left out")
@@ -74,15 +79,14 @@ def _row(path: Path, optimizers: dict[str, Optimizer], seconds: float, threads: 
             expected = original.run(feeds)
         except InputError:
             return f"| {path.stem} | {cells[1]} |" + " does not run |" * len(optimizers)
-        sessions: dict[str, Session] = {}
+        results: dict[str, Path] = {}
         left: dict[str, str] = {}
         for optimizer, optimize in optimizers.items():
             target = Path(name) / f"{optimizer}.onnx"
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
                     optimize(path, target)
-                session = Session(target, threads=threads)
-                equal = _are_equal(expected, session.run(feeds))
+                equal = _are_equal(expected, Session(target, threads=threads).run(feeds))
             except Exception as error:
                 # Any of them may fail in any way on some model: that is part of the result.
                 left[optimizer] = f"fails ({type(error).__name__})"
@@ -90,13 +94,30 @@ def _row(path: Path, optimizers: dict[str, Optimizer], seconds: float, threads: 
             if not equal:
                 left[optimizer] = "differs"
                 continue
-            sessions[optimizer], left[optimizer] = session, str(_count(target))
-        timings = interleaved([original, *sessions.values()], feeds, seconds=seconds)
-    measured: dict[str, Timing] = dict(zip(sessions, timings[1:], strict=True))
+            results[optimizer], left[optimizer] = target, str(_count(target))
+        speedups = _speedups([path, *results.values()], feeds, seconds, threads)[1:]
+    measured = dict(zip(results, speedups, strict=True))
     for optimizer in optimizers:
-        timing = measured.get(optimizer)
-        cells.append(left[optimizer] + (f", {timing.speedup:.3f}x" if timing else ""))
+        speed = f", {measured[optimizer]:.3f}x" if optimizer in measured else ""
+        cells.append(left[optimizer] + speed)
     return f"| {' | '.join(cells)} |"
+
+
+def _speedups(
+    paths: list[Path], feeds: dict[str, np.ndarray], seconds: float, threads: int
+) -> list[float]:
+    """Speed of each model relative to the first: medians of trials.
+
+    Each trial has new sessions, created in another order: where a session's weights happen to lie
+    in memory can outweigh what is measured.
+    """
+    trials = []
+    for trial in range(TRIALS):
+        order = [(trial + at) % len(paths) for at in range(len(paths))]
+        sessions = {at: Session(paths[at], threads=threads) for at in order}
+        every = [sessions[at] for at in range(len(paths))]
+        trials.append([t.speedup for t in interleaved(every, feeds, seconds=seconds / TRIALS)])
+    return [float(median) for median in np.median(np.array(trials), axis=0)]
 
 
 def _are_equal(expected: dict[str, Any], found: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxq.data import Batch, Dataset
+from onnxq.errors import InputError
 from onnxq.ir import Graph, PassRecord, save, to_proto
 from onnxq.plan import Assignment, Plan, Problem, assign
 from onnxq.plan.plan import FLOAT
@@ -37,7 +38,7 @@ class Candidate:
         label: What it is, in a few words.
         graph: The model.
         path: Its file.
-        plan: The plan that made it; None for the float model itself.
+        plan: The plan that made it.
         records: What the quantizing passes did.
         speedup: Measured, over the float model.
         report: Its accuracy, once verified.
@@ -46,7 +47,7 @@ class Candidate:
     label: str
     graph: Graph
     path: Path
-    plan: Plan | None
+    plan: Plan
     records: list[PassRecord] = field(default_factory=list)
     speedup: float = 0.0
     report: Report | None = None
@@ -54,7 +55,7 @@ class Candidate:
     @property
     def loss(self) -> float:
         """Predicted loss."""
-        return 0.0 if self.plan is None else self.plan.loss
+        return self.plan.loss
 
 
 class Search:
@@ -105,8 +106,10 @@ class Search:
         of what held and of what did not, and new proposals are made.
         """
         program = self._study.problem()
-        free = assign(program) or uniform(program, FLOAT)
-        self._propose_floats()
+        free = assign(program)
+        if free is None:
+            raise InputError("no plan has all the precisions that are pinned; pin fewer nodes")
+        self._propose_floats(program, free)
         self._propose(None, free)
         for precision in self._study.precisions:
             self._add(f"all {precision}", uniform(program, precision), program, free)
@@ -152,10 +155,16 @@ class Search:
         )
         return with_gates(report, self._gates)
 
-    def _propose_floats(self) -> None:
-        source = Path(self._folder) / "float.onnx"
-        save(self._study.graph, source)
-        self.candidates.append(Candidate("float, rewritten", self._study.graph, source, None))
+    def _propose_floats(self, program: Problem, free: Assignment) -> None:
+        floats = uniform(program, FLOAT)
+        if set(floats.precisions.values()) != {FLOAT}:
+            # Something is pinned to integers.
+            return
+        plan = self._study.plan(program, floats, free, [str(g) for g in self._gates])
+        graph, records = self._study.apply(plan)
+        source = self._folder / "float.onnx"
+        save(graph, source)
+        self.candidates.append(Candidate("float, rewritten", graph, source, plan, records))
 
     def _propose(self, budget: float | None, free: Assignment) -> None:
         exact = self._study.problem()

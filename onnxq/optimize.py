@@ -18,10 +18,12 @@ from onnxq.mixed import Candidate, Search
 from onnxq.passes.constant_initializers import ConstantInitializers
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.plan import Pin, Plan
+from onnxq.plan.plan import FLOAT
 from onnxq.progress import SILENT, Progress
 from onnxq.quant import Target, load_target
 from onnxq.recipe import Recipe, load_recipe
-from onnxq.runtime import Session
+from onnxq.report.certainty import certainty
+from onnxq.runtime import Session, missing_provider
 from onnxq.stages import (
     ModelLike,
     as_file,
@@ -46,7 +48,8 @@ DEFAULT_RECIPE = "mixed"
 class Optimized:
     """An optimized model, the proof, and where it was written (None if it was not).
 
-    ``plan`` is what made it, if a search over precisions did and did not end at the float model.
+    ``plan`` is what made it, if a search over precisions did. Where that ended at the float model
+    as it was, the plan has neither passes nor nodes.
     """
 
     graph: Graph
@@ -83,6 +86,7 @@ def optimize(
     images: ImageOptions | None = None,
     threads: int = 1,
     seed: int = 0,
+    plan_output: str | os.PathLike[str] | None = None,
     work_folder: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
     debug: int = 0,
@@ -119,6 +123,7 @@ def optimize(
         images: How to read a folder of images.
         threads: Threads inside one operator, for latency.
         seed: Chooses the held-out part.
+        plan_output: Where to write the plan, with the model; for the recipe ``mixed``.
         work_folder: Where to keep what was found out, for another run; nowhere if None.
         progress: Told of stages.
         debug: Level of the passes' log, see `onnxq.ir.Context`.
@@ -132,10 +137,13 @@ def optimize(
     table = load_target(target)
     chosen = parse_calibrator(calibrator or steps.calibrator)
     parsed = tuple(p if isinstance(p, Pin) else Pin.parse(p) for p in pins)
-    if parsed and not steps.is_mixed:
-        raise InputError("pins are for a search over precisions; use the recipe 'mixed'")
-    if output is not None:
-        check_writable(Path(output))
+    if not steps.is_mixed and (parsed or plan_output is not None):
+        what = "pins are" if parsed else "a plan is"
+        raise InputError(f"{what} for a search over precisions; use the recipe 'mixed'")
+    _check_measurable(table, steps, min_speedup)
+    for file in (output, plan_output):
+        if file is not None:
+            check_writable(Path(file))
     with as_file(model) as (path, folder):
         source = load(path)
         specs = Session(path).inputs
@@ -162,6 +170,7 @@ def optimize(
                 pins=parsed,
                 work_folder=None if work_folder is None else Path(work_folder),
                 opset=opset or 0,
+                constant_initializers=constant_initializers,
                 threads=threads,
                 seed=seed,
                 debug=debug,
@@ -172,6 +181,7 @@ def optimize(
         graph, report, plan = job.mixed(*bounds) if steps.is_mixed else job.uniform(*bounds)
         report = replace(
             report,
+            notes=(*report.notes, *certainty(report)),
             model=replace(report.model, path=label(model)),
             output=replace(report.output, path="" if output is None else str(output)),
         )
@@ -179,6 +189,8 @@ def optimize(
         if output is not None and (report.passed or keep_failed):
             written = Path(output)
             save(graph, written)
+            if plan is not None and plan_output is not None:
+                plan.save(plan_output)
     seconds = time.perf_counter() - started
     return Optimized(graph, replace(report, seconds=seconds), written, plan)
 
@@ -213,6 +225,11 @@ class _Job:
         """Quantize as the recipe's passes do."""
         quantizing = self.steps.quantizing_passes()
         static = any(isinstance(step, InsertQdq) for step in quantizing)
+        if static and not self.table.has_integer_kernels:
+            raise InputError(
+                f"target {self.table.name} has no integer kernels, so static integers would only "
+                "cost time there; use another recipe, as float16 or int4-weight"
+            )
         needed = [self.table.opset] if static else []
         needed += [getattr(step, "needed_opset", 0) for step in quantizing]
         opset = max(*needed, self.options.opset, self.source.opset)
@@ -230,6 +247,7 @@ class _Job:
             raise InputError(f"nothing in the model can be quantized: {most}")
         candidate = self.folder / "candidate.onnx"
         save(graph, candidate)
+        missing = missing_provider(self.table.provider)
         report = compare_files(
             self.path,
             candidate,
@@ -237,13 +255,22 @@ class _Job:
             self.one,
             CompareOptions(
                 metric=self.metric,
-                providers=(self.table.provider,),
+                providers=("cpu" if missing else self.table.provider,),
                 threads=self.options.threads,
+                latency=not missing,
             ),
             passes=[*records, *made],
             progress=progress,
         )
-        gates = promise(report.metric, max_drop, min_speedup, min_sqnr, max_size_ratio)
+        bounds = (max_drop, min_speedup, min_sqnr, max_size_ratio)
+        gates = promise(report.metric, *bounds, is_timed=not missing)
+        if missing:
+            note = (
+                f"Verified on the CPU provider. Latency on target {self.table.name} was not "
+                f"measured: {missing}; `onnxq compare --provider {self.table.provider}` does it "
+                "there."
+            )
+            report = replace(report, notes=(note,))
         return graph, with_gates(report, gates), None
 
     def mixed(
@@ -288,11 +315,10 @@ class _Job:
                         break
         facts = tuple(_facts(c) for c in sorted(search.candidates, key=lambda c: -c.speedup))
         kept = with_gates(replace(baseline, candidates=facts), gates)
-        if not report.passed and kept.passed:
-            return self.source, kept, None
-        plan = winner.plan
-        if plan is not None:
-            plan = plan.with_measured(_measured(report))
+        may_be_float = all(precision == FLOAT for precision in found.pinned().values())
+        if not report.passed and kept.passed and may_be_float:
+            return self.source, kept, self._left_alone(winner.plan)
+        plan = winner.plan.with_measured(_measured(report))
         losses = {n.node: n for n in found.sensitivity.nodes}
         layers = tuple(
             replace(layer, sensitivity=losses[layer.node].loss(layer.precision))
@@ -301,6 +327,19 @@ class _Job:
             for layer in report.layers
         )
         return winner.graph, replace(report, layers=layers, candidates=facts), plan
+
+    def _left_alone(self, plan: Plan) -> Plan:
+        """The plan that leaves the model as it is."""
+        return replace(
+            plan,
+            passes="",
+            opset=self.source.opset,
+            cost=plan.float_cost,
+            loss=0.0,
+            exact=True,
+            nodes=(),
+            ranges={},
+        )
 
     def _baseline(self) -> Report:
         """The float model against itself: what a candidate that changes nothing gives."""
@@ -348,9 +387,27 @@ def _configured(
     given: dict[str, Any] = {}
     if "keep_float" in own:
         given["keep_float"] = (*vars(step)["keep_float"], *steps.keep_float)
+    if "reduced_range" in own:
+        reduced = table.weight_scheme.reduced_range
+        given["reduced_range"] = vars(step)["reduced_range"] or reduced
     if isinstance(step, InsertQdq):
         given |= {"ranges": ranges, "target": table.name}
     return replace(step, **given)  # type: ignore[type-var]
+
+
+def _check_measurable(table: Target, steps: Recipe, min_speedup: float | None) -> None:
+    """Refuse before long work what needs latencies of a provider that is not here."""
+    missing = missing_provider(table.provider)
+    if missing and steps.is_mixed:
+        raise InputError(
+            f"the recipe mixed measures latency on the target {table.name}, but {missing}; name "
+            "another recipe, as int8, or use `onnxq plan --cost flops` and `onnxq apply`"
+        )
+    if missing and min_speedup:
+        raise InputError(
+            f"a smallest speedup on the target {table.name} cannot be measured here, because "
+            f"{missing}; leave --min-speedup away and use `onnxq compare` there"
+        )
 
 
 def _breaks_accuracy(report: Report) -> bool:
@@ -441,6 +498,7 @@ def compare(
         )
     return replace(
         report,
+        notes=certainty(report),
         model=replace(report.model, path=label(float_model)),
         output=replace(report.output, path=label(candidate)),
     )

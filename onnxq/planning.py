@@ -325,6 +325,8 @@ def _applied(source: Graph, plan: Plan, progress: Progress, debug: int) -> Graph
     table = load_target(plan.target)
     steps = Recipe(passes=plan.passes, quantization="mixed")
     graph, _ = float_graph(source, steps, table, plan.opset, debug, progress)
+    # A search applies its plans to copies, which list their values in another order.
+    graph = graph.copy()
     precisions, reasons = plan.precisions(), plan.reasons()
     progress.stage("quantizing")
     apply_precisions(graph, precisions, table.name, plan.ranges, reasons, Context(debug))

@@ -54,8 +54,12 @@ def promise(
     min_speedup: float | None = None,
     min_sqnr: float | None = None,
     max_size_ratio: float | None = None,
+    *,
+    is_timed: bool = True,
 ) -> list[Gate]:
     """The gates that `optimize` holds a candidate to, the defaults filled in.
+
+    ``is_timed`` tells whether latency can be measured; without it there is no default speedup.
 
     Raises:
         InputError: a drop is promised, but there is no metric to measure it by.
@@ -75,7 +79,10 @@ def promise(
         min_sqnr = DEFAULT_MIN_SQNR
     if min_sqnr is not None:
         gates.append(Gate("sqnr", ">=", min_sqnr))
-    gates.append(Gate("speedup", ">=", DEFAULT_MIN_SPEEDUP if min_speedup is None else min_speedup))
+    if min_speedup is None and is_timed:
+        min_speedup = DEFAULT_MIN_SPEEDUP
+    if min_speedup is not None:
+        gates.append(Gate("speedup", ">=", min_speedup))
     if max_size_ratio is not None:
         if max_size_ratio <= 0:
             raise InputError(
@@ -115,7 +122,9 @@ def float_graph(
     """
     progress.stage("rewriting")
     graph = raise_opset(source, opset)
-    float_passes = (*steps.float_passes(), *parse_passes(table.passes))
+    float_passes = steps.float_passes()
+    if table.passes:
+        float_passes += parse_passes(table.passes)
     records = Pipeline(float_passes).run(graph, Context(debug))
     infer_types(graph)
     seen: set[str] = set()

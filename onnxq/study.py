@@ -32,6 +32,7 @@ from onnxq.plan.plan import FLOAT
 from onnxq.progress import SILENT, Progress
 from onnxq.quant import Target
 from onnxq.recipe import Recipe
+from onnxq.runtime import missing_provider
 from onnxq.sensitivity import PARTS, NodeSensitivity, Quantizable, Sensitivity, analyse
 from onnxq.stages import float_graph, place_integers
 from onnxq.work import WorkFolder, data_digest
@@ -255,6 +256,8 @@ def study(
         InputError: the model, the data or an option cannot be used, or nothing in the model can
             be quantized.
     """
+    if options.costs is None:
+        _check_measurable(table, options)
     digest = data_digest(samples) if options.work_folder else ""
     prepared = prepare(
         model_sha256, source, samples, digest, steps, table, calibrator, options, progress
@@ -366,6 +369,7 @@ def find_costs(prepared: Prepared, one: Batch, progress: Progress = SILENT) -> C
     """
     graph, placed, options = prepared.graph, prepared.placed, prepared.options
     precisions, table = prepared.precisions, prepared.table
+    _check_measurable(table, options)
     if options.cost != "latency":
         computed = size_costs if options.cost == "size" else flops_costs
         return replace(computed(graph, placed, precisions), model_sha256=prepared.model_sha256)
@@ -390,6 +394,15 @@ def find_costs(prepared: Prepared, one: Batch, progress: Progress = SILENT) -> C
         model_sha256=prepared.model_sha256,
         measurements=Measurements(options.work_folder),
     )
+
+
+def _check_measurable(table: Target, options: StudyOptions) -> None:
+    missing = missing_provider(table.provider) if options.cost == "latency" else ""
+    if missing:
+        raise InputError(
+            f"the latency of target {table.name} cannot be measured here, because {missing}; take "
+            "`--cost flops` or `--cost size`, or a table that `onnxq cost` measured there"
+        )
 
 
 def _work_folder(

@@ -19,6 +19,9 @@ _BODY_BYTES = 1 << 26
 _LOOP_TRIPS = 1000
 """Longest Loop that is run to fold it."""
 
+_KERNEL_SIZE = 1 << 16
+"""Longest window of a pooling that is run; onnxruntime goes over all of it, padding included."""
+
 _STRING_BYTES = 16
 """What one string is taken to need before it is known."""
 
@@ -43,6 +46,8 @@ def is_safe(node: Node) -> bool:
         trips = node.input(0)
         if trips is None or not trips.is_constant or trips.numpy().max(initial=0) > _LOOP_TRIPS:
             return False
+    if max(map(abs, node.get("kernel_shape", ())), default=0) > _KERNEL_SIZE:
+        return False
     if node.is_op("Div", "Mod"):
         divisor = node.input(1)
         if divisor is None or divisor.dtype is None:

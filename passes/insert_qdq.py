@@ -26,7 +26,7 @@ from onnxq.passes.placement import (
     Placement,
     channel_axis,
     channel_bias,
-    is_unit,
+    known_range,
     place,
     reads_weight,
 )
@@ -54,10 +54,11 @@ class InsertQdq(Pass):
     """Quantize a float graph to static integers with QDQ pairs, as a target's table says.
 
     Weights are stored as integers behind a DequantizeLinear; biases as int32 with the scale of
-    input times weight; every activation that an integer kernel reads or gives carries one
-    QuantizeLinear/DequantizeLinear pair. Pairs sit where runtimes fuse them: behind Relu and
-    Clip rather than before, with the same qparams on both sides of operators that only move
-    values about. Which nodes take part is chosen by `onnxq.passes.placement.place`.
+    input times weight, or as floats where the target wants that; every activation that an integer
+    kernel reads or gives carries one QuantizeLinear/DequantizeLinear pair. Pairs sit where runtimes
+    fuse them: behind Relu and Clip rather than before, with the same qparams on both sides of
+    operators that only move values about. Which nodes take part is chosen by
+    `onnxq.passes.placement.place`.
 
     Left in float, each with its reason in the model's metadata: operators without a rule,
     computations whose weight or bias is not constant (unless the target
@@ -123,7 +124,7 @@ def _without_range(placed: Placement, ranges: Mapping[str, tuple[float, float]])
     """Nodes that cannot be quantized for want of a range, beside those known before."""
     refused: dict[Node, str] = {}
     for value, root in placed.roots.items():
-        if is_unit(root, placed):
+        if known_range(root, placed):
             continue
         bounds = ranges.get(root.name)
         if bounds is None:
@@ -175,7 +176,7 @@ class _Insertion:
         self._params: dict[Value, QParams] = {}
         for value, root in placed.roots.items():
             if root not in self._params:
-                bounds = _UNIT if is_unit(root, placed) else ranges[root.name]
+                bounds = known_range(root, placed) or ranges[root.name]
                 self._params[root] = self._activation_qparams(*bounds, root.name)
             self._params[value] = self._params[root]
 
@@ -277,7 +278,8 @@ class _Insertion:
             self._target.weight_granularity(channel_axis(node, rule)),
             name=weight.name,
         )
-        bias, numbers = node.input(rule.bias or 0), channel_bias(node, rule)
+        numbers = channel_bias(node, rule) if self._target.bias == "int32" else None
+        bias = node.input(rule.bias or 0)
         if bias is not None and numbers is not None and rule.bias is not None:
             input_scale = self._params[activation].scale
             params = weight_qparams_for_bias(params, input_scale, numbers, name=bias.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,8 +18,11 @@ ALREADY_QUANTIZED = "it is quantized already"
 
 _APART = "not between integer operators"
 _BY_REQUEST = "kept in float by request"
+_NO_RESIDUAL = "it does not follow a product in integers"
 _CLIPS_APART = "its bounds are computed or leave zero out"
+_CONSTANT = "its input is constant"
 _FACTORS = ("alpha", "beta")
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -43,7 +46,7 @@ class Placement:
 
     def observed(self) -> list[str]:
         """Names of the values whose ranges have to be known, each once."""
-        return [v.name for v in dict.fromkeys(self.roots.values()) if not is_unit(v, self)]
+        return [v.name for v in dict.fromkeys(self.roots.values()) if not known_range(v, self)]
 
     def reads_pair(self, use: Use) -> bool:
         """Whether this use reads integers through a QDQ pair."""
@@ -61,7 +64,8 @@ def place(
 
     Computing operators are quantized wherever their weights allow. One that merely follows
     (Add, pooling, ...) joins only on a path from an operator that must give integers to one
-    that reads them: anywhere else the border costs more than its integer kernel saves.
+    that reads them: anywhere else the border costs more than its integer kernel saves. On a
+    target that wants everything in integers it joins wherever it stands.
 
     Args:
         graph: Float graph with known element types.
@@ -76,6 +80,8 @@ def place(
             continue
         rule = target.operators.get(node.op_type) if not node.domain else None
         reason = ""
+        if rule is not None and rule.role == "absorb" and target.everything:
+            rule = _clipping_rule(node, rule, target, placed)
         if rule is None:
             reason = _no_rule(node, target)
         elif rule.role == "compute":
@@ -92,28 +98,41 @@ def place(
                 chosen[node] = rule
             else:
                 reason = _CLIPS_APART if _clips_apart(node) else _APART
-        elif _can_join(node, rule, placed):
+        elif rule.role == "residual":
+            if _fuses_residual(node, placed):
+                placed.nodes[node] = rule
+            else:
+                reason = _NO_RESIDUAL
+        elif _can_join(node, rule, placed, target):
             joining[node] = rule
             for value in node.outputs:
                 if value is not None:
                     placed.integer[_carrier(value, target, placed)] = [node]
         else:
-            reason = _unfit(node, rule) or _APART
+            reason = _unfit(node, rule) or (_CONSTANT if target.everything else _APART)
         if reason:
             placed.left_in_float[node] = reason
-    _keep_useful(graph, target, placed, joining)
+    if target.everything:
+        placed.nodes.update(joining)
+    else:
+        _keep_useful(graph, target, placed, joining)
     _find_roots(graph, placed)
     return placed
 
 
-def is_unit(value: Value, placed: Placement) -> bool:
-    """Whether a value lies between 0 and 1 whatever the data: a HardSigmoid that saturates."""
-    maker = value.producer
-    return maker is not None and maker.is_op("HardSigmoid") and maker in placed.nodes
+def known_range(value: Value, placed: Placement) -> tuple[float, float] | None:
+    """The range that the target's table gives a value whatever the data, None if calibration does.
+
+    A HardSigmoid that saturates lies between 0 and 1, for one.
+    """
+    rule = placed.nodes.get(value.producer) if value.producer is not None else None
+    return None if rule is None else rule.range
 
 
 def activation_slots(node: Node, rule: OperatorRule) -> Sequence[int]:
     """Input slots of a node at which it reads activations."""
+    if rule.role == "residual":
+        return (_residual_slot(node),)
     if not rule.activations:
         return range(len(node.inputs))
     if reads_weight(node, rule) or rule.weight is None:
@@ -131,8 +150,11 @@ def channel_axis(node: Node, rule: OperatorRule) -> int | None:
     """Axis of a computing node's weight on which its output channels lie.
 
     None where no axis holds just these: a grouped ConvTranspose has only one group's on its
-    axis, and runtimes take scales by column only for a MatMul with one matrix.
+    axis, and runtimes take scales by column only for a MatMul with one matrix. None, too, where
+    the target's rule wants one scale.
     """
+    if not rule.per_channel:
+        return None
     if node.is_op("ConvTranspose") and attribute_value(node, "group") != 1:
         return None
     if node.is_op("MatMul") and _weight(node, rule).numpy().ndim > 2:
@@ -211,7 +233,7 @@ def _refusal(node: Node, rule: OperatorRule, target: Target) -> str:
     if not np.isfinite(numbers).all():
         return "its weight has infinite or NaN values"
     bias = node.input(rule.bias) if rule.bias is not None else None
-    if bias is not None:
+    if bias is not None and target.bias == "int32":
         if bias.dtype is not DataType.FLOAT or channel_bias(node, rule) is None:
             return "its bias is not a float32 constant with one number per output channel"
         if not np.isfinite(bias.numpy()).all():
@@ -271,15 +293,55 @@ def _clips_apart(node: Node) -> bool:
     )
 
 
-def _can_join(node: Node, rule: OperatorRule, placed: Placement) -> bool:
+def _clipping_rule(
+    node: Node, rule: OperatorRule, target: Target, placed: Placement
+) -> OperatorRule:
+    """The rule of a clipping operator where everything is quantized.
+
+    It is an operator of its own if nothing before it can do the clipping.
+    """
+    absorbed = _carrier(node.output, target, placed) in placed.integer
+    return rule if absorbed else replace(rule, role="follow")
+
+
+def _residual_slot(node: Node) -> int:
+    """Which input of an addition is the other one beside that of the product it fuses into."""
+    return int(not _product_slots(node) or _product_slots(node)[0] == 0)
+
+
+def _product_slots(node: Node) -> list[int]:
+    """Inputs of an addition that are the results of products, and read nowhere else."""
+    found = []
+    for slot, value in enumerate(node.inputs):
+        maker = None if value is None else value.producer
+        if value and maker and maker.is_op(*_PRODUCTS) and len(value.uses) == 1:
+            found.append(slot)
+    return found
+
+
+def _fuses_residual(node: Node, placed: Placement) -> bool:
+    """Whether an addition follows a product in integers and reads another activation."""
+    slots = _product_slots(node)
+    if not slots or len(node.inputs) != 2:
+        return False
+    product, other = node.inputs[slots[0]], node.inputs[1 - slots[0]]
+    assert product is not None
+    if other is None or other.is_constant or other.dtype is not DataType.FLOAT:
+        return False
+    return product.producer in placed.nodes and not product.is_output
+
+
+def _can_join(node: Node, rule: OperatorRule, placed: Placement, target: Target) -> bool:
     if _unfit(node, rule):
         return False
     found = False
     for slot in activation_slots(node, rule):
         value = node.input(slot)
+        if value is None and slot:
+            continue
         if value is None or value.dtype is not DataType.FLOAT:
             return False
-        if value in placed.integer:
+        if value in placed.integer or (target.everything and not value.is_constant):
             found = True
         elif not (rule.constant_inputs and value.is_constant and np.isfinite(value.numpy()).all()):
             return False

@@ -31,7 +31,7 @@ from onnxq.quant import Format, Granularity, QParams, per_block, per_channel
 from onnxq.quant.grouped import GROUP
 from onnxq.quant.search import SCALE_SEARCHES
 
-SEVERAL_GRAPHS = "its weight is read in several graphs, and runtimes want one of the node's own"
+_SEVERAL_GRAPHS = "its weight is read in several graphs, and runtimes want one of the node's own"
 
 CONTRIB_BLOCKS = (16, 32, 64, 128, 256)
 """Block sizes that onnxruntime's kernels have; blocks of other sizes are not fused either."""
@@ -94,7 +94,7 @@ class QuantizeWeights(Pass):
     such ones, nor any that share a scale: ``copies`` stores one for each operator instead.
 
     Large weights are quantized slice by slice and wait in a temporary file to be saved: a model of
-    4 GB takes 0.4 GB of memory.
+    4 GB takes 0.5 GB of memory.
 
     Attributes:
         only: Names of the nodes that may be changed; empty stands for all.
@@ -377,7 +377,7 @@ def _find(node: Node, slot: int) -> ConstantWeight | str:
     weight = find_weight(node, slot)
     if isinstance(weight, str) or is_own(node, weight.value):
         return weight
-    return SEVERAL_GRAPHS
+    return _SEVERAL_GRAPHS
 
 
 def _pack_rows(values: np.ndarray, qparams: QParams) -> Arrays:

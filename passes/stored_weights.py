@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, Tensor, TensorType, Value
 from onnxq.quant import (
     ABSMAX,
@@ -26,6 +27,8 @@ from onnxq.quant.search import PLAIN, ScaleSearch
 
 SLICE = 1 << 20
 """Elements quantized at a time, by one thread."""
+
+NOT_FINITE = "its weight has infinite or NaN values"
 
 _MOST_THREADS = 4
 
@@ -183,7 +186,12 @@ def quantize_weight(
     codes = values.view(f"u{values.itemsize}")
 
     def store(where: tuple[slice, ...]) -> QParams:
-        made = layout.quantizer(_part(weight, layout, where), layout.granularity, name)
+        part = _part(weight, layout, where)
+        try:
+            made = layout.quantizer(part, layout.granularity, name)
+        except InputError as error:
+            reason = str(error) if np.isfinite(part).all() else NOT_FINITE
+            raise CannotStoreError(reason) from error
         # As plain integers: numpy copies types that it does not know itself one by one.
         codes[where] = made.values.view(codes.dtype)
         return made.qparams
@@ -204,8 +212,6 @@ def _part(weight: Tensor, layout: Layout, where: tuple[slice, ...]) -> np.ndarra
     numbers = weight.numpy()
     part = _turned(numbers[where[::-1]]) if layout.transposed else numbers[where]
     with np.errstate(over="ignore", invalid="ignore"):
-        if not np.isfinite(np.sum(part)) and not np.isfinite(part).all():
-            raise CannotStoreError("its weight has infinite or NaN values")
         return part if layout.factor == 1.0 else part * np.float32(layout.factor)
 
 

@@ -8,7 +8,6 @@ from functools import partial
 
 import numpy as np
 
-from onnxq.errors import InputError
 from onnxq.passes.stored_weights import CannotStoreError, Quantizer, Rounding
 from onnxq.quant import ABSMAX, FORMATS, INT2, INT8, UINT4, ZERO_POINT, Format, Granularity, Scheme
 from onnxq.quant.grouped import GROUP, GROUPED_TYPES, grouped_quantize, grouped_to_onnx
@@ -54,10 +53,7 @@ class Grouped:
         if axis is None or granularity.block_size != GROUP or weight.shape[axis] % GROUP:
             raise CannotStoreError(f"{self.type} needs inputs that are a multiple of {GROUP}")
         rows = np.ascontiguousarray(np.moveaxis(weight, axis, -1))
-        try:
-            made = grouped_to_onnx(grouped_quantize(rows, GROUPED_TYPES[self.type], name=name))
-        except InputError as error:
-            raise CannotStoreError(str(error)) from error
+        made = grouped_to_onnx(grouped_quantize(rows, GROUPED_TYPES[self.type], name=name))
         scale, zero_point = (
             np.ascontiguousarray(np.moveaxis(array, -1, axis))
             for array in (made.qparams.scale, made.qparams.zero_point)
@@ -80,6 +76,8 @@ WEIGHT_FORMATS: tuple[str, ...] = tuple(_MAKERS)
 
 def weight_quantizer(name: str, scheme: Scheme, search: ScaleSearch) -> Quantizer:
     """What quantizes weights to a format; scheme and search are for ONNX's own formats.
+
+    onnxruntime has no CPU kernel for ``float4e2m1``.
 
     Ternary and binary have one scale with the least squared error, and GGUF's types (``q4_0``,
     ``q8_0``) find theirs as the `gguf` package does.

@@ -174,8 +174,8 @@ def drop_unused(values: Sequence[Value | None]) -> None:
 def plain_gemm(node: Node) -> None:
     """Give a Gemm the form that runtimes fuse, all but its weight: no factors, a vector as bias.
 
-    Its first input is transposed by an operator of its own; the weight is taken care of by
-    `gemm_weight`, whose result is to be set as second input, with ``transB`` taken away.
+    Its first input is transposed by an operator of its own. ``transB`` and ``alpha`` are taken away
+    too: the caller sets a weight that has both in it.
     """
     graph = node.graph
     x, bias = node.input(0), node.input(2)

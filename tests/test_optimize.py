@@ -18,20 +18,23 @@ import pytest
 import onnxq
 from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, ModelInfo, TensorType, load, save, to_proto
-from onnxq.optimize import (
+from onnxq.optimize import compare
+from onnxq.optimize import optimize as optimize_by_recipe
+from onnxq.recipe import Recipe
+from onnxq.runtime import Session, integer_operators, interleaved, optimized_operators
+from onnxq.stages import (
     DEFAULT_MAX_DROP,
     DEFAULT_MAX_RISE,
     DEFAULT_MIN_SPEEDUP,
     DEFAULT_MIN_SQNR,
-    compare,
-    optimize,
     promise,
     single_feed,
 )
-from onnxq.recipe import Recipe
-from onnxq.runtime import Session, integer_operators, interleaved, optimized_operators
 from onnxq.verify.result import MetricFacts
 from tests.quantization import run_reference
+
+optimize = partial(optimize_by_recipe, recipe="int8")
+"""These tests are about static integers; those of the search are in test_mixed.py."""
 
 MODELS = Path(__file__).parents[1] / "models"
 FAST = {"min_speedup": 0.0}
@@ -269,7 +272,8 @@ from onnxq.verify import compare
 compare.interleaved = partial(compare.interleaved, rounds=1)
 rng = np.random.default_rng(1)
 x = rng.standard_normal((48, 3, 8, 8)).astype(np.float32)
-optimize(sys.argv[1], {"x": x}, output=sys.argv[2], min_speedup=0.0, min_sqnr=0.0)
+promises = {"min_speedup": 0.0, "min_sqnr": 0.0}
+optimize(sys.argv[1], {"x": x}, output=sys.argv[2], recipe="int8", **promises)
 """
 
 

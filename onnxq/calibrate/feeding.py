@@ -107,8 +107,7 @@ class Feeding:
         groups = self._groups(self._bytes(whole), memory_limit)
         samples = 0
         for number, group in enumerate(groups):
-            session = self._cut(whole, group.names)
-            samples = self._feed(session, group, number, len(groups))
+            samples = self._feed(self._cut(whole, group.names), group, number, len(groups))
         return samples
 
     def _cut(self, whole: Graph, names: Sequence[str]) -> Session:

@@ -23,7 +23,9 @@ TABLE_BYTES = 8 << 16
 _DROPPED_BITS = 16
 _NOT_FINITE = 0x7F80
 _SIGN = 0x8000
-_CHUNK = 1 << 16
+_CHUNK = 3 << 12
+"""Values counted at a time: their places fit the processor's cache, and are few enough for the
+allocator to use the same memory again, rather than to ask the operating system every time."""
 
 
 @dataclass(frozen=True, eq=False)

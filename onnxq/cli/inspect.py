@@ -85,7 +85,7 @@ def _nodes(found: Inspection) -> Table:
     table = grid(fold=True)
     for _ in range(3):
         table.add_column(overflow="fold")
-    headings = ("operator", "precision", "left in float because")
+    headings = ("operator", "precision", "why")
     table.add_row("node", *(Text(h, "bold") for h in headings))
     for layer in found.nodes:
         cells = (layer.node, layer.op_type, layer.precision, layer.reason)

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from onnxq.calibrate import CALIBRATORS
-from onnxq.cli import options
+from onnxq.cli import options, settings
 from onnxq.cli.terminal import progress, show, write_json
-from onnxq.optimize import Optimized, optimize
+from onnxq.optimize import DEFAULT_RECIPE, Optimized, optimize
 from onnxq.quant import available_targets
 from onnxq.recipe import built_in_recipes
 from onnxq.report import check_folder, to_text, write_report
@@ -19,6 +19,8 @@ EXAMPLES = """examples:
   onnxq optimize model.onnx --data samples.npz -o model.int8.onnx
   onnxq optimize model.onnx --data train/ --eval test/ --image-size 224x224 \\
       --max-drop 0.005 --min-speedup 1.5 -o model.int8.onnx --report report/
+  onnxq optimize model.onnx --data samples.npz -o model.int8.onnx --plan-out plan.toml \\
+      --pin "head*=float32" --work-dir work/
 """
 
 
@@ -45,9 +47,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--recipe",
-        default="int8",
+        default=DEFAULT_RECIPE,
         metavar="NAME|FILE",
-        help=f"what to do: {', '.join(built_in_recipes())}, or a .toml file (default int8)",
+        help=f"what to do: {', '.join(built_in_recipes())}, or a .toml file (default "
+        f"{DEFAULT_RECIPE}: the fastest mixture of precisions that keeps the promise)",
     )
     parser.add_argument(
         "--target",
@@ -78,8 +81,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="smallest SQNR of any output in dB (default without labels: 15)",
     )
     promise.add_argument(
+        "--max-size-ratio",
+        type=options.number,
+        metavar="X",
+        help="largest size of the file relative to the float one, as 0.5",
+    )
+    promise.add_argument(
         "--keep-failed", action="store_true", help="write the model even if a promise broke"
     )
+    mixed = parser.add_argument_group("search", f"for the recipe {DEFAULT_RECIPE}")
+    mixed.add_argument(
+        "--plan-out",
+        type=options.named,
+        metavar="FILE",
+        help="write the plan of the model that was made, for `onnxq apply`",
+    )
+    mixed.add_argument(
+        "--pin",
+        action="append",
+        default=[],
+        type=options.named,
+        metavar="PATTERN=P",
+        help="precision of the nodes whose name matches, as 'head*=float32' (repeatable)",
+    )
+    settings.add_work_folder(mixed)
     parser.add_argument(
         "--metric", metavar="M", help="accuracy, top-5, bits-per-byte, sqnr or module:function"
     )
@@ -136,6 +161,8 @@ def run(parsed: argparse.Namespace) -> int:
             max_drop=parsed.max_drop,
             min_speedup=parsed.min_speedup,
             min_sqnr=parsed.min_sqnr,
+            max_size_ratio=parsed.max_size_ratio,
+            pins=parsed.pin,
             keep_failed=parsed.keep_failed,
             constant_initializers=parsed.constant_initializers,
             opset=parsed.opset,
@@ -144,6 +171,8 @@ def run(parsed: argparse.Namespace) -> int:
             images=options.image_options(parsed),
             threads=parsed.threads,
             seed=parsed.seed,
+            plan_output=parsed.plan_out,
+            work_folder=parsed.work_dir,
             progress=stages,
             debug=options.debug_level(),
         )
@@ -161,6 +190,8 @@ def _ending(result: Optimized, parsed: argparse.Namespace) -> str:
         ending = f"Wrote {result.written}."
     else:
         ending = f"A promise broke; wrote {result.written} all the same."
+    if result.written is not None and parsed.plan_out:
+        ending += f" The plan is in {parsed.plan_out}."
     if parsed.report:
         ending += f" The report is in {Path(parsed.report) / 'report.html'}."
     return ending

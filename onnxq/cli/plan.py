@@ -71,7 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="costs that `onnxq cost` found elsewhere",
     )
     limit = parser.add_argument_group("limit", "one of these (default: --min-sqnr 15)")
-    limit = limit.add_mutually_exclusive_group()  # type: ignore[assignment]
+    limit = limit.add_mutually_exclusive_group()
     limit.add_argument(
         "--budget", type=options.number, metavar="LOSS", help="largest predicted loss"
     )
@@ -171,10 +171,12 @@ def _summary(plan: Plan) -> Table:
     table = grid()
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
-    costs = words.cost(plan.cost_kind, plan.float_cost), words.cost(plan.cost_kind, plan.cost)
-    gain = f"{words.ratio(plan.float_cost / plan.cost)}x less" if plan.cost > 0 else ""
+    costs, gain = words.cost(plan.cost_kind, plan.cost), ""
+    if plan.float_cost > 0 and plan.cost > 0:
+        costs = f"{words.cost(plan.cost_kind, plan.float_cost)} -> {costs}"
+        gain = f"{words.ratio(plan.float_cost / plan.cost)}x less"
     rows = [
-        (f"predicted {plan.cost_kind}", " -> ".join(costs), gain),
+        (f"predicted {plan.cost_kind}", costs, gain),
         ("predicted SQNR", words.loss(plan.proxy, plan.loss), ", ".join(plan.promise)),
     ]
     if not plan.exact:

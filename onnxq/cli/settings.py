@@ -90,7 +90,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     options.add_images(parser)
 
 
-def add_work_folder(parser: argparse.ArgumentParser) -> None:
+def add_work_folder(parser: argparse._ActionsContainer) -> None:
     """Where to keep what was found out."""
     parser.add_argument(
         "--work-dir",

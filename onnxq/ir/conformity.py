@@ -6,14 +6,32 @@ import functools
 from dataclasses import dataclass
 
 import onnx.defs
+import onnx.helper
 
 from onnxq.errors import InputError
 from onnxq.ir.graph import Graph, Node, Value
 from onnxq.ir.operators import schema_of
-from onnxq.ir.types import DataType, TensorType
 
-CRASHES_INFERENCE = ("RegexFullMatch",)
-"""Operators of texts on whose inputs without a type ONNX's inference ends the process."""
+CRASHES_INFERENCE = frozenset(
+    {
+        ("", "RegexFullMatch"),
+        ("ai.onnx.ml", "DictVectorizer"),
+        ("ai.onnx.ml", "LabelEncoder"),
+        ("ai.onnx.ml", "TreeEnsemble"),
+    }
+)
+"""Domains and operators on whose inputs without a type ONNX's inference ends the process."""
+
+CRASHING_NUMBERS = {
+    ("LayerNormalization", "axis"): range(-(1 << 31), 1 << 31),
+    ("GatherND", "batch_dims"): range(1 << 31),
+}
+"""Attributes with the numbers beyond which ONNX's inference ends the process."""
+
+_NEWEST = {
+    "": onnx.defs.onnx_opset_version(),
+    "ai.onnx.ml": max(row[3] for row in onnx.helper.VERSION_TABLE),
+}
 
 _Option = onnx.defs.OpSchema.FormalParameterOption
 
@@ -31,7 +49,7 @@ class _Definition:
 
 
 def require_conformity(graph: Graph) -> None:
-    """Refuse operators of the default domain that are not what ONNX says they are.
+    """Refuse operators of ONNX's own domains that are not what ONNX says they are.
 
     Numbers of inputs and outputs, those that must not be left out, required attributes, the
     types of attributes and the interfaces of If and Loop bodies: what onnxruntime demands when it
@@ -42,19 +60,11 @@ def require_conformity(graph: Graph) -> None:
         InputError: naming the node.
     """
     for node in graph.all_nodes():
-        if node.is_op(*CRASHES_INFERENCE):
-            _know_texts(node)
-        if not node.domain and node.graph.opset <= onnx.defs.onnx_opset_version():
+        version = node.graph.model.opset_imports.get(node.domain, 0)
+        if version <= _NEWEST.get(node.domain, -1):
             schema = schema_of(node)
             if schema is not None and not schema.deprecated:
-                _check(node, _definition(schema.name, schema.since_version))
-
-
-def _know_texts(node: Node) -> None:
-    """Give what a node reads the type that the operator takes, as inference needs it to."""
-    for value in node.inputs:
-        if value is not None and value.type is None:
-            value.type = TensorType(DataType.STRING)
+                _check(node, _definition(schema.name, schema.since_version, node.domain))
 
 
 def _check(node: Node, definition: _Definition) -> None:
@@ -77,6 +87,12 @@ def _check(node: Node, definition: _Definition) -> None:
             raise InputError(
                 f"attribute '{name}' of node {node.label} is {given}, but the operator takes "
                 f"{wanted}; export the model again"
+            )
+        taken = CRASHING_NUMBERS.get((node.op_type, name))
+        if taken is not None and attribute.value not in taken:
+            raise InputError(
+                f"attribute '{name}' of node {node.label} is {attribute.value}, which fits no "
+                "tensor; export the model again"
             )
     for name in definition.required:
         if name not in node.attributes:
@@ -126,8 +142,8 @@ def _misfit(node: Node, body: Graph) -> InputError:
 
 
 @functools.cache
-def _definition(op_type: str, version: int) -> _Definition:
-    schema = onnx.defs.get_schema(op_type, version)
+def _definition(op_type: str, version: int, domain: str) -> _Definition:
+    schema = onnx.defs.get_schema(op_type, version, domain)
     return _Definition(
         inputs=(schema.min_input, schema.max_input),
         outputs=(schema.min_output, schema.max_output),

@@ -8,10 +8,13 @@ from collections.abc import Iterable
 import onnx
 import onnx.shape_inference
 
-from onnxq.ir.conformity import CRASHES_INFERENCE
+from onnxq.ir.conformity import CRASHES_INFERENCE, CRASHING_NUMBERS
 from onnxq.ir.graph import Node, Value
 from onnxq.ir.load import called
 from onnxq.ir.types import DataType
+
+_NOWHERE = "types unknown"
+"""A domain that there is not."""
 
 _HUGE = 1 << 22
 """ONNX writes down a symbol for each element of a vector; for more than these it takes long."""
@@ -35,12 +38,33 @@ def infer_shapes(message: onnx.ModelProto, nodes: Iterable[Node]) -> onnx.ModelP
     if len(kept) < len(message.functions):
         del message.functions[:]
         message.functions.extend(kept)
+    _hide(message.graph, frozenset())
     huge = any(_is_huge(node) for node in nodes)
     return onnx.shape_inference.infer_shapes(message, data_prop=not huge)
 
 
 def _crashes(function: onnx.FunctionProto) -> bool:
-    return any(name in CRASHES_INFERENCE for _, name, _ in called(function.node))
+    """Whether a function's body, which is not checked like a graph, may end the process."""
+    return any((d, name) in CRASHES_INFERENCE for d, name, _ in called(function.node)) or any(
+        node.op_type == op_type and a.name == name and not a.ref_attr_name and a.i not in taken
+        for (op_type, name), taken in CRASHING_NUMBERS.items()
+        for node in function.node
+        for a in node.attribute
+    )
+
+
+def _hide(graph: onnx.GraphProto, known: frozenset[str]) -> None:
+    """Make operators unknown that end the process, until the types of what they read are known."""
+    described = (v for values in (graph.input, graph.value_info) for v in values)
+    known |= {v.name for v in described if v.HasField("type")}
+    known |= {t.name for t in graph.initializer}
+    for node in graph.node:
+        if (node.domain, node.op_type) in CRASHES_INFERENCE and not known.issuperset(node.input):
+            node.domain = _NOWHERE
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                if body.node:
+                    _hide(body, known)
 
 
 def _is_huge(node: Node) -> bool:

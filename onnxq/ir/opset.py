@@ -14,6 +14,7 @@ from onnxq.errors import InputError
 from onnxq.ir.adapters import adapt, last_before, needs_adapter
 from onnxq.ir.conformity import CRASHES_INFERENCE
 from onnxq.ir.graph import Graph, Value
+from onnxq.ir.infer import infer_types
 from onnxq.ir.load import called, from_proto
 from onnxq.ir.operators import schema_of
 from onnxq.ir.save import to_proto
@@ -56,7 +57,7 @@ def raise_opset(graph: Graph, version: int) -> Graph:
         return raise_opset(raise_opset(graph, last_before(graph, version)), version)
     ir_version = max(graph.model.ir_version, _IR_VERSION_OF_OPSET.get(version, 0))
     source = graph.copy()
-    _declare_texts(source)
+    _declare_types(source)
     # Before conversion: in an IR version that lists initializers as inputs, as old ones must,
     # the newer one would let callers feed them.
     source.model.ir_version = ir_version
@@ -70,7 +71,7 @@ def raise_opset(graph: Graph, version: int) -> Graph:
             proto = _with_functions_of(to_proto(source, constants), version)
             source = from_proto(proto, graph.model.path, constants)
             _require_known(source, version)
-            _declare_texts(source)
+            _declare_types(source)
         adapt(source, version)
         proto = to_proto(source, constants)
         converted = onnx.version_converter.convert_version(proto, version)
@@ -87,12 +88,24 @@ def raise_opset(graph: Graph, version: int) -> Graph:
     return raised
 
 
-def _declare_texts(graph: Graph) -> None:
+def _declare_types(graph: Graph) -> None:
     """Write down the types without which the converter, which infers first, ends the process."""
-    for node in graph.all_nodes():
-        for value in node.inputs if node.is_op(*CRASHES_INFERENCE) else ():
-            if value is not None:
-                value.declared = True
+    read = {
+        value: node
+        for node in graph.all_nodes()
+        if (node.domain, node.op_type) in CRASHES_INFERENCE
+        for value in node.inputs
+        if value is not None
+    }
+    if any(value.type is None for value in read):
+        infer_types(graph)
+    for value, node in read.items():
+        if value.type is None:
+            raise InputError(
+                f"the type of '{value.name}', which node {node.label} reads, is not known, so the "
+                "model cannot be raised to a newer opset; export it with that or newer"
+            )
+        value.declared = True
 
 
 def _require_known(graph: Graph, version: int) -> None:
@@ -140,9 +153,10 @@ def _means_the_same(function: onnx.FunctionProto, version: int) -> bool:
     """Whether the converter has nothing to do to a function's body, in subgraphs too."""
     if _opset(function) in (None, version):
         return True
-    names = {name for domain, name, _ in called(function.node) if domain in _DEFAULT}
-    if names.intersection(CRASHES_INFERENCE):
+    used = {("" if d in _DEFAULT else d, name) for d, name, _ in called(function.node)}
+    if used & CRASHES_INFERENCE:
         return False
+    names = [name for domain, name in used if not domain]
     if any(needs_adapter(name, _opset(function) or version, version) for name in names):
         return False
     body = onnx.ModelProto(ir_version=_IR_VERSION_OF_OPSET[version])

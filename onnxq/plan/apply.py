@@ -104,7 +104,8 @@ def _step(precision: str, names: tuple[str, ...], target: str, ranges: Ranges) -
     if precision == "int8":
         return InsertQdq(ranges, target, only=names)
     if precision == "int8-dynamic":
-        return QuantizeDynamic(only=names)
+        reduced = load_target(target).weight_scheme.reduced_range
+        return QuantizeDynamic(only=names, reduced_range=reduced)
     if precision == "int8-weight":
         return QuantizeWeights(only=names, format="int8", block_size=0)
     if precision.endswith("-weight"):

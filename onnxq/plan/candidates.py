@@ -63,7 +63,7 @@ def build_problem(
             choices = [c for c in choices if c.precision == pinned[name]] or choices[:1]
         follows: tuple[str, ...] = ()
         serves: tuple[str, ...] = ()
-        if rule.role != "compute":
+        if rule.role not in ("compute", "residual"):
             follows = tuple(_makers(node, rule, owners))
             serves = tuple(_integer_readers(node, placed, owners))
         items.append(Item(name, tuple(choices), follows, serves))
@@ -75,7 +75,7 @@ def build_problem(
 def _choice(rule: OperatorRule, precision: str, cost: float, loss: float) -> Choice:
     if precision != STATIC:
         return Choice(precision, cost, loss)
-    free = rule.role == "compute" and rule.output == "float"
+    free = rule.role == "residual" or (rule.role == "compute" and rule.output == "float")
     return Choice(precision, cost, loss, reads_integers=True, gives_integers=None if free else True)
 
 

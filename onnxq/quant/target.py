@@ -11,20 +11,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 from onnxq.errors import InputError
 from onnxq.quant.formats import FORMATS, Format
 from onnxq.quant.scheme import PER_TENSOR, Granularity, Scheme, per_channel
 
-Role = Literal["compute", "follow", "share", "absorb"]
+Role = Literal["compute", "follow", "share", "absorb", "residual"]
 """What an operator is to quantization.
 
 - ``compute``: the reason to quantize; its integer kernel is faster than the float one.
 - ``follow``: has an integer kernel worth using between integer tensors, with its own qparams.
 - ``share``: moves values about without changing them; output and input share their qparams.
 - ``absorb``: a clipping operator that the requantization of the operator before it can do.
+- ``residual``: an addition that is fused into the computing operator whose result it reads, if
+  its other input is an integer.
 """
+
+BiasRule = Literal["int32", "float"]
+"""How biases of computing operators are stored: as int32 with the scale of input times weight, or
+as the floats they are."""
 
 OutputRule = Literal["quantized", "float"]
 """Whether the integer kernel of a ``compute`` operator must give integers or may give floats."""
@@ -51,7 +58,11 @@ class OperatorRule:
         bias: Input slot of the bias, which is stored as int32; None if there is none.
         channel_axis: Axis of the weight's output channels; ``operator`` where it depends on
             the operator's attributes (Gemm's transB).
+        per_channel: Whether the weight may have a scale for each output channel, where the target
+            has such at all.
         output: See `OutputRule`.
+        range: Smallest and largest value of the integer result, where runtimes want the same ones
+            whatever the data.
         attributes: Attribute values without which the integer kernel does not apply.
         broken_by: Attributes that, when set, break the integer kernel. Runtimes fuse the operator
             to it wherever a pair stands on both sides, so none may stand behind it.
@@ -67,7 +78,9 @@ class OperatorRule:
     two_activations: bool = False
     bias: int | None = None
     channel_axis: int | Literal["operator"] = 0
+    per_channel: bool = True
     output: OutputRule = "quantized"
+    range: tuple[float, float] | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
     broken_by: tuple[str, ...] = ()
     constant_inputs: bool = False
@@ -88,8 +101,12 @@ class Target:
         weight_format: Format of weights.
         weight_scheme: Scheme of weights.
         weight_per_channel: Whether weights have a scale for each output channel.
+        bias: See `BiasRule`.
+        everything: Whether every operator with a rule is quantized wherever it stands, because
+            floats do not run there or have to leave the device. Otherwise operators that follow
+            are only between others that compute on integers.
         passes: Float passes, in text form, that bring the graph into the forms this target
-            computes fastest on integers.
+            computes fastest on integers; empty if there are none.
         precisions: What a search over precisions chooses from here.
         operators: Rules by operator type.
         reasons: Why operators that one might expect are left in float here.
@@ -103,10 +120,17 @@ class Target:
     weight_format: Format
     weight_scheme: Scheme
     weight_per_channel: bool
+    bias: BiasRule
+    everything: bool
     passes: str
     precisions: tuple[str, ...]
     operators: Mapping[str, OperatorRule]
     reasons: Mapping[str, str]
+
+    @property
+    def has_integer_kernels(self) -> bool:
+        """Whether activations in integers make anything faster here."""
+        return "int8" in self.precisions
 
     @property
     def opset(self) -> int:
@@ -130,8 +154,7 @@ def load_target(name: str) -> Target:
         InputError: there is no target of that name.
     """
     if name == "auto":
-        arm = platform.machine().lower() in ("arm64", "aarch64")
-        name = "cpu-arm" if arm else "cpu-x64"
+        name = _this_processor()
     if name not in available_targets():
         raise InputError(
             f"there is no target '{name}'; available: auto, {', '.join(available_targets())}"
@@ -148,15 +171,39 @@ def available_targets() -> tuple[str, ...]:
     )
 
 
+_CPUINFO = Path("/proc/cpuinfo")
+_DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni"})
+
+
+def _this_processor() -> str:
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return "cpu-arm"
+    flags = _processor_flags()
+    return "cpu-x64-avx2" if flags and not flags & _DOT_PRODUCTS else "cpu-x64"
+
+
+def _processor_flags() -> frozenset[str]:
+    """What Linux says that all processors here can do; nothing if it does not say."""
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    lines = [line.partition(":") for line in text.splitlines()]
+    flags = [frozenset(value.split()) for key, _, value in lines if key.strip() == "flags"]
+    return frozenset.intersection(*flags) if flags else frozenset()
+
+
 def _table(name: str) -> dict[str, Any]:
-    """A target's entries over those of the target it ``extends``."""
+    """A target's entries over those of the target it ``extends``, ``without`` some operators."""
     source = files("onnxq.quant") / "targets" / f"{name}.toml"
     own = tomllib.loads(source.read_text(encoding="utf-8"))
     if "extends" not in own:
         return own
     table = _table(own.pop("extends"))
     for key, value in own.items():
-        table[key] = {**table[key], **value} if key in ("operators", "reasons") else value
+        table[key] = {**table[key], **value} if key == "operators" else value
+    for op_type in table.pop("without", []):
+        del table["operators"][op_type]
     return table
 
 
@@ -171,6 +218,8 @@ def _parse(name: str, table: dict[str, Any]) -> Target:
         weight_format=FORMATS[weight["format"]],
         weight_scheme=_scheme(weight),
         weight_per_channel=weight["per_channel"],
+        bias=table.get("bias", "int32"),
+        everything=table.get("everything", False),
         passes=table["passes"],
         precisions=tuple(table["precisions"]),
         operators={
@@ -189,4 +238,7 @@ def _rule(op_type: str, fields: dict[str, Any]) -> OperatorRule:
     fields = dict(fields)
     for name in ("activations", "broken_by"):
         fields[name] = tuple(fields.get(name, ()))
+    if "range" in fields:
+        low, high = fields["range"]
+        fields["range"] = (float(low), float(high))
     return OperatorRule(op_type=op_type, **fields)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from onnxq.verify.result import LayerFacts
 
+_QUANTIZED = ("int8", "int8-dynamic", "int8-weight", "int4-weight", "int2-weight", "int16")
+
 
 @dataclass(frozen=True)
 class LeftInFloat:
@@ -23,10 +25,13 @@ class LeftInFloat:
 
 
 def left_in_float(layers: Iterable[LayerFacts]) -> tuple[LeftInFloat, ...]:
-    """Operators with a reason, by reason; the reason that holds back most comes first."""
+    """Operators with a reason, by reason; the reason that holds back most comes first.
+
+    A plan has reasons for what it quantizes, too: those are left out.
+    """
     by_reason: dict[str, list[LayerFacts]] = {}
     for layer in layers:
-        if layer.reason:
+        if layer.reason and layer.precision not in _QUANTIZED:
             by_reason.setdefault(layer.reason, []).append(layer)
     groups = [LeftInFloat(reason, tuple(found)) for reason, found in by_reason.items()]
     return tuple(sorted(groups, key=lambda group: -len(group.layers)))

@@ -33,6 +33,7 @@ def to_html(report: Report) -> str:
             _metric(report),
             '<div class="pair">' + _latency(report) + _size(report) + "</div>",
             _outputs(report),
+            _candidates(report),
             _layers(report),
             _left_in_float(report),
             '<div class="pair">' + _integer_operators(report) + _passes(report) + "</div>",
@@ -143,7 +144,8 @@ def _metric(report: Report) -> str:
         lambda value: words.bare_drop(metric, value),
         sentence,
     )
-    caption = f"{page.text(sentence)} To the right is worse."
+    notes = "".join(f" {page.text(note)}" for note in report.notes)
+    caption = f"{page.text(sentence)} To the right is worse.{notes}"
     return page.section(
         f"Drop of {page.text(metric.name)}",
         f"<figure>{figure}<figcaption>{caption}</figcaption></figure>",
@@ -207,6 +209,22 @@ def _outputs(report: Report) -> str:
     return page.section("Outputs", page.table(columns, rows)) if rows else ""
 
 
+def _candidates(report: Report) -> str:
+    rows = [
+        [
+            f'<td class="name">{page.text(candidate.label)}</td>',
+            page.number(f"{words.ratio(candidate.speedup)}×"),
+            page.number(words.loss("noise", candidate.predicted_loss)),
+            page.number("" if candidate.sqnr_db is None else words.decibels(candidate.sqnr_db)),
+            page.number(words.candidate_drop(report.metric, candidate.drop)),
+        ]
+        for candidate in report.candidates
+    ]
+    columns = ["candidate", "#speedup", "#predicted SQNR", "#measured SQNR", "#drop"]
+    note = '<p class="soft small">Only those that were fast enough to win were verified.</p>'
+    return page.section("Candidates", page.table(columns, rows) + note) if rows else ""
+
+
 def _layers(report: Report) -> str:
     layers = report.layers
     if not layers:
@@ -214,7 +232,8 @@ def _layers(report: Report) -> str:
     found = counts(layers)
     kinds = {precision: _kind(precision) for precision in found}
     legend = "".join(
-        f'<span class="key">{figures.key(kinds[precision])}{page.text(precision)} × {amount:,}</span>'
+        f'<span class="key">{figures.key(kinds[precision])}{page.text(precision)} × {amount:,}'
+        "</span>"
         for precision, amount in found.items()
     )
     measured = any(layer.sqnr_db is not None for layer in layers)
@@ -233,6 +252,7 @@ def _layer_table(layers: Sequence[LayerFacts], kinds: dict[str, str]) -> str:
     finite = [s for layer in layers if (s := layer.sqnr_db) is not None and math.isfinite(s)]
     longest = max(finite, default=1.0)
     analysed = any(layer.sensitivity is not None for layer in layers)
+    explained = any(layer.reason for layer in layers)
     rows = []
     for position, layer in enumerate(layers, start=1):
         sqnr, bar = "", ""
@@ -250,9 +270,12 @@ def _layer_table(layers: Sequence[LayerFacts], kinds: dict[str, str]) -> str:
         if analysed:
             known = layer.sensitivity is not None
             row.append(page.number(words.number(layer.sensitivity or 0.0) if known else ""))
+        if explained:
+            row.append(f'<td class="name small">{page.text(layer.reason)}</td>')
         rows.append(row)
     columns = ["#", "node", "operator", "precision", "#SQNR", ""]
-    return page.table(columns + (["#sensitivity"] if analysed else []), rows)
+    columns += (["#sensitivity"] if analysed else []) + (["why"] if explained else [])
+    return page.table(columns, rows)
 
 
 def _kind(precision: str) -> str:

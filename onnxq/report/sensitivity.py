@@ -61,6 +61,7 @@ def _section(found: Sensitivity, precision: str) -> str:
                 ("candidate", "mostly from its activations"),
                 ("other", "mostly from its weights"),
             )
+            if found.method == "suffix"
         )
         caption = f"{what[0].upper()}{what[1:]}, the most sensitive first: a longer bar loses more."
         chart = (

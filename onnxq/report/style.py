@@ -63,7 +63,7 @@ th { color: var(--soft); font-size: 13px; font-weight: 600; white-space: nowrap;
 td.number, th.number { text-align: right; white-space: nowrap; }
 td.name { overflow-wrap: anywhere; min-width: 150px; }
 td.fixed { white-space: nowrap; }
-td.bar { width: 22%; min-width: 110px; vertical-align: middle; }
+td.bar { width: 22%; min-width: 110px; padding-top: 12px; }
 code, .mono { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: 13px; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 strong.good, strong.bad { font-weight: 600; }

@@ -27,8 +27,12 @@ def to_text(report: Report, *, layers: bool = False) -> RenderableType:
         layers: Whether to list the layers with the lowest SQNR, too.
     """
     parts: list[RenderableType] = [_figures(report)]
+    if report.candidates:
+        parts += [Text(), _candidates(report)]
     if report.gates:
         parts += [Text(), _gates(report)]
+    if report.notes:
+        parts += [Text(), *(Text(words.printable(note)) for note in report.notes)]
     if layers and any(layer.sqnr_db is not None for layer in report.layers):
         parts += [Text(), _weakest(report)]
     return Group(*parts)
@@ -101,6 +105,23 @@ def _left_in_float(report: Report) -> Iterator[tuple[str, str, str]]:
     if hidden:
         total = sum(len(group.layers) for group in hidden)
         yield "", words.count(total, "operator"), f"for {words.count(len(hidden), 'more reason')}"
+
+
+def _candidates(report: Report) -> Table:
+    table = grid(fold=True)
+    for _ in range(4):
+        table.add_column(justify="right", no_wrap=True)
+    headings = ("speedup", "predicted SQNR", "SQNR", "drop")
+    table.add_row(Text("candidates"), *(Text(heading, "bold") for heading in headings))
+    for found in report.candidates:
+        cells = (
+            f"{words.ratio(found.speedup)}x",
+            words.loss("noise", found.predicted_loss),
+            "" if found.sqnr_db is None else words.decibels(found.sqnr_db),
+            words.candidate_drop(report.metric, found.drop),
+        )
+        table.add_row(Text(words.printable(found.label), ""), *(Text(cell) for cell in cells))
+    return table
 
 
 def _gates(report: Report) -> Table:

@@ -115,6 +115,11 @@ def bare_drop(metric: MetricFacts, value: float) -> str:
     return _unsigned_zero(value * 100.0, 2) if is_proportion(metric) else number(value)
 
 
+def candidate_drop(metric: MetricFacts | None, drop: float | None) -> str:
+    """A candidate's drop; empty where it was not measured."""
+    return "" if metric is None or drop is None else metric_drop(metric, drop)
+
+
 def drop_interval(metric: MetricFacts) -> str:
     """The 95 % interval of the drop: ``-0.12 to 0.34 points``; empty if there is none."""
     if metric.confidence is None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from onnxq.runtime.compare import ErrorAccumulator, OutputError, compare_outputs
 from onnxq.runtime.operators import INTEGER_OPERATORS, integer_operators, optimized_operators
-from onnxq.runtime.providers import available_providers, resolve_provider
+from onnxq.runtime.providers import (
+    available_providers,
+    missing_provider,
+    resolve_provider,
+)
 from onnxq.runtime.session import Session
 from onnxq.runtime.specs import TensorSpec
 from onnxq.runtime.timing import Timing, interleaved
@@ -20,6 +24,7 @@ __all__ = [
     "compare_outputs",
     "integer_operators",
     "interleaved",
+    "missing_provider",
     "optimized_operators",
     "resolve_provider",
 ]

@@ -8,6 +8,14 @@ from onnxq.errors import InputError
 
 _SUFFIX = "ExecutionProvider"
 _OTHER_NAMES = {"directml": "dml", "onednn": "dnnl"}
+_PACKAGES = {
+    "cuda": "onnxruntime-gpu",
+    "dml": "onnxruntime-directml",
+    "openvino": "onnxruntime-openvino",
+    "qnn": "onnxruntime-qnn",
+    "tensorrt": "onnxruntime-gpu",
+}
+"""Packages that take the place of ``onnxruntime`` and bring a provider."""
 
 
 def available_providers() -> tuple[str, ...]:
@@ -20,18 +28,32 @@ def provider_alias(name: str) -> str:
     return name.removesuffix(_SUFFIX).lower()
 
 
+def missing_provider(name: str) -> str:
+    """Say why a provider, given by its short or full name, is not there; empty if it is."""
+    alias = _alias(name)
+    available = sorted(provider_alias(full) for full in available_providers())
+    if alias in available:
+        return ""
+    sentence = (
+        f"provider {name!r} is not in the installed onnxruntime {ort.__version__}; "
+        f"available: {', '.join(available)}"
+    )
+    if alias in _PACKAGES:
+        sentence += f" (the package {_PACKAGES[alias]} in place of onnxruntime brings it)"
+    return sentence
+
+
 def resolve_provider(name: str) -> str:
     """Return the full name of a provider given by its short or full name, in any case.
 
     Raises:
         InputError: the installed onnxruntime does not offer that provider.
     """
+    if missing := missing_provider(name):
+        raise InputError(missing)
+    return {provider_alias(full): full for full in available_providers()}[_alias(name)]
+
+
+def _alias(name: str) -> str:
     alias = name.lower().removesuffix(_SUFFIX.lower())
-    alias = _OTHER_NAMES.get(alias, alias)
-    available = {provider_alias(full): full for full in available_providers()}
-    if alias not in available:
-        raise InputError(
-            f"provider {name!r} is not in the installed onnxruntime {ort.__version__}; "
-            f"available: {', '.join(sorted(available))}"
-        )
-    return available[alias]
+    return _OTHER_NAMES.get(alias, alias)

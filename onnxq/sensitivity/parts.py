@@ -12,7 +12,7 @@ from onnxq.passes.placement import (
     Placement,
     activation_slots,
     channel_axis,
-    is_unit,
+    known_range,
     reads_weight,
 )
 from onnxq.quant import (
@@ -140,7 +140,7 @@ class Quantizable:
 
     def _params(self, value: Value, form: str) -> QParams:
         root = self.placed.roots[value]
-        low, high = (0.0, 1.0) if is_unit(root, self.placed) else self.ranges[root.name]
+        low, high = known_range(root, self.placed) or self.ranges[root.name]
         if form == "int16":
             return qparams_from_range(low, high, UINT16, ZERO_POINT, name=value.name)
         target = self.target

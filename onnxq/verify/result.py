@@ -133,7 +133,8 @@ class CandidateFacts:
 class Report:
     """Everything a run found out; see DESIGN for the contract of the JSON keys.
 
-    ``latency`` is that of the first provider, ``latencies`` of each in the order asked for.
+    ``latency`` is that of the first provider, ``latencies`` of each in the order asked for;
+    ``candidates`` are those of a search, the fastest first; ``notes`` are sentences for people.
     """
 
     model: ModelFacts
@@ -151,6 +152,7 @@ class Report:
     passed: bool
     latencies: tuple[LatencyFacts, ...] = ()
     candidates: tuple[CandidateFacts, ...] = ()
+    notes: tuple[str, ...] = ()
     schema: str = SCHEMA
 
     @property

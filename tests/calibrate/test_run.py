@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,8 +15,10 @@ from onnxq.calibrate import CALIBRATORS, Range, Ranges, calibrate, merge
 from onnxq.calibrate.histogram import TABLE_BYTES
 from onnxq.data import Dataset, read
 from onnxq.errors import InputError
-from onnxq.ir import Graph, to_proto
-from onnxq.quant import ABSMAX, INT4
+from onnxq.ir import Graph, infer_types, to_proto
+from onnxq.passes.placement import place
+from onnxq.quant import ABSMAX, INT4, load_target
+from onnxq.rewrite import rewrite
 from onnxq.runtime import Session
 
 feeding = sys.modules["onnxq.calibrate.feeding"]
@@ -323,3 +326,27 @@ def test_what_onnxruntime_says_while_running_reaches_the_user() -> None:
     feeds = [{"x": np.ones((2, 2), np.float32), "z": np.ones((3, 2), np.float32)}]
     with pytest.raises(InputError, match="onnxruntime cannot run"):
         calibrate(graph, read(feeds, _specs(graph)), ["y"])
+
+
+def test_a_real_model_has_the_same_ranges_however_it_is_fed() -> None:
+    folder = Path(__file__).resolve().parents[2] / "models"
+    graph = rewrite(folder / "digits_resnet.onnx").graph
+    infer_types(graph)
+    names = place(graph, load_target("generic")).observed()
+    with np.load(folder / "digits.npz") as file:
+        images = file["image"][:24]
+
+    def found(samples: np.ndarray, size: int = 16, **options: object) -> Ranges:
+        data = read({"image": samples}, _specs(graph), batch_size=size)  # type: ignore[arg-type]
+        return calibrate(graph, data, names, histograms=True, **options)  # type: ignore[arg-type]
+
+    wanted = found(images).to_json()
+    shuffled = np.random.default_rng(0).permutation(images)
+    assert found(shuffled, 5).to_json() == wanted
+    assert merge([found(part) for part in np.split(shuffled, 8)]).to_json() == wanted
+    calls: list[tuple[int, int]] = []
+    limited = found(
+        images, memory_limit=8 << 20, progress=lambda done, total: calls.append((done, total))
+    )
+    assert limited.to_json() == wanted
+    assert calls[-1][1] > len(images), "one group is no test of several"

@@ -66,7 +66,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     np.savez(found.data, **samples(model))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("onnxq.verify.compare.interleaved", partial(_hurried, interleaved))
-        result = optimize(found.model, found.data, output=found.candidate, min_speedup=0.0)
+        options = {"output": found.candidate, "recipe": "int8", "min_speedup": 0.0}
+        result = optimize(found.model, found.data, **options)  # type: ignore[arg-type]
     assert result.passed
     return found
 

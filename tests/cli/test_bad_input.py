@@ -29,7 +29,8 @@ def refuse(onnxq: Command, case: Case, tmp_path: Path):  # type: ignore[no-untyp
         folder.mkdir(exist_ok=True)
         before = sorted(tmp_path.rglob("*"))
         target = folder / "out.onnx" if out is None else out
-        onnxq("optimize", model, "--data", data, "-o", target, *more).refused(*parts)
+        given = ("--data", data, "-o", target, "--recipe", "int8", *more)
+        onnxq("optimize", model, *given).refused(*parts)
         assert sorted(tmp_path.rglob("*")) == before
 
     return refuse
@@ -274,8 +275,8 @@ def test_a_disk_that_is_full_at_the_end(
 
     monkeypatch.setattr(Path, "replace", full)
     out = tmp_path / "out.onnx"
-    arguments = ("optimize", case.model, "--data", case.data, "--min-speedup", "0", "-o", out)
-    found = onnxq(*arguments)
+    arguments = ("--data", case.data, "--recipe", "int8", "--min-speedup", "0", "-o", out)
+    found = onnxq("optimize", case.model, *arguments)
     assert (found.code, found.out) == (2, "")
     assert found.err.count("\n") == 1 and "No space left on device" in found.err
     assert not list(tmp_path.iterdir())

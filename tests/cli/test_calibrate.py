@@ -87,7 +87,7 @@ def test_shards_are_merged(onnxq: Command, found: Path, tmp_path: Path) -> None:
 
 def test_optimize_takes_a_calibrator(onnxq: Command, case: Case, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    arguments = ("--data", case.data, "-o", out, "--min-speedup", "0", "-q")
+    arguments = ("--data", case.data, "-o", out, "--recipe", "int8", "--min-speedup", "0", "-q")
     assert onnxq("optimize", case.model, *arguments).code == 0
     plain = out.read_bytes()
     text = "percentile{percentile=90}"
@@ -105,7 +105,7 @@ def test_optimize_takes_a_calibrator(onnxq: Command, case: Case, tmp_path: Path)
         (("--calibrator", "mse{clipping=-1}"), ("option 'clipping'", "above 0")),
         (("--memory-limit", "lots"), ("'lots' is not a size such as 500MB or 2GB",)),
         (("--memory-limit", "0"), ("'0' is not a size",)),
-        (("--memory-limit", "10B"), ("observing 'x'", "limit is 10; raise")),
+        (("--memory-limit", "10B"), ("observing 'r0'", "limit is 10; raise")),
         (("--target", "moon"), ("no target 'moon'",)),
         (("--from", "nowhere.json"), ("takes the place of MODEL and --data",)),
     ],

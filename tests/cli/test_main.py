@@ -18,13 +18,26 @@ from tests.cli.models import Case
 
 NAMES = [module.__name__.rpartition(".")[2] for module in COMMANDS]
 
+STUDYING = (
+    "--data -o --output --precision --recipe --target --calibrator --samples --opset --seed "
+    "--work-dir --threads --batch-size --constant-initializers --image-size"
+)
+
 OPTIONS = {
     "optimize": (
         "--data -o --output --eval --recipe --target --metric --max-drop --min-speedup "
         "--min-sqnr --keep-failed --report --seed --threads --batch-size --calibration-samples "
-        "--constant-initializers --opset --image-size --image-mean --image-std --image-scale "
-        "--image-layout --image-color --image-resize"
+        "--calibrator --constant-initializers --opset --image-size --image-mean --image-std "
+        "--image-scale --image-layout --image-color --image-resize --max-size-ratio --plan-out "
+        "--pin --work-dir"
     ),
+    "sensitivity": f"{STUDYING} --method --proxy --report",
+    "cost": f"{STUDYING} --cost",
+    "plan": f"{STUDYING} --pin --cost --cost-table --budget --min-sqnr --max-latency --max-bytes "
+    "--pareto --diff",
+    "apply": "-o --output",
+    "calibrate": "--data -o --output --from --calibrator --memory-limit --recipe --target "
+    "--samples --threads --batch-size --constant-initializers --image-size",
     "compare": "--data --metric --gate --provider --junit --report --samples --no-layers "
     "--threads --batch-size --image-size",
     "rewrite": "-p --passes -o --output --list --bisect-passes --external-data",
@@ -142,11 +155,15 @@ def test_wrong_values_of_optimize_name_the_option(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", ["optimize", "compare", "rewrite", "bench", "inspect"])
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"apply", "gguf"}))
 def test_a_missing_model_is_named(onnxq: Command, case: Case, tmp_path: Path, name: str) -> None:
     rest: tuple[str | Path, ...] = {
         "optimize": ("--data", case.data, "-o", tmp_path / "o.onnx"),
+        "calibrate": ("--data", case.data, "-o", tmp_path / "o.json"),
         "compare": (case.model, "--data", case.data),
+        "sensitivity": ("--data", case.data),
+        "cost": ("-o", tmp_path / "o.json"),
+        "plan": ("--data", case.data, "-o", tmp_path / "o.toml"),
         "rewrite": ("-o", tmp_path / "o.onnx"),
     }.get(name, ())
     onnxq(name, tmp_path / "nowhere.onnx", *rest).refused("nowhere.onnx", "does not exist")
@@ -160,7 +177,13 @@ def test_an_unwritable_json_is_refused_before_the_work(
     monkeypatch.chdir(tmp_path)
     arguments = {
         "optimize": ("m.onnx", "--data", "d.npz", "-o", "o.onnx"),
+        "calibrate": ("m.onnx", "--data", "d.npz", "-o", "o.json"),
         "compare": ("m.onnx", "c.onnx", "--data", "d.npz"),
+        "sensitivity": ("m.onnx", "--data", "d.npz"),
+        "cost": ("m.onnx", "-o", "o.json"),
+        "plan": ("m.onnx", "--data", "d.npz", "-o", "o.toml"),
+        "apply": ("m.onnx", "p.toml", "-o", "o.onnx"),
+        "gguf": ("export", "m.onnx", "-o", "o.gguf"),
         "rewrite": ("m.onnx", "-o", "o.onnx"),
     }.get(name, ("m.onnx",))
     # The models do not exist: a sentence about the JSON shows that nobody looked for them yet.
@@ -177,6 +200,13 @@ def test_an_unwritable_json_is_refused_before_the_work(
         (("optimize", "m", "--data", "d", "-o", "o", "--eval", "o"), ("-o would replace 'o'",)),
         (("optimize", "m", "--data", "d", "-o", "o", "--json", "o"), ("-o and --json", "'o'")),
         (("optimize", "m", "--data", "d", "-o", "o", "--json", "m"), ("--json would replace 'm'",)),
+        (("optimize", "m", "--data", "d", "-o", "o", "--plan-out", "o"), ("-o and --plan-out",)),
+        (("optimize", "m", "--data", "d", "-o", "o", "--plan-out", "m"), ("--plan-out would",)),
+        (("sensitivity", "m", "--data", "d", "-o", "d"), ("-o would replace 'd'",)),
+        (("cost", "m", "-o", "o", "--json", "o"), ("-o and --json",)),
+        (("plan", "m", "--data", "d", "-o", "c", "--cost-table", "c"), ("-o would replace 'c'",)),
+        (("plan", "--diff", "a", "b", "--json", "b"), ("--json would replace 'b'",)),
+        (("apply", "m", "a", "-o", "a"), ("-o would replace 'a'",)),
         (("rewrite", "m", "-o", "o", "--json", "m"), ("--json would replace 'm'",)),
         (("bench", "a", "b", "--json", "b"), ("--json would replace 'b'",)),
         (("inspect", "m", "--json", "m"), ("--json would replace 'm'",)),
@@ -289,7 +319,7 @@ def test_signals_leave_nothing_in_a_process_of_its_own(
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary)}
     arguments = ("optimize", str(case.model), "--data", str(case.data), "-o", str(out))
-    found = python("-c", script, *arguments, env=environment)
+    found = python("-c", script, *arguments, "--recipe", "int8", env=environment)
     assert (found.returncode, found.stdout) == (130, "")
     assert found.stderr == "onnxq: error: interrupted\n"
     assert list(tmp_path.iterdir()) == [temporary]

@@ -23,7 +23,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("job")
     code = main(
         f"optimize {MODEL} --data {DATA} -o {folder}/int8.onnx -q --max-drop 0.005 "
-        f"--report {folder}/report --json {folder}/result.json".split()
+        f"--recipe int8 --report {folder}/report --json {folder}/result.json".split()
     )
     assert code == 0
     return folder

@@ -64,7 +64,8 @@ def run(onnxq: Command, case: Case):  # type: ignore[no-untyped-def]
     """`optimize` on the small classifier; it may be slower in integers."""
 
     def run(*arguments: str | Path, data: Path = case.data) -> Outcome:
-        return onnxq("optimize", case.model, "--data", data, "--min-speedup", "0", *arguments)
+        given = ("--data", data, "--recipe", "int8", "--min-speedup", "0")
+        return onnxq("optimize", case.model, *given, *arguments)
 
     return run
 
@@ -182,7 +183,8 @@ def test_a_report_folder_that_is_a_file_is_refused_before_the_work(run, tmp_path
 def test_the_output_may_replace_the_input(onnxq: Command, case: Case, tmp_path: Path) -> None:
     model = tmp_path / "m.onnx"
     model.write_bytes(case.model.read_bytes())
-    found = onnxq("optimize", model, "--data", case.data, "-o", model, "--min-speedup", "0", "-q")
+    arguments = ("--data", case.data, "--recipe", "int8", "--min-speedup", "0", "-q")
+    found = onnxq("optimize", model, *arguments, "-o", model)
     assert found.code == 0
     assert model.read_bytes() == case.candidate.read_bytes()
 
@@ -238,7 +240,8 @@ def test_progress_on_a_terminal(
     case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     terminal = pretend(monkeypatch, "stderr")
-    arguments = ["optimize", str(case.model), "--data", str(case.data), "--min-speedup", "0"]
+    arguments = ["optimize", str(case.model), "--data", str(case.data), "--recipe", "int8"]
+    arguments += ["--min-speedup", "0"]
     assert main([*arguments, "-o", str(tmp_path / "out.onnx")]) == 0
     for stage in ("rewriting", "calibrating", "verifying", "measuring latency on cpu"):
         assert stage in terminal.getvalue()

@@ -439,6 +439,35 @@ MADE: dict[str, tuple[str, Callable[[], ModelProto | bytes]]] = {
             lambda m: m.graph.input[0].type.tensor_type.shape.dim[0].__setattr__("dim_value", HUGE),
         ),
     ),
+    "keys of unknown type": (
+        TAKEN,
+        lambda: _text(
+            """g (float[4] x) => (y) { h = com.acme.Unknown(x)
+            y = ai.onnx.ml.LabelEncoder<keys_int64s = [1], values_floats = [2.0]>(h) }"""
+        ),
+    ),
+    "tree that reads nothing": (
+        REFUSED,
+        lambda: _changed(
+            _text("g (float[4] x) => (y) { y = ai.onnx.ml.TreeEnsemble(x) }"),
+            lambda m: m.opset_import.add(domain="ai.onnx.ml", version=5),
+        ),
+    ),
+    "axis beyond 32 bits": (
+        REFUSED,
+        lambda: _graph(f"y = LayerNormalization<axis = {(1 << 63) - 1}>(x, x)"),
+    ),
+    "fewer than no batch dimensions": (
+        REFUSED,
+        lambda: _graph("y = GatherND<batch_dims = -64>(x, i)", i=_long([[0]])),
+    ),
+    "pool with a huge kernel": (
+        TAKEN,
+        lambda: _graph(
+            f'c = LpPool<auto_pad = "SAME_UPPER", kernel_shape = [{HUGE}, 2]>(w)  y = Add(x, c)',
+            w=np.ones((1, 1, 32, 32), np.float32),
+        ),
+    ),
     "text of unknown type in a function": (
         TAKEN,
         lambda: _text("""g (float[4] x) => (bool[4] y) { h = com.acme.Unknown(x)  y = my.F(h) }

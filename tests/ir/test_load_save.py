@@ -468,10 +468,10 @@ def test_file_that_may_not_be_read(tmp_path: Path) -> None:
 
 
 def test_permission_error_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path) -> bytes:
+    def refuse(self: Path, *arguments: str) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     assert_one_sentence(tmp_path / "m.onnx", "m.onnx", "may not be read")
 
 

@@ -195,12 +195,17 @@ def test_function_of_another_version_than_the_model() -> None:
     assert run(raised, {"x": x})["y"].tolist() == [1, -2]
 
 
-def test_texts_of_unknown_type() -> None:
-    # ONNX's inference, which the converter runs first, would end the process.
+@pytest.mark.parametrize(("first", "known"), [("Identity", True), ("my.Unknown", False)])
+def test_types_that_the_converter_needs(first: str, known: bool) -> None:
+    # Without them ONNX's inference, which the converter runs first, would end the process.
     graph = _text(20, "(string[2] x) => (bool[2] y)",
-                  'h = my.Unknown(x) y = RegexFullMatch<pattern = "a.*">(h)')  # fmt: skip
+                  f'h = {first}(x) y = RegexFullMatch<pattern = "a.*">(h)')  # fmt: skip
     graph.model.opset_imports["my"] = 1
-    assert raise_opset(graph, 21).opset == 21
+    if known:
+        assert raise_opset(graph, 21).opset == 21
+    else:
+        with pytest.raises(InputError, match="the type of 'h', which node RegexFullMatch making"):
+            raise_opset(graph, 21)
 
 
 def test_large_constants_never_pass_through_messages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,6 +258,14 @@ def test_searched_scales_are_stored(search: str) -> None:
     assert (scale <= plain.scale).all() and (scale < plain.scale).any()
 
 
+def test_gguf_types_have_a_largest_number() -> None:
+    before = with_constants(
+        "(float[M, 32] x) => (float[M, 8] y)", {"w": normal(32, 8, scale=1e8)}, "y = MatMul(x, w)"
+    )
+    after = quantized(QuantizeWeights(format="q8_0"), before, 0)
+    assert "too large for Q8_0" in left_in_float(after)["y"]
+
+
 def test_weights_of_three_dimensions_have_blocks_of_their_own() -> None:
     before = with_constants(
         "(float[2, M, 40] x) => (float[2, M, 8] y)", {"w": normal(2, 40, 8)}, "y = MatMul(x, w)"

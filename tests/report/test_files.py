@@ -34,6 +34,8 @@ KEYS: dict[str, str | None] = {
     "seconds": None,
     "peak_rss_bytes": None,
     "passed": None,
+    "candidates": "label speedup predicted_loss sqnr_db drop",
+    "notes": None,
 }
 
 

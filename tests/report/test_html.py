@@ -71,7 +71,8 @@ class Page(HTMLParser):
 
 
 def many_layers(count: int, reason: str = "") -> tuple[LayerFacts, ...]:
-    return tuple(LayerFacts(f"node_{i}", "Conv", "int8", 20.0, None, reason) for i in range(count))
+    kind = "float32" if reason else "int8"
+    return tuple(LayerFacts(f"node_{i}", "Conv", kind, 20.0, None, reason) for i in range(count))
 
 
 REPORTS: dict[str, Report] = {
@@ -169,14 +170,27 @@ def test_every_gate_layer_output_pass_and_model_has_a_row() -> None:
     rows = Page(to_html(a_report())).rows
     assert ["drop<=0.01", "0.005", "held"] in rows
     assert ["speedup>=2", "not measured", "failed"] in rows
-    assert ["1", "c", "Conv", "int8", "40.0 dB", "", ""] in rows
-    assert ["2", "e", "Exp", "float32", "", "", "0.5"] in rows
+    reason = "target cpu-x64 does not quantize Exp"
+    assert ["1", "c", "Conv", "int8", "40.0 dB", "", "", ""] in rows
+    assert ["2", "e", "Exp", "float32", "", "", "0.5", reason] in rows
     assert ["y", "35.5 dB", "0.999900", "0.25"] in rows
     assert ["z", "exact", "1.000000", "0"] in rows
-    assert ["target cpu-x64 does not quantize Exp", "1", "Exp 1", "e"] in rows
+    assert [reason, "1", "Exp 1", "e"] in rows
     assert ["insert-qdq", "2", "250 ms"] in rows
     assert ["float", "m.onnx", "7", "17", "aa"] in rows
     assert ["candidate", "q.onnx", "19", "17", "bb"] in rows
+
+
+def test_candidates_of_a_search_and_notes() -> None:
+    candidates = (
+        CandidateFacts("all <int8>", 3.0, 1e-3, 29.5, 0.002),
+        CandidateFacts("plan", 2.0, 0.0, None, None),
+    )
+    page = Page(to_html(a_report(candidates=candidates, notes=("Only up to <1> point.",))))
+    assert ["all <int8>", "3.00×", "30.0 dB", "29.5 dB", "0.20 points"] in page.rows
+    assert ["plan", "2.00×", "exact", "", ""] in page.rows
+    assert "To the right is worse. Only up to <1> point." in page.text
+    assert "Candidates" not in to_html(a_report())
 
 
 def test_sensitivity_has_a_column_only_where_there_is_some() -> None:

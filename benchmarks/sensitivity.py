@@ -1,0 +1,82 @@
+"""Print how the default sensitivity analysis compares with quantizing one node at a time.
+
+Usage: python benchmarks/sensitivity.py [MODEL ...] [--samples N]
+
+MODEL is the beginning of a case's name; without one: the trained models and the structure of
+MobileNetV3-small. The exhaustive analysis quantizes one node of the whole model and runs all
+calibration samples (at most N, 512 by default), for every node. Both are run in one process, one
+after the other. Columns: nodes ranked, seconds of both and their ratio, samples the default drew,
+Spearman correlation of the rankings by int8 loss, and how many of the 10 most sensitive nodes
+(of all, where there are fewer) are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from cases import Case, structure_cases, trained_cases
+from scipy.stats import spearmanr
+
+from onnxq.calibrate import calibrate, parse_calibrator
+from onnxq.ir import load
+from onnxq.progress import SILENT
+from onnxq.quant import load_target
+from onnxq.recipe import Recipe
+from onnxq.sensitivity import Quantizable, Sensitivity, analyse
+from onnxq.stages import float_graph, place_integers
+
+PRECISION = "int8"
+
+
+def main() -> None:
+    """Analyse every model both ways and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="beginning of a case's name")
+    parser.add_argument("--samples", type=int, default=512, help="samples of the exhaustive way")
+    parsed = parser.parse_args()
+    print("| model | nodes | exhaustive s | default s | ratio | samples | Spearman | worst 10 |")
+    print("|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        cases = [*trained_cases(), *structure_cases(Path(folder), count=128)]
+        for case in cases:
+            chosen = tuple(parsed.models) or ("digits", "text", "cifar", "mobilenet_v3")
+            if case.name.startswith(chosen):
+                print(_row(case, parsed.samples), flush=True)
+
+
+def _row(case: Case, samples: int) -> str:
+    table, steps = load_target("auto"), Recipe()
+    source = load(case.model)
+    graph, _ = float_graph(source, steps, table, max(table.opset, source.opset), 0, SILENT)
+    placed = place_integers(graph, steps, table)
+    data = case.parts()[0]
+    data = data.take(min(samples, len(data)))
+    ranges = calibrate(graph, data, placed.observed(), calibrator=parse_calibrator("minmax"))
+    bounds = {name: (r.min, r.max) for name, r in ranges.ranges.items()}
+    quantizable = Quantizable(placed, table, bounds)
+    started = time.perf_counter()
+    quick = analyse(graph, data, quantizable, [PRECISION])
+    middle = time.perf_counter()
+    slow = analyse(graph, data, quantizable, [PRECISION], method="exhaustive")
+    seconds = (time.perf_counter() - middle, middle - started)
+    ours, theirs = _losses(quick), _losses(slow)
+    names = list(theirs)
+    agreement = spearmanr([ours[n] for n in names], [theirs[n] for n in names]).statistic
+    count = min(10, len(names))
+    worst = [set(sorted(names, key=lambda n: -found[n])[:count]) for found in (ours, theirs)]
+    return (
+        f"| {case.name} | {len(names)} | {seconds[0]:.1f} | {seconds[1]:.1f} "
+        f"| 1/{seconds[0] / seconds[1]:.1f} | {quick.samples} of {slow.samples} "
+        f"| {agreement:.3f} | {len(worst[0] & worst[1])} of {count} |"
+    )
+
+
+def _losses(found: Sensitivity) -> dict[str, float]:
+    return dict(found.ranking(PRECISION))
+
+
+if __name__ == "__main__":
+    main()

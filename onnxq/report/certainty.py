@@ -1,0 +1,40 @@
+"""How certain a promise about the metric is, in words."""
+
+from __future__ import annotations
+
+import math
+
+from onnxq.report import words
+from onnxq.verify.gates import Gate
+from onnxq.verify.result import MetricFacts, Report
+
+
+def certainty(report: Report) -> tuple[str, ...]:
+    """A sentence for each promise on the drop that held, but not with certainty.
+
+    The half-width of a confidence interval falls with the square root of the number of samples n,
+    so the interval would end at the promised drop after ``n * ((high - drop) / (promised -
+    drop))^2`` samples, if the drop stayed the same.
+    """
+    metric = report.metric
+    if metric is None or metric.confidence is None:
+        return ()
+    high = metric.confidence[1]
+    gates = (Gate.parse(gate.expr) for gate in report.gates if gate.passed)
+    bounds = (g.bound for g in gates if g.quantity == "drop" and g.comparison in ("<", "<="))
+    return tuple(_sentence(metric, high, bound) for bound in bounds if high > bound)
+
+
+def _sentence(metric: MetricFacts, high: float, bound: float) -> str:
+    sentence = f"The drop is certain only up to {words.metric_drop(metric, high)} (95 %)"
+    promised = words.metric_drop(metric, bound)
+    if metric.drop >= bound:
+        return f"{sentence}; no number of samples would prove {promised} if it stays as measured."
+    needed = metric.samples * ((high - metric.drop) / (bound - metric.drop)) ** 2
+    return f"{sentence}; about {_rounded_up(needed):,} held-out samples would prove {promised}."
+
+
+def _rounded_up(needed: float) -> int:
+    """Two significant digits: it is an estimate."""
+    unit = 10 ** max(0, math.floor(math.log10(needed)) - 1)
+    return int(math.ceil(needed / unit) * unit)
