@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from onnxq.data import Batch, Dataset
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, PassRecord
 from onnxq.passes.notes import node_name
-from onnxq.passes.placement import Placement
+from onnxq.passes.placement import Placement, known_range
 from onnxq.plan import (
     Assignment,
     Costs,
@@ -100,8 +100,8 @@ class Prepared:
     options: StudyOptions
 
     def bounds(self) -> dict[str, tuple[float, float]]:
-        """Smallest and largest value by tensor."""
-        return {name: (r.min, r.max) for name, r in self.ranges.ranges.items()}
+        """Smallest and largest value of every tensor that may be read or given as integers."""
+        return spread({n: (r.min, r.max) for n, r in self.ranges.ranges.items()}, self.placed)
 
 
 @dataclass(frozen=True)
@@ -210,6 +210,22 @@ class Study(Prepared):
             Context(debug),
         )
         return graph, records
+
+
+def spread(
+    ranges: Mapping[str, tuple[float, float]], placed: Placement
+) -> dict[str, tuple[float, float]]:
+    """Ranges of all tensors with pairs from those that were observed.
+
+    Behind an operator that only moves values about, a tensor has the range of what that operator
+    reads. Where a plan leaves the operator in float, it needs the range under its own name.
+    """
+    found = dict(ranges)
+    for value, root in placed.roots.items():
+        range_ = found.get(root.name) or known_range(root, placed)
+        if range_ is not None:
+            found.setdefault(value.name, range_)
+    return found
 
 
 def _loss(node: NodeSensitivity, precision: str) -> float:

@@ -35,6 +35,7 @@ from onnxq.passes.float_regions import (
 from onnxq.passes.notes import node_name, note_left_in_float
 
 _FORMATS = {"float16": DataType.FLOAT16, "bfloat16": DataType.BFLOAT16}
+_CAST_OPSETS = {"float16": 6, "bfloat16": 13}
 
 _CASTABLE = frozenset(
     {
@@ -109,6 +110,11 @@ class ConvertFloat(Pass):
     interface: bool = False
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
+    @property
+    def needed_opset(self) -> int:
+        """Lowest opset whose Cast knows the format."""
+        return _CAST_OPSETS.get(self.format, 0)
+
     def run(self, graph: Graph, ctx: Context) -> int:
         """Convert; gives the number of operators that compute in the format now.
 
@@ -139,7 +145,7 @@ class ConvertFloat(Pass):
 
 
 def _require_cast(graph: Graph, low: DataType) -> None:
-    first = 13 if low is DataType.BFLOAT16 else 6
+    first = _CAST_OPSETS[low.label]
     if graph.opset < first:
         raise InputError(
             f"{low.label} needs opset {first} and the model has {graph.opset}; raise the model's "

@@ -1,14 +1,22 @@
-"""Recipes: the built-in ones, files, and what is wrong with a file."""
+"""Recipes: the built-in ones, what they make, files, and what is wrong with a file."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnx.numpy_helper
 import pytest
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
 from onnxq.errors import InputError
-from onnxq.ir import default_passes
+from onnxq.ir import default_passes, raise_opset, to_proto
+from onnxq.optimize import optimize
 from onnxq.recipe import Recipe, built_in_recipes, load_recipe
+from onnxq.runtime import Session, integer_operators, interleaved
 
 
 @pytest.mark.parametrize("name", built_in_recipes())
@@ -23,6 +31,81 @@ def test_the_default_recipe() -> None:
     recipe = load_recipe("int8")
     assert recipe.float_passes() == default_passes()
     assert (recipe.calibrator, recipe.keep_float) == ("minmax", ())
+
+
+CHANNELS = 64
+
+
+def _network() -> onnx.ModelProto:
+    """Conv, Relu, average, Gemm, Relu, MatMul; every product has inputs for two blocks of 32."""
+    rng = np.random.default_rng(5)
+
+    def normal(name: str, *shape: int) -> onnx.TensorProto:
+        values = rng.standard_normal(shape) / np.sqrt(CHANNELS)
+        return onnx.numpy_helper.from_array(values.astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["x", "w0", "b0"], ["c"], "conv", kernel_shape=[1, 1]),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "w1", "b1"], ["g"], "gemm", transB=1),
+        helper.make_node("Relu", ["g"], ["h"], "relu2"),
+        helper.make_node("MatMul", ["h", "w2"], ["y"], "matmul"),
+    ]
+    weights = [
+        normal("w0", CHANNELS, CHANNELS, 1, 1),
+        normal("b0", CHANNELS),
+        normal("w1", CHANNELS, CHANNELS),
+        normal("b1", CHANNELS),
+        normal("w2", CHANNELS, 32),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("x", 1, ["N", CHANNELS, 4, 4])],
+        [helper.make_tensor_value_info("y", 1, ["N", 32])],
+        weights,
+    )
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def _samples(count: int) -> np.ndarray:
+    rng = np.random.default_rng(6)
+    return rng.standard_normal((count, CHANNELS, 4, 4)).astype(np.float32)
+
+
+LEAST_SQNR = {"int2-weight": 0.0, "ternary": 0.0, "binary": 0.0, "int4-weight": 12.0, "q4_0": 12.0}
+INTEGERS = {"float16": 0, "bfloat16": 0}
+"""Recipes that leave no integer operators; int8-weight has none but in products."""
+
+
+@pytest.mark.parametrize("name", built_in_recipes())
+def test_what_a_built_in_recipe_makes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hurried(sessions, feeds, *, seconds):  # type: ignore[no-untyped-def]
+        return interleaved(sessions, feeds, rounds=5)
+
+    monkeypatch.setattr("onnxq.verify.compare.interleaved", hurried)
+    monkeypatch.setattr("onnxq.mixed.interleaved", hurried)
+    model, x = _network(), _samples(16)
+    made = optimize(model, {"x": x}, recipe=name, min_speedup=0, min_sqnr=-100)
+    report = made.report
+    assert made.passed
+    assert report.sqnr_db >= LEAST_SQNR.get(name, 25.0)
+    proto = to_proto(made.graph)
+    onnx.checker.check_model(proto, full_check=True)
+    assert report.output.integer_operators == dict(integer_operators(proto))
+    if name in ("float16", "bfloat16"):
+        assert not report.output.integer_operators
+    elif name != "mixed":
+        assert report.output.integer_operators and report.size.ratio > 2
+    # By default onnxruntime quantizes the activations of products with weights in few bits.
+    exact = Session(proto, config={"session.qdq_matmulnbits_accuracy_level": "0"})
+    fast = exact.run({"x": x})["y"]
+    reference = ReferenceEvaluator(to_proto(raise_opset(made.graph, 21)))
+    slow = reference.run(["y"], {"x": x})[0]
+    step = np.abs(slow).max() / 127
+    np.testing.assert_allclose(fast, slow, atol=1.01 * step, rtol=0)
 
 
 def _file(folder: Path, text: str) -> str:

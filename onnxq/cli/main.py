@@ -22,6 +22,7 @@ from onnxq.cli import (
     plan,
     rewrite,
     sensitivity,
+    targets,
 )
 from onnxq.cli.options import EXIT_INPUT, debug_level
 from onnxq.cli.terminal import emit
@@ -42,6 +43,7 @@ COMMANDS = (
     rewrite,
     bench,
     inspect,
+    targets,
     gguf,
 )
 

@@ -38,6 +38,7 @@ def infer_shapes(message: onnx.ModelProto, nodes: Iterable[Node]) -> onnx.ModelP
     if len(kept) < len(message.functions):
         del message.functions[:]
         message.functions.extend(kept)
+    message.opset_import.add(domain=_NOWHERE, version=1)
     _hide(message.graph, frozenset())
     huge = any(_is_huge(node) for node in nodes)
     return onnx.shape_inference.infer_shapes(message, data_prop=not huge)

@@ -84,6 +84,7 @@ class Session:
                 "check its driver and libraries"
             )
         self._provider = full_name
+        self._threads = threads
         unranked = _unranked(source, [*self._session.get_inputs(), *self._session.get_outputs()])
         self._inputs = tuple(_spec(arg, unranked) for arg in self._session.get_inputs())
         self._outputs = tuple(_spec(arg, unranked) for arg in self._session.get_outputs())
@@ -100,6 +101,11 @@ class Session:
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The graph outputs, in order."""
         return self._outputs
+
+    @property
+    def runs_in_caller(self) -> bool:
+        """Whether all work is done on the thread that calls `run`."""
+        return self._threads == 1 and self._provider == "CPUExecutionProvider"
 
     @property
     def provider(self) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, thread_time
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from onnxq.runtime.session import Session
 from onnxq.runtime.specs import Array
 
 Feeds = Mapping[str, Array]
+Clock = Callable[[], float]
 
 _SHORTEST_SLOT = 0.002
 _FEWEST_ROUNDS = 5
@@ -26,8 +27,7 @@ class Timing:
     `median_ms`, `p10_ms` and `p90_ms` are over the rounds; `runs` is the number of inferences
     timed; `speedup` is `p10_ms` of the first session over that of this one. Other work on the
     machine only ever adds time, so the least disturbed tenth of the rounds tells models apart
-    where medians no longer do: beside seven busy processes on two cores, the ratio of two models
-    stayed within 2 % of 1.08 that way, and between 1.04 and 2.9 by medians of paired rounds.
+    best.
     """
 
     median_ms: float
@@ -49,7 +49,9 @@ def interleaved(
 
     Each round gives every session one slot, beginning with another session each time. A slot holds
     as many inferences as fill about 2 ms, so that the clock's grain does not matter. Python's
-    garbage collector rests meanwhile.
+    garbage collector rests meanwhile. Sessions that all run on the calling thread are timed by
+    that thread's processor time, which on a quiet machine is the time that passes, and on a busy
+    one leaves out what other processes take.
 
     Args:
         sessions: the sessions; the first is the reference of `speedup`.
@@ -70,24 +72,25 @@ def interleaved(
     collecting = gc.isenabled()
     gc.disable()
     try:
+        clock = thread_time if all(s.runs_in_caller for s in sessions) else perf_counter
         repeats = [
-            _repeats(session, feed, warmup)
+            _repeats(session, feed, warmup, clock)
             for session, feed in zip(sessions, per_session, strict=True)
         ]
-        times = _rounds(sessions, per_session, repeats, rounds, seconds)
+        times = _rounds(sessions, per_session, repeats, rounds, seconds, clock)
     finally:
         if collecting:
             gc.enable()
     return _timings(times, repeats)
 
 
-def _repeats(session: Session, feed: Feeds, warmup: int) -> int:
+def _repeats(session: Session, feed: Feeds, warmup: int, clock: Clock) -> int:
     """Warm a session up and return how many inferences fill a slot."""
     shortest = math.inf
     for _ in range(max(1, warmup)):
-        start = perf_counter()
+        start = clock()
         session.run(feed)
-        shortest = min(shortest, perf_counter() - start)
+        shortest = min(shortest, clock() - start)
     return max(1, math.ceil(_SHORTEST_SLOT / max(shortest, 1e-6)))
 
 
@@ -97,6 +100,7 @@ def _rounds(
     repeats: Sequence[int],
     rounds: int | None,
     seconds: float,
+    clock: Clock,
 ) -> Array:
     """Return seconds per inference, [rounds, sessions]."""
     count = len(sessions)
@@ -107,10 +111,10 @@ def _rounds(
         for position in range(count):
             index = (position + len(times)) % count
             session, feed, inferences = sessions[index], feeds[index], repeats[index]
-            start = perf_counter()
+            start = clock()
             for _ in range(inferences):
                 session.run(feed)
-            row[index] = (perf_counter() - start) / inferences
+            row[index] = (clock() - start) / inferences
         times.append(row)
     return np.asarray(times, dtype=np.float64)
 

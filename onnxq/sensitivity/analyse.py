@@ -27,6 +27,10 @@ MAX_SAMPLES = 32
 CHUNK = 2
 """Samples that run together, where the model leaves the batch open."""
 
+_AS_WRITTEN = {"session.disable_quant_qdq": "1"}
+"""Otherwise onnxruntime quantizes the float weight of an operator between integers, too, with one
+scale for the whole tensor."""
+
 CERTAIN = 0.97
 """Reliability of the ranking at which no more samples are drawn."""
 
@@ -260,7 +264,7 @@ def _perturbed(graph: Graph, perturbations: Sequence[Perturbation], threads: int
     changed = graph.copy()
     for perturbation in perturbations:
         perturbation.apply(changed)
-    return Session(to_proto(changed), threads=threads)
+    return Session(to_proto(changed), threads=threads, config=_AS_WRITTEN)
 
 
 def _only(held: Mapping[str, np.ndarray], segment: Segment) -> dict[str, np.ndarray]:

@@ -100,6 +100,9 @@ def _is_activation(node: Node, slot: int, value: Value) -> bool:
     if node.is_op("Resize"):
         # Its scales are floats, but no activations.
         return slot == 0
+    if slot == 2 and node.is_op(*_MATRIX):
+        # Some targets take biases in float.
+        return False
     weight_follows = slot and node.is_op(*_MATRIX, *_RECURRENT)
     return not (_is_stored(value) and (node.is_op("Gather") or weight_follows))
 

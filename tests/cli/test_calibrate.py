@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from onnxq.calibrate import CALIBRATORS, Ranges
+from onnxq.ir import Graph, save
 from tests.cli.conftest import Command
 from tests.cli.models import SAMPLES, Case
 from tests.cli.test_optimize import strict_json
@@ -131,3 +132,23 @@ def test_what_is_missing(onnxq: Command, case: Case, found: Path, tmp_path: Path
     onnxq("calibrate", copied, "--data", case.data, "-o", copied).refused("replace the model")
     assert copied.read_bytes() == case.model.read_bytes()
     assert json.loads(found.read_text())["schema"] == "onnxq/ranges/1"
+
+
+def test_infinite_values_are_refused_with_the_tensor_s_name(onnxq: Command, tmp_path: Path) -> None:
+    graph = Graph.from_text("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 2] x) => (float[N, 2] y)
+        <float[2, 2] w = {1, 2, 3, 4}>
+        { logarithm = Log(x) y = MatMul(logarithm, w) }""")
+    model, data, out = tmp_path / "m.onnx", tmp_path / "d.npz", tmp_path / "r.json"
+    save(graph, model)
+    np.savez(data, x=np.array([[0.0, 1.0], [2.0, 3.0]], np.float32))
+    done = onnxq("calibrate", model, "--data", data, "-o", out, "--calibrator", "auto")
+    assert (done.code, done.err) == (0, "")
+    assert "refused" in done.out and "'logarithm' has infinite or NaN values" in done.out
+    found = Ranges.load(out)
+    assert not found.ranges["logarithm"].is_finite
+    assert found.statistics["logarithm"].not_finite == 1
+    body = strict_json(
+        onnxq("calibrate", "--from", out, "--calibrator", "mse", "-o", out, "--json", "-").out
+    )
+    assert body["not_finite"] == ["logarithm"]

@@ -39,9 +39,7 @@ def test_samples_that_would_prove_the_drop() -> None:
     ],
     ids=["inside", "just inside", "no interval", "broken"],
 )
-def test_nothing_to_say(
-    interval: tuple[float, float] | None, bound: float, passed: bool
-) -> None:
+def test_nothing_to_say(interval: tuple[float, float] | None, bound: float, passed: bool) -> None:
     assert not a_promise(0.001, interval, bound, passed=passed)
 
 

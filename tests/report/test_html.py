@@ -14,7 +14,14 @@ import pytest
 from onnxq.errors import InputError
 from onnxq.report import to_html, write_html
 from onnxq.verify import Report
-from onnxq.verify.result import GateFacts, LatencyFacts, LayerFacts, MetricFacts, SizeFacts
+from onnxq.verify.result import (
+    CandidateFacts,
+    GateFacts,
+    LatencyFacts,
+    LayerFacts,
+    MetricFacts,
+    SizeFacts,
+)
 from tests.report.hostile import SCRIPT, hostile_report, is_clean
 from tests.verify.reports import CANDIDATE, a_report
 

@@ -12,7 +12,14 @@ from rich.console import Console
 from onnxq.report import to_text
 from onnxq.report.grouping import left_in_float, weakest
 from onnxq.verify import Report
-from onnxq.verify.result import LatencyFacts, LayerFacts, MetricFacts, OutputFacts, SizeFacts
+from onnxq.verify.result import (
+    CandidateFacts,
+    LatencyFacts,
+    LayerFacts,
+    MetricFacts,
+    OutputFacts,
+    SizeFacts,
+)
 from tests.report.hostile import SCRIPT, hostile_report, is_clean
 from tests.verify.reports import CANDIDATE, a_report
 
@@ -171,3 +178,25 @@ def test_weakest_takes_no_exact_layers() -> None:
     ]
     assert [layer.node for layer in weakest(layers, 9)] == ["-inf", "3.0"]
     assert [layer.node for layer in weakest(layers, 1)] == ["-inf"]
+
+
+def test_candidates_and_notes() -> None:
+    candidates = (
+        CandidateFacts("all int8", 3.0, 1e-3, 29.5, 0.002),
+        CandidateFacts("plan", 2.0, 0.0, None, None),
+    )
+    lines = printed(a_report(candidates=candidates, notes=("It is certain.",)))
+    (header,) = (at for at, line in enumerate(lines) if line.startswith("candidates"))
+    assert lines[header].split("  ")[-1].strip() == "drop"
+    assert lines[header + 1].split() == "all int8 3.00x 30.0 dB 29.5 dB 0.20 points".split()
+    assert lines[header + 2].split() == "plan 2.00x exact".split()
+    assert "It is certain." in [line.strip() for line in lines]
+
+
+def test_reasons_of_a_plan_are_not_left_in_float() -> None:
+    layers = (
+        LayerFacts("a", "Conv", "int8", 30.0, None, "2.5 times as fast"),
+        LayerFacts("b", "Conv", "float32", 30.0, None, "too much for the promise"),
+        LayerFacts("c", "MatMul", "int8-dynamic", 30.0, None, "pinned by hand"),
+    )
+    assert [group.reason for group in left_in_float(layers)] == ["too much for the promise"]

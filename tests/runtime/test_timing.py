@@ -24,6 +24,8 @@ class Clock:
 class Fake:
     """A session that takes a scripted time per run and records that it ran."""
 
+    runs_in_caller = False
+
     def __init__(self, name: str, clock: Clock, seconds: list[float], log: list[str]) -> None:
         self.name, self.clock, self.seconds, self.log = name, clock, seconds, log
         self.runs = 0
@@ -70,6 +72,26 @@ def test_summary_is_in_milliseconds_and_speedup_is_of_the_least_disturbed(clock:
     assert second.p10_ms == pytest.approx(100)
     assert second.p90_ms == pytest.approx(360)
     assert (first.runs, second.runs) == (5, 5)
+
+
+def test_what_runs_on_one_thread_is_timed_by_its_processor_time(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked = Clock()
+    monkeypatch.setattr(timing, "thread_time", worked)
+
+    class Preempted(Fake):
+        runs_in_caller = True
+
+        def run(self, feeds: Mapping[str, np.ndarray]) -> None:
+            super().run(feeds)
+            worked.now += 0.1
+
+    first, second = measure(
+        [Preempted("A", clock, [0.3, 5.0, 0.2], []), Preempted("B", clock, [9.0], [])], rounds=3
+    )
+    assert first.median_ms == pytest.approx(100)
+    assert second.speedup == pytest.approx(1.0)
 
 
 def test_short_inferences_are_repeated_to_fill_a_slot(clock: Clock) -> None:

@@ -1,0 +1,233 @@
+"""Print what every number format, calibrator and mode gains and costs on trained models.
+
+Usage: python benchmarks/formats.py [--threads N] [--seconds S] [MODEL...]
+
+The models are those in models/ and, where ONNXQ_CORPUS names a folder that has it, a CIFAR-10
+model; names after the options choose among them. Each method quantizes all it can of a model,
+whatever that costs; nothing is searched for. Metric and SQNR are of the held-out samples, at most
+1,000. All variants of a model are timed in turn with the float model, in one process, on single
+samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cases import Case, trained_cases
+
+from onnxq.calibrate import calibrate
+from onnxq.data import Batch, Dataset
+from onnxq.errors import InputError
+from onnxq.ir import Context, Graph, Pipeline, load, parse_passes, save
+from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.progress import SILENT
+from onnxq.quant import load_target
+from onnxq.recipe import Recipe
+from onnxq.runtime import Session, integer_operators, interleaved
+from onnxq.stages import float_graph, place_integers, single_feed
+from onnxq.verify import CompareOptions, Report, compare_files
+from onnxq.verify.facts import versions
+
+HELD_OUT = 1000
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to quantize: quantizing passes, and for static integers calibrator and target."""
+
+    name: str
+    passes: str
+    calibrator: str = "minmax"
+    target: str = "cpu-x64"
+
+
+def _static(name: str, **options: str) -> Method:
+    return Method(f"static {name}", "insert-qdq", **options)
+
+
+def _weights(name: str, format: str, block: int, more: str = "") -> Method:
+    size = f"block {block}" if block else "channel"
+    options = f"format={format}, block_size={block}{more}"
+    return Method(f"{name}, {size}", f"quantize-weights{{{options}}}")
+
+
+METHODS = (
+    _static("zero-point, minmax"),
+    _static("zero-point, moving-average", calibrator="moving-average"),
+    _static("zero-point, percentile 99.99", calibrator="percentile"),
+    _static("zero-point, percentile 99.9", calibrator="percentile{percentile=99.9}"),
+    _static("zero-point, entropy", calibrator="entropy"),
+    _static("zero-point, mse", calibrator="mse"),
+    _static("zero-point, auto", calibrator="auto"),
+    _static("absmax (target generic)", target="generic"),
+    _static("7-bit weights (target cpu-x64-avx2)", target="cpu-x64-avx2"),
+    _static("16-bit activations (target qnn-a16)", target="qnn-a16"),
+    Method("dynamic", "quantize-dynamic"),
+    _weights("int8 weights", "int8", 0),
+    *(_weights("int8 weights", "int8", block) for block in (32, 64, 128)),
+    *(_weights("int4 weights", "int4", block) for block in (32, 64, 128)),
+    _weights("int4 weights, mse", "int4", 32, ", search=mse"),
+    _weights("uint4 weights, zero-point", "uint4", 32, ", scheme=zero-point"),
+    *(_weights("int2 weights", "int2", block) for block in (32, 64, 128)),
+    _weights("int2 weights, mse", "int2", 32, ", search=mse"),
+    _weights("Q8_0", "q8_0", 32),
+    _weights("Q4_0", "q4_0", 32),
+    _weights("ternary", "ternary", 32),
+    _weights("ternary", "ternary", 128),
+    _weights("binary", "binary", 32),
+    _weights("binary", "binary", 128),
+    Method("float16", "convert-float{format=float16}"),
+    Method("bfloat16", "convert-float{format=bfloat16}"),
+)
+
+
+@dataclass
+class Row:
+    """What came of a method."""
+
+    method: str
+    report: Report | None
+    integers: int = 0
+    speedup: float | None = None
+    problem: str = ""
+
+
+class _Bench:
+    """All methods on one model."""
+
+    def __init__(self, case: Case, folder: Path) -> None:
+        self._case = case
+        self._folder = folder
+        self._source = load(case.model)
+        self._samples, held_out = case.parts()
+        self._held_out: Dataset = held_out.take(HELD_OUT)
+        self._one: Batch = single_feed(held_out, Session(case.model).inputs)
+        self._graphs: dict[tuple[str, int], Graph] = {}
+
+    def rows(self, threads: int, seconds: float) -> list[Row]:
+        """Make and verify every variant, then time them all in turn."""
+        found, sessions = [], [Session(self._case.model, threads=threads)]
+        timed = []
+        for number, method in enumerate(METHODS):
+            path = self._folder / f"{self._case.name}-{number}.onnx"
+            try:
+                self._make(method, path)
+                row = Row(method.name, self._verify(path, threads))
+                row.integers = sum(integer_operators(path).values())
+                sessions.append(Session(path, threads=threads))
+                timed.append(row)
+            except InputError as error:
+                row = Row(method.name, None, problem=str(error))
+                print(f"{self._case.name}, {method.name}: {error}", file=sys.stderr)
+            found.append(row)
+        timings = interleaved(sessions, self._one.feeds, seconds=seconds)
+        for row, timing in zip(timed, timings[1:], strict=True):
+            row.speedup = timing.speedup
+        return found
+
+    def _make(self, method: Method, path: Path) -> None:
+        table, steps = load_target(method.target), Recipe()
+        passes = parse_passes(method.passes)
+        static = any(isinstance(step, InsertQdq) for step in passes)
+        needed = [getattr(step, "needed_opset", 0) for step in passes]
+        opset = max(*needed, table.opset if static else 0, self._source.opset)
+        key = (table.passes, opset)
+        if key not in self._graphs:
+            self._graphs[key], _ = float_graph(self._source, steps, table, opset, 0, SILENT)
+        graph = self._graphs[key].copy()
+        if static:
+            placed = place_integers(graph, steps, table)
+            ranges = calibrate(
+                graph,
+                self._samples,
+                placed.observed(),
+                calibrator=method.calibrator,
+                format=table.activation_format,
+                scheme=table.activation_scheme,
+            )
+            bounds = {name: (r.min, r.max) for name, r in ranges.ranges.items()}
+            passes = tuple(
+                replace(step, ranges=bounds, target=table.name)
+                if isinstance(step, InsertQdq)
+                else step
+                for step in passes
+            )
+        made = Pipeline(passes, fixed_point=False).run(graph, Context())
+        if not any(record.rewrites for record in made):
+            raise InputError("it changes nothing in this model")
+        save(graph, path)
+
+    def _verify(self, path: Path, threads: int) -> Report:
+        options = CompareOptions(threads=threads, layers=False, latency=False)
+        return compare_files(self._case.model, path, self._held_out, self._one, options)
+
+
+def _table(case: Case, rows: list[Row]) -> Iterator[str]:
+    known = next(row.report for row in rows if row.report is not None)
+    metric = known.metric
+    assert metric is not None
+    yield f"## {case.name}"
+    yield ""
+    yield f"{metric.name} of the float model: {metric.float:.4f} ({metric.samples} samples)"
+    yield ""
+    yield "| method | metric | drop | SQNR | size | speed | integer operators |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in rows:
+        report = row.report
+        if report is None or report.metric is None:
+            yield f"| {row.method} | {row.problem.split(';')[0]} | | | | none | |"
+            continue
+        speed = "none" if row.speedup is None else f"{row.speedup:.2f}x"
+        yield (
+            f"| {row.method} | {report.metric.candidate:.4f} | {report.metric.drop:+.4f} "
+            f"| {report.sqnr_db:.1f} dB | 1/{report.size.ratio:.2f} | {speed} "
+            f"| {row.integers} |"
+        )
+    yield ""
+
+
+def main() -> None:
+    """Measure every model and print tables in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="names (default: all)")
+    parser.add_argument("--threads", type=int, default=1, help="threads inside one operator")
+    parser.add_argument("--seconds", type=float, default=20, help="to time the variants of a model")
+    given = parser.parse_args()
+    started = time.perf_counter()
+    print("# Number formats, calibrators and modes, method by method")
+    print()
+    print(
+        f"`python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}`".replace(" `", "`")
+    )
+    print(f"on {datetime.date.today()}, {_processor()}, {given.threads} thread,", end=" ")
+    print(", ".join(f"{name} {number}" for name, number in versions().items()) + ".")
+    print()
+    with tempfile.TemporaryDirectory() as name:
+        for case in trained_cases():
+            if given.models and case.name not in given.models:
+                continue
+            rows = _Bench(case, Path(name)).rows(given.threads, given.seconds)
+            print("\n".join(_table(case, rows)), flush=True)
+    print(f"{time.perf_counter() - started:.0f} seconds in all.")
+
+
+def _processor() -> str:
+    """What Linux calls the processor, else its architecture."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2] for line in text.splitlines() if line.startswith("model name")]
+    return " ".join(names[0].split()) if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

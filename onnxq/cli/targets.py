@@ -1,0 +1,169 @@
+"""``onnxq targets``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from onnxq.cli import options
+from onnxq.cli.terminal import show, write_json
+from onnxq.quant import OperatorRule, Scheme, Target, available_targets, load_target
+from onnxq.report.text import grid
+from onnxq.runtime import missing_provider
+
+HELP = "list the targets there are tables for, or show what one computes on integers"
+
+EXAMPLES = """examples:
+  onnxq targets
+  onnxq targets tensorrt
+"""
+
+SCHEMA = "onnxq/targets/1"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument(
+        "name",
+        nargs="?",
+        type=options.named,
+        metavar="NAME",
+        help="target to show as a whole; auto is this machine's processor (default: list all)",
+    )
+    options.add_common(parser)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the command; gives the exit code."""
+    options.check_files(parsed)
+    names = available_targets() if parsed.name is None else (parsed.name,)
+    targets = [load_target(name) for name in names]
+    write_json(parsed, {"schema": SCHEMA, "targets": [_facts(target) for target in targets]})
+    show(parsed, _overview(targets) if parsed.name is None else _whole(targets[0]))
+    return options.EXIT_OK
+
+
+def _facts(target: Target) -> dict[str, Any]:
+    return {
+        "name": target.name,
+        "description": target.description,
+        "provider": target.provider,
+        "available": not missing_provider(target.provider),
+        "opset": target.opset,
+        "activations": {
+            "format": target.activation_format.name,
+            **vars(target.activation_scheme),
+        },
+        "weights": {
+            "format": target.weight_format.name,
+            **vars(target.weight_scheme),
+            "per_channel": target.weight_per_channel,
+        },
+        "bias": target.bias,
+        "everything": target.everything,
+        "precisions": list(target.precisions),
+        "passes": target.passes,
+        "operators": {name: _rule(rule) for name, rule in sorted(target.operators.items())},
+        "reasons": dict(sorted(target.reasons.items())),
+    }
+
+
+def _rule(rule: OperatorRule) -> dict[str, Any]:
+    given = {key: value for key, value in vars(rule).items() if key != "op_type"}
+    return {**given, "attributes": dict(rule.attributes)}
+
+
+def _overview(targets: list[Target]) -> Group:
+    table = grid()
+    for _ in range(4):
+        table.add_column(overflow="fold")
+    headings = ("activations", "weights", "provider", "")
+    table.add_row(Text("target"), *(Text(heading, "bold") for heading in headings))
+    for target in targets:
+        table.add_row(
+            Text(target.name),
+            Text(target.activation_format.name if target.has_integer_kernels else "float"),
+            Text(", ".join(_weight_formats(target))),
+            Text(f"{target.provider}{', not here' * bool(missing_provider(target.provider))}"),
+            Text(target.description),
+        )
+    ending = f"auto is {load_target('auto').name} on this machine."
+    return Group(table, Text(), Text(ending))
+
+
+def _weight_formats(target: Target) -> list[str]:
+    if target.has_integer_kernels:
+        return [target.weight_format.name]
+    return [precision.removesuffix("-weight") for precision in target.precisions]
+
+
+def _whole(target: Target) -> Group:
+    facts, operators = grid(), grid()
+    facts.add_column(overflow="fold")
+    for label, value in _rows(target):
+        facts.add_row(Text(label), Text(value))
+    for _ in range(2):
+        operators.add_column(overflow="fold")
+    operators.add_row(Text("operator"), Text("role", "bold"), Text("", "bold"))
+    for name, rule in sorted(target.operators.items()):
+        operators.add_row(Text(name), Text(rule.role), Text("; ".join(_remarks(rule, target))))
+    for name, reason in sorted(target.reasons.items()):
+        if name not in target.operators:
+            operators.add_row(Text(name), Text("float"), Text(reason))
+    parts: list[Table | Text] = [facts, Text(), operators]
+    return Group(*parts)
+
+
+def _rows(target: Target) -> Iterator[tuple[str, str]]:
+    yield "target", f"{target.name}: {target.description}"
+    missing = missing_provider(target.provider)
+    yield "provider", missing or f"{target.provider}, available here"
+    yield "precisions", ", ".join(target.precisions)
+    activations = _scheme(target.activation_format.name, target.activation_scheme)
+    if target.has_integer_kernels:
+        yield "activations", f"{activations}, one scale for the tensor"
+        scales = "one scale for each output channel" if target.weight_per_channel else "one scale"
+        weights = _scheme(target.weight_format.name, target.weight_scheme)
+        yield "weights", f"{weights}, {scales}"
+        yield "biases", "int32, scale of input times weight" if target.bias == "int32" else "float"
+    else:
+        yield "activations", "float: it has no integer kernels"
+    yield "opset", f"{target.opset} or higher"
+    if target.everything:
+        yield "placement", "every operator that has a rule, wherever it stands"
+    if target.passes:
+        yield "passes", f"{target.passes}, before integers go in"
+
+
+def _scheme(format: str, scheme: Scheme) -> str:
+    words = [f"{format} {'absmax' if scheme.symmetric else 'zero-point'}"]
+    for name in ("narrow_range", "power_of_two", "reduced_range"):
+        if getattr(scheme, name):
+            words.append(name.replace("_", " "))
+    return ", ".join(words)
+
+
+def _remarks(rule: OperatorRule, target: Target) -> Iterator[str]:
+    if rule.role == "compute" and target.has_integer_kernels:
+        yield f"result {'as integers' if rule.output == 'quantized' else 'may be float'}"
+        if not rule.per_channel:
+            yield "one scale for the weight"
+        if rule.two_activations:
+            yield "also of two activations"
+    if rule.constant_inputs:
+        yield "inputs may be constant"
+    if rule.form:
+        yield f"written as {rule.form}"
+    if rule.range is not None:
+        yield f"result from {rule.range[0]:g} to {rule.range[1]:g}"
+    for name, value in rule.attributes.items():
+        yield f"if {name} is {value}"
+    if rule.broken_by:
+        yield f"without {', '.join(rule.broken_by)}"
+    if rule.minimum_opset > 1:
+        yield f"from opset {rule.minimum_opset}"

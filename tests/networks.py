@@ -1,0 +1,128 @@
+"""Small networks for the tests of sensitivity and plans, and a search that measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from onnxq.calibrate import calibrate
+from onnxq.data import Dataset, read
+from onnxq.ir import DataType, Graph, ModelInfo, TensorType, infer_types, load, to_proto
+from onnxq.mixed import Candidate, Search
+from onnxq.passes.placement import place
+from onnxq.plan import Costs, flops_costs
+from onnxq.quant import load_target
+from onnxq.runtime import Session
+from onnxq.sensitivity import Quantizable
+from onnxq.study import spread
+
+CHANNELS, PIXELS, CLASSES = 8, 6, 4
+FACTOR = np.float32(1024)
+"""So much larger is a planted channel: a power of two, so that the float model is the same."""
+
+
+def chain(depth: int = 4, seed: int = 0, planted: int | None = None, channel: int = 0) -> Graph:
+    """Convolutions with Relu in a row, a residual Add, pooling and a Gemm; batch open.
+
+    ``planted`` scales one output channel of that convolution up and the weights that read it down,
+    which changes nothing in float and takes 8-bit integers the digits of all other channels.
+    """
+    rng = np.random.default_rng(seed)
+    weights = []
+    for number in range(depth):
+        inner = CHANNELS if number else 2
+        scale = (2.0 / (inner * 9)) ** 0.5
+        weights.append(rng.standard_normal((CHANNELS, inner, 3, 3)).astype(np.float32) * scale)
+    weights = [np.asarray(w, np.float32) for w in weights]
+    if planted is not None:
+        weights[planted][channel] *= FACTOR
+        weights[planted + 1][:, channel] /= FACTOR
+    graph = Graph("chain", model=ModelInfo(8, {"": 17}))
+    value = graph.add_input("x", TensorType(DataType.FLOAT, ("N", 2, PIXELS, PIXELS)))
+    pads = {"pads": [1, 1, 1, 1]}
+    first = None
+    for number, weight in enumerate(weights):
+        read_weight = graph.constant(weight, f"w{number}")
+        value = graph.add("Conv", [value, read_weight], pads, name=f"conv{number}").output
+        value = graph.add("Relu", [value], name=f"relu{number}").output
+        first = value if number == depth - 2 and planted is None else first
+    if first is not None:
+        value = graph.add("Add", [value, first], name="residual").output
+    value = graph.add("GlobalAveragePool", [value], name="pool").output
+    value = graph.add("Flatten", [value], name="flat").output
+    head = graph.constant(rng.standard_normal((CHANNELS, CLASSES)).astype(np.float32), "head_w")
+    y = graph.add("Gemm", [value, head], name="head").output
+    y.type = TensorType(DataType.FLOAT, ("N", CLASSES))
+    graph.add_output(y)
+    graph.rename(y, "y")
+    infer_types(graph)
+    return graph
+
+
+def shared(seed: int = 0) -> Graph:
+    """Two Gemms of one weight, one after the other."""
+    graph = Graph("shared", model=ModelInfo(8, {"": 17}))
+    x = graph.add_input("x", TensorType(DataType.FLOAT, ("N", 8)))
+    rng = np.random.default_rng(seed)
+    weight = graph.constant(rng.standard_normal((8, 8)).astype(np.float32), "w")
+    value = graph.add("Gemm", [x, weight], name="one").output
+    value = graph.add("Tanh", [value], name="tanh").output
+    y = graph.add("Gemm", [value, weight], name="other").output
+    y.type = TensorType(DataType.FLOAT, ("N", 8))
+    graph.add_output(y)
+    graph.rename(y, "y")
+    infer_types(graph)
+    return graph
+
+
+def inputs(graph: Graph, count: int = 24, seed: int = 1) -> dict[str, np.ndarray]:
+    """Normally distributed samples for the one input."""
+    shape = [d for d in graph.inputs[0].shape or () if isinstance(d, int)]
+    rng = np.random.default_rng(seed)
+    return {"x": rng.standard_normal((count, *shape)).astype(np.float32)}
+
+
+def dataset(graph: Graph, feeds: dict[str, np.ndarray], batch_size: int | None = None) -> Dataset:
+    return read(feeds, Session(to_proto(graph)).inputs, batch_size=batch_size)
+
+
+def quantizable(graph: Graph, data: Dataset, target: str = "cpu-x64") -> Quantizable:
+    """Placement and calibrated ranges of a graph."""
+    table = load_target(target)
+    placed = place(graph, table)
+    ranges = calibrate(graph, data, placed.observed()).ranges
+    bounds = spread({name: (r.min, r.max) for name, r in ranges.items()}, placed)
+    return Quantizable(placed, table, bounds)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs are computed, and the smaller a candidate's file the faster it counts as."""
+
+    def costs(graph, placed, variants, feeds, **options):  # type: ignore[no-untyped-def]
+        found = flops_costs(graph, placed, list(variants))
+        return Costs("latency", options["model_sha256"], {}, found.nodes, {})
+
+    def by_size(search: Search, candidates: Sequence[Candidate], seconds: float) -> None:
+        for candidate in candidates:
+            reference = search._float_path.stat().st_size
+            candidate.speedup = reference / candidate.path.stat().st_size
+
+    monkeypatch.setattr("onnxq.study.measure_costs", costs)
+    monkeypatch.setattr(Search, "_time", by_size)
+    monkeypatch.setattr("onnxq.verify.compare.interleaved", quick_interleaved)
+
+
+def quick_interleaved(sessions, feeds, **_):  # type: ignore[no-untyped-def]
+    """Latencies that are all the same."""
+    from onnxq.runtime.timing import Timing
+
+    return [Timing(1.0, 1.0, 1.0, 1, 1.0) for _ in sessions]
+
+
+def trained(path) -> Graph:  # type: ignore[no-untyped-def]
+    graph = load(path)
+    infer_types(graph)
+    return graph

@@ -1,0 +1,149 @@
+"""The default analysis against quantizing one node at a time, and a layer planted to be found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from onnxq.data import read
+from onnxq.errors import InputError
+from onnxq.ir import Context, Graph, load
+from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.progress import SILENT
+from onnxq.quant import load_target
+from onnxq.recipe import Recipe
+from onnxq.runtime import Session
+from onnxq.sensitivity import Sensitivity, analyse
+from onnxq.stages import float_graph
+from tests.helpers import run
+from tests.networks import chain, dataset, inputs, quantizable
+
+MODELS = Path(__file__).parents[2] / "models"
+
+
+def analysed(graph: Graph, **options: object) -> Sensitivity:
+    data = dataset(graph, inputs(graph))
+    options = {"precisions": ["int8"]} | options
+    return analyse(graph, data, quantizable(graph, data), **options)  # type: ignore[arg-type]
+
+
+def losses(found: Sensitivity, precision: str = "int8") -> dict[str, float]:
+    return dict(found.ranking(precision))
+
+
+def test_agrees_with_one_node_at_a_time_on_a_trained_network() -> None:
+    path = MODELS / "digits_resnet.onnx"
+    table = load_target("cpu-x64")
+    graph, _ = float_graph(load(path), Recipe(), table, table.opset, 0, SILENT)
+    data = read(MODELS / "digits.npz", Session(path).inputs).split(0)[0].take(24)
+    found = quantizable(graph, data)
+    quick = analyse(graph, data, found, ["int8"])
+    slow = analyse(graph, data, found, ["int8"], method="exhaustive")
+    ours, theirs = losses(quick), losses(slow)
+    assert set(ours) == set(theirs) and len(ours) > 15
+    assert quick.samples < slow.samples == 24
+    names = list(ours)
+    agreement = spearmanr([ours[n] for n in names], [theirs[n] for n in names]).statistic
+    assert agreement >= 0.9
+    worst = [set(sorted(names, key=lambda n: -each[n])[:10]) for each in (ours, theirs)]
+    assert len(worst[0] & worst[1]) >= 8
+
+
+def test_exhaustive_is_what_the_pass_does_to_one_node() -> None:
+    graph = chain()
+    feeds = inputs(graph)
+    found = losses(analysed(graph, method="exhaustive"))
+    bounds = quantizable(graph, dataset(graph, feeds)).ranges
+    exact = run(graph, feeds)["y"].astype(np.float64)
+    for name in ("conv0", "conv2", "head"):
+        real = graph.copy()
+        InsertQdq(bounds, "cpu-x64", only=(name,)).run(real, Context())
+        errors = np.square(run(real, feeds)["y"] - exact).sum(axis=1)
+        wanted = np.mean(errors / np.square(exact).sum(axis=1))
+        assert found[name] == pytest.approx(wanted, rel=0.02)
+
+
+@pytest.mark.parametrize("proxy", ["noise", "mse", "kl"])
+def test_a_proxy_is_what_it_says(proxy: str) -> None:
+    graph = chain()
+    feeds = inputs(graph)
+    found = losses(analysed(graph, method="exhaustive", proxy=proxy))["head"]
+    real = graph.copy()
+    bounds = quantizable(graph, dataset(graph, feeds)).ranges
+    InsertQdq(bounds, "cpu-x64", only=("head",)).run(real, Context())
+    exact, ours = (run(g, feeds)["y"].astype(np.float64) for g in (graph, real))
+    p, q = (np.exp(y) / np.exp(y).sum(axis=1, keepdims=True) for y in (exact, ours))
+    wanted = {
+        "noise": np.mean(np.square(ours - exact).sum(axis=1) / np.square(exact).sum(axis=1)),
+        "mse": np.square(ours - exact).mean(),
+        "kl": (p * np.log(p / q)).sum(axis=1).mean(),
+    }[proxy]
+    assert found == pytest.approx(wanted, rel=0.02)
+
+
+def test_the_default_gives_weights_and_activations_apart() -> None:
+    (head,) = (
+        n for n in analysed(chain(), precisions=["int8", "int8-dynamic"]).nodes if n.node == "head"
+    )
+    assert set(head.losses) == {"weights:int8", "activations:int8", "activations:dynamic"}
+    assert head.loss("int8") == head.losses["weights:int8"] + head.losses["activations:int8"]
+    assert head.loss("int8-weight") == head.losses["weights:int8"]
+    assert head.loss("int4-weight") is None and head.loss("float32") == 0.0
+    assert head.part("int8-dynamic", "activations") == head.losses["activations:dynamic"]
+    assert head.part("int8-weight", "activations") is None
+
+
+def test_sums_of_parts_are_close_to_both_at_once() -> None:
+    graph = chain(6)
+    apart, both = losses(analysed(graph)), losses(analysed(graph, method="exhaustive"))
+    assert set(apart) == set(both)
+    for name in both:
+        assert 0.4 < apart[name] / both[name] < 2.5, name
+
+
+@settings(max_examples=12)
+@given(st.integers(0, 1000), st.integers(0, 2), st.integers(0, 7))
+def test_a_planted_layer_is_found(seed: int, planted: int, channel: int) -> None:
+    plain, graph = chain(seed=seed), chain(seed=seed, planted=planted, channel=channel)
+    feeds = inputs(graph)
+    if planted is not None:
+        # The planted channel changes nothing in float.
+        without = chain(seed=seed, planted=0, channel=0)
+        assert np.allclose(run(graph, feeds)["y"], run(without, feeds)["y"], rtol=1e-4, atol=1e-4)
+    assert plain is not graph
+    ranking = analysed(graph).ranking("int8")
+    # The layer with the large channel gives it, the next one reads it.
+    assert ranking[0][0] in {f"conv{planted}", f"conv{planted + 1}"}
+    others = [
+        loss for name, loss in ranking if name not in {f"conv{planted}", f"conv{planted + 1}"}
+    ]
+    assert ranking[0][1] > 10 * max(others)
+
+
+def test_samples_are_drawn_until_the_ranking_is_certain() -> None:
+    graph = chain(6)
+    assert analysed(graph, max_samples=2).samples == 2
+    found = analysed(graph)
+    assert 4 <= found.samples <= 24
+    assert found.reliability >= 0.97 or found.samples == 24
+
+
+def test_the_same_analysis_gives_the_same_text() -> None:
+    assert analysed(chain()).to_json() == analysed(chain()).to_json()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precisions": ["int7"]}, "no precision 'int7'"),
+        ({"proxy": "beauty"}, "no proxy 'beauty'"),
+    ],
+)
+def test_names_that_do_not_exist(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        analysed(chain(), **options)

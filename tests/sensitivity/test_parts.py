@@ -1,0 +1,86 @@
+"""Fake quantization of one node against the pass that really quantizes it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxq.ir import Context, Graph
+from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.sensitivity import PARTS
+from tests.helpers import run
+from tests.networks import chain, dataset, inputs, quantizable
+
+
+def outputs(graph: Graph, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    graph.check()
+    return np.asarray(run(graph, feeds)["y"], dtype=np.float64)
+
+
+@pytest.mark.parametrize("name", ["conv0", "conv1", "conv3", "head"])
+@pytest.mark.parametrize("target", ["cpu-x64", "generic"])
+def test_all_parts_together_are_what_the_pass_does(name: str, target: str) -> None:
+    graph = chain()
+    feeds = inputs(graph)
+    found = quantizable(graph, dataset(graph, feeds), target)
+    faked, real = graph.copy(), graph.copy()
+    for node, rule in found.nodes():
+        if node.name == name:
+            for part in PARTS["int8"]:
+                made = found.perturbation(node, rule, part)
+                assert made is not None
+                made.apply(faked)
+    assert InsertQdq(found.ranges, target, only=(name,)).run(real, Context())
+    exact, ours, theirs = (outputs(g, feeds) for g in (graph, faked, real))
+    noise = np.square(theirs - exact).sum()
+    assert noise > 0
+    # What is left is rounding: of ties, and of biases to int32.
+    assert np.square(ours - theirs).sum() <= 1e-3 * noise
+
+
+def test_parts_touch_nothing_but_their_node() -> None:
+    graph = chain()
+    found = quantizable(graph, dataset(graph, inputs(graph)))
+    for node, rule in found.nodes():
+        for part in dict.fromkeys(p for parts in PARTS.values() for p in parts):
+            made = found.perturbation(node, rule, part)
+            if made is None:
+                continue
+            changed = graph.copy()
+            made.apply(changed)
+            changed.check()
+            weights = {v.name for v in graph.initializers()}
+            replaced = weights - {v.name for v in changed.initializers() if v.uses}
+            assert len(replaced) <= (1 if part.startswith("weights") else 0)
+            assert [n.op_type for n in changed.nodes() if n.op_type == "Conv"] == ["Conv"] * 4
+
+
+def test_nodes_without_a_part() -> None:
+    graph = chain()
+    found = quantizable(graph, dataset(graph, inputs(graph)))
+    made = {
+        (node.name, part): found.perturbation(node, rule, part) is not None
+        for node, rule in found.nodes()
+        for part in ("weights:int8", "weights:int4", "activations:dynamic", "activations:int8")
+    }
+    assert made["conv1", "weights:int8"] and made["conv1", "activations:int8"]
+    assert not made["conv1", "activations:dynamic"], "no fast kernel for convolutions"
+    assert not made["conv1", "weights:int4"], "blocks are for matrices"
+    assert made["head", "activations:dynamic"] and made["head", "weights:int4"]
+    assert not made["residual", "weights:int8"] and made["residual", "activations:int8"]
+
+
+def test_more_bits_lose_less() -> None:
+    graph = chain()
+    feeds = inputs(graph)
+    found = quantizable(graph, dataset(graph, feeds))
+    exact = outputs(graph, feeds)
+    (head,) = ((n, r) for n, r in found.nodes() if n.name == "head")
+    losses = []
+    for part in ("weights:int2", "weights:int4", "weights:int8"):
+        changed = graph.copy()
+        made = found.perturbation(*head, part)
+        assert made is not None
+        made.apply(changed)
+        losses.append(np.square(outputs(changed, feeds) - exact).sum())
+    assert losses[0] > 4 * losses[1] > 16 * losses[2] > 0

@@ -1,0 +1,68 @@
+"""The file of an analysis: read back equal, refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from onnxq.errors import InputError
+from onnxq.sensitivity import NodeSensitivity, Sensitivity
+
+FOUND = Sensitivity(
+    "abc",
+    "noise",
+    "suffix",
+    12,
+    0.98,
+    (
+        NodeSensitivity("a", "Conv", {"weights:int8": 1e-5, "activations:int8": 2e-5}),
+        NodeSensitivity("b", "Add", {"activations:int8": 4e-5}),
+        NodeSensitivity("c", "MatMul", {"weights:int8": 0.0, "activations:dynamic": 1e-7}),
+    ),
+)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    FOUND.save(tmp_path / "s.json")
+    assert Sensitivity.load(tmp_path / "s.json") == FOUND
+    assert Sensitivity.from_json(FOUND.to_json()).to_json() == FOUND.to_json()
+
+
+def test_ranking() -> None:
+    assert FOUND.ranking("int8") == [("b", 4e-5), ("a", pytest.approx(3e-5))]
+    assert FOUND.ranking("int8-dynamic") == [("c", 1e-7)]
+    assert FOUND.precisions() == ["int8", "int8-dynamic"]
+
+
+def _changed(**entries: object) -> str:
+    return json.dumps(json.loads(FOUND.to_json()) | entries)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "no sensitivity analysis"),
+        ("[]", "no sensitivity analysis"),
+        ("{}", "no sensitivity analysis"),
+        (_changed(schema="onnxq/report/1"), "not of schema"),
+        (_changed(colour="red"), "no sensitivity analysis"),
+        (_changed(nodes=[{"node": "a"}]), "no sensitivity analysis"),
+        (_changed(nodes=[{"node": "a", "op_type": "Conv", "losses": {"x": -1}}]), "a loss of -1"),
+        (_changed(nodes=[{"node": "a", "op_type": "Conv", "losses": {"x": "1e999"}}]), "inf"),
+    ],
+)
+def test_other_files_are_refused(text: str, part: str, tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(text)
+    with pytest.raises(InputError, match=part) as found:
+        Sensitivity.load(tmp_path / "s.json")
+    assert "s.json" in str(found.value) and "\n" not in str(found.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        Sensitivity.load(tmp_path / "none.json")
+    (tmp_path / "b.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="no text"):
+        Sensitivity.load(tmp_path / "b.json")

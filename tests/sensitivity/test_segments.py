@@ -1,0 +1,95 @@
+"""Segments in a row compute what the whole graph computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from onnxq.ir import Context, Graph, infer_types
+from onnxq.passes.eliminate_dead import EliminateDead
+from onnxq.sensitivity.segments import MAX_SEGMENTS, Segment, cut
+from tests.helpers import assert_same_outputs, run
+from tests.networks import chain, inputs
+from tests.passes.test_random_graphs import graphs, square_graphs
+
+
+def in_a_row(
+    segments: list[Segment], graph: Graph, feeds: dict[str, np.ndarray]
+) -> dict[str, object]:
+    held = dict(feeds)
+    for segment in segments:
+        segment.graph.check()
+        assert [v.name for v in segment.graph.inputs] == list(segment.inputs)
+        held |= run(segment.graph, {name: held[name] for name in segment.inputs})
+    return {v.name: held[v.name] for v in graph.outputs}
+
+
+def check(graph: Graph, feeds: dict[str, np.ndarray]) -> int:
+    # As after the float passes: nothing is computed that nobody reads.
+    EliminateDead().run(graph, Context())
+    infer_types(graph)
+    segments = cut(graph, list(graph.nodes()))
+    names = [n.outputs[0].name for n in graph.nodes() if n.outputs and n.outputs[0]]
+    assert sorted(n for s in segments for n in s.nodes) == sorted(names), "each node once"
+    assert_same_outputs(run(graph, feeds), in_a_row(segments, graph, feeds))
+    return len(segments)
+
+
+@settings(max_examples=40)
+@given(graphs())
+def test_random_graphs(graph: Graph) -> None:
+    rng = np.random.default_rng(0)
+    vectors = {name: rng.standard_normal(3).astype(np.float32) for name in "xz"}
+    check(graph, {**vectors, "c": np.array(True)})
+
+
+@settings(max_examples=40)
+@given(square_graphs())
+def test_random_graphs_of_matrices(graph: Graph) -> None:
+    rng = np.random.default_rng(0)
+    matrices = {name: rng.uniform(-1, 1, (3, 3)).astype(np.float32) for name in "xz"}
+    check(graph, {**matrices, "c": np.array(False)})
+
+
+@pytest.mark.parametrize("depth", [1, 3, 12])
+def test_a_network_is_cut_into_many(depth: int) -> None:
+    graph = chain(max(depth, 2))
+    count = check(graph, inputs(graph, 2))
+    assert 2 <= count <= MAX_SEGMENTS
+
+
+def test_groups_stay_whole() -> None:
+    graph = chain(12)
+    nodes = list(graph.nodes())
+    pairs = [(nodes[at], nodes[at + 1]) for at in range(0, 24, 2)]
+    assert [(a.op_type, b.op_type) for a, b in pairs] == [("Conv", "Relu")] * 12
+    segments = cut(graph, nodes, pairs)
+    assert len(segments) > 4
+    for conv, relu in pairs:
+        (at,) = (s for s in segments if conv.output.name in s.nodes)
+        assert relu.output.name in at.nodes
+
+
+def test_cuts_are_where_little_crosses() -> None:
+    """Between two wide parts lies one narrow value: it is where they are cut apart."""
+    graph = Graph.from_text(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[1, 64] x) => (float[1, 64] y)
+        <int64[1] one = {1}, float[64, 64] w, float[64, 1] narrow, float[1, 64] wide> {
+            a = Exp(x) b = Sin(a) c = Add(a, b) d = ReduceMean <axes = [1]> (c)
+            e = Expand(d, s) f = Cos(e) g = Add(e, f) y = Abs(g)
+        }""".replace(
+            "float[64, 64] w, float[64, 1] narrow, float[1, 64] wide", "int64[2] s = {1, 64}"
+        )
+    )
+    infer_types(graph)
+    nodes = list(graph.nodes())
+    (first, second) = cut(graph, [nodes[1], nodes[5]])
+    assert first.outputs == ("d",) == second.inputs
+
+
+def test_an_empty_graph_has_no_segments() -> None:
+    graph = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[2] x) => (float[2] y) { y = Identity(x) }""")
+    assert len(cut(graph, [])) == 1
