@@ -76,9 +76,6 @@ def _samples(count: int) -> np.ndarray:
 
 
 LEAST_SQNR = {"int2-weight": 0.0, "ternary": 0.0, "binary": 0.0, "int4-weight": 12.0, "q4_0": 12.0}
-INTEGERS = {"float16": 0, "bfloat16": 0}
-"""Recipes that leave no integer operators; int8-weight has none but in products."""
-
 
 @pytest.mark.parametrize("name", built_in_recipes())
 def test_what_a_built_in_recipe_makes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +115,9 @@ def test_a_file(tmp_path: Path) -> None:
         passes = "fold-constants,eliminate-dead"
         keep_float = ["conv1", "fc"]"""
     recipe = load_recipe(_file(tmp_path, text))
-    assert recipe == Recipe("mine", "fold-constants,eliminate-dead", "minmax", ("conv1", "fc"))
+    assert recipe == Recipe(
+        "mine", passes="fold-constants,eliminate-dead", keep_float=("conv1", "fc")
+    )
     assert [p.name for p in recipe.float_passes()] == ["fold-constants", "eliminate-dead"]
     assert load_recipe(_file(tmp_path, "")) == Recipe()
 
@@ -129,8 +128,10 @@ def test_a_file(tmp_path: Path) -> None:
         ("passes =", "mine.toml' is not valid TOML"),
         ("pases = 'x'", "unknown entry 'pases'; known: calibrator, description, keep_float, pass"),
         ("passes = 3", "entry 'passes' of recipe .* takes a text in quotation marks"),
-        ("keep_float = 'conv1'", "'keep_float' of recipe .* takes a list of node names"),
-        ("keep_float = [1]", "'keep_float' of recipe .* takes a list of node names"),
+        ("keep_float = 'conv1'", "'keep_float' of recipe .* takes a list of names"),
+        ("keep_float = [1]", "'keep_float' of recipe .* takes a list of names"),
+        ("precisions = 'int8'", "'precisions' of recipe .* takes a list of names"),
+        ("quantization = 'shrink'", "names a quantization, but .*no pass 'shrink'"),
         ("calibrator = 'median'", "there is no calibrator 'median'; available: minmax"),
     ],
 )
