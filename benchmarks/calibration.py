@@ -80,7 +80,7 @@ def _print_costs(name: str, parsed: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.onnx"
         if name == "resnet50":
-            onnx.save(resnet50(parsed.image_size), model)
+            onnx.save(resnet50(image_size=parsed.image_size, batch="N"), model)
         else:
             model.write_bytes((ROOT / "models" / f"{name}.onnx").read_bytes())
         print(f"\n{name}, threads {parsed.threads}\n")
@@ -103,7 +103,7 @@ def _print_costs(name: str, parsed: argparse.Namespace) -> None:
 def _samples(name: str, count: int, image_size: int) -> dict[str, np.ndarray]:
     if name == "resnet50":
         shape = (count, 3, image_size, image_size)
-        return {"x": np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
+        return {"image": np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
     with np.load(ROOT / "models" / "digits.npz") as file:
         return {"image": np.resize(file["image"], (count, *file["image"].shape[1:]))}
 

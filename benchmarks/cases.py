@@ -32,7 +32,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Case:
-    """One model with its calibration and held-out samples; held-out is a part of the data if None."""
+    """One model with its samples; the held-out ones are a part of the data if None."""
 
     name: str
     model: Path

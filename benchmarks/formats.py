@@ -125,8 +125,9 @@ class _Bench:
                 sessions.append(Session(path, threads=threads))
                 timed.append(row)
             except InputError as error:
-                row = Row(method.name, None, problem=str(error))
-                print(f"{self._case.name}, {method.name}: {error}", file=sys.stderr)
+                problem = str(error).replace(str(path), "it")
+                row = Row(method.name, None, problem=problem)
+                print(f"{self._case.name}, {method.name}: {problem}", file=sys.stderr)
             found.append(row)
         timings = interleaved(sessions, self._one.feeds, seconds=seconds)
         for row, timing in zip(timed, timings[1:], strict=True):
@@ -183,7 +184,7 @@ def _table(case: Case, rows: list[Row]) -> Iterator[str]:
     for row in rows:
         report = row.report
         if report is None or report.metric is None:
-            yield f"| {row.method} | {row.problem.split(';')[0]} | | | | none | |"
+            yield f"| {row.method} | {row.problem} | | | | | |"
             continue
         speed = "none" if row.speedup is None else f"{row.speedup:.2f}x"
         yield (

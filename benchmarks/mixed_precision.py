@@ -6,7 +6,7 @@ MODEL is the beginning of a case's name; without one all are measured: the train
 well-known structures with random weights. All models of a case are measured in turn in one process;
 speeds are relative to the float model, SQNR is that of the outputs on held-out samples. onnxruntime
 quantizes after its pre-processing, weights per channel, on the same calibration samples. The last
-column is onnxq's speed over the better of onnxruntime's two (or float, if that is faster than both).
+column is onnxq's speed over the best of onnxruntime's two and float.
 """
 
 from __future__ import annotations

@@ -248,20 +248,25 @@ class _Job:
         candidate = self.folder / "candidate.onnx"
         save(graph, candidate)
         missing = missing_provider(self.table.provider)
-        report = compare_files(
-            self.path,
-            candidate,
-            self.held_out,
-            self.one,
-            CompareOptions(
-                metric=self.metric,
-                providers=("cpu" if missing else self.table.provider,),
-                threads=self.options.threads,
-                latency=not missing,
-            ),
-            passes=[*records, *made],
-            progress=progress,
+        options = CompareOptions(
+            metric=self.metric,
+            providers=("cpu" if missing else self.table.provider,),
+            threads=self.options.threads,
+            latency=not missing,
         )
+        try:
+            report = compare_files(
+                self.path,
+                candidate,
+                self.held_out,
+                self.one,
+                options,
+                passes=[*records, *made],
+                progress=progress,
+            )
+        except InputError as error:
+            made_by = "the model that the recipe makes"
+            raise InputError(str(error).replace(str(candidate), made_by)) from error
         bounds = (max_drop, min_speedup, min_sqnr, max_size_ratio)
         gates = promise(report.metric, *bounds, is_timed=not missing)
         if missing:

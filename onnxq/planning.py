@@ -19,7 +19,7 @@ from onnxq.ir import Context, Graph, load, save
 from onnxq.ir.save import check_writable
 from onnxq.passes.constant_initializers import ConstantInitializers
 from onnxq.plan import Assignment, Costs, Pin, Plan, assign, pareto_front
-from onnxq.plan.apply import apply_precisions
+from onnxq.plan.apply import PRECISIONS, apply_precisions, needed_opset
 from onnxq.plan.assignment import Objective
 from onnxq.plan.plan import BY_HAND, FLOAT
 from onnxq.progress import SILENT, Progress
@@ -324,10 +324,17 @@ def apply_plan(
 def _applied(source: Graph, plan: Plan, progress: Progress, debug: int) -> Graph:
     table = load_target(plan.target)
     steps = Recipe(passes=plan.passes, quantization="mixed")
-    graph, _ = float_graph(source, steps, table, plan.opset, debug, progress)
+    precisions, reasons = plan.precisions(), plan.reasons()
+    for name, precision in precisions.items():
+        if precision not in PRECISIONS:
+            raise InputError(
+                f"the plan gives '{name}' the precision '{precision}', which there is not; use one "
+                f"of {', '.join(PRECISIONS)}"
+            )
+    opset = max(plan.opset, needed_opset(precisions, table.name))
+    graph, _ = float_graph(source, steps, table, opset, debug, progress)
     # A search applies its plans to copies, which list their values in another order.
     graph = graph.copy()
-    precisions, reasons = plan.precisions(), plan.reasons()
     progress.stage("quantizing")
     apply_precisions(graph, precisions, table.name, plan.ranges, reasons, Context(debug))
     by_hand = {name for name, reason in reasons.items() if reason == BY_HAND}

@@ -20,7 +20,7 @@ from onnxq.ir import (
     Value,
     attribute_value,
 )
-from onnxq.passes.notes import LEFT_IN_FLOAT_KEY, node_name, note_left_in_float
+from onnxq.passes.notes import LEFT_IN_FLOAT_KEY, node_name, note_left_in_float, note_target
 from onnxq.passes.placement import (
     ALREADY_QUANTIZED,
     Placement,
@@ -107,6 +107,8 @@ class InsertQdq(Pass):
         quantized = [node_name(node) for node in placed.nodes]
         _Insertion(graph, target, self.ranges, placed, ctx).run()
         _note_left_in_float(graph, placed, quantized)
+        if quantized:
+            note_target(graph, target.name)
         return len(placed.nodes)
 
     def _left_out(self, placed: Placement) -> dict[Node, str]:

@@ -1,4 +1,4 @@
-"""What the model's metadata says about nodes that quantization left in float, and why."""
+"""What the model's metadata says about quantization: for which target, what is in float and why."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ LEFT_IN_FLOAT_KEY = "onnxq.left_in_float"
 REASONS_KEY = "onnxq.reasons"
 """Model metadata entry: a JSON object from each reason to the nodes whose precision a plan chose
 for it."""
+
+
+TARGET_KEY = "onnxq.target"
+"""Model metadata entry: the name of the target whose table static integers were placed by."""
 
 
 def node_name(node: Node) -> str:
@@ -51,6 +55,16 @@ def note_left_in_float(
 def note_reasons(graph: Graph, by_name: Mapping[str, str]) -> None:
     """Write a plan's reason for each node's precision; without any, nothing is written."""
     _write(graph, REASONS_KEY, by_name)
+
+
+def target(graph: Graph) -> str:
+    """Name of the target whose table static integers were placed by, empty if there are none."""
+    return graph.model.metadata.get(TARGET_KEY, "")
+
+
+def note_target(graph: Graph, name: str) -> None:
+    """Write the name of the target whose table static integers were placed by."""
+    graph.model.metadata[TARGET_KEY] = name
 
 
 def _by_name(graph: Graph, key: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ import onnx
 
 from onnxq.ir import Graph, Node, TensorType, Value, to_proto
 from onnxq.passes.notes import node_name
-from onnxq.passes.placement import Placement
+from onnxq.passes.placement import Placement, channel_axis
 from onnxq.plan.cache import Measurements, machine
 from onnxq.plan.cost import Costs
 from onnxq.runtime.profile import NodeTime, profile_nodes
@@ -143,7 +143,8 @@ def flops_costs(graph: Graph, placed: Placement, precisions: Sequence[str]) -> C
         weight = None if rule.weight is None else node.input(rule.weight)
         work = made
         if rule.role == "compute" and weight is not None and weight.shape:
-            channels = weight.shape[-1] if node.is_op("MatMul") else weight.shape[0]
+            axis = channel_axis(node, rule)
+            channels = weight.shape[0 if axis is None else axis]
             if all(isinstance(d, int) for d in weight.shape) and channels:
                 work = made * prod(int(d or 1) for d in weight.shape) / int(channels or 1)
         nodes[node_name(node)] = {

@@ -91,7 +91,8 @@ def _integer(node: Node, own: str) -> str:
         weight = next((_dequantized_from(v) for v in node.inputs if v and _is_stored(v)), None)
         stores = node.is_op(*_MATRIX, *_RECURRENT, "Gather")
         return f"{_bits(weight)}-weight" if weight and stores else own
-    if node.is_op(*_MATRIX) or (node.is_op(*_integer_operators()) and _ends_in_pair(node)):
+    able = _integer_operators(notes.target(node.graph))
+    if node.is_op(*_MATRIX) or (node.is_op(*able) and _ends_in_pair(node)):
         return _bits(next(iter(types)))
     return own
 
@@ -117,9 +118,14 @@ def _gathers_stored_rows(node: Node) -> bool:
 
 
 @cache
-def _integer_operators() -> frozenset[str]:
-    """Operators of the default domain that some target computes on integers."""
-    return frozenset(o for name in available_targets() for o in load_target(name).operators)
+def _integer_operators(target: str) -> frozenset[str]:
+    """Operators of the default domain that a target computes on integers.
+
+    Where it is not known, those that some target does which computes the others in float.
+    """
+    known = available_targets()
+    tables = [load_target(name) for name in ((target,) if target in known else known)]
+    return frozenset(o for t in tables if t.name == target or not t.everything for o in t.operators)
 
 
 def _is_quantized(node: Node) -> bool:

@@ -134,6 +134,11 @@ def test_casts_stand_at_the_borders_only() -> None:
     assert LEFT_IN_FLOAT_KEY not in after.model.metadata
 
 
+def test_the_opset_that_each_format_needs() -> None:
+    assert ConvertFloat(format="float16").needed_opset == 6
+    assert ConvertFloat(format="bfloat16").needed_opset == 13
+
+
 def test_bfloat16() -> None:
     check_pair(
         NET,

@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 
 from onnxq.errors import InputError
-from onnxq.runtime import Session, TensorSpec, resolve_provider
+from onnxq.runtime import Session, TensorSpec, missing_provider, resolve_provider
 from onnxq.runtime.failures import one_sentence
 
 HEADER = '<ir_version: 8, opset_import: ["" : 19]>'
@@ -164,6 +164,25 @@ def test_a_provider_that_is_not_installed_is_named_with_those_that_are() -> None
     text = sentence(lambda: Session(parse(RELU), provider="teapot"))
     assert "'teapot'" in text
     assert "cpu" in text.split("available:")[1]
+    assert "package" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("cuda", "onnxruntime-gpu"),
+        ("TensorrtExecutionProvider", "onnxruntime-gpu"),
+        ("openvino", "onnxruntime-openvino"),
+        ("qnn", "onnxruntime-qnn"),
+        ("directml", "onnxruntime-directml"),
+    ],
+)
+def test_a_provider_that_a_package_brings_is_named_with_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, package: str
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert missing_provider("cpu") == ""
+    assert f"the package {package} in place of onnxruntime brings it" in missing_provider(name)
 
 
 def test_a_provider_that_does_not_start_is_no_silent_fallback(

@@ -100,7 +100,8 @@ def test_the_default_gives_weights_and_activations_apart() -> None:
 
 def test_sums_of_parts_are_close_to_both_at_once() -> None:
     graph = chain(6)
-    apart, both = losses(analysed(graph)), losses(analysed(graph, method="exhaustive"))
+    apart = losses(analysed(graph, max_samples=24))
+    both = losses(analysed(graph, method="exhaustive"))
     assert set(apart) == set(both)
     for name in both:
         assert 0.4 < apart[name] / both[name] < 2.5, name
@@ -109,13 +110,10 @@ def test_sums_of_parts_are_close_to_both_at_once() -> None:
 @settings(max_examples=12)
 @given(st.integers(0, 1000), st.integers(0, 2), st.integers(0, 7))
 def test_a_planted_layer_is_found(seed: int, planted: int, channel: int) -> None:
-    plain, graph = chain(seed=seed), chain(seed=seed, planted=planted, channel=channel)
+    graph, other = (chain(seed=seed, planted=at, channel=channel) for at in (planted, 0))
     feeds = inputs(graph)
-    if planted is not None:
-        # The planted channel changes nothing in float.
-        without = chain(seed=seed, planted=0, channel=0)
-        assert np.allclose(run(graph, feeds)["y"], run(without, feeds)["y"], rtol=1e-4, atol=1e-4)
-    assert plain is not graph
+    # Wherever the channel is planted, in float the network is the same.
+    assert np.allclose(run(graph, feeds)["y"], run(other, feeds)["y"], rtol=1e-4, atol=1e-4)
     ranking = analysed(graph).ranking("int8")
     # The layer with the large channel gives it, the next one reads it.
     assert ranking[0][0] in {f"conv{planted}", f"conv{planted + 1}"}

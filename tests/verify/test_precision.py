@@ -57,6 +57,24 @@ def test_a_network_of_onnxq() -> None:
     assert list(counts(describe(after))) == ["int8", "float32"]
 
 
+@pytest.mark.parametrize("target", ["tensorrt", "openvino", "qnn"])
+def test_a_bias_in_float_takes_no_precision_away(target: str) -> None:
+    before = _graph(
+        "(float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y)",
+        "float[1, 1, 1, 1] w = {1}, float[1] b = {1}",
+        "y = Conv(x, w, b)",
+    )
+    assert list(_precisions(quantized(before, target=target)).values()) == ["int8"]
+
+
+def test_what_a_pair_means_is_up_to_the_target_the_model_was_made_for() -> None:
+    interface = "(float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y)"
+    after = quantized(_graph(interface, "float k = {1}", "e = Exp(x) y = Neg(e)"), target="qnn")
+    assert list(_precisions(after).values()) == ["int8", "int8"]
+    after.model.metadata.clear()
+    assert list(_precisions(after).values()) == ["float32", "float32"]
+
+
 def test_a_float_network() -> None:
     graph = _graph(
         "(float[2, 2] x, int64[2] i) => (float[2, 2] y, int64[2] j, double[2, 2] d)",

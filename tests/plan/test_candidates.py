@@ -1,0 +1,122 @@
+"""From graphs to integer programs: hand-made graphs of which the right islands are known."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnxq.ir import Graph, infer_types
+from onnxq.passes.placement import place
+from onnxq.plan import Costs, Problem, assign, build_problem
+from onnxq.quant import load_target
+from tests.networks import chain, shared
+
+FLOAT = "float32"
+
+
+def program(
+    graph: Graph,
+    costs: dict[str, dict[str, float]],
+    border: float,
+    losses: dict[str, dict[str, float]] | None = None,
+    precisions: tuple[str, ...] = ("int8",),
+    pinned: dict[str, str] | None = None,
+) -> Problem:
+    infer_types(graph)
+    placed = place(graph, load_target("cpu-x64"))
+    known = {
+        node.name: dict.fromkeys(precisions, 0.0)
+        for node, rule in placed.nodes.items()
+        if rule.role == "compute"
+    }
+    borders = {value.name: (border, border) for value in placed.roots}
+    table = Costs("latency", "", {}, costs, borders)
+    return build_problem(graph, placed, known | (losses or {}), table, precisions, pinned)
+
+
+def chosen(problem: Problem, **options: float) -> dict[str, str]:
+    found = assign(problem, **options)  # type: ignore[arg-type]
+    assert found is not None
+    return dict(found.precisions)
+
+
+ROW = {f"conv{n}": {FLOAT: 2.0, "int8": 1.0} for n in range(4)} | {
+    "residual": {FLOAT: 0.5, "int8": 0.5},
+    "pool": {FLOAT: 0.1, "int8": 0.1},
+    "flat": {FLOAT: 0.0, "int8": 0.0},
+    "head": {FLOAT: 0.2, "int8": 0.1},
+}
+
+
+def test_items_are_what_the_target_can_quantize() -> None:
+    problem = program(chain(), ROW, 0.1)
+    assert {item.name for item in problem.items} == set(ROW), "a Relu belongs to its convolution"
+    assert problem.is_possible({name: "int8" for name in ROW})
+    assert problem.is_possible({name: FLOAT for name in ROW})
+
+
+def test_a_border_is_paid_once_and_only_where_it_is() -> None:
+    problem = program(chain(), ROW, 0.125)
+    all_float = dict.fromkeys(ROW, FLOAT)
+    assert problem.cost(all_float) == pytest.approx(8.8)
+    everything = dict.fromkeys(ROW, "int8")
+    # The input is quantized; the Gemm gives floats by itself.
+    assert problem.cost(everything) == pytest.approx(4.7 + 0.125)
+    # In and out of one convolution in the middle.
+    assert problem.cost(all_float | {"conv1": "int8"}) == pytest.approx(7.8 + 0.25)
+    # Two in a row have no border between them, though a Relu stands there.
+    inner = {"conv0": "int8", "conv1": "int8"}
+    assert problem.cost(all_float | inner) == pytest.approx(6.8 + 0.25)
+    # conv2 is read as integers by conv3, and as floats by the residual: one border out.
+    inner = {"conv2": "int8", "conv3": "int8"}
+    assert problem.cost(all_float | inner) == pytest.approx(6.8 + 0.125 + 2 * 0.125)
+
+
+def test_cheap_borders_leave_only_the_sensitive_node_in_float() -> None:
+    losses = {"conv1": {"int8": 1.0}}
+    found = chosen(program(chain(), ROW, 0.1, losses), budget=0.5)
+    assert found == dict.fromkeys(ROW, "int8") | {"conv1": FLOAT}
+
+
+def test_dear_borders_leave_its_neighbour_in_float_too() -> None:
+    losses = {"conv1": {"int8": 1.0}}
+    found = chosen(program(chain(), ROW, 0.7, losses), budget=0.5)
+    assert found["conv0"] == FLOAT, "alone it saves 1.0 and costs two borders of 0.7"
+    assert found["conv2"] == found["conv3"] == "int8"
+
+
+def test_followers_are_integers_only_between_integers() -> None:
+    problem = program(chain(), ROW, 0.1)
+    everything = dict.fromkeys(ROW, "int8")
+    assert not problem.is_possible(everything | {"conv3": FLOAT}), "the residual reads both"
+    assert not problem.is_possible(everything | {"head": FLOAT, "flat": "int8"}), "serves nobody"
+    row_of_moves = {"residual": FLOAT, "pool": FLOAT, "flat": FLOAT}
+    assert problem.is_possible(everything | row_of_moves)
+
+
+def test_nodes_of_one_weight_have_one_precision() -> None:
+    costs = {"one": {FLOAT: 2.0, "int8": 1.0}, "other": {FLOAT: 2.0, "int8": 1.9}}
+    problem = program(shared(), costs, 0.4)
+    assert problem.ties == (("one", "other"),)
+    assert set(chosen(problem).values()) == {"int8"}, "1.1 saved, 0.8 paid"
+    assert set(chosen(program(shared(), costs, 0.6)).values()) == {FLOAT}
+
+
+def test_dynamic_precision_has_no_borders_and_is_for_matrices() -> None:
+    costs = ROW | {"head": {FLOAT: 0.2, "int8": 0.1, "int8-dynamic": 0.05}}
+    losses = {"head": {"int8": 0.0, "int8-dynamic": 0.0}}
+    losses |= {f"conv{n}": {"int8": 0.0} for n in range(4)}
+    problem = program(chain(), costs, 5.0, losses, ("int8", "int8-dynamic"))
+    choices = {item.name: [c.precision for c in item.choices] for item in problem.items}
+    assert choices["head"] == [FLOAT, "int8", "int8-dynamic"]
+    assert choices["conv0"] == [FLOAT, "int8"] == choices["pool"]
+    assert chosen(problem) == dict.fromkeys(ROW, FLOAT) | {"head": "int8-dynamic"}
+
+
+def test_pins_leave_no_choice() -> None:
+    everything = set(chosen(program(chain(), ROW, 0.1)).values())
+    nothing = set(chosen(program(chain(), ROW, 5.0)).values())
+    assert (everything, nothing) == ({"int8"}, {FLOAT})
+    pinned = {"conv1": FLOAT, "conv3": "int8"}
+    for border in (0.1, 5.0):
+        found = chosen(program(chain(), ROW, border, pinned=pinned))
+        assert {name: found[name] for name in pinned} == pinned

@@ -1,0 +1,159 @@
+"""The plan as a file: read back equal, edited by hand, compared, refused in a sentence."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxq.errors import InputError
+from onnxq.plan import Pin, Plan, PlanNode, difference
+from onnxq.plan.plan import BY_HAND
+
+PLAN = Plan(
+    "abc",
+    "cpu-x64",
+    passes="fold-constants",
+    opset=17,
+    constant_initializers=True,
+    calibrator="percentile{percentile=99.9}",
+    seed=3,
+    promise=("drop<=0.01",),
+    cost=1.5,
+    float_cost=3.0,
+    loss=1e-4,
+    exact=False,
+    measured={"speedup": 2.0},
+    measured_on={"processor": "one"},
+    nodes=(
+        PlanNode("stem", "Conv", "int8", "faster", 1e-5, 0.5, 1.0, planned="int8"),
+        PlanNode("body/1", "Conv", "float32", "too noisy", 0.0, 1.0, 1.0, planned="float32"),
+        PlanNode("body/2", "MatMul", "int8-dynamic", "faster", 2e-5, planned="int8-dynamic"),
+    ),
+    pins=(Pin("head*", "float32"),),
+    ranges={"x": (-1.0, 0.1 + 0.2), 'strange "name"': (0.0, 1e-30)},
+)
+
+
+def edited(change: dict[str, object]) -> str:
+    return tomli_w.dumps(tomllib.loads(PLAN.to_toml()) | change)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    PLAN.save(tmp_path / "p.toml")
+    assert Plan.load(tmp_path / "p.toml") == PLAN
+    assert Plan.from_toml(PLAN.to_toml()).to_toml() == PLAN.to_toml()
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=5), st.tuples(st.floats(-1e30, 0), st.floats(0, 1e30)), max_size=3
+    ),
+    st.lists(st.text(min_size=1, max_size=4), unique=True, max_size=3),
+)
+def test_ranges_and_names_keep_every_bit(
+    ranges: dict[str, tuple[float, float]], names: list[str]
+) -> None:
+    nodes = tuple(PlanNode(name, "Conv", "int8", planned="int8") for name in names)
+    plan = Plan("abc", "cpu-x64", ranges=ranges, nodes=nodes)
+    assert Plan.from_toml(plan.to_toml()) == plan
+
+
+def test_numbers_are_short_but_for_ranges() -> None:
+    text = replace(PLAN, cost=1 / 3).to_toml()
+    assert "cost = 0.333333\n" in text
+    assert "0.30000000000000004" in text
+
+
+def test_precisions_and_pins() -> None:
+    plan = replace(PLAN, pins=(Pin("body/*", "int8"), Pin("*/2", "float32")))
+    assert plan.precisions() == {"stem": "int8", "body/1": "int8", "body/2": "float32"}
+    assert plan.by_hand() == ["body/1", "body/2"]
+    assert plan.reasons() == {"stem": "faster", "body/1": BY_HAND, "body/2": BY_HAND}
+    with pytest.raises(InputError, match=r"pin 'head\*' matches no node"):
+        PLAN.precisions()
+
+
+def test_a_precision_edited_in_the_file_is_marked() -> None:
+    text = replace(PLAN, pins=()).to_toml()
+    text = text.replace('precision = "int8"', 'precision = "float32"', 1)
+    plan = Plan.from_toml(text)
+    assert plan.precisions()["stem"] == "float32"
+    assert plan.by_hand() == ["stem"]
+    assert plan.reasons()["stem"] == BY_HAND
+    assert Plan.from_toml(plan.to_toml()).by_hand() == ["stem"], "and stays so"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("head*=float32", Pin("head*", "float32")),
+        (" a = int8 ", Pin("a", "int8")),
+        ("a=b=int8", Pin("a=b", "int8")),
+    ],
+)
+def test_pins_as_text(text: str, wanted: Pin) -> None:
+    assert Pin.parse(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "head", "=int8", "head=", " = "])
+def test_text_that_is_no_pin(text: str) -> None:
+    with pytest.raises(InputError, match="PATTERN=PRECISION"):
+        Pin.parse(text)
+
+
+def test_differences() -> None:
+    assert difference(replace(PLAN, pins=()), replace(PLAN, pins=(), cost=9.0, measured={})) == []
+    nodes = (replace(PLAN.nodes[0], precision="float32"), *PLAN.nodes[2:])
+    other = replace(PLAN, pins=(), nodes=nodes, seed=4, target="generic", ranges={"x": (-2.0, 1.0)})
+    found = [(d.what, d.first, d.second) for d in difference(replace(PLAN, pins=()), other)]
+    assert found == [
+        ("target", "cpu-x64", "generic"),
+        ("stem", "int8", "float32"),
+        ("body/1", "float32", "absent"),
+        ("range of x", "-1 to 0.3", "-2 to 1"),
+        ('range of strange "name"', "0 to 1e-30", "absent"),
+    ]
+
+
+NODE = {"name": "a", "op_type": "Conv", "precision": "int8"}
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("schema = ", "not valid TOML"),
+        ("", "no plan of schema"),
+        (edited({"schema": "onnxq/plan/9"}), "no plan of schema"),
+        ('schema = "onnxq/plan/1"', "lacks the entry 'model_sha256'"),
+        (edited({"colour": "red"}), "'colour' is unknown"),
+        (edited({"predicted": {"speed": 1.0}}), r"'speed' of \[predicted\] is unknown"),
+        (edited({"node": [{**NODE, "format": "int8"}]}), "'format' of .* is unknown"),
+        (edited({"node": [{**NODE, "loss": "much"}]}), "'loss' of .* is no float"),
+        (edited({"node": [{"name": "a", "op_type": "Conv"}]}), "precision"),
+        (edited({"node": [NODE, NODE]}), "two entries .* one name"),
+        (edited({"pin": [{"nodes": "a"}]}), "precision"),
+        (edited({"target": 3}), "3 is no text"),
+        (edited({"ranges": {"x": [1.0, -1.0]}}), "range of 'x' is 1.0 to -1.0"),
+        (edited({"ranges": {"x": [0.0, float("inf")]}}), "range of 'x'"),
+        (edited({"ranges": {"x": [0.0]}}), "wrong entry"),
+    ],
+)
+def test_other_files_are_refused(text: str, part: str, tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text(text)
+    with pytest.raises(InputError, match=part) as found:
+        Plan.load(tmp_path / "p.toml")
+    assert "p.toml" in str(found.value) and "\n" not in str(found.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        Plan.load(tmp_path / "none.toml")
+    (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="no text"):
+        Plan.load(tmp_path / "b.toml")

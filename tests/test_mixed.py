@@ -1,0 +1,226 @@
+"""The search for the fastest mixture of precisions that keeps a promise.
+
+Nothing is timed: costs are computed, and the smaller a candidate's file, the faster it counts as.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from onnxq.errors import InputError
+from onnxq.ir import Graph, load, save, to_proto
+from onnxq.optimize import Optimized, optimize
+from onnxq.plan import Plan
+from onnxq.planning import apply_plan
+from onnxq.runtime import Session
+from onnxq.verify import Report
+from onnxq.verify.precision import describe
+from tests.networks import chain, computed, inputs, shared
+
+__all__ = ["computed"]
+
+pytestmark = pytest.mark.usefixtures("computed")
+FAST = {"min_speedup": 0.0}
+
+
+def sought(graph: Graph, **options: object) -> Optimized:
+    data = inputs(graph, 32)
+    return optimize(to_proto(graph), data, **FAST | options)  # type: ignore[arg-type]
+
+
+def precisions(found: Optimized) -> dict[str, str]:
+    return {layer.node: layer.precision for layer in found.report.layers}
+
+
+def test_everything_is_quantized_where_the_promise_allows(tmp_path: Path) -> None:
+    found = sought(chain(), min_sqnr=20, output=tmp_path / "q.onnx")
+    assert found.passed and found.written == tmp_path / "q.onnx"
+    assert all(found_as == "int8" for node, found_as in precisions(found).items() if "conv" in node)
+    report = found.report
+    assert report.candidates and report.candidates[0].speedup >= report.candidates[-1].speedup
+    assert any(c.label == "float, rewritten" and c.speedup < 1.1 for c in report.candidates)
+    verified = [c for c in report.candidates if c.sqnr_db is not None]
+    assert any(c.sqnr_db == pytest.approx(report.sqnr_db) for c in verified)
+    assert Report.from_json(report.to_json()) == report
+    layer = next(layer for layer in report.layers if layer.node == "conv1")
+    assert layer.sensitivity is not None and layer.sensitivity > 0
+    assert "in float" in layer.reason or "spares" in layer.reason
+
+
+def test_a_tighter_promise_is_kept_by_a_mixture() -> None:
+    graph = chain(6)
+    loose = sought(graph, min_sqnr=15)
+    tight = sought(graph, min_sqnr=loose.report.sqnr_db + 4)
+    assert tight.passed and tight.report.sqnr_db >= loose.report.sqnr_db + 4
+    kinds = set(precisions(tight).values())
+    assert {"int8", "float32"} <= kinds, "neither all nor nothing"
+    failed = [c for c in tight.report.candidates if c.sqnr_db and c.sqnr_db < tight.report.sqnr_db]
+    assert failed, "faster ones were tried, and are reported"
+
+
+def test_nothing_lost_is_allowed_to_be_float(tmp_path: Path) -> None:
+    graph = chain()
+    data = inputs(graph, 32)
+    labels = Session(to_proto(graph)).run(data)["y"].argmax(axis=1)
+    out, plan = tmp_path / "q.onnx", tmp_path / "p.toml"
+    promises = {"max_drop": 0.0, "min_sqnr": 130.0, **FAST}
+    save(graph, tmp_path / "m.onnx")
+    found = optimize(
+        tmp_path / "m.onnx", {**data, "labels": labels}, output=out, plan_output=plan, **promises
+    )
+    assert found.passed and out.exists()
+    assert set(precisions(found).values()) == {"float32"}
+    assert apply_plan(tmp_path / "m.onnx", plan, output=tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == out.read_bytes()
+
+
+def test_an_impossible_promise_reports_the_best_and_writes_nothing(tmp_path: Path) -> None:
+    out, plan = tmp_path / "q.onnx", tmp_path / "p.toml"
+    found = sought(chain(), min_speedup=50, output=out, plan_output=plan)
+    assert not found.passed and found.written is None
+    assert list(tmp_path.iterdir()) == []
+    (gate,) = (g for g in found.report.gates if g.expr == "speedup>=50")
+    assert not gate.passed and gate.value is not None
+    assert found.report.candidates
+
+
+def test_the_plan_makes_the_same_bytes_again(tmp_path: Path) -> None:
+    save(chain(5), tmp_path / "m.onnx")
+    data = inputs(chain(5), 32)
+    for number in range(2):
+        found = optimize(
+            tmp_path / "m.onnx",
+            data,
+            output=tmp_path / f"{number}.onnx",
+            plan_output=tmp_path / f"{number}.toml",
+            min_sqnr=32,
+            **FAST,
+        )
+        assert found.passed and found.plan is not None and found.plan.nodes
+    first, second = ((tmp_path / f"{n}.onnx").read_bytes() for n in range(2))
+    assert first == second, "the same costs, the same plan"
+    assert (tmp_path / "0.toml").read_text() == (tmp_path / "1.toml").read_text()
+    apply_plan(tmp_path / "m.onnx", tmp_path / "0.toml", output=tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == first
+    plan = Plan.load(tmp_path / "0.toml")
+    assert plan.measured["sqnr_db"] == pytest.approx(found.report.sqnr_db, rel=1e-5)
+    assert plan.promise == ("sqnr>=32", "speedup>=0")
+
+
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 1000), st.integers(0, 2), st.integers(0, 7))
+def test_a_planted_layer_is_kept_out_of_int8(seed: int, planted: int, channel: int) -> None:
+    graph = chain(seed=seed, planted=planted, channel=channel)
+    plain = sought(graph, recipe="int8", min_sqnr=25)
+    assert not plain.passed, "plain int8 breaks the promise"
+    found = sought(graph, min_sqnr=25)
+    assert found.passed
+    kept = {name for name, kind in precisions(found).items() if kind != "int8"}
+    assert {f"conv{planted}", f"conv{planted + 1}"} & kept
+
+
+def test_nodes_of_one_weight_get_one_precision() -> None:
+    found = sought(shared(), min_sqnr=20)
+    kinds = precisions(found)
+    assert kinds["one"] == kinds["other"]
+    stored = [v for v in found.graph.initializers() if v.data and v.data.size == 64]
+    assert len(stored) == 1, "and the weight is stored once"
+
+
+def test_pins_are_respected_and_marked() -> None:
+    found = sought(chain(), min_sqnr=10, pins=["conv1=float32", "head=int8-dynamic"])
+    layers = {layer.node: layer for layer in found.report.layers}
+    assert (layers["conv1"].precision, layers["head"].precision) == ("float32", "int8-dynamic")
+    assert layers["conv1"].reason == layers["head"].reason == "pinned by hand"
+    assert layers["conv3"].precision == "int8"
+    assert found.plan is not None and found.plan.by_hand() == ["conv1", "head"]
+
+
+def test_a_pin_to_integers_rules_the_float_model_out() -> None:
+    found = sought(chain(), min_sqnr=200, pins=["conv1=int8"])
+    assert not found.passed
+    assert precisions(found)["conv1"] == "int8"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pins": ["conv9=float32"]}, "pin 'conv9' matches no node"),
+        ({"pins": ["conv1=int7"]}, "asks for 'int7'"),
+        ({"pins": ["conv1"]}, "PATTERN=PRECISION"),
+        ({"pins": ["conv1=int8-dynamic"]}, "'conv1' cannot have the precision 'int8-dynamic'"),
+        ({"pins": ["residual=int8", "conv3=float32"]}, "all the precisions that are pinned"),
+        ({"pins": ["conv1=int8"], "recipe": "int8"}, "pins are for a search"),
+        ({"plan_output": "p.toml", "recipe": "int8"}, "a plan is for a search"),
+        ({"plan_output": "no/such/p.toml"}, "the folder .* does not exist"),
+        ({"max_size_ratio": 0.0}, "size ratio of 0 is not possible"),
+    ],
+)
+def test_what_cannot_be_done(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as found:
+        sought(chain(), **options)
+    assert "\n" not in str(found.value)
+
+
+def test_a_smaller_file_is_promised() -> None:
+    found = sought(chain(6), max_size_ratio=0.9, min_sqnr=10)
+    assert found.passed
+    assert found.report.size.candidate_bytes <= 0.9 * found.report.size.float_bytes
+    (gate,) = (g for g in found.report.gates if g.expr.startswith("size_ratio"))
+    assert gate.passed
+    assert not sought(chain(), max_size_ratio=0.001, min_sqnr=10).passed
+
+
+def test_the_work_folder_spares_the_next_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = {"min_sqnr": 20, "work_folder": tmp_path / "work"}
+    first = sought(chain(), **options)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("found before")
+
+    monkeypatch.setattr("onnxq.study.calibrate", never)
+    monkeypatch.setattr("onnxq.study.analyse", never)
+    second = sought(chain(), **options)
+    assert to_proto(second.graph) == to_proto(first.graph)
+    for other in ({"seed": 1}, {"calibrator": "percentile"}, {"calibration_samples": 9}):
+        with pytest.raises(AssertionError, match="found before"):
+            sought(chain(), **options, **other)
+    with pytest.raises(AssertionError, match="found before"):
+        sought(chain(seed=5), **options)
+
+
+def test_an_interrupted_run_leaves_what_it_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = {"min_sqnr": 20, "work_folder": tmp_path / "work", "output": tmp_path / "q.onnx"}
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("onnxq.study.measure_costs", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sought(chain(), **options)
+    assert [p.name for p in tmp_path.iterdir()] == ["work"]
+    names = sorted(p.name.split("-")[0] for p in (tmp_path / "work").iterdir())
+    assert set(names) >= {"ranges", "sensitivity"}
+    monkeypatch.setattr("onnxq.study.calibrate", interrupted)
+    monkeypatch.setattr("onnxq.study.analyse", interrupted)
+    assert sought(chain(), **options).written
+
+
+def test_the_written_model_says_why(tmp_path: Path) -> None:
+    out = tmp_path / "q.onnx"
+    found = sought(chain(), min_sqnr=20, output=out)
+    assert found.plan is not None
+    planned = found.plan.reasons()
+    described = {layer.node: layer.reason for layer in describe(load(out))}
+    assert {name: described[name] for name in planned} == planned
+    assert np.all([planned[name] for name in planned])
