@@ -48,8 +48,11 @@ class Case:
         return data, read(self.eval_data, specs)
 
 
-def trained_cases() -> Iterator[Case]:
-    """The models of this repository, and the CIFAR-10 model where ONNXQ_CORPUS has it."""
+def trained_cases(calibration: int = 128) -> Iterator[Case]:
+    """The models of this repository, and the CIFAR-10 model where ONNXQ_CORPUS has it.
+
+    ``calibration`` is the number of samples that the CIFAR-10 model calibrates on.
+    """
     for name, data in (("digits_resnet", "digits"), ("digits_vit", "digits"), ("text_lm", "text")):
         yield Case(name, MODELS / f"{name}.onnx", MODELS / f"{data}.npz")
     corpus = Path(os.environ.get("ONNXQ_CORPUS", "none"))
@@ -58,7 +61,7 @@ def trained_cases() -> Iterator[Case]:
         yield Case(
             "cifar_resnet20",
             cifar,
-            _cifar(corpus / "data" / "cifar10_calib.npz", 128),
+            _cifar(corpus / "data" / "cifar10_calib.npz", calibration),
             _cifar(corpus / "data" / "cifar10_eval.npz", 4000),
         )
 

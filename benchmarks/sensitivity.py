@@ -40,7 +40,7 @@ def main() -> None:
     print("| model | nodes | exhaustive s | default s | ratio | samples | Spearman | worst 10 |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        cases = [*trained_cases(), *structure_cases(Path(folder), count=128)]
+        cases = [*trained_cases(parsed.samples), *structure_cases(Path(folder), count=128)]
         for case in cases:
             chosen = tuple(parsed.models) or ("digits", "text", "cifar", "mobilenet_v3")
             if case.name.startswith(chosen):

@@ -7,6 +7,8 @@ from onnxq.calibrate import calibrate
 from onnxq.errors import InputError
 from onnxq.ir import Graph, load, save
 from onnxq.optimize import Optimized, compare, optimize
+from onnxq.plan import Plan
+from onnxq.planning import apply_plan, make_plan
 from onnxq.recipe import Recipe
 from onnxq.rewrite import rewrite
 from onnxq.verify import Gate, Report
@@ -18,13 +20,16 @@ __all__ = [
     "Graph",
     "InputError",
     "Optimized",
+    "Plan",
     "Recipe",
     "Report",
     "__version__",
+    "apply_plan",
     "bench",
     "calibrate",
     "compare",
     "load",
+    "make_plan",
     "optimize",
     "rewrite",
     "save",

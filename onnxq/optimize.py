@@ -17,6 +17,7 @@ from onnxq.ir.save import check_writable
 from onnxq.mixed import Candidate, Search
 from onnxq.passes.constant_initializers import ConstantInitializers
 from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.notes import node_name
 from onnxq.plan import Pin, Plan
 from onnxq.plan.plan import FLOAT
 from onnxq.progress import SILENT, Progress
@@ -242,9 +243,7 @@ class _Job:
             fixed_point=False,
         ).run(graph, Context(debug))
         if not any(record.rewrites for record in made):
-            reasons = [*left_in_float(graph).values()] or ["it holds nothing of the kind"]
-            most = max(reasons, key=reasons.count)
-            raise InputError(f"nothing in the model can be quantized: {most}")
+            raise InputError(f"nothing in the model can be quantized: {_why(graph, self.table)}")
         candidate = self.folder / "candidate.onnx"
         save(graph, candidate)
         missing = missing_provider(self.table.provider)
@@ -382,6 +381,20 @@ class _Job:
             progress=lambda done, _: self.progress.advance(done),
         )
         return {name: (r.min, r.max) for name, r in ranges.ranges.items()}
+
+
+def _why(graph: Graph, table: Target) -> str:
+    """Why nothing was quantized: the most frequent reason, of operators that compute if any."""
+    reasons = left_in_float(graph)
+    computing = [
+        reasons[node_name(node)]
+        for node in graph.nodes()
+        if node_name(node) in reasons
+        and (rule := table.operators.get(node.op_type))
+        and rule.role == "compute"
+    ]
+    found = computing or [*reasons.values()] or ["it holds nothing of the kind"]
+    return max(found, key=found.count)
 
 
 def _configured(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
+
+import onnxruntime
 
 from onnxq.data import Dataset
 from onnxq.errors import InputError
@@ -27,7 +30,7 @@ S = TypeVar("S", bound=Stored)
 
 
 class WorkFolder:
-    """Results by stage and by all that they depend on.
+    """Results by stage and by all that they depend on, the versions of the software included.
 
     Args:
         folder: Where to keep them; None keeps nothing.
@@ -52,7 +55,8 @@ class WorkFolder:
         """
         if self._folder is None:
             return make()
-        key = json.dumps([self._basis, depends], sort_keys=True, default=str)
+        versions = [version("onnxq"), onnxruntime.__version__]
+        key = json.dumps([versions, self._basis, depends], sort_keys=True, default=str)
         name = f"{stage}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         path = self._folder / name
         try:

@@ -27,6 +27,7 @@ from onnxq.passes.placement import (
     channel_axis,
     channel_bias,
     known_range,
+    needs_pair_behind,
     place,
     reads_weight,
 )
@@ -45,6 +46,9 @@ from onnxq.quant import (
 
 _LEFT_OUT = "another precision was chosen for it"
 
+_LARGEST = 1e8
+"""Beyond are masks (-1e9, the smallest float), which leave no integers for any other number."""
+
 _UNIT = (0.0, 1.0)
 """What a gate can give."""
 
@@ -61,10 +65,9 @@ class InsertQdq(Pass):
     `onnxq.passes.placement.place`.
 
     Left in float, each with its reason in the model's metadata: operators without a rule,
-    computations whose weight or bias is not constant (unless the target
-    multiplies two activations), tensors that are not float32 or have no
-    finite range, operators that merely follow where nothing on both sides is an integer, and
-    all of a subgraph.
+    computations whose weight or bias is not constant (unless the target multiplies two
+    activations), tensors that are not float32, have no finite range or hold masks, operators that
+    merely follow where nothing on both sides is an integer, and all of a subgraph.
 
     The graph must have the opset that the formats need (13 with scales per channel). The pass
     is for float graphs: nodes that already read a DequantizeLinear are left as they are.
@@ -99,7 +102,7 @@ class InsertQdq(Pass):
                 f"{graph.opset}; raise the model's opset first"
             )
         placed = place(graph, target, frozenset(self.keep_float))
-        left_out = self._left_out(placed)
+        left_out = self._left_out(placed, target)
         if left_out:
             placed = place(graph, target, frozenset(self.keep_float), left_out)
         while refused := _without_range(placed, self.ranges):
@@ -111,14 +114,16 @@ class InsertQdq(Pass):
             note_target(graph, target.name)
         return len(placed.nodes)
 
-    def _left_out(self, placed: Placement) -> dict[Node, str]:
+    def _left_out(self, placed: Placement, target: Target) -> dict[Node, str]:
         if not self.only:
             return {}
         names = set(self.only)
         return {
             node: _LEFT_OUT
             for node, rule in placed.nodes.items()
-            if rule.role != "absorb" and node_name(node) not in names
+            if rule.role != "absorb"
+            and node_name(node) not in names
+            and not needs_pair_behind(node, rule, target)
         }
 
 
@@ -133,6 +138,8 @@ def _without_range(placed: Placement, ranges: Mapping[str, tuple[float, float]])
             reason = f"calibration gave no range for '{root.name}'"
         elif not np.isfinite(bounds).all():
             reason = f"'{root.name}' has infinite or NaN values"
+        elif max(map(abs, bounds)) > _LARGEST:
+            reason = f"'{root.name}' holds {max(bounds, key=abs):.3g}, which masks everything else"
         else:
             continue
         touching = [use.node for use in value.uses if placed.reads_pair(use)]

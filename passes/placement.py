@@ -64,8 +64,9 @@ def place(
 
     Computing operators are quantized wherever their weights allow. One that merely follows
     (Add, pooling, ...) joins only on a path from an operator that must give integers to one
-    that reads them: anywhere else the border costs more than its integer kernel saves. On a
-    target that wants everything in integers it joins wherever it stands.
+    that reads them: anywhere else the border costs more than its integer kernel saves. Exceptions
+    are those of `needs_pair_behind`. On a target that wants everything in integers it joins
+    wherever it stands.
 
     Args:
         graph: Float graph with known element types.
@@ -127,6 +128,15 @@ def known_range(value: Value, placed: Placement) -> tuple[float, float] | None:
     """
     rule = placed.nodes.get(value.producer) if value.producer is not None else None
     return None if rule is None else rule.range
+
+
+def needs_pair_behind(node: Node, rule: OperatorRule, target: Target) -> bool:
+    """Whether a node that moves integers about must give integers, whoever reads them.
+
+    onnxruntime puts a pair behind such a node by itself, states its type in an attribute from opset
+    21 on, and then, on x86, makes uint8 of the zero-point: int8 models fail to load (1.31).
+    """
+    return rule.role == "share" and target.activation_format.signed and node.graph.opset >= 21
 
 
 def activation_slots(node: Node, rule: OperatorRule) -> Sequence[int]:
@@ -356,7 +366,8 @@ def _keep_useful(
         if node not in joining:
             continue
         outputs = [v for v in node.outputs if v is not None]
-        if any(placed.reads_pair(use) for value in outputs for use in value.uses):
+        read = any(placed.reads_pair(use) for value in outputs for use in value.uses)
+        if read or needs_pair_behind(node, joining[node], target):
             placed.nodes[node] = joining[node]
             continue
         placed.left_in_float[node] = _APART

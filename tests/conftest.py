@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ from hypothesis import settings
 # because the tests share their cores with other work.
 settings.register_profile("onnxq", deadline=None, derandomize=True)
 settings.load_profile("onnxq")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Measurements of the tests are not kept in the user's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONNXQ_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import numpy as np
 import onnx
 
-from onnxq.ir import Graph, Node, TensorType, Value, to_proto
+from onnxq.ir import DataType, Graph, Node, TensorType, Value, to_proto
 from onnxq.passes.notes import node_name
 from onnxq.passes.placement import Placement, channel_axis
 from onnxq.plan.cache import Measurements, machine
@@ -23,7 +25,7 @@ Feeds = Mapping[str, Array]
 
 FLOAT = "float32"
 
-_TAIL = re.compile(r"(_nchwc|_nhwc|_token_\d+|_quant|_dequantize\w*|_matmulinteger\w*)+$")
+_TAIL = re.compile(r"(_nchwc|_nhwc|_token_\d+|_quant|_matmulinteger\w*|/\w+Fusion/)+$")
 
 _SAME = {
     "QLinearConv": "Conv",
@@ -39,6 +41,21 @@ _SAME = {
     "MatMulNBits": "MatMul",
 }
 """Operators of onnxruntime's own by what they do; QLinearX does X."""
+
+_ELEMENTWISE = (
+    "Add",
+    "Clip",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "LeakyRelu",
+    "Mul",
+    "Relu",
+    "Sigmoid",
+    "Sum",
+    "Tanh",
+)
+"""Operators that onnxruntime fuses into the one before or after them."""
 
 _BORDERS = ("QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput")
 
@@ -109,13 +126,15 @@ def measure_costs(
             [protos[name] for name in missing], feeds, provider=provider, threads=threads
         )
         for name, times in zip(missing, profiles, strict=True):
-            found[name] = _by_node(graph, placed, times)
+            found[name] = _by_node(graph, times)
             known.put(keys[name], found[name] or {})
     nodes: dict[str, dict[str, float]] = {}
-    for precision, times_of in found.items():
-        for name, ms in (times_of or {}).items():
-            nodes.setdefault(name, {})[precision] = ms
-    borders = _measure_borders(graph, placed, feeds, here, provider, threads, known)
+    for node, rule in placed.nodes.items():
+        if rule.role != "absorb":
+            name = node_name(node)
+            nodes[name] = {p: (times or {}).get(name, 0.0) for p, times in found.items()}
+    bench = _Bench(provider, threads, here, known)
+    borders = _measure_borders(graph, placed, found[FLOAT] or {}, feeds, bench)
     return Costs("latency", model_sha256, here, nodes, borders)
 
 
@@ -163,8 +182,8 @@ def _signature(here: Mapping[str, str], *what: str) -> str:
     return json.dumps([dict(here), *what], sort_keys=True)
 
 
-def _by_node(graph: Graph, placed: Placement, times: Sequence[NodeTime]) -> dict[str, float]:
-    """Milliseconds by the name of the node with a choice that the time is due to.
+def _by_node(graph: Graph, times: Sequence[NodeTime]) -> dict[str, float]:
+    """Milliseconds by the name of the node that the time is due to.
 
     onnxruntime names what it fuses after one of the nodes, or after the value it makes, with
     tails that tell of layout and duplicates. A time counts for the node so named; where that is
@@ -186,11 +205,7 @@ def _by_node(graph: Graph, placed: Placement, times: Sequence[NodeTime]) -> dict
         kind = _SAME.get(time.op_type, time.op_type.removeprefix("QLinear"))
         node = _of_kind(named, kind, spent)
         spent[node] = spent.get(node, 0.0) + time.ms
-    return {
-        node_name(node): spent.get(node, 0.0)
-        for node, rule in placed.nodes.items()
-        if rule.role != "absorb"
-    }
+    return {node_name(node): ms for node, ms in spent.items()}
 
 
 def _of_kind(node: Node, kind: str, spent: Mapping[Node, float]) -> Node:
@@ -209,34 +224,110 @@ def _of_kind(node: Node, kind: str, spent: Mapping[Node, float]) -> Node:
     return node
 
 
+@dataclass(frozen=True)
+class _Bench:
+    """Where single operators are timed, and what was timed before."""
+
+    provider: str
+    threads: int
+    here: Mapping[str, str]
+    known: Measurements
+
+    def times(
+        self, kind: str, models: Mapping[str, Callable[[], tuple[bytes, Feeds]]]
+    ) -> dict[str, dict[str, float]]:
+        """Milliseconds of every operator of some small models, by the models' signatures."""
+        keys = {name: _signature(self.here, kind, name) for name in models}
+        found = {name: self.known.get(key) for name, key in keys.items()}
+        missing = [name for name, times in found.items() if times is None]
+        if missing:
+            made = [models[name]() for name in missing]
+            profiles = profile_nodes(
+                [model for model, _ in made],
+                [feeds for _, feeds in made],
+                provider=self.provider,
+                threads=self.threads,
+            )
+            for name, profile in zip(missing, profiles, strict=True):
+                spent: dict[str, float] = {}
+                for time in profile:
+                    spent[time.name] = spent.get(time.name, 0.0) + time.ms
+                self.known.put(keys[name], spent)
+                found[name] = spent
+        return {name: dict(times or {}) for name, times in found.items()}
+
+
 def _measure_borders(
     graph: Graph,
     placed: Placement,
+    in_place: Mapping[str, float],
     feeds: Feeds,
-    here: Mapping[str, str],
-    provider: str,
-    threads: int,
-    known: Measurements,
+    bench: _Bench,
 ) -> dict[str, tuple[float, float]]:
-    shapes = {v.name: s for v in placed.roots if (s := _shape(v, feeds)) is not None}
-    wanted = {shape: _signature(here, "border", json.dumps(shape)) for shape in shapes.values()}
-    found = {shape: known.get(key) for shape, key in wanted.items()}
-    missing = [shape for shape, times in found.items() if times is None]
-    if missing:
-        model, fed = _border_model(missing)
-        (times,) = profile_nodes([model], fed, provider=provider, threads=threads)
-        spent: dict[str, float] = {}
-        for time in times:
-            spent[time.name.rsplit("_", 1)[0]] = (
-                spent.get(time.name.rsplit("_", 1)[0], 0.0) + time.ms
-            )
-        for number, shape in enumerate(missing):
-            found[shape] = {way: spent.get(f"{way}_{number}", 0.0) for way in ("q", "d")}
-            known.put(wanted[shape], found[shape] or {})
-    return {
-        name: ((found[shape] or {}).get("q", 0.0), (found[shape] or {}).get("d", 0.0))
-        for name, shape in shapes.items()
+    """What it costs to turn each value into integers, and into floats.
+
+    onnxruntime gives every reader of floats a DequantizeLinear of its own, so a value with two
+    such readers pays twice, and operators that were one kernel in float come apart: those that
+    took no time of their own in the float model are timed by themselves and added.
+    """
+    shapes = {v: s for v in placed.roots if (s := _shape(v, feeds)) is not None}
+    names = {shape: json.dumps(shape) for shape in shapes.values()}
+    found = bench.times(
+        "border", {name: partial(_border_model, shape) for shape, name in names.items()}
+    )
+    apart = {
+        node: _Alone(node, feeds)
+        for value in shapes
+        if value in placed.integer
+        for node in _fused_readers(value, placed, in_place)
     }
+    alone = bench.times("alone", {a.signature: a.model for a in apart.values() if a.signature})
+    borders = {}
+    for value, shape in shapes.items():
+        times = found[names[shape]]
+        quantize = sum(ms for name, ms in times.items() if name.startswith("q_"))
+        dequantize = sum(ms for name, ms in times.items() if name.startswith("d_"))
+        readers = {use.node for use in value.uses}
+        dequantize *= max(1, len(readers))
+        for node in readers:
+            if node in apart and apart[node].signature:
+                dequantize += sum(alone[apart[node].signature].values())
+        borders[value.name] = (quantize, dequantize)
+    return borders
+
+
+def _fused_readers(value: Value, placed: Placement, in_place: Mapping[str, float]) -> list[Node]:
+    """Readers of a value that are no kernel of their own in the float model."""
+    readers = dict.fromkeys(use.node for use in value.uses)
+    return [
+        node for node in readers if not in_place.get(node_name(node)) and node.is_op(*_ELEMENTWISE)
+    ]
+
+
+class _Alone:
+    """One operator of a graph by itself, at its real shapes, on made-up numbers."""
+
+    def __init__(self, node: Node, feeds: Feeds) -> None:
+        self._node = node
+        self._read = [v for v in node.inputs if v is not None and not v.is_constant]
+        self._shapes = [_shape(v, feeds) for v in self._read]
+        known = all(s is not None for s in self._shapes) and not any(
+            v.dtype is not DataType.FLOAT for v in self._read
+        )
+        attributes = {name: str(a.value) for name, a in sorted(node.attributes.items())}
+        self.signature = (
+            json.dumps([node.op_type, attributes, self._shapes, node.graph.opset]) if known else ""
+        )
+
+    def model(self) -> tuple[bytes, Feeds]:
+        """A model of the operator and what to feed it."""
+        graph = self._node.graph
+        part = graph.extract(dict.fromkeys(self._read), [v for v in self._node.outputs if v])
+        feeds: dict[str, Array] = {
+            value.name: np.linspace(-1, 1, prod(shape or ()), dtype=np.float32).reshape(shape or ())
+            for value, shape in zip(self._read, self._shapes, strict=True)
+        }
+        return to_proto(part).SerializeToString(), feeds
 
 
 def _shape(value: Value, feeds: Feeds) -> tuple[int, ...] | None:
@@ -248,51 +339,43 @@ def _shape(value: Value, feeds: Feeds) -> tuple[int, ...] | None:
     return shape if prod(shape) else None
 
 
-def _border_model(shapes: Sequence[tuple[int, ...]]) -> tuple[bytes, dict[str, Array]]:
-    """A model of Q and DQ at each shape, for images with the change between NCHW and NHWC."""
-    nodes, inputs, outputs = [], [], []
-    feeds: dict[str, Array] = {}
-    helper = onnx.helper
-    for number, shape in enumerate(shapes):
-        image = len(shape) == 4
-        moved = (shape[0], shape[2], shape[3], shape[1]) if image else shape
-        x, q = f"x{number}", f"y{number}"
-        inputs.append(helper.make_tensor_value_info(x, onnx.TensorProto.FLOAT, shape))
-        inputs.append(helper.make_tensor_value_info(q, onnx.TensorProto.UINT8, moved))
-        feeds[x] = np.linspace(-1, 1, prod(shape), dtype=np.float32).reshape(shape)
-        feeds[q] = np.arange(prod(shape), dtype=np.uint8).reshape(moved)
-        quantized, given = f"q{number}", f"g{number}"
-        nodes.append(
-            helper.make_node("QuantizeLinear", [x, "scale", "zero"], [quantized], f"q_{number}_a")
-        )
-        if image:
-            nodes.append(
-                helper.make_node(
-                    "Transpose", [quantized], [given], f"q_{number}_b", perm=[0, 2, 3, 1]
-                )
-            )
-        outputs.append(
-            helper.make_tensor_value_info(
-                given if image else quantized, onnx.TensorProto.UINT8, moved
-            )
-        )
-        read = q
-        if image:
-            read = f"t{number}"
-            nodes.append(
-                helper.make_node("Transpose", [q], [read], f"d_{number}_b", perm=[0, 3, 1, 2])
-            )
-        restored = f"f{number}"
-        nodes.append(
-            helper.make_node(
-                "DequantizeLinear", [read, "scale", "zero"], [restored], f"d_{number}_a"
-            )
-        )
-        outputs.append(helper.make_tensor_value_info(restored, onnx.TensorProto.FLOAT, shape))
-    constants = [
-        onnx.numpy_helper.from_array(np.asarray(0.01, dtype=np.float32), "scale"),
-        onnx.numpy_helper.from_array(np.asarray(128, dtype=np.uint8), "zero"),
+def _border_model(shape: tuple[int, ...]) -> tuple[bytes, Feeds]:
+    """A model of Q and DQ at a shape, for images with the change between NCHW and NHWC."""
+    helper, image = onnx.helper, len(shape) == 4
+    moved = (shape[0], shape[2], shape[3], shape[1]) if image else shape
+    floats, integers = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
+    quantized, read = ("quantized", "moved") if image else ("to_integers", "integers")
+    nodes = [
+        helper.make_node("QuantizeLinear", ["floats", "scale", "zero"], [quantized], "q_"),
+        helper.make_node("DequantizeLinear", [read, "scale", "zero"], ["to_floats"], "d_"),
     ]
-    graph = helper.make_graph(nodes, "borders", inputs, outputs, constants)
+    if image:
+        nodes += [
+            helper.make_node(
+                "Transpose", [quantized], ["to_integers"], "q_layout", perm=[0, 2, 3, 1]
+            ),
+            helper.make_node("Transpose", ["integers"], [read], "d_layout", perm=[0, 3, 1, 2]),
+        ]
+        nodes = [nodes[0], nodes[2], nodes[3], nodes[1]]
+    graph = helper.make_graph(
+        nodes,
+        "border",
+        [
+            helper.make_tensor_value_info("floats", floats, shape),
+            helper.make_tensor_value_info("integers", integers, moved),
+        ],
+        [
+            helper.make_tensor_value_info("to_integers", integers, moved),
+            helper.make_tensor_value_info("to_floats", floats, shape),
+        ],
+        [
+            onnx.numpy_helper.from_array(np.asarray(0.01, dtype=np.float32), "scale"),
+            onnx.numpy_helper.from_array(np.asarray(128, dtype=np.uint8), "zero"),
+        ],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    feeds: dict[str, Array] = {
+        "floats": np.linspace(-1, 1, prod(shape), dtype=np.float32).reshape(shape),
+        "integers": np.arange(prod(shape)).astype(np.uint8).reshape(moved),
+    }
     return model.SerializeToString(), feeds

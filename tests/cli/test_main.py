@@ -43,6 +43,7 @@ OPTIONS = {
     "rewrite": "-p --passes -o --output --list --bisect-passes --external-data",
     "bench": "--data --seconds --provider --threads --batch-size",
     "inspect": "--nodes",
+    "targets": "",
     "gguf": "-o --type --external-data",
 }
 
@@ -155,7 +156,7 @@ def test_wrong_values_of_optimize_name_the_option(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {"apply", "gguf"}))
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"apply", "gguf", "targets"}))
 def test_a_missing_model_is_named(onnxq: Command, case: Case, tmp_path: Path, name: str) -> None:
     rest: tuple[str | Path, ...] = {
         "optimize": ("--data", case.data, "-o", tmp_path / "o.onnx"),

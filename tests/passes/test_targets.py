@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.ir import Graph, infer_types, to_proto
+from onnxq.ir import Context, Graph, infer_types, to_proto
+from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.notes import left_in_float
 from onnxq.passes.placement import Placement, channel_axis, place
 from onnxq.quant import available_targets, load_target
 from onnxq.runtime import integer_operators
@@ -162,6 +164,52 @@ def test_quantized_models_are_valid_and_equal_in_both_runtimes(target: str) -> N
     np.testing.assert_allclose(fast, slow, atol=1.01 * step, rtol=0)
     np.testing.assert_allclose(fast, wanted, atol=6 * step, rtol=0)
     assert not np.array_equal(fast, wanted)
+
+
+@pytest.mark.parametrize(
+    ("mover", "shape"),
+    [
+        ("Transpose(c)", "4, 4, 2, 2"),
+        ("Unsqueeze(c, i)", "1, 2, 2, 4, 4"),
+        ("Reshape(c, s)", "2, 32"),
+    ],
+)
+@pytest.mark.parametrize("only", [(), ("conv",)])
+def test_what_moves_int8_about_gives_int8_so_that_onnxruntime_loads_it(
+    mover: str, shape: str, only: tuple[str, ...]
+) -> None:
+    constants = f"{W}, int64[1] i = {{0}}, int64[2] s = {{2, 32}}"
+    before = graph(
+        f"[conv] c = Conv(x, w, b) m = {mover} y = Exp(m)",
+        constants,
+        f"(float[2, 2, 4, 4] x) => (float[{shape}] y)",
+    )
+    feeds = random_feeds(before)
+    bounds = observed_bounds(before, feeds, "generic")
+    assert set(bounds) == {"x", "c"}
+    after = before.copy()
+    infer_types(after)
+    assert InsertQdq(bounds, "generic", only=only).run(after, Context())
+    (last,) = [node for node in after.nodes() if node.is_op("Exp")]
+    assert last.inputs[0] is not None and last.inputs[0].producer is not None
+    assert last.inputs[0].producer.is_op("DequantizeLinear")
+    fast, slow = run_optimized(after, feeds)["y"], run_reference(after, feeds)["y"]
+    np.testing.assert_allclose(fast, slow, rtol=0.05)
+
+
+def test_masks_stay_in_float() -> None:
+    """A range that a mask is part of would leave one integer for all that it does not hide."""
+    before = graph(
+        "c = Conv(x, w) k = Where(o, c, f) m = Add(c, k) s = Softmax(m) n = Neg(c) y = Add(s, n)",
+        f"{W}, float f = {{-3.4e38}}, bool[4] o = {{1, 0, 1, 1}}",
+    )
+    feeds = random_feeds(before)
+    after = quantized(before, observed_bounds(before, feeds, "qnn"), target="qnn")
+    wanted, found = run(before, feeds)["y"], run_optimized(after, feeds)["y"]
+    np.testing.assert_allclose(found, wanted, atol=0.05 * np.abs(wanted).max(), rtol=0)
+    noted = left_in_float(after)
+    assert set(noted) == {"k", "m", "s"}
+    assert noted["s"] == "'m' holds -3.4e+38, which masks everything else"
 
 
 def test_weights_of_seven_bits_are_stored_so_and_still_fuse() -> None:

@@ -17,7 +17,6 @@ from onnxq.verify import Report
 from onnxq.verify.result import (
     CandidateFacts,
     GateFacts,
-    LatencyFacts,
     LayerFacts,
     MetricFacts,
     SizeFacts,
