@@ -17,6 +17,7 @@ from onnxq.ir.save import check_writable
 from onnxq.mixed import Candidate, Search
 from onnxq.passes.constant_initializers import ConstantInitializers
 from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.keep_float_weights import KeepFloatWeights
 from onnxq.passes.notes import node_name
 from onnxq.plan import Pin, Plan
 from onnxq.plan.plan import FLOAT
@@ -231,6 +232,8 @@ class _Job:
                 f"target {self.table.name} has no integer kernels, so static integers would only "
                 "cost time there; use another recipe, as float16 or int4-weight"
             )
+        if static and self.table.provider == "cpu":
+            quantizing = (*quantizing, KeepFloatWeights())
         needed = [self.table.opset] if static else []
         needed += [getattr(step, "needed_opset", 0) for step in quantizing]
         opset = max(*needed, self.options.opset, self.source.opset)

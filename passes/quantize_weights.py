@@ -87,7 +87,9 @@ class QuantizeWeights(Pass):
 
     Left in float, each with its reason in the model's metadata: weights that are not constant, are
     overridable, not float32 or have infinite or NaN values, or are read in several graphs
-    (onnxruntime fails to load what it fuses then), and a MatMul whose weight is its first input.
+    (onnxruntime fails to load what it fuses then), a MatMul whose weight is its first input, and
+    products with 2-bit weights whose number of outputs is no multiple of 4: what onnxruntime 1.31
+    fuses there reads beyond the weights and gives other garbage each time.
     A node whose weight comes from a DequantizeLinear already is left as it is.
 
     A weight that several operators read in one form is stored once. onnxruntime does not fuse
@@ -229,6 +231,9 @@ class _Quantization:
         rank, block = len(weight.shape), self._options.block_size
         if rank < 2:
             return "its weight is no matrix"
+        outputs = weight.shape[-2 if node.get("transB", 0) else -1]
+        if self._format.bits == 2 and outputs % 4 and not self._is_contrib:
+            return f"onnxruntime computes garbage of 2-bit weights with {outputs} outputs"
         if block or rank > 2:
             granularity = per_block(rank - 2, block or weight.shape[-2])
         else:

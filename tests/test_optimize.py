@@ -31,6 +31,7 @@ from onnxq.stages import (
     single_feed,
 )
 from onnxq.verify.result import MetricFacts
+from tests.networks import chain, inputs
 from tests.quantization import run_reference
 
 optimize = partial(optimize_by_recipe, recipe="int8")
@@ -487,6 +488,12 @@ def test_nodes_are_kept_in_float_by_the_recipe(model: Path, data: dict[str, np.n
     assert layers["inner"].precision == "float32"
     assert layers["inner"].reason == "kept in float by request"
     assert layers["head"].precision == "int8"
+
+
+def test_what_is_kept_in_float_between_integers_runs_in_float() -> None:
+    graph = chain(planted=2)
+    found = optimize(to_proto(graph), inputs(graph), recipe=Recipe(keep_float=("conv1",)), **FAST)
+    assert found.report.output.integer_operators["com.microsoft:QLinearConv"] == 3
 
 
 def test_a_higher_opset_on_request(model: Path, data: dict[str, np.ndarray]) -> None:

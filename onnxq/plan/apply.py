@@ -8,6 +8,7 @@ from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, Pass, PassRecord, Pipeline
 from onnxq.passes.convert_float import ConvertFloat
 from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.keep_float_weights import KeepFloatWeights
 from onnxq.passes.notes import node_name, note_reasons
 from onnxq.passes.quantize_dynamic import QuantizeDynamic
 from onnxq.passes.quantize_weights import QuantizeWeights
@@ -85,6 +86,8 @@ def apply_precisions(
         names = tuple(n for n, p in precisions.items() if p == precision)
         step = _step(precision, names, target, ranges)
         records += Pipeline((step,), fixed_point=False).run(graph, ctx)
+    if load_target(target).provider == "cpu":
+        records += Pipeline((KeepFloatWeights(),), fixed_point=False).run(graph, ctx)
     note_reasons(graph, reasons or {})
     return records
 

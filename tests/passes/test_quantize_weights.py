@@ -559,3 +559,26 @@ def test_weights_of_nodes_that_read_integers_can_still_be_stored() -> None:
     after = quantized(QuantizeWeights(), before, 1)
     assert [n.op_type for n in after.nodes()].count("DequantizeLinear") == 2
     check(before, after, 17)
+
+
+@pytest.mark.parametrize("outputs", [1, 6, 10, 12])
+@pytest.mark.parametrize("format", ["int2", "uint2", "ternary", "binary", "int4"])
+@pytest.mark.parametrize("operators", ["standard", "contrib"])
+@pytest.mark.parametrize(
+    "nodes", ["y = MatMul(x, w)", "y = Gemm<transB = 1>(x, v)"], ids=["MatMul", "Gemm"]
+)
+def test_any_number_of_outputs(outputs: int, format: str, operators: str, nodes: str) -> None:
+    """What onnxruntime fuses is what the standard says; 2-bit weights whose rows end within a byte
+    it would read wrongly."""
+    constants = {"w": normal(64, outputs)} if "w)" in nodes else {"v": normal(outputs, 64)}
+    before = with_constants(
+        f"(float[3, 64] x) => (float[3, {outputs}] y)", constants, nodes, NEWEST
+    )
+    step = QuantizeWeights(format=format, block_size=32, operators=operators)
+    refused = format != "int4" and outputs % 4 and operators == "standard"
+    after = quantized(step, before, 0 if refused else 1)
+    assert set(left_in_float(after)) == ({"y"} if refused else set())
+    feeds = random_feeds(before)
+    exact, fused = run(after, feeds)["y"], run_optimized(after, feeds)["y"]
+    assert np.abs(fused - exact).max() <= LEVELS * np.abs(exact).max()
+    assert np.array_equal(fused, run_optimized(after, feeds)["y"])

