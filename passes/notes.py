@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from onnxq.ir import Graph, Node
 
@@ -50,6 +50,12 @@ def note_left_in_float(
         noted.pop(name, None)
     noted.update({node_name(node): reason for node, reason in reasons.items()})
     _write(graph, LEFT_IN_FLOAT_KEY, noted)
+
+
+def forget_notes(graph: Graph, known: Collection[str]) -> None:
+    """Take away what was noted of nodes that quantization itself added: only some are known."""
+    noted = left_in_float(graph)
+    _write(graph, LEFT_IN_FLOAT_KEY, {n: reason for n, reason in noted.items() if n in known})
 
 
 def note_reasons(graph: Graph, by_name: Mapping[str, str]) -> None:

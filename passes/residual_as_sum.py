@@ -20,12 +20,12 @@ class ResidualAsSum(Pass):
     start when nothing else reads the sum, and on processors that is slower than the two; it does
     not look for Sum.
 
-    Rewritten, in float32 and from opset 8 on: an Add of two tensors, neither of them constant,
+    Rewritten, in float32 and from opset 8 on: an Add of two tensors, at most one of them constant,
     whose sum is read by one LayerNormalization, or by the parts of one, and by nothing else.
 
     Not rewritten:
 
-    - An Add of a constant (a bias, or an embedding of positions), and one whose sum is read
+    - An Add of a constant with fewer than two dimensions (a bias), and one whose sum is read
       elsewhere too or is a graph output, as where normalization comes first in each block:
       onnxruntime does not fuse those.
     - Before an RMSNormalization: onnxruntime does not fuse that either.
@@ -54,7 +54,7 @@ def _is_residual(match: Match) -> bool:
     a, b, total = match["a"], match["b"], match.root.output
     return (
         (total.dtype or a.dtype or b.dtype) is DataType.FLOAT
-        and not (a.is_constant or b.is_constant)
+        and not any(v.is_constant and (v.rank or 0) < 2 for v in (a, b))
         and not total.is_output
         and _is_only_normalized(total)
     )

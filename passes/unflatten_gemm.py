@@ -108,7 +108,9 @@ def _unflatten(graph: Graph, node: Node, source: Value) -> None:
     if bias is not None:
         value = graph.add("Add", [value, bias], name=after.name, types=[kind]).output
     graph.replace_uses(result, value)
-    remove_unused(graph, [after])
+    matrix = node.inputs[0]
+    before = None if matrix is None else matrix.producer
+    remove_unused(graph, [n for n in (after, node, before) if n is not None])
     graph.rename(value, made_name)
     if name:
         graph.rename_node(made, name)

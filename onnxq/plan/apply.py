@@ -9,9 +9,10 @@ from onnxq.ir import Context, Graph, Pass, PassRecord, Pipeline
 from onnxq.passes.convert_float import ConvertFloat
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.keep_float_weights import KeepFloatWeights
-from onnxq.passes.notes import node_name, note_reasons
+from onnxq.passes.notes import forget_notes, node_name, note_reasons
 from onnxq.passes.quantize_dynamic import QuantizeDynamic
 from onnxq.passes.quantize_weights import QuantizeWeights
+from onnxq.passes.unflatten_gemm import UnflattenGemm
 from onnxq.quant import load_target
 
 FLOAT = "float32"
@@ -84,10 +85,13 @@ def apply_precisions(
     # Static integers last but for floats: what reads their pairs counts as quantized already.
     for precision in sorted(set(precisions.values()) - {FLOAT}, key=_ORDER.index):
         names = tuple(n for n, p in precisions.items() if p == precision)
-        step = _step(precision, names, target, ranges)
-        records += Pipeline((step,), fixed_point=False).run(graph, ctx)
+        steps: tuple[Pass, ...] = (_step(precision, names, target, ranges),)
+        if precision == "int8-dynamic":
+            steps = (UnflattenGemm(only=names), *steps)
+        records += Pipeline(steps, fixed_point=False).run(graph, ctx)
     if load_target(target).provider == "cpu":
         records += Pipeline((KeepFloatWeights(),), fixed_point=False).run(graph, ctx)
+    forget_notes(graph, known)
     note_reasons(graph, reasons or {})
     return records
 

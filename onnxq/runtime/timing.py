@@ -127,17 +127,14 @@ def _enough(done: int, rounds: int | None, elapsed: float, seconds: float) -> bo
 
 def _timings(times: Array, repeats: Sequence[int]) -> list[Timing]:
     """Summarise seconds per inference, [rounds, sessions]."""
-    reference = float(np.percentile(times[:, 0], 10))
-    timings = []
-    for index, inferences in enumerate(repeats):
-        p10, median, p90 = np.percentile(times[:, index] * 1e3, [10, 50, 90])
-        timings.append(
-            Timing(
-                median_ms=float(median),
-                p10_ms=float(p10),
-                p90_ms=float(p90),
-                runs=len(times) * inferences,
-                speedup=reference * 1e3 / float(p10),
-            )
+    p10, median, p90 = np.percentile(times * 1e3, [10, 50, 90], axis=0)
+    return [
+        Timing(
+            median_ms=float(median[index]),
+            p10_ms=float(p10[index]),
+            p90_ms=float(p90[index]),
+            runs=len(times) * inferences,
+            speedup=float(p10[0] / p10[index]),
         )
-    return timings
+        for index, inferences in enumerate(repeats)
+    ]

@@ -159,6 +159,7 @@ def test_stored_integers_are_those_of_quantize_linear(
     scale: float,
     seed: int,
 ) -> None:
+    columns *= 4 if format == "int2" else 1
     weight = normal(columns, rows, seed=seed, scale=scale).T
     before = with_constants(
         f"(float[M, {rows}] x) => (float[M, {columns}] y)",
