@@ -11,5 +11,9 @@ class InputError(OnnxqError):
     """What the user gave (file, data, option, model) cannot be used; the command exits with 2."""
 
 
+class NothingToQuantizeError(InputError):
+    """The model holds nothing that the target computes on integers."""
+
+
 class InvariantError(OnnxqError):
     """A graph is not valid: the text names the node or value at fault."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+import filecmp
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxq.data import Batch, Dataset
 from onnxq.errors import InputError
-from onnxq.ir import Graph, PassRecord, save, to_proto
+from onnxq.ir import Graph, PassRecord, save
 from onnxq.plan import Assignment, Plan, Problem, assign
+from onnxq.plan.measure import size_costs
 from onnxq.plan.plan import FLOAT
 from onnxq.progress import SILENT, Progress
 from onnxq.runtime import Session, interleaved
@@ -24,6 +25,9 @@ is made for each of these multiples, and measurement decides."""
 
 ROUNDS = 4
 """Times that the budget of loss is tightened, or moved between what held and what did not."""
+
+_SIZE_WEIGHTS = (0.5, 2.0, 8.0)
+"""What all weights together count, where a size is promised: multiples of the float latency."""
 
 _SECONDS_EACH = 0.7
 _CLOSE = 1.15
@@ -101,7 +105,8 @@ class Search:
         """The fastest candidate that keeps the promise, else the best one there is.
 
         Proposals without a budget come first: the optimum of the integer program for each of
-        `BORDER_FACTORS`, and every node in one precision. While one that is faster than the best
+        `BORDER_FACTORS`, every node in one precision, what a promised SQNR leaves room for, and
+        smaller files where a size is promised. While one that is faster than the best
         verified one breaks the promise of accuracy, the budget moves between the predicted loss
         of what held and of what did not, and new proposals are made.
         """
@@ -113,6 +118,11 @@ class Search:
         self._propose(None, free)
         for precision in self._study.precisions:
             self._add(f"all {precision}", uniform(program, precision), program, free)
+        promised = [10 ** (-g.bound / 10) for g in self._gates if g.quantity == "sqnr"]
+        if self._study.sensitivity.proxy == "noise" and promised and min(promised) < free.loss:
+            self._propose(min(promised), free)
+        if any(g.quantity == "size_ratio" for g in self._gates):
+            self._propose_small(program, free)
         self._measure()
         best = self._verify()
         for _ in range(ROUNDS):
@@ -157,7 +167,7 @@ class Search:
 
     def _propose_floats(self, program: Problem, free: Assignment) -> None:
         floats = uniform(program, FLOAT)
-        if set(floats.precisions.values()) != {FLOAT}:
+        if not set(floats.precisions.values()) <= {FLOAT}:
             # Something is pinned to integers.
             return
         plan = self._study.plan(program, floats, free, [str(g) for g in self._gates])
@@ -181,16 +191,40 @@ class Search:
                 limit = "" if budget is None else f", loss at most {budget:.3g}"
                 self._add(f"plan with borders x{factor:g}{limit}", chosen, exact, free)
 
+    def _propose_small(self, exact: Problem, free: Assignment) -> None:
+        """Assignments that weigh bytes against time, from little to much."""
+        study = self._study
+        sizes = size_costs(study.graph, study.placed, study.precisions)
+        largest = sum(max(c.values(), default=0.0) for c in sizes.nodes.values())
+        floats = sum(c.get(FLOAT, 0.0) for c in study.costs.nodes.values())
+        for weight in _SIZE_WEIGHTS:
+            price = weight * floats / largest if largest else 0.0
+            items = tuple(
+                replace(
+                    item,
+                    choices=tuple(
+                        replace(c, cost=c.cost + price * sizes.of(item.name, c.precision))
+                        for c in item.choices
+                    ),
+                )
+                for item in exact.items
+            )
+            chosen = assign(replace(exact, items=items))
+            if chosen is not None:
+                chosen = replace(chosen, cost=exact.cost(chosen.precisions))
+                self._add(f"plan with bytes x{weight:g}", chosen, exact, free)
+
     def _add(self, label: str, chosen: Assignment, problem: Problem, free: Assignment) -> None:
-        if set(chosen.precisions.values()) == {FLOAT}:
+        known = [c.plan.precisions() for c in self.candidates]
+        if set(chosen.precisions.values()) <= {FLOAT} or chosen.precisions in known:
             return
         plan = self._study.plan(problem, chosen, free, [str(g) for g in self._gates])
         graph, records = self._study.apply(plan)
-        data = to_proto(graph).SerializeToString()
-        path = self._folder / f"{hashlib.sha256(data).hexdigest()[:16]}.onnx"
-        if any(c.path == path for c in self.candidates):
-            return
+        path = self._folder / f"candidate-{len(self.candidates)}.onnx"
         save(graph, path)
+        if any(filecmp.cmp(c.path, path, shallow=False) for c in self.candidates):
+            path.unlink()
+            return
         self.candidates.append(Candidate(label, graph, path, plan, records))
 
     def _measure(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from onnxq.calibrate import Calibrator, calibrate, parse_calibrator
 from onnxq.data import Batch, DataLike, Dataset, ImageOptions, read
-from onnxq.errors import InputError
+from onnxq.errors import InputError, NothingToQuantizeError
 from onnxq.ir import Context, Graph, Pass, Pipeline, load, save
 from onnxq.ir.save import check_writable
 from onnxq.mixed import Candidate, Search
@@ -36,7 +36,7 @@ from onnxq.stages import (
     single_feed,
     split_data,
 )
-from onnxq.study import StudyOptions, study
+from onnxq.study import Study, StudyOptions, study
 from onnxq.verify import CompareOptions, Gate, Report, compare_files, with_gates
 from onnxq.verify.facts import file_sha256
 from onnxq.verify.metrics import choose_metric
@@ -290,17 +290,10 @@ class _Job:
         """Search over precisions, node by node."""
         baseline = self._baseline()
         gates = promise(baseline.metric, max_drop, min_speedup, min_sqnr, max_size_ratio)
-        found = study(
-            file_sha256(self.path),
-            self.source,
-            self.samples,
-            self.one,
-            self.steps,
-            self.table,
-            self.calibrator,
-            self.options,
-            self.progress,
-        )
+        try:
+            found = self._study()
+        except NothingToQuantizeError as error:
+            return self._float_only(baseline, gates, str(error))
         search = Search(
             found,
             self.path,
@@ -334,6 +327,58 @@ class _Job:
             for layer in report.layers
         )
         return winner.graph, replace(report, layers=layers, candidates=facts), plan
+
+    def _study(self) -> Study:
+        return study(
+            file_sha256(self.path),
+            self.source,
+            self.samples,
+            self.one,
+            self.steps,
+            self.table,
+            self.calibrator,
+            self.options,
+            self.progress,
+        )
+
+    def _float_only(self, baseline: Report, gates: list[Gate], why: str) -> Found:
+        """The rewritten float model if it is faster, else the model as it is."""
+        graph, records = float_graph(
+            self.source,
+            self.steps,
+            self.table,
+            max(self.source.opset, self.options.opset),
+            self.options.debug,
+            self.progress,
+        )
+        candidate = self.folder / "float.onnx"
+        save(graph, candidate)
+        report = compare_files(
+            self.path,
+            candidate,
+            self.held_out,
+            self.one,
+            CompareOptions(
+                metric=self.metric,
+                providers=(self.table.provider,),
+                threads=self.options.threads,
+            ),
+            passes=records,
+            progress=self.progress,
+        )
+        note = f"{why[:1].upper()}{why[1:]}. The model stays in float."
+        report = with_gates(replace(report, notes=(note,)), gates)
+        plan = Plan(
+            file_sha256(self.path),
+            self.table.name,
+            passes=self.steps.passes,
+            opset=graph.opset,
+            constant_initializers=self.options.constant_initializers,
+        )
+        kept = with_gates(replace(baseline, notes=(note,)), gates)
+        if not report.passed and kept.passed:
+            return self.source, kept, self._left_alone(plan)
+        return graph, report, plan
 
     def _left_alone(self, plan: Plan) -> Plan:
         """The plan that leaves the model as it is."""

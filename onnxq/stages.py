@@ -12,7 +12,7 @@ import onnx
 
 from onnxq.data import Batch, DataLike, Dataset, ImageOptions, read
 from onnxq.data.dataset import CALIBRATION_LIMIT
-from onnxq.errors import InputError
+from onnxq.errors import InputError, NothingToQuantizeError
 from onnxq.ir import (
     Context,
     Graph,
@@ -146,11 +146,12 @@ def place_integers(graph: Graph, steps: Recipe, table: Target) -> Placement:
     """Where static integers can go in a rewritten graph.
 
     Raises:
-        InputError: nothing in the model can be quantized.
+        NothingToQuantizeError: nothing in the model can be quantized.
     """
     placed = place(graph, table, frozenset(steps.keep_float))
     if not placed.nodes:
-        raise InputError(f"nothing in the model can be quantized: {_main_reason(placed, table)}")
+        reason = _main_reason(placed, table)
+        raise NothingToQuantizeError(f"nothing in the model can be quantized: {reason}")
     return placed
 
 
