@@ -45,6 +45,7 @@ class Candidate:
         plan: The plan that made it.
         records: What the quantizing passes did.
         speedup: Measured, over the float model.
+        is_timed_well: Whether it was measured twice, the second time for longer.
         report: Its accuracy, once verified.
     """
 
@@ -54,6 +55,7 @@ class Candidate:
     plan: Plan
     records: list[PassRecord] = field(default_factory=list)
     speedup: float = 0.0
+    is_timed_well: bool = False
     report: Report | None = None
 
     @property
@@ -234,8 +236,10 @@ class Search:
         self._time(fresh, _SECONDS_EACH)
         fastest = max(c.speedup for c in self.candidates)
         close = [c for c in self.candidates if c.speedup * _CLOSE >= fastest]
-        if len(close) > 1:
-            self._time(close, 2 * _SECONDS_EACH)
+        if len(close) > 1 and not all(c.is_timed_well for c in close):
+            self._time([c for c in close if not c.is_timed_well], 2 * _SECONDS_EACH)
+            for candidate in close:
+                candidate.is_timed_well = True
 
     def _time(self, candidates: Sequence[Candidate], seconds: float) -> None:
         """Time candidates in turn with the float model, in one process."""

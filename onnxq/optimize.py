@@ -22,7 +22,7 @@ from onnxq.passes.notes import node_name
 from onnxq.plan import Pin, Plan
 from onnxq.plan.plan import FLOAT
 from onnxq.progress import SILENT, Progress
-from onnxq.quant import Target, load_target
+from onnxq.quant import Format, Target, load_target
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.report.certainty import certainty
 from onnxq.runtime import Session, missing_provider
@@ -226,7 +226,8 @@ class _Job:
     ) -> Found:
         """Quantize as the recipe's passes do."""
         quantizing = self.steps.quantizing_passes()
-        static = any(isinstance(step, InsertQdq) for step in quantizing)
+        quantizing = tuple(_configured(step, self.steps, self.table) for step in quantizing)
+        static = next((step for step in quantizing if isinstance(step, InsertQdq)), None)
         if static and not self.table.has_integer_kernels:
             raise InputError(
                 f"target {self.table.name} has no integer kernels, so static integers would only "
@@ -234,17 +235,18 @@ class _Job:
             )
         if static and self.table.provider == "cpu":
             quantizing = (*quantizing, KeepFloatWeights())
-        needed = [self.table.opset] if static else []
-        needed += [getattr(step, "needed_opset", 0) for step in quantizing]
+        needed = [getattr(step, "needed_opset", 0) for step in quantizing]
         opset = max(*needed, self.options.opset, self.source.opset)
         debug, progress = self.options.debug, self.progress
         graph, records = float_graph(self.source, self.steps, self.table, opset, debug, progress)
-        ranges = self._ranges(graph) if static else {}
+        if static:
+            ranges = self._ranges(graph, static.activation_format)
+            quantizing = tuple(
+                replace(step, ranges=ranges) if isinstance(step, InsertQdq) else step
+                for step in quantizing
+            )
         progress.stage("quantizing")
-        made = Pipeline(
-            tuple(_configured(step, self.steps, self.table, ranges) for step in quantizing),
-            fixed_point=False,
-        ).run(graph, Context(debug))
+        made = Pipeline(quantizing, fixed_point=False).run(graph, Context(debug))
         if not any(record.rewrites for record in made):
             raise InputError(f"nothing in the model can be quantized: {_why(graph, self.table)}")
         candidate = self.folder / "candidate.onnx"
@@ -415,7 +417,7 @@ class _Job:
         )
         return replace(report, latency=latencies[0], latencies=latencies)
 
-    def _ranges(self, graph: Graph) -> dict[str, tuple[float, float]]:
+    def _ranges(self, graph: Graph, format: Format) -> dict[str, tuple[float, float]]:
         placed = place_integers(graph, self.steps, self.table)
         self.progress.stage("calibrating", len(self.samples))
         ranges = calibrate(
@@ -423,8 +425,8 @@ class _Job:
             self.samples,
             placed.observed(),
             calibrator=self.calibrator,
-            format=self.table.activation_format,
-            scheme=self.table.activation_scheme,
+            format=format,
+            scheme=self.table.scheme_of(format),
             model_sha256=file_sha256(self.path),
             progress=lambda done, _: self.progress.advance(done),
         )
@@ -445,10 +447,8 @@ def _why(graph: Graph, table: Target) -> str:
     return max(found, key=found.count)
 
 
-def _configured(
-    step: Pass, steps: Recipe, table: Target, ranges: dict[str, tuple[float, float]]
-) -> Pass:
-    """A recipe's pass with what only the run knows: ranges, target, nodes kept in float."""
+def _configured(step: Pass, steps: Recipe, table: Target) -> Pass:
+    """A recipe's pass with what only the run knows: target, nodes kept in float."""
     own = {f.name for f in fields(step)}  # type: ignore[arg-type]
     given: dict[str, Any] = {}
     if "keep_float" in own:
@@ -457,7 +457,7 @@ def _configured(
         reduced = table.weight_scheme.reduced_range
         given["reduced_range"] = vars(step)["reduced_range"] or reduced
     if isinstance(step, InsertQdq):
-        given |= {"ranges": ranges, "target": table.name}
+        given["target"] = table.name
     return replace(step, **given)  # type: ignore[type-var]
 
 

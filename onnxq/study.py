@@ -27,7 +27,7 @@ from onnxq.plan import (
     plan_nodes,
     size_costs,
 )
-from onnxq.plan.apply import PRECISIONS, apply_precisions, needed_opset
+from onnxq.plan.apply import PRECISIONS, STATIC, apply_precisions, needed_opset
 from onnxq.plan.plan import FLOAT
 from onnxq.progress import SILENT, Progress
 from onnxq.quant import Target
@@ -395,7 +395,7 @@ def find_costs(prepared: Prepared, one: Batch, progress: Progress = SILENT) -> C
         wanted = {
             node_name(node): precision
             for node, rule in placed.nodes.items()
-            if rule.role != "absorb" and (rule.role == "compute" or precision == "int8")
+            if rule.role != "absorb" and (rule.role == "compute" or precision in STATIC)
         }
         variant = graph.copy()
         apply_precisions(variant, wanted, table.name, prepared.bounds())

@@ -6,11 +6,11 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import networkx as nx
 import numpy as np
 import onnx
 
 from onnxq.ir import DataType, Graph, Node, OpaqueType, Tensor, Use, Value
+from onnxq.ir.connected import connected
 from onnxq.ir.operators import schema_of
 from onnxq.passes.notes import node_name
 
@@ -461,18 +461,18 @@ def _casts_integer_product(node: Node) -> bool:
 
 def _idle(graph: Graph, regions: FloatRegions, interface: bool) -> set[Node]:
     """Operators of regions that gain nothing: no matrix product, and as many Casts as operators."""
-    linked: nx.Graph[Node] = nx.Graph()
-    linked.add_nodes_from(regions.nodes)
     outer = {*graph.inputs, *graph.outputs} if interface else set()
     given = {v for nested in graph.all_graphs() for v in nested.outputs}
-    for node in regions.nodes:
-        for value in node.outputs:
-            if value is not None and regions.gives_low(value):
-                linked.add_edges_from(
-                    (node, use.node) for use in value.uses if regions.reads_low(use)
-                )
+    links = (
+        (node, use.node)
+        for node in regions.nodes
+        for value in node.outputs
+        if value is not None and regions.gives_low(value)
+        for use in value.uses
+        if regions.reads_low(use)
+    )
     idle: set[Node] = set()
-    for region in nx.connected_components(linked):
+    for region in connected(regions.nodes, links):
         working = [n for n in region if n.op_type not in _MOVERS]
         if any(n.is_op(*_PRODUCTS) or _reads_matrix(n, regions) for n in region):
             continue
@@ -486,7 +486,7 @@ def _idle(graph: Graph, regions: FloatRegions, interface: bool) -> set[Node]:
             and _crosses(value, regions, given)
         }
         if len(working) <= len(border) and border:
-            idle |= region
+            idle.update(region)
     return idle
 
 

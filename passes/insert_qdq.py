@@ -32,6 +32,8 @@ from onnxq.passes.placement import (
     reads_weight,
 )
 from onnxq.quant import (
+    FORMATS,
+    Format,
     OperatorRule,
     QParams,
     Target,
@@ -52,6 +54,9 @@ _LARGEST = 1e8
 _UNIT = (0.0, 1.0)
 """What a gate can give."""
 
+_ACTIVATIONS = ("int8", "uint8", "int16", "uint16")
+"""Formats that activations may have."""
+
 
 @dataclass(frozen=True)
 class InsertQdq(Pass):
@@ -69,8 +74,17 @@ class InsertQdq(Pass):
     activations), tensors that are not float32, have no finite range or hold masks, operators that
     merely follow where nothing on both sides is an integer, and all of a subgraph.
 
-    The graph must have the opset that the formats need (13 with scales per channel). The pass
-    is for float graphs: nodes that already read a DequantizeLinear are left as they are.
+    Activations have the target's format, or another one by wish, node by node: a node reads and
+    gives its activations in its own format. A value that a node gives as integers has a pair in
+    that node's format, and readers of another one read through a second pair behind it, which
+    runtimes take for a requantization; a value that is given as floats has one pair for each
+    format that it is read in. Operators that move values about give what they read, so they have
+    the format of what they read, whatever is asked. Formats that are not the target's own have a
+    zero-point.
+
+    The graph must have the opset that the formats need (13 with scales per channel, 21 with
+    activations of 16 bits). The pass is for float graphs: nodes that already read a
+    DequantizeLinear are left as they are.
 
     Attributes:
         ranges: Smallest and largest value of each observed tensor, by name.
@@ -78,6 +92,8 @@ class InsertQdq(Pass):
         keep_float: Names of nodes that are to stay in float.
         only: Names of the nodes that may be quantized; empty stands for all. Operators that clip
             go with the node whose result they clip.
+        activations: Format of activations: int8, uint8, int16 or uint16; the target's if empty.
+        formats: The same by name of node, for nodes that are to differ.
     """
 
     name: ClassVar[str] = "insert-qdq"
@@ -88,17 +104,42 @@ class InsertQdq(Pass):
     target: str = "auto"
     keep_float: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    activations: str = ""
+    formats: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def activation_format(self) -> Format:
+        """Format of the activations of nodes that have none of their own.
+
+        Raises:
+            InputError: there is no such target or format.
+        """
+        if not self.activations:
+            return load_target(self.target).activation_format
+        return _activation_format(self.activations)
+
+    @property
+    def needed_opset(self) -> int:
+        """Lowest opset that expresses the target's formats and those of the activations.
+
+        Raises:
+            InputError: there is no such target or format.
+        """
+        formats = [self.activation_format, *map(_activation_format, self.formats.values())]
+        return max(load_target(self.target).opset, *(format.opset for format in formats))
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """Quantize; gives the number of nodes that compute on integers now.
 
         Raises:
-            InputError: the graph's opset cannot express the target's formats.
+            InputError: there is no such target or format, or the graph's opset cannot express
+                the formats.
         """
         target = load_target(self.target)
-        if graph.opset < target.opset:
+        if graph.opset < self.needed_opset:
+            what = "with these activations " if graph.opset >= target.opset else ""
             raise InputError(
-                f"target {target.name} needs opset {target.opset} and the model has "
+                f"target {target.name} {what}needs opset {self.needed_opset} and the model has "
                 f"{graph.opset}; raise the model's opset first"
             )
         placed = place(graph, target, frozenset(self.keep_float))
@@ -108,7 +149,8 @@ class InsertQdq(Pass):
         while refused := _without_range(placed, self.ranges):
             placed = place(graph, target, frozenset(self.keep_float), {**left_out, **refused})
         quantized = [node_name(node) for node in placed.nodes]
-        _Insertion(graph, target, self.ranges, placed, ctx).run()
+        formats = self._formats(graph, placed)
+        _Insertion(graph, target, self.ranges, placed, formats, ctx).run()
         _note_left_in_float(graph, placed, quantized)
         if quantized:
             note_target(graph, target.name)
@@ -125,6 +167,30 @@ class InsertQdq(Pass):
             and node_name(node) not in names
             and not needs_pair_behind(node, rule, target)
         }
+
+    def _formats(self, graph: Graph, placed: Placement) -> dict[Node, Format]:
+        """The format in which each node reads and gives its activations."""
+        found: dict[Node, Format] = {}
+        for node in graph.nodes():
+            rule = placed.nodes.get(node)
+            if rule is None or rule.role == "absorb":
+                continue
+            source = node.input(0)
+            makers = placed.integer.get(source) if source is not None else None
+            wanted = self.formats.get(node_name(node))
+            if rule.role == "share" and makers:
+                found[node] = found[makers[0]]
+            else:
+                found[node] = _activation_format(wanted) if wanted else self.activation_format
+        return found
+
+
+def _activation_format(name: str) -> Format:
+    if name not in _ACTIVATIONS:
+        raise InputError(
+            f"activations cannot have the format '{name}'; use one of {', '.join(_ACTIVATIONS)}"
+        )
+    return FORMATS[name]
 
 
 def _without_range(placed: Placement, ranges: Mapping[str, tuple[float, float]]) -> dict[Node, str]:
@@ -174,20 +240,20 @@ class _Insertion:
         target: Target,
         ranges: Mapping[str, tuple[float, float]],
         placed: Placement,
+        formats: Mapping[Node, Format],
         ctx: Context,
     ) -> None:
         self._graph = graph
         self._target = target
         self._placed = placed
+        self._formats = formats
         self._ctx = ctx
         self._constants: dict[tuple[bytes, str, tuple[int, ...]], Value] = {}
         self._stored: dict[tuple[Value, QParams], Value] = {}
-        self._params: dict[Value, QParams] = {}
-        for value, root in placed.roots.items():
-            if root not in self._params:
-                bounds = known_range(root, placed) or ranges[root.name]
-                self._params[root] = self._activation_qparams(*bounds, root.name)
-            self._params[value] = self._params[root]
+        self._params: dict[tuple[Value, Format], QParams] = {}
+        self._bounds: dict[Value, tuple[float, float]] = {}
+        for root in dict.fromkeys(placed.roots.values()):
+            self._bounds[root] = known_range(root, placed) or ranges[root.name]
 
     def run(self) -> None:
         for node, rule in self._placed.nodes.items():
@@ -196,45 +262,63 @@ class _Insertion:
             if rule.constant_inputs:
                 self._store_constant_inputs(node)
         for value in self._placed.roots:
-            self._insert_pair(value)
+            self._insert_pairs(value)
         for node, rule in self._placed.nodes.items():
             if rule.form == "saturating-add":
                 self._saturate(node)
 
-    def _activation_qparams(self, low: float, high: float, name: str) -> QParams:
-        return qparams_from_range(
-            low,
-            high,
-            self._target.activation_format,
-            self._target.activation_scheme,
-            name=name,
-        )
+    def _value_qparams(self, value: Value, format: Format) -> QParams:
+        """Qparams of a value with pairs, in one of the formats that it is read in."""
+        root = self._placed.roots[value]
+        key = (root, format)
+        if key not in self._params:
+            self._params[key] = self._activation_qparams(*self._bounds[root], format, root.name)
+        return self._params[key]
 
-    def _insert_pair(self, value: Value) -> None:
-        name, params = value.name, self._params[value]
+    def _activation_qparams(self, low: float, high: float, format: Format, name: str) -> QParams:
+        return qparams_from_range(low, high, format, self._target.scheme_of(format), name=name)
+
+    def _insert_pairs(self, value: Value) -> None:
         readers = value.uses
+        makers = self._placed.integer.get(value)
+        given = None
+        restored: dict[Format | None, Value] = {}
+        if makers is not None:
+            given = self._formats[makers[0]]
+            restored[given] = self._insert_pair(value, value, given)
+        for use in readers:
+            reads_pair = self._placed.reads_pair(use)
+            format = self._formats.get(use.node, given) if reads_pair else given
+            if format is None:
+                continue
+            if format not in restored:
+                source = value if given is None else restored[given]
+                restored[format] = self._insert_pair(source, value, format)
+            use.node.graph.set_input(use.node, use.slot, restored[format])
+        if given is not None and value.is_output:
+            (quantized,) = (use.node for use in value.uses)
+            self._graph.replace_uses(value, restored[given])
+            self._graph.set_input(quantized, 0, value)
+
+    def _insert_pair(self, source: Value, value: Value, format: Format) -> Value:
+        """A pair for a value, on the value itself or behind a pair of it in another format."""
+        name, params = value.name, self._value_qparams(value, format)
         scale, zero_point = self._scale(name, params)
         quantized = self._graph.add(
             "QuantizeLinear",
-            [value, scale, zero_point],
+            [source, scale, zero_point],
             outputs=[self._graph.fresh_name(f"{name}_q")],
             types=[TensorType(DataType(params.format.onnx_dtype), value.shape)],
         )
-        restored = self._dequantize(quantized.output, scale, zero_point, params, name)
-        all_read = value in self._placed.integer
-        for use in readers:
-            if all_read or self._placed.reads_pair(use):
-                use.node.graph.set_input(use.node, use.slot, restored)
-        if all_read and value.is_output:
-            self._graph.replace_uses(value, restored)
-            self._graph.set_input(quantized, 0, value)
         self._ctx.rewrote(f"pair on '{name}', scale {float(params.scale):.6g}")
+        return self._dequantize(quantized.output, scale, zero_point, params, name)
 
     def _saturate(self, node: Node) -> None:
         """Write HardSigmoid as an Add that saturates, HardSwish as its product with that.
 
         ``alpha * x + beta`` is an Add once the integers of ``x`` are read with alpha times their
-        scale, and integers from 0 to 255 of scale 1/255 hold just what is between 0 and 1.
+        scale, and integers from 0 to 255 of scale 1/255 hold just what is between 0 and 1; so do
+        those of 16 bits.
         """
         read = node.inputs[0]
         pair = None if read is None else read.producer
@@ -243,7 +327,8 @@ class _Insertion:
         (integers, scale, zero_point), name = pair.inputs, node.output.name
         assert integers is not None and scale is not None and zero_point is not None
         shrunk = np.asarray(scale.numpy() * np.float32(alpha))
-        offset = self._activation_qparams(min(0.0, beta), max(0.0, beta), name)
+        format = self._formats[node]
+        offset = self._activation_qparams(min(0.0, beta), max(0.0, beta), format, name)
         stored = quantize(np.float32(beta), offset, name=name)
         slope = self._constant(shrunk, f"{name}_scale")
         scaled = self._dequantize(integers, slope, zero_point, offset, name)
@@ -262,7 +347,7 @@ class _Insertion:
         ).output
         made = line
         if is_swish:
-            params = self._activation_qparams(*_UNIT, name)
+            params = self._activation_qparams(*_UNIT, format, name)
             gate_scale, gate_zero = self._scale(name, params)
             gate = self._graph.add(
                 "QuantizeLinear",
@@ -290,7 +375,7 @@ class _Insertion:
         numbers = channel_bias(node, rule) if self._target.bias == "int32" else None
         bias = node.input(rule.bias or 0)
         if bias is not None and numbers is not None and rule.bias is not None:
-            input_scale = self._params[activation].scale
+            input_scale = self._value_qparams(activation, self._formats[node]).scale
             params = weight_qparams_for_bias(params, input_scale, numbers, name=bias.name)
             stored = quantize_bias(numbers, input_scale, params.scale, name=bias.name)
             self._replace_constant(
@@ -305,7 +390,10 @@ class _Insertion:
             if value is not None and value.is_constant:
                 numbers = value.numpy()
                 params = self._activation_qparams(
-                    float(numbers.min(initial=0)), float(numbers.max(initial=0)), value.name
+                    float(numbers.min(initial=0)),
+                    float(numbers.max(initial=0)),
+                    self._formats[node],
+                    value.name,
                 )
                 stored = quantize(numbers, params, name=value.name)
                 self._replace_constant(node, slot, stored, params)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from networkx.utils import UnionFind
-
 from onnxq.ir import Context, Graph, Node, Numerics, Pass, TensorType, Use, Value, remove_unused
+from onnxq.ir.connected import connected
 from onnxq.ir.operators import schema_of
 from onnxq.ir.types import static_size
 from onnxq.passes.relayout import Change, Perm, apply, change, inverse, is_identity
@@ -190,18 +188,17 @@ class _Regions:
 
     def _connected(self) -> list[tuple[list[Value], list[Node]]]:
         """The values and nodes of each region, in order."""
-        groups: UnionFind[Value | Node] = UnionFind([*self.layouts, *self.changes])
-        for node in self.changes:
-            for value in (*node.inputs, *node.outputs):
-                if value is not None and value in self.layouts:
-                    groups.union(node, value)
-        values: dict[Value | Node, list[Value]] = defaultdict(list)
-        nodes: dict[Value | Node, list[Node]] = defaultdict(list)
-        for value in self.layouts:
-            values[groups[value]].append(value)
-        for node in self.changes:
-            nodes[groups[node]].append(node)
-        return [(values[root], nodes[root]) for root in values]
+        items: list[Value | Node] = [*self.layouts, *self.changes]
+        links = (
+            (node, value)
+            for node in self.changes
+            for value in (*node.inputs, *node.outputs)
+            if value is not None and value in self.layouts
+        )
+        return [
+            ([i for i in g if isinstance(i, Value)], [i for i in g if isinstance(i, Node)])
+            for g in connected(items, links)
+        ]
 
     def _transposes(self, value: Value) -> list[Node]:
         """The Transposes that read a value in its own graph."""

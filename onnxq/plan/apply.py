@@ -20,6 +20,7 @@ FLOAT = "float32"
 PRECISIONS: Mapping[str, str] = {
     FLOAT: "as it is",
     "int8": "activations and weights in 8-bit integers, ranges from calibration",
+    "int16-act": "activations in 16-bit and weights in 8-bit integers, ranges from calibration",
     "int8-dynamic": "activations and weights in 8-bit integers, ranges found at run time",
     "int8-weight": "weights in 8-bit integers",
     "int4-weight": "weights in 4-bit integers, 32 to a scale",
@@ -29,18 +30,21 @@ PRECISIONS: Mapping[str, str] = {
 }
 """The precisions that a plan may give to a node."""
 
+STATIC: Mapping[str, str] = {"int8": "", "int16-act": "uint16"}
+"""The precisions in static integers, and the format of their activations; empty for the target's.
+
+Nodes of all of these are quantized together: what one gives as integers another may read."""
+
 Ranges = Mapping[str, tuple[float, float]]
 
 
 def needed_opset(precisions: Mapping[str, str], target: str) -> int:
     """Lowest opset that expresses some precisions on a target."""
     wanted = set(precisions.values())
-    found = [load_target(target).opset] if "int8" in wanted else []
-    found += [
+    found = [
         step.needed_opset
-        for precision in sorted(wanted)
-        if precision != FLOAT
-        and isinstance(step := _step(precision, (), target, {}), QuantizeDynamic | QuantizeWeights)
+        for step in _steps(precisions, target, {})
+        if isinstance(step, InsertQdq | QuantizeDynamic | QuantizeWeights)
     ]
     if "bfloat16" in wanted:
         found.append(13)
@@ -82,12 +86,10 @@ def apply_precisions(
                 f"{', '.join(PRECISIONS)}"
             )
     records: list[PassRecord] = []
-    # Static integers last but for floats: what reads their pairs counts as quantized already.
-    for precision in sorted(set(precisions.values()) - {FLOAT}, key=_ORDER.index):
-        names = tuple(n for n, p in precisions.items() if p == precision)
-        steps: tuple[Pass, ...] = (_step(precision, names, target, ranges),)
-        if precision == "int8-dynamic":
-            steps = (UnflattenGemm(only=names), *steps)
+    for step in _steps(precisions, target, ranges):
+        steps: tuple[Pass, ...] = (step,)
+        if isinstance(step, QuantizeDynamic):
+            steps = (UnflattenGemm(only=step.only), step)
         records += Pipeline(steps, fixed_point=False).run(graph, ctx)
     if load_target(target).provider == "cpu":
         records += Pipeline((KeepFloatWeights(),), fixed_point=False).run(graph, ctx)
@@ -96,25 +98,30 @@ def apply_precisions(
     return records
 
 
-_ORDER = (
-    "int8-dynamic",
-    "int8-weight",
-    "int4-weight",
-    "int2-weight",
-    "int8",
-    "float16",
-    "bfloat16",
-)
+def _steps(precisions: Mapping[str, str], target: str, ranges: Ranges) -> list[Pass]:
+    """The pass for each precision that nodes are to have, in the order in which they run.
 
-
-def _step(precision: str, names: tuple[str, ...], target: str, ranges: Ranges) -> Pass:
-    if precision == "int8":
-        return InsertQdq(ranges, target, only=names)
-    if precision == "int8-dynamic":
+    Static integers come last but for floats: what reads their pairs counts as quantized already.
+    """
+    nodes: dict[str, tuple[str, ...]] = {
+        precision: tuple(n for n, p in precisions.items() if p == precision)
+        for precision in dict.fromkeys(precisions.values())
+    }
+    steps: list[Pass] = []
+    if names := nodes.get("int8-dynamic"):
         reduced = load_target(target).weight_scheme.reduced_range
-        return QuantizeDynamic(only=names, reduced_range=reduced)
-    if precision == "int8-weight":
-        return QuantizeWeights(only=names, format="int8", block_size=0)
-    if precision.endswith("-weight"):
-        return QuantizeWeights(only=names, format=precision.removesuffix("-weight"))
-    return ConvertFloat(format=precision, only=names, ranges=ranges)
+        steps.append(QuantizeDynamic(only=names, reduced_range=reduced))
+    if names := nodes.get("int8-weight"):
+        steps.append(QuantizeWeights(only=names, format="int8", block_size=0))
+    for precision in ("int4-weight", "int2-weight"):
+        if names := nodes.get(precision):
+            format = precision.removesuffix("-weight")
+            steps.append(QuantizeWeights(only=names, format=format))
+    static = {n: STATIC[p] for n, p in precisions.items() if p in STATIC}
+    if static:
+        formats = {name: format for name, format in static.items() if format}
+        steps.append(InsertQdq(ranges, target, only=tuple(static), formats=formats))
+    for precision in ("float16", "bfloat16"):
+        if names := nodes.get(precision):
+            steps.append(ConvertFloat(format=precision, only=names, ranges=ranges))
+    return steps

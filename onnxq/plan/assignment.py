@@ -58,12 +58,15 @@ class Item:
             a mixture.
         serves: Nodes of which at least one must read integers where this one gives integers;
             empty where it may give them for nothing.
+        moves: Nodes whose precision this one must have where it reads integers: it gives what they
+            gave.
     """
 
     name: str
     choices: tuple[Choice, ...]
     follows: tuple[str, ...] = ()
     serves: tuple[str, ...] = ()
+    moves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,8 @@ class Problem:
             if choice.reads_integers and any(
                 chosen[n].gives_integers is False for n in item.follows
             ):
+                return False
+            if choice.reads_integers and any(precisions[n] != choice.precision for n in item.moves):
                 return False
             if (
                 choice.gives_integers
@@ -296,6 +301,9 @@ class _Program:
             for name in item.follows:
                 able = self._at_all(name, lambda c: c.gives_integers is not False)
                 self._row(_difference(reads, able), -np.inf, 0.0)
+            for choice in item.choices:
+                if choice.reads_integers and item.moves:
+                    self._build_move(item, choice.precision)
             if item.serves:
                 served: dict[int, float] = {}
                 for name in item.serves:
@@ -319,6 +327,12 @@ class _Program:
                 self._row({**_difference(given, reads), dequantize: -1.0}, -np.inf, 0.0)
         if border.read_as_float and given:
             self._row({**given, dequantize: -1.0}, -np.inf, 0.0)
+
+    def _build_move(self, item: Item, precision: str) -> None:
+        for name in item.moves:
+            at = self._at.get((name, precision))
+            row = {self._at[item.name, precision]: 1.0}
+            self._row(row if at is None else {**row, at: -1.0}, -np.inf, 0.0)
 
     def _build_tie(self, tie: Sequence[str]) -> None:
         names = [{c.precision for c in self._items[n].choices} for n in tie]

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from onnxq.ir import Graph, Node, Value
 from onnxq.passes.notes import node_name
 from onnxq.passes.placement import Placement, activation_slots
+from onnxq.plan.apply import STATIC
 from onnxq.plan.assignment import Border, Choice, Item, Problem
 from onnxq.plan.cost import Costs
 from onnxq.quant import OperatorRule
 
 FLOAT = "float32"
-STATIC = "int8"
 
 Losses = Mapping[str, Mapping[str, float]]
 """Predicted loss by node name and precision. A precision that is missing is no choice."""
@@ -30,8 +30,12 @@ def build_problem(
 
     Nodes with a choice are those that the target's table can quantize. Operators that clip belong
     to the node whose result they clip. A node that merely follows or moves values about is
-    int8 only where all that it reads comes as integers and something reads its result as such.
-    Nodes that share a weight have one precision, so that it is stored once.
+    in static integers only where all that it reads comes as integers and something reads its
+    result as such. One that moves values about has the very precision of what it reads. Nodes that
+    share a weight have one precision, so that it is stored once.
+
+    Where integers of 8 and of 16 bits meet there is no border: they are requantized, which costs
+    about as much as the requantization that every integer kernel ends with.
 
     Args:
         graph: The float graph.
@@ -54,9 +58,11 @@ def build_problem(
             if precision == FLOAT or (pinned.get(name, precision) != precision):
                 continue
             loss = 0.0 if known is None else known.get(precision)
-            if loss is None or (known is None and (precision != STATIC or rule.role == "compute")):
+            if loss is None or (
+                known is None and (precision not in STATIC or rule.role == "compute")
+            ):
                 continue
-            if precision != STATIC and rule.role != "compute":
+            if precision not in STATIC and rule.role != "compute":
                 continue
             choices.append(_choice(rule, precision, costs.of(name, precision), loss))
         if name in pinned:
@@ -66,14 +72,15 @@ def build_problem(
         if rule.role not in ("compute", "residual"):
             follows = tuple(_makers(node, rule, owners))
             serves = tuple(_integer_readers(node, placed, owners))
-        items.append(Item(name, tuple(choices), follows, serves))
+        moves = follows if rule.role == "share" else ()
+        items.append(Item(name, tuple(choices), follows, serves, moves))
     names = {item.name for item in items}
     borders = tuple(_borders(graph, placed, owners, costs, names))
     return Problem(tuple(items), borders, _ties(placed, items))
 
 
 def _choice(rule: OperatorRule, precision: str, cost: float, loss: float) -> Choice:
-    if precision != STATIC:
+    if precision not in STATIC:
         return Choice(precision, cost, loss)
     free = rule.role == "residual" or (rule.role == "compute" and rule.output == "float")
     return Choice(precision, cost, loss, reads_integers=True, gives_integers=None if free else True)

@@ -72,8 +72,9 @@ BITS = {
 }
 """Bits of a stored weight, by precision."""
 
-_SPEED = {"float32": 1.0, "int8": 0.25, "int8-dynamic": 0.3}
-"""Time of one multiplication relative to float32, for planning without measuring."""
+_SPEED = {"int8": 0.25, "int16-act": 0.5, "int8-dynamic": 0.3, "float16": 0.5, "bfloat16": 0.5}
+"""Time of one multiplication relative to float32, for planning without measuring; as in float
+where only weights are stored in integers."""
 
 _BORDER_FLOPS = 8.0
 """What turning one element into or out of an integer costs, in multiplications."""
@@ -166,9 +167,7 @@ def flops_costs(graph: Graph, placed: Placement, precisions: Sequence[str]) -> C
             channels = weight.shape[0 if axis is None else axis]
             if all(isinstance(d, int) for d in weight.shape) and channels:
                 work = made * prod(int(d or 1) for d in weight.shape) / int(channels or 1)
-        nodes[node_name(node)] = {
-            p: float(work) * _SPEED[p] for p in (FLOAT, *precisions) if p in _SPEED
-        }
+        nodes[node_name(node)] = {p: float(work) * _SPEED.get(p, 1.0) for p in (FLOAT, *precisions)}
     borders = {value.name: (_elements(value) * _BORDER_FLOPS,) * 2 for value in placed.roots}
     return Costs("flops", "", {}, nodes, {k: (q, d) for k, (q, d) in borders.items()})
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from onnxq.errors import InputError
 from onnxq.quant.formats import FORMATS, Format
-from onnxq.quant.scheme import PER_TENSOR, Granularity, Scheme, per_channel
+from onnxq.quant.scheme import PER_TENSOR, ZERO_POINT, Granularity, Scheme, per_channel
 
 Role = Literal["compute", "follow", "share", "absorb", "residual"]
 """What an operator is to quantization.
@@ -140,6 +140,10 @@ class Target:
             self.weight_format.opset,
             self.weight_granularity(0).opset,
         )
+
+    def scheme_of(self, format: Format) -> Scheme:
+        """Scheme of activations in a format, zero-point where it is not the target's own."""
+        return self.activation_scheme if format == self.activation_format else ZERO_POINT
 
     def weight_granularity(self, axis: int | None) -> Granularity:
         """Granularity of a weight whose output channels lie on ``axis``, if on one at all."""

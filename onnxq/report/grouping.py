@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from onnxq.verify.result import LayerFacts
 
-_QUANTIZED = ("int8", "int8-dynamic", "int8-weight", "int4-weight", "int2-weight", "int16")
+_QUANTIZED = ("int8", "int8-dynamic", "int8-weight", "int4-weight", "int2-weight", "int16-act")
 
 
 @dataclass(frozen=True)

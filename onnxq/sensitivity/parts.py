@@ -21,7 +21,6 @@ from onnxq.quant import (
     INT4,
     INT8,
     UINT16,
-    ZERO_POINT,
     Format,
     Granularity,
     OperatorRule,
@@ -141,12 +140,8 @@ class Quantizable:
     def _params(self, value: Value, form: str) -> QParams:
         root = self.placed.roots[value]
         low, high = known_range(root, self.placed) or self.ranges[root.name]
-        if form == "int16":
-            return qparams_from_range(low, high, UINT16, ZERO_POINT, name=value.name)
-        target = self.target
-        return qparams_from_range(
-            low, high, target.activation_format, target.activation_scheme, name=value.name
-        )
+        format = UINT16 if form == "int16" else self.target.activation_format
+        return qparams_from_range(low, high, format, self.target.scheme_of(format), name=value.name)
 
     def _weight(self, node: Node, rule: OperatorRule, slot: int, part: str) -> np.ndarray | None:
         value = node.inputs[slot]

@@ -60,7 +60,7 @@ def left_in_float(graph: Graph) -> dict[str, str]:
 
 
 def precision(node: Node) -> str:
-    """Precision of one operator: ``int8``, ``int8-weight``, ``float32``, ``int64``, ..."""
+    """Precision of one operator: ``int8``, ``int16-act``, ``int8-weight``, ``float32``, ..."""
     if node.op_type.startswith("QLinear") or node.op_type == "QGemm":
         return "int8"
     if node.op_type in _DYNAMIC:
@@ -93,7 +93,9 @@ def _integer(node: Node, own: str) -> str:
         return f"{_bits(weight)}-weight" if weight and stores else own
     able = _integer_operators(notes.target(node.graph))
     if node.is_op(*_MATRIX) or (node.is_op(*able) and _ends_in_pair(node)):
-        return _bits(next(iter(types)))
+        bits = {_bits(dtype) for dtype in types}
+        # Wider activations are named as such; their weights have 8 bits as ever.
+        return "int16-act" if "int16" in bits else min(bits)
     return own
 
 

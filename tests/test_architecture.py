@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from onnxq.ir import available_passes
+
+ROOT = Path(__file__).parents[1]
+
+ROWS = (
+    ("errors", "progress"),
+    ("ir",),
+    ("quant",),
+    ("runtime",),
+    ("data",),
+    ("passes",),
+    ("calibrate", "sensitivity", "plan", "verify"),
+    ("report",),
+    ("the API",),
+    ("cli",),
+)
+"""Parts of the package, lowest first: each imports only from rows before its own."""
+
+STRANGERS = {
+    "ir": {"onnxruntime"},
+    "quant": {"ir", "onnxruntime"},
+    "runtime": {"quant"},
+    "data": {"quant"},
+}
+"""What a part knows nothing of, though the order would allow it."""
+
+API = {
+    *("__init__", "bench", "calibration", "gguf", "inspection", "mixed", "optimize", "planning"),
+    *("recipe", "recipes", "rewrite", "stages", "study", "work"),
+}
+"""Modules that put the stages together: they import each other."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One name that a module imports, or the module itself where no name is given."""
+
+    importer: str
+    module: str
+    name: str
+    place: str
+
+
+def part(module: str) -> str:
+    """The row's entry to which a module belongs; of another package, its name."""
+    package, _, rest = module.partition(".")
+    top = rest.partition(".")[0] or "__init__"
+    if package != "onnxq":
+        return package
+    return "the API" if top in API else "cli" if top == "__main__" else top
+
+
+def sources() -> dict[str, Path]:
+    """The files of the package by module."""
+    folders = {"onnxq": ROOT / "onnxq", "onnxq.passes": ROOT / "passes"}
+    found = {}
+    for package, folder in folders.items():
+        for path in folder.rglob("*.py"):
+            inner = path.relative_to(folder).with_suffix("").parts
+            if package == "onnxq" and inner[0] == "passes":
+                continue
+            found[".".join((package, *inner)).removesuffix(".__init__")] = path
+    return found
+
+
+def imports(module: str, path: Path) -> Iterator[Import]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Import):
+            yield from (Import(module, alias.name, "", place) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{place}: a relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                if inner in SOURCES:
+                    yield Import(module, inner, "", place)
+                else:
+                    yield Import(module, node.module, alias.name, place)
+
+
+SOURCES = sources()
+IMPORTS = [found for module, path in SOURCES.items() for found in imports(module, path)]
+RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
+PASSES = sorted(
+    (kind.name, kind) for kind in available_passes().values() if kind.__module__ in SOURCES
+)
+
+
+def test_every_module_has_a_row() -> None:
+    assert {part(module) for module in SOURCES} == set(RANK)
+
+
+def test_modules_import_from_lower_rows_only() -> None:
+    wrong = [
+        f"{i.place}: {part(i.importer)} imports {i.module}"
+        for i in IMPORTS
+        if part(i.module) in RANK
+        and part(i.module) != part(i.importer)
+        and RANK[part(i.module)] >= RANK[part(i.importer)]
+        # The command line prints the version of the package.
+        and (i.module, i.name) != ("onnxq", "__version__")
+    ]
+    assert not wrong
+
+
+def test_parts_know_nothing_of_their_strangers() -> None:
+    wrong = [
+        f"{i.place}: {part(i.importer)} imports {i.module}"
+        for i in IMPORTS
+        if part(i.module) in STRANGERS.get(part(i.importer), ())
+    ]
+    assert not wrong
+
+
+def test_networkx_is_imported_by_the_ir_only() -> None:
+    assert {part(i.importer) for i in IMPORTS if part(i.module) == "networkx"} == {"ir"}
+
+
+def test_private_names_stay_where_they_are() -> None:
+    wrong = [
+        f"{i.place}: {i.module} {i.name}"
+        for i in IMPORTS
+        if part(i.module) in RANK
+        and (
+            (i.name.startswith("_") and not i.name.startswith("__"))
+            or ("._" in i.module and part(i.module) != part(i.importer))
+        )
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(("name", "kind"), PASSES, ids=[name for name, _ in PASSES])
+def test_a_pass_has_tests_of_its_own(name: str, kind: type) -> None:
+    file = SOURCES[kind.__module__].name
+    assert (ROOT / "tests" / "passes" / f"test_{file}").is_file()
+    assert file == f"{name.replace('-', '_')}.py", "a pass's file has its name"
+
+
+@pytest.mark.parametrize(("name", "kind"), PASSES, ids=[name for name, _ in PASSES])
+def test_a_pass_says_what_it_does_not_rewrite(name: str, kind: type) -> None:
+    said = inspect.getdoc(kind) or ""
+    assert re.search("^(Not rewritten|Not touched|Left)", said, re.MULTILINE), name
