@@ -205,11 +205,11 @@ def main() -> None:
     started = time.perf_counter()
     print("# Number formats, calibrators and modes, method by method")
     print()
-    print(
-        f"`python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}`".replace(" `", "`")
-    )
-    print(f"on {datetime.date.today()}, {_processor()}, {given.threads} thread,", end=" ")
+    command = " ".join(["python benchmarks/formats.py", *sys.argv[1:]])
+    print(f"`{command}` on {datetime.date.today()}, {_processor()}, {given.threads} thread.")
     print(", ".join(f"{name} {number}" for name, number in versions().items()) + ".")
+    print()
+    print("Speed and size are relative to the float model; speed is of single samples.")
     print()
     with tempfile.TemporaryDirectory() as name:
         for case in trained_cases():

@@ -17,6 +17,7 @@ import onnx.numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from onnxq.errors import InputError
+from onnxq.ir.packing import PACKED_BITS, pack, unpack
 from onnxq.ir.stored import PIECE, External, Stored, data_file, spill
 from onnxq.ir.tensor_checks import check_length, check_sparse
 from onnxq.ir.types import DataType
@@ -37,19 +38,46 @@ class Tensor:
     mapped, which goes away with the tensor.
     """
 
-    __slots__ = ("_array", "_digest", "_proto", "_share", "_sparse", "_stored", "dtype", "shape")
+    __slots__ = (
+        "_array", "_digest", "_packed", "_proto", "_share", "_sparse", "_stored", "dtype", "shape"
+    )  # fmt: skip
+
+    _array: np.ndarray | None
+    _packed: np.ndarray | None
+    _proto: onnx.TensorProto | None
+    _sparse: onnx.SparseTensorProto | None
+    _stored: Stored | None
+    _digest: bytes | None
+    _share: _Share | None
 
     def __init__(self, array: np.ndarray) -> None:
-        self.dtype = DataType.of(array.dtype)
-        self.shape: tuple[int, ...] = array.shape
-        self._proto: onnx.TensorProto | None = None
-        self._sparse: onnx.SparseTensorProto | None = None
-        self._digest: bytes | None = None
-        self._share: _Share | None = None
-        self._stored: Stored | None = None
-        self._array: np.ndarray | None = array
+        self._set(DataType.of(array.dtype), array.shape)
+        self._array = array
         if not _repeats(array):
             self._keep(array)
+
+    def _set(self, dtype: DataType, shape: tuple[int, ...]) -> None:
+        self.dtype = dtype
+        self.shape = shape
+        self._array = self._packed = self._proto = self._sparse = self._stored = None
+        self._digest = self._share = None
+
+    @classmethod
+    def from_packed(cls, packed: np.ndarray, dtype: DataType, shape: tuple[int, ...]) -> Tensor:
+        """Take the bytes of elements of 2 or 4 bits, as a model file holds them.
+
+        They stay as they are, and `numpy` unpacks a large tensor anew each time.
+
+        Raises:
+            ValueError: the bytes are too few or too many, or elements do not share bytes.
+        """
+        tensor = cls.__new__(cls)
+        tensor._set(dtype, shape)
+        if dtype.bits not in PACKED_BITS or packed.nbytes != tensor.nbytes:
+            raise ValueError(f"{packed.nbytes} bytes are no packed {dtype.name} of shape {shape}")
+        tensor._packed = np.ascontiguousarray(packed).reshape(-1).view(np.uint8)
+        tensor._keep(tensor._packed)
+        return tensor
 
     @classmethod
     def from_proto(cls, proto: onnx.TensorProto, folder: Path | None = None) -> Tensor:
@@ -60,10 +88,8 @@ class Tensor:
                 too short for the shape, or external data lies outside ``folder``.
         """
         tensor = cls.__new__(cls)
-        tensor._array = tensor._sparse = tensor._digest = tensor._share = tensor._stored = None
+        tensor._set(_data_type(proto), tuple(int(d) for d in proto.dims))
         tensor._proto = proto
-        tensor.dtype = _data_type(proto)
-        tensor.shape = tuple(int(d) for d in proto.dims)
         if any(d < 0 for d in tensor.shape):
             raise InputError(
                 f"tensor '{proto.name}' has a negative dimension in its shape "
@@ -85,10 +111,8 @@ class Tensor:
                 or the dense tensor would be huge beside what is held.
         """
         tensor = cls.__new__(cls)
-        tensor._array = tensor._proto = tensor._digest = tensor._share = tensor._stored = None
+        tensor._set(_data_type(proto.values), tuple(int(d) for d in proto.dims))
         tensor._sparse = proto
-        tensor.dtype = _data_type(proto.values)
-        tensor.shape = tuple(int(d) for d in proto.dims)
         check_sparse(proto, tensor.dtype)
         return tensor
 
@@ -124,7 +148,11 @@ class Tensor:
             return self._array
         if self._stored is not None:
             return _mapped(self._stored, self.dtype, self.shape)
-        if self._sparse is not None:
+        if self._packed is not None:
+            array = _unpacked(self._packed, self.dtype, self.shape)
+            if array.nbytes >= SPILL_MINIMUM:
+                return array
+        elif self._sparse is not None:
             array = _densify(self._sparse, self.shape)
         else:
             assert self._proto is not None
@@ -139,10 +167,10 @@ class Tensor:
         proto = onnx.TensorProto()
         if self._proto is not None:
             proto.CopyFrom(self._proto)
-        elif self._stored is not None:
+        elif self._stored is not None or self._packed is not None:
             proto.dims.extend(self.shape)
             proto.data_type = int(self.dtype)
-            proto.raw_data = b"".join(self._stored.pieces())
+            proto.raw_data = b"".join(self.pieces())
         else:
             proto = onnx.numpy_helper.from_array(np.asarray(self.numpy()))
         if name:
@@ -167,8 +195,13 @@ class Tensor:
         if self._stored is not None:
             yield from self._stored.pieces(size)
             return
-        array = self.numpy()
-        if self.dtype.bits < 8:
+        array = self.numpy() if self._packed is None else self._packed
+        if self._packed is None and self.dtype.bits in PACKED_BITS:
+            codes, each = np.ascontiguousarray(array).reshape(-1), 8 // self.dtype.bits
+            for at in range(0, codes.size, size * each):
+                yield pack(codes[at : at + size * each].view(np.uint8), self.dtype.bits).data
+            return
+        if self.dtype.bits < 8 and self._packed is None:
             array = np.frombuffer(onnx.numpy_helper.from_array(array).raw_data, dtype=np.uint8)
         for part in _contiguous_parts(array, size):
             flat = part.reshape(-1).view(np.uint8)
@@ -204,10 +237,10 @@ class Tensor:
                 # On a full disk they stay in memory.
                 with contextlib.suppress(OSError):
                     self._stored = spill(self.pieces(), self.nbytes)
-                    self._array = None
+                    self._array = self._packed = None
                     return
             self._share = _Share(array.nbytes)
-        if _is_mapped(array):
+        if self._array is not None and _is_mapped(array):
             # A map holds a descriptor open, and a process may have few.
             self._array = np.array(array)
 
@@ -318,9 +351,17 @@ def _external(proto: onnx.TensorProto, folder: Path | None) -> External:
 def _mapped(stored: Stored, dtype: DataType, shape: tuple[int, ...]) -> np.ndarray:
     if dtype.bits >= 8:
         return stored.map().view(dtype.numpy).reshape(shape)
+    if dtype.bits in PACKED_BITS:
+        return _unpacked(np.frombuffer(b"".join(stored.pieces()), np.uint8), dtype, shape)
     inline = onnx.TensorProto(data_type=int(dtype), dims=shape)
     inline.raw_data = b"".join(stored.pieces())
     array = onnx.numpy_helper.to_array(inline)
+    array.flags.writeable = False
+    return array
+
+
+def _unpacked(packed: np.ndarray, dtype: DataType, shape: tuple[int, ...]) -> np.ndarray:
+    array = unpack(packed, dtype.bits, math.prod(shape)).view(dtype.numpy).reshape(shape)
     array.flags.writeable = False
     return array
 
