@@ -157,7 +157,7 @@ def _package() -> ModuleType:
         return importlib.import_module("gguf")
     except ImportError as error:
         raise InputError(
-            "GGUF files need the package gguf; install it with pip install onnxq[gguf]"
+            'GGUF files need the package gguf; install it with: pip install "onnxq[gguf]"'
         ) from error
 
 

@@ -251,9 +251,8 @@ class _Insertion:
         self._constants: dict[tuple[bytes, str, tuple[int, ...]], Value] = {}
         self._stored: dict[tuple[Value, QParams], Value] = {}
         self._params: dict[tuple[Value, Format], QParams] = {}
-        self._bounds: dict[Value, tuple[float, float]] = {}
-        for root in dict.fromkeys(placed.roots.values()):
-            self._bounds[root] = known_range(root, placed) or ranges[root.name]
+        # By value: what is given to callers is renamed under way.
+        self._ranges = {root: ranges.get(root.name) for root in placed.roots.values()}
 
     def run(self) -> None:
         for node, rule in self._placed.nodes.items():
@@ -272,7 +271,9 @@ class _Insertion:
         root = self._placed.roots[value]
         key = (root, format)
         if key not in self._params:
-            self._params[key] = self._activation_qparams(*self._bounds[root], format, root.name)
+            bounds = known_range(root, self._placed, format) or self._ranges[root]
+            assert bounds is not None
+            self._params[key] = self._activation_qparams(*bounds, format, root.name)
         return self._params[key]
 
     def _activation_qparams(self, low: float, high: float, format: Format, name: str) -> QParams:

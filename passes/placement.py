@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxq.ir import DataType, Graph, Node, Use, Value, attribute_value
-from onnxq.quant import OperatorRule, Target
+from onnxq.quant import Format, OperatorRule, Target
 
 OVERRIDABLE = "its weight is also an input, which callers may override"
 """Reason that the pass constant-initializers does away with."""
@@ -121,13 +121,19 @@ def place(
     return placed
 
 
-def known_range(value: Value, placed: Placement) -> tuple[float, float] | None:
+def known_range(
+    value: Value, placed: Placement, format: Format | None = None
+) -> tuple[float, float] | None:
     """The range that the target's table gives a value whatever the data, None if calibration does.
 
-    A HardSigmoid that saturates lies between 0 and 1, for one.
+    A HardSigmoid that saturates lies between 0 and 1, for one. Some tables fix ranges for one
+    format alone; without a format, that of all is meant.
     """
     rule = placed.nodes.get(value.producer) if value.producer is not None else None
-    return None if rule is None else rule.range
+    if rule is None:
+        return None
+    is_wide = format is not None and format.bits == 16
+    return rule.range_16bit if is_wide and rule.range_16bit else rule.range
 
 
 def needs_pair_behind(node: Node, rule: OperatorRule, target: Target) -> bool:

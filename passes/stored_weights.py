@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, Tensor, TensorType, Value
+from onnxq.ir.packing import PACKED_BITS, pack, pack_transposed
 from onnxq.quant import (
     ABSMAX,
     Format,
@@ -20,8 +21,7 @@ from onnxq.quant import (
     QParams,
     QuantizedTensor,
     Scheme,
-    quantize,
-    weight_qparams,
+    quantize_weight,
 )
 from onnxq.quant.search import PLAIN, ScaleSearch
 
@@ -31,6 +31,9 @@ SLICE = 1 << 20
 NOT_FINITE = "its weight has infinite or NaN values"
 
 _MOST_THREADS = 4
+
+_ROW_UNITS = (32, 4)
+"""Rows are cut after a multiple of so many values: better of words, at least of whole bytes."""
 
 
 class Quantizer(Protocol):
@@ -56,13 +59,12 @@ class Rounding:
 
     def __call__(self, weight: np.ndarray, granularity: Granularity, name: str) -> QuantizedTensor:
         """See `Quantizer`."""
-        qparams = weight_qparams(
+        return quantize_weight(
             weight, self.format, self.scheme, granularity, search=self.search, name=name
         )
-        return QuantizedTensor(quantize(weight, qparams, name=name), qparams)
 
 
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+Arrays = tuple[np.ndarray | Tensor, np.ndarray, np.ndarray | None]
 """Quantized values, scale and zero-point; without a zero-point it is the format's own zero."""
 
 Arrange = Callable[[np.ndarray, QParams], Arrays]
@@ -70,12 +72,13 @@ Arrange = Callable[[np.ndarray, QParams], Arrays]
 
 def plain_arrays(values: np.ndarray, qparams: QParams) -> Arrays:
     """What DequantizeLinear and MatMulInteger read."""
-    zero_point = qparams.zero_point
-    return (
-        values,
-        qparams.scale,
-        zero_point if (zero_point != zero_point.dtype.type(0)).any() else None,
-    )
+    return values, qparams.scale, _needed_zero_point(qparams)
+
+
+def _needed_zero_point(qparams: QParams) -> np.ndarray | None:
+    # By their bytes: numpy compares types that it does not know itself one by one.
+    codes = np.ascontiguousarray(qparams.zero_point).reshape(-1).view(np.uint8)
+    return qparams.zero_point if codes.any() else None
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,10 @@ class Layout:
     transposed: bool = False
     factor: float = 1.0
     arrange: Arrange = plain_arrays
+
+    def shape(self, weight: Tensor) -> tuple[int, ...]:
+        """Shape of the stored values."""
+        return weight.shape[::-1] if self.transposed else weight.shape
 
 
 @dataclass(frozen=True)
@@ -143,8 +150,7 @@ class WeightStore:
         key = (weight, layout, graph, owner)
         if key not in self._stored:
             assert weight.data is not None
-            values, qparams = quantize_weight(weight.data, layout, name=weight.name)
-            values, scale, zero_point = layout.arrange(values, qparams)
+            values, scale, zero_point, qparams = _arranged(weight.data, layout, weight.name)
             self._stored[key] = Stored(
                 graph.constant(values, f"{weight.name}_q"),
                 graph.constant(scale, f"{weight.name}_scale"),
@@ -170,10 +176,70 @@ class WeightStore:
         return self._dequantized[key]
 
 
-def quantize_weight(
-    weight: Tensor, layout: Layout, *, name: str = ""
-) -> tuple[np.ndarray, QParams]:
-    """Quantized values and their qparams, computed slice by slice in a few threads.
+def _arranged(
+    weight: Tensor, layout: Layout, name: str
+) -> tuple[np.ndarray | Tensor, np.ndarray, np.ndarray | None, QParams]:
+    format, shape = layout.quantizer.format, layout.shape(weight)
+    if layout.arrange is plain_arrays and _Packed.suits(shape, format):
+        packed = _Packed(shape, format)
+        qparams = _quantize(weight, layout, packed, name)
+        return packed.tensor(), qparams.scale, _needed_zero_point(qparams), qparams
+    codes = _Codes(shape, format)
+    qparams = _quantize(weight, layout, codes, name)
+    return *layout.arrange(codes.values, qparams), qparams
+
+
+class _Codes:
+    """Quantized values of a weight, put together from those of its slices."""
+
+    def __init__(self, shape: tuple[int, ...], format: Format) -> None:
+        self.values = np.empty(shape, format.storage)
+        # As plain integers: numpy copies types that it does not know itself one by one.
+        self._codes = self.values.view(f"u{self.values.itemsize}")
+
+    def put(self, where: tuple[slice, ...], values: np.ndarray, transposed: bool) -> None:
+        """Take over the values of a slice, or those of its transpose."""
+        codes, into = values.view(self._codes.dtype), self._codes[where]
+        if transposed and codes.itemsize == 1:
+            pack_transposed(codes, 8, into)
+        else:
+            into[...] = codes.T if transposed else codes
+
+
+class _Packed:
+    """The same with several values in each byte, as a model file holds them."""
+
+    def __init__(self, shape: tuple[int, ...], format: Format) -> None:
+        self._shape, self._format = shape, format
+        self._each = 8 // format.bits
+        self._bytes = np.empty((*shape[:-1], shape[-1] // self._each), np.uint8)
+
+    @staticmethod
+    def suits(shape: tuple[int, ...], format: Format) -> bool:
+        """Whether each row fills its bytes."""
+        return format.bits in PACKED_BITS and bool(shape) and shape[-1] % (8 // format.bits) == 0
+
+    def put(self, where: tuple[slice, ...], values: np.ndarray, transposed: bool) -> None:
+        """See `_Codes.put`; the slice starts and ends between bytes."""
+        *others, last = where
+        if last.start is not None:
+            last = slice(last.start // self._each, -(-last.stop // self._each))
+        into = self._bytes[(*others, last)]
+        codes = values.view(np.uint8)
+        if transposed:
+            pack_transposed(codes, self._format.bits, into)
+        elif into.flags.c_contiguous:
+            pack(codes, self._format.bits, into.reshape(-1))
+        else:
+            into[...] = pack(codes, self._format.bits).reshape(into.shape)
+
+    def tensor(self) -> Tensor:
+        """The whole."""
+        return Tensor.from_packed(self._bytes, DataType(self._format.onnx_dtype), self._shape)
+
+
+def _quantize(weight: Tensor, layout: Layout, values: _Codes | _Packed, name: str) -> QParams:
+    """Find the quantized values and their qparams slice by slice in a few threads.
 
     The constant is read anew for each slice, so that a mapped one never takes memory as a whole.
     A group of only zeros has the smallest scale of its slice.
@@ -181,38 +247,57 @@ def quantize_weight(
     Raises:
         CannotStoreError: the weight has infinite or NaN values, or does not suit the format.
     """
-    shape = weight.shape[::-1] if layout.transposed else weight.shape
-    values = np.empty(shape, layout.quantizer.format.storage)
-    codes = values.view(f"u{values.itemsize}")
+    shape = layout.shape(weight)
 
     def store(where: tuple[slice, ...]) -> QParams:
-        part = _part(weight, layout, where)
+        late = layout.transposed and _is_plain(layout.quantizer)
+        part = _part(weight, layout, where, not late)
+        granularity = layout.granularity
+        if late and granularity.axis is not None:
+            granularity = replace(granularity, axis=1 - granularity.axis % 2)
         try:
-            made = layout.quantizer(part, layout.granularity, name)
+            made = layout.quantizer(part, granularity, name)
         except InputError as error:
             reason = str(error) if np.isfinite(part).all() else NOT_FINITE
             raise CannotStoreError(reason) from error
-        # As plain integers: numpy copies types that it does not know itself one by one.
-        codes[where] = made.values.view(codes.dtype)
-        return made.qparams
+        values.put(where, made.values, late)
+        return _transposed(made.qparams, layout.granularity) if late else made.qparams
 
     axis, slices = _slices(shape, layout)
     if len(slices) == 1:
-        return values, store(slices[0])
+        return store(slices[0])
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
         parts = list(threads.map(store, slices))
     at = axis if layout.granularity.block_size is not None else 0
     scale = np.concatenate([p.scale for p in parts], axis=at)
     zero_point = np.concatenate([p.zero_point for p in parts], axis=at)
-    return values, replace(parts[0], scale=scale, zero_point=zero_point)
+    return replace(parts[0], scale=scale, zero_point=zero_point)
 
 
-def _part(weight: Tensor, layout: Layout, where: tuple[slice, ...]) -> np.ndarray:
-    """The numbers to be stored at a place."""
+def _is_plain(quantizer: Quantizer) -> bool:
+    """Whether a weight's transpose gives, to the last bit, the transpose of what it gives."""
+    return isinstance(quantizer, Rounding) and quantizer.search == PLAIN
+
+
+def _part(weight: Tensor, layout: Layout, where: tuple[slice, ...], transpose: bool) -> np.ndarray:
+    """The numbers to be stored at a place, as they lie in the constant or transposed."""
     numbers = weight.numpy()
-    part = _turned(numbers[where[::-1]]) if layout.transposed else numbers[where]
+    part = numbers[where[::-1]] if layout.transposed else numbers[where]
+    if layout.transposed and transpose:
+        part = _turned(part)
     with np.errstate(over="ignore", invalid="ignore"):
         return part if layout.factor == 1.0 else part * np.float32(layout.factor)
+
+
+def _transposed(qparams: QParams, granularity: Granularity) -> QParams:
+    """Qparams of a matrix with its axes exchanged."""
+    codes = np.ascontiguousarray(qparams.zero_point).view(f"u{qparams.format.storage.itemsize}")
+    return replace(
+        qparams,
+        scale=np.ascontiguousarray(qparams.scale.T),
+        zero_point=np.ascontiguousarray(codes.T).view(qparams.format.storage),
+        axis=granularity.axis,
+    )
 
 
 def _turned(rows: np.ndarray) -> np.ndarray:
@@ -232,6 +317,9 @@ def _slices(shape: tuple[int, ...], layout: Layout) -> tuple[int, list[tuple[sli
     # Along the constant's own first axis it is read in one piece.
     cut = axis if block is None else int(layout.transposed)
     unit = block if block is not None and cut == axis % len(shape) else 1
+    if cut == len(shape) - 1:
+        fitting = (n for n in _ROW_UNITS if n * (size // shape[cut]) <= SLICE)
+        unit = math.lcm(unit, next(fitting, _ROW_UNITS[-1]))
     count = max(1, SLICE // (size // shape[cut]) // unit) * unit
     return cut, [
         (*every[:cut], slice(at, at + count), *every[cut + 1 :])

@@ -45,16 +45,21 @@ def quantized(
     *,
     target: str = "cpu-x64",
     keep_float: tuple[str, ...] = (),
+    activations: str = "",
+    formats: Mapping[str, str] | None = None,
 ) -> Graph:
     """The quantized graph, which is valid by every check there is."""
     after = before.copy()
     infer_types(after)
     bounds = same_bounds(before.copy(), target) if bounds is None else bounds
-    made = InsertQdq(bounds, target, keep_float).run(after, Context())
+    step = InsertQdq(
+        bounds, target, keep_float, activations=activations, formats=dict(formats or {})
+    )
+    made = step.run(after, Context())
     after.check()
     onnx.checker.check_model(to_proto(after), full_check=True)
     count = len(after)
-    assert InsertQdq(bounds, target, keep_float).run(after, Context()) == 0
+    assert step.run(after, Context()) == 0
     assert len(after) == count, "a second run adds nothing"
     integers = [v for v in after.initializers() if v.data and v.data.dtype.name == "INT8"]
     assert made or not integers

@@ -250,7 +250,7 @@ def test_nothing_to_write_and_unknown_type(tmp_path: Path) -> None:
 
 def test_package_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(InputError, match=r"pip install onnxq\[gguf\]"):
+    with pytest.raises(InputError, match=r'pip install "onnxq\[gguf\]"'):
         export_gguf(model(), tmp_path / "w.gguf")
 
 

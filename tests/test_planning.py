@@ -209,7 +209,8 @@ def test_weights_that_are_inputs_too_are_made_constants_again(tmp_path: Path) ->
         (Settings(target="toaster"), "no target 'toaster'"),
         (Settings(calibrator="dowsing"), "dowsing"),
         (Settings(precisions=("int7",)), "cannot choose 'int7'"),
-        (Settings(precisions=("int16-act",)), "cannot choose 'int16-act'"),
+        (Settings(precisions=("float16",)), "a search cannot choose 'float16'; use some of int8, "),
+        (Settings(precisions=("int8", "bfloat16")), "cannot choose 'bfloat16'; use some of int8, "),
         (Settings(opset=999), "999"),
     ],
 )

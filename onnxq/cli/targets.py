@@ -159,8 +159,9 @@ def _remarks(rule: OperatorRule, target: Target) -> Iterator[str]:
         yield "inputs may be constant"
     if rule.form:
         yield f"written as {rule.form}"
-    if rule.range is not None:
-        yield f"result from {rule.range[0]:g} to {rule.range[1]:g}"
+    for limits, when in ((rule.range, ""), (rule.range_16bit, ", in 16 bits")):
+        if limits is not None:
+            yield f"result from {limits[0]:g} to {limits[1]:g}{when}"
     for name, value in rule.attributes.items():
         yield f"if {name} is {value}"
     if rule.broken_by:

@@ -82,7 +82,11 @@ class Pass(ABC):
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did, summed over its runs."""
+    """What one pass did, summed over its runs.
+
+    ``nodes_after`` is ``nodes_before``, the operators before the first run, with what all its own
+    runs added or removed; what other passes did in between does not count.
+    """
 
     name: str
     rewrites: int
@@ -138,18 +142,18 @@ class Pipeline:
                 graph.check()
             except InvariantError as error:
                 raise InvariantError(f"pass {step.name} left an invalid graph: {error}") from error
-        earlier = records.get(position)
+        after = count_nodes(graph)
+        earlier = records.get(position, PassRecord(step.name, 0, 0.0, before, before))
         records[position] = PassRecord(
             step.name,
-            rewrites + (earlier.rewrites if earlier else 0),
-            seconds + (earlier.seconds if earlier else 0.0),
-            earlier.nodes_before if earlier else before,
-            count_nodes(graph),
+            rewrites + earlier.rewrites,
+            seconds + earlier.seconds,
+            earlier.nodes_before,
+            earlier.nodes_after + after - before,
         )
         if ctx.debug >= 1:
             ctx.log(
-                f"  {step}: {rewrites} rewrites, {seconds * 1e3:.1f} ms, "
-                f"{before} -> {count_nodes(graph)} nodes"
+                f"  {step}: {rewrites} rewrites, {seconds * 1e3:.1f} ms, {before} -> {after} nodes"
             )
         if ctx.debug >= 3 and rewrites:
             ctx.log(str(graph))

@@ -31,7 +31,6 @@ Before, every initializer had to be listed among the inputs, and none could be o
 """
 
 _ALIGNMENT = 4096
-_IS_FOLDER = "cannot write '{path}': it is a folder; name a file"
 _Kind = onnx.AttributeProto
 
 
@@ -83,10 +82,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that takes its name only when everything went well.
 
     Raises:
-        InputError: the folder is missing, the path is a folder, or the file cannot be written.
+        InputError: the folder is missing, the path is no ordinary file, or it cannot be written.
     """
-    if os.path.isdir(path):
-        raise InputError(_IS_FOLDER.format(path=path))
+    _refuse_what_is_no_file(path)
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
@@ -109,10 +107,9 @@ def check_writable(path: Path) -> None:
     """Find out before long work whether a file could be written.
 
     Raises:
-        InputError: the folder is missing, the path is a folder, or writing is not allowed.
+        InputError: the folder is missing, the path is no ordinary file, or writing is not allowed.
     """
-    if os.path.isdir(path):
-        raise InputError(_IS_FOLDER.format(path=path))
+    _refuse_what_is_no_file(path)
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -120,7 +117,17 @@ def check_writable(path: Path) -> None:
         raise InputError(_cannot_write(path, error)) from error
 
 
+def _refuse_what_is_no_file(path: Path) -> None:
+    """Devices and pipes would be replaced, not written to: root could lose /dev/null that way."""
+    if os.path.isdir(path):
+        raise InputError(f"cannot write '{path}': it is a folder; name a file")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"cannot write '{path}': it is a device or a pipe; name a file")
+
+
 def _cannot_write(path: Path, error: OSError) -> str:
+    if os.path.isfile(path.parent):
+        return f"cannot write '{path}': '{path.parent}' is a file; name a folder"
     if not path.parent.is_dir():
         return f"cannot write '{path}': the folder '{path.parent}' does not exist; create it"
     return f"cannot write '{path}': {error.strerror or error}; choose another place"
@@ -143,8 +150,7 @@ class _ExternalStore:
     def put(self, tensor: Tensor, name: str) -> onnx.TensorProto:
         start = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
         self._file.seek(start)
-        for piece in tensor.pieces():
-            self._file.write(piece)
+        tensor.copy_to(self._file)
         proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape)
         proto.data_location = onnx.TensorProto.EXTERNAL
         for key, text in (

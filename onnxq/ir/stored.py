@@ -25,6 +25,9 @@ from onnxq.errors import InputError
 PIECE = 1 << 22
 """Bytes that are read or written at a time."""
 
+_MOST_SENT = 1 << 24
+"""Bytes that the system is asked to copy at a time; in between, a process can be interrupted."""
+
 _SEGMENT_BYTES = 1 << 30
 """Length from which a temporary file takes no more; its space is free when all in it is gone."""
 
@@ -44,15 +47,31 @@ class Stored(ABC):
             InputError: the file is gone or is no longer the same.
         """
 
-    def pieces(self, size: int = PIECE) -> Iterator[bytes]:
-        """The bytes in order, at most ``size`` at a time."""
+    def pieces(self, size: int = PIECE, start: int = 0) -> Iterator[bytes]:
+        """The bytes in order from one of them on, at most ``size`` at a time."""
         end = self.offset + self.length
         with self.open() as descriptor:
-            for at in range(self.offset, end, size):
+            for at in range(self.offset + start, end, size):
                 piece = os.pread(descriptor, min(size, end - at), at)
                 if len(piece) != min(size, end - at):
                     raise InputError("a file of constant data became shorter while it was read")
                 yield piece
+
+    def copy_to(self, file: BinaryIO) -> None:
+        """Write the bytes to a file, or let the system do so where it can."""
+        file.flush()
+        start, done = file.tell(), 0
+        # Some systems send to nothing but sockets, or nothing from these files.
+        with self.open() as descriptor, contextlib.suppress(OSError, AttributeError):
+            while done < self.length:
+                left = min(self.length - done, _MOST_SENT)
+                sent = os.sendfile(file.fileno(), descriptor, self.offset + done, left)
+                if not sent:
+                    break
+                done += sent
+        file.seek(start + done)
+        for piece in self.pieces(start=done):
+            file.write(piece)
 
     def map(self) -> np.ndarray:
         """The bytes as an array that cannot be written to; read from the file when touched."""

@@ -9,7 +9,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import onnx
@@ -195,18 +195,31 @@ class Tensor:
         if self._stored is not None:
             yield from self._stored.pieces(size)
             return
-        array = self.numpy() if self._packed is None else self._packed
-        if self._packed is None and self.dtype.bits in PACKED_BITS:
-            codes, each = np.ascontiguousarray(array).reshape(-1), 8 // self.dtype.bits
-            for at in range(0, codes.size, size * each):
-                yield pack(codes[at : at + size * each].view(np.uint8), self.dtype.bits).data
+        if self._packed is not None:
+            array = self._packed
+        elif self.dtype.bits in PACKED_BITS:
+            codes = np.ascontiguousarray(self.numpy()).reshape(-1).view(np.uint8)
+            step = size * 8 // self.dtype.bits
+            for at in range(0, codes.size, step):
+                yield pack(codes[at : at + step], self.dtype.bits).data
             return
-        if self.dtype.bits < 8 and self._packed is None:
-            array = np.frombuffer(onnx.numpy_helper.from_array(array).raw_data, dtype=np.uint8)
+        elif self.dtype.bits < 8:
+            raw = onnx.numpy_helper.from_array(self.numpy()).raw_data
+            array = np.frombuffer(raw, dtype=np.uint8)
+        else:
+            array = self.numpy()
         for part in _contiguous_parts(array, size):
             flat = part.reshape(-1).view(np.uint8)
             for at in range(0, flat.size, size):
                 yield flat[at : at + size].data
+
+    def copy_to(self, file: BinaryIO) -> None:
+        """Write the bytes as a model file holds them; not for strings."""
+        if self._stored is not None:
+            self._stored.copy_to(file)
+            return
+        for piece in self.pieces():
+            file.write(piece)
 
     def digest(self, limit: int | None = None) -> bytes:
         """Fingerprint of dtype, shape and every bit of the numbers (so -0.0 is not 0.0).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, Pass, PassRecord, Pipeline
@@ -23,15 +24,15 @@ PRECISIONS: Mapping[str, str] = {
     "int16-act": "activations in 16-bit and weights in 8-bit integers, ranges from calibration",
     "int8-dynamic": "activations and weights in 8-bit integers, ranges found at run time",
     "int8-weight": "weights in 8-bit integers",
-    "int4-weight": "weights in 4-bit integers, 32 to a scale",
+    "int4-weight": "weights in 4-bit integers, 32 to a scale and a zero-point",
     "int2-weight": "weights in 2-bit integers, 32 to a scale",
     "float16": "16-bit floats",
     "bfloat16": "16-bit floats with the range of float32",
 }
 """The precisions that a plan may give to a node."""
 
-STATIC: Mapping[str, str] = {"int8": "", "int16-act": "uint16"}
-"""The precisions in static integers, and the format of their activations; empty for the target's.
+STATIC: Mapping[str, int] = {"int8": 8, "int16-act": 16}
+"""The precisions in static integers, and the bits of their activations.
 
 Nodes of all of these are quantized together: what one gives as integers another may read."""
 
@@ -40,15 +41,7 @@ Ranges = Mapping[str, tuple[float, float]]
 
 def needed_opset(precisions: Mapping[str, str], target: str) -> int:
     """Lowest opset that expresses some precisions on a target."""
-    wanted = set(precisions.values())
-    found = [
-        step.needed_opset
-        for step in _steps(precisions, target, {})
-        if isinstance(step, InsertQdq | QuantizeDynamic | QuantizeWeights)
-    ]
-    if "bfloat16" in wanted:
-        found.append(13)
-    return max(found, default=0)
+    return max((step.needed_opset for step in _steps(precisions, target, {})), default=0)
 
 
 def apply_precisions(
@@ -90,6 +83,8 @@ def apply_precisions(
         steps: tuple[Pass, ...] = (step,)
         if isinstance(step, QuantizeDynamic):
             steps = (UnflattenGemm(only=step.only), step)
+        elif isinstance(step, InsertQdq):
+            steps = (replace(step, ranges=_behind_casts(graph, ranges)),)
         records += Pipeline(steps, fixed_point=False).run(graph, ctx)
     if load_target(target).provider == "cpu":
         records += Pipeline((KeepFloatWeights(),), fixed_point=False).run(graph, ctx)
@@ -98,30 +93,44 @@ def apply_precisions(
     return records
 
 
-def _steps(precisions: Mapping[str, str], target: str, ranges: Ranges) -> list[Pass]:
+def _behind_casts(graph: Graph, ranges: Ranges) -> dict[str, tuple[float, float]]:
+    """Ranges that hold for what Casts restored of values in 16-bit floats, too."""
+    found = dict(ranges)
+    for node in graph.nodes():
+        source = node.input(0)
+        if node.is_op("Cast") and source is not None and source.name in found:
+            found.setdefault(node.output.name, found[source.name])
+    return found
+
+
+_Step = ConvertFloat | InsertQdq | QuantizeDynamic | QuantizeWeights
+
+
+def _steps(precisions: Mapping[str, str], target: str, ranges: Ranges) -> list[_Step]:
     """The pass for each precision that nodes are to have, in the order in which they run.
 
-    Static integers come last but for floats: what reads their pairs counts as quantized already.
+    Static integers come last: what reads their pairs counts as quantized already.
     """
     nodes: dict[str, tuple[str, ...]] = {
         precision: tuple(n for n, p in precisions.items() if p == precision)
         for precision in dict.fromkeys(precisions.values())
     }
-    steps: list[Pass] = []
+    steps: list[_Step] = []
     if names := nodes.get("int8-dynamic"):
         reduced = load_target(target).weight_scheme.reduced_range
         steps.append(QuantizeDynamic(only=names, reduced_range=reduced))
     if names := nodes.get("int8-weight"):
         steps.append(QuantizeWeights(only=names, format="int8", block_size=0))
-    for precision in ("int4-weight", "int2-weight"):
-        if names := nodes.get(precision):
-            format = precision.removesuffix("-weight")
-            steps.append(QuantizeWeights(only=names, format=format))
-    static = {n: STATIC[p] for n, p in precisions.items() if p in STATIC}
-    if static:
-        formats = {name: format for name, format in static.items() if format}
-        steps.append(InsertQdq(ranges, target, only=tuple(static), formats=formats))
+    if names := nodes.get("int4-weight"):
+        steps.append(QuantizeWeights(only=names, format="uint4", scheme="zero-point"))
+    if names := nodes.get("int2-weight"):
+        steps.append(QuantizeWeights(only=names, format="int2"))
     for precision in ("float16", "bfloat16"):
         if names := nodes.get(precision):
             steps.append(ConvertFloat(format=precision, only=names, ranges=ranges))
+    static = {n: STATIC[p] for n, p in precisions.items() if p in STATIC}
+    if static:
+        table = load_target(target)
+        formats = {n: table.activation_format_of(bits).name for n, bits in static.items()}
+        steps.append(InsertQdq(ranges, target, only=tuple(static), formats=formats))
     return steps

@@ -50,6 +50,7 @@ from onnxq.quant.qparams import (
     fake_quantize,
     qparams_from_range,
     quantize,
+    quantize_weight,
     weight_qparams,
 )
 from onnxq.quant.scheme import (
@@ -137,6 +138,7 @@ __all__ = [
     "quantization_error",
     "quantize",
     "quantize_bias",
+    "quantize_weight",
     "ternary",
     "value_range",
     "weight_qparams",

@@ -15,6 +15,15 @@ PIECE = 1 << 15
 """Elements worked on at a time: as float32, with a few intermediate results beside them, they stay
 in a processor's second-level cache."""
 
+WIDE_PIECE = 1 << 18
+"""The same where there are two intermediate results at most."""
+
+
+_SIGN = np.uint32(1 << 31)
+
+_SHORT = 256
+"""Groups up to this length are reduced by comparing neighbours."""
+
 
 def label(name: str) -> str:
     """What an error message calls a tensor."""
@@ -27,18 +36,32 @@ def finite(x: npt.ArrayLike, dtype: type[np.float32] | type[np.float64], name: s
     Raises:
         InputError: No real numbers, or NaN or infinity among them after the conversion.
     """
+    converted = as_numbers(x, dtype, name)
+    if not all(np.isfinite(converted[index]).all() for index in pieces(converted.shape)):
+        raise not_finite(dtype, name)
+    return converted
+
+
+def as_numbers(x: npt.ArrayLike, dtype: type[np.float32] | type[np.float64], name: str) -> Any:
+    """Array in `dtype`, not copied if it has that already; what is beyond it becomes infinite.
+
+    Raises:
+        InputError: No real numbers.
+    """
     array = np.asarray(x)
     # ml_dtypes (bfloat16 and the like) are of kind V to numpy, and convert.
     if array.dtype.kind not in "fiubV" or array.dtype.names is not None:
         raise InputError(f"{label(name)} has elements of type {array.dtype}, which are no numbers")
     with np.errstate(over="ignore"):
-        converted = array.astype(dtype, copy=False)
-    if not all(np.isfinite(converted[index]).all() for index in pieces(converted.shape)):
-        raise InputError(
-            f"{label(name)} holds NaN, infinity or a number beyond {np.dtype(dtype)} "
-            "and cannot be quantized; repair the model or the data, or leave it in float"
-        )
-    return converted
+        return array.astype(dtype, copy=False)
+
+
+def not_finite(dtype: type[np.float32] | type[np.float64], name: str) -> InputError:
+    """What is raised where numbers have to be finite."""
+    return InputError(
+        f"{label(name)} holds NaN, infinity or a number beyond {np.dtype(dtype)} "
+        "and cannot be quantized; repair the model or the data, or leave it in float"
+    )
 
 
 def pieces(shape: tuple[int, ...], size: int = PIECE) -> Iterator[tuple[slice, ...]]:
@@ -53,6 +76,52 @@ def pieces(shape: tuple[int, ...], size: int = PIECE) -> Iterator[tuple[slice, .
         yield tuple(
             slice(start, start + step) for start, step in zip(corner, reversed(steps), strict=True)
         )
+
+
+class Extremes:
+    """Smallest and largest numbers of groups, widened to hold 0, found by their bit patterns.
+
+    As signed integers, float32 numbers above 0 lie in their own order above all others, and as
+    unsigned ones numbers below 0 lie in the opposite order above all others. NaN and infinity lie
+    farther out than finite numbers, so one of them among a group's numbers is one of its ends.
+    Integers are compared twice as fast as floats, whose NaN numpy has to pass on.
+
+    Attributes:
+        positive: The largest numbers, as int32.
+        negative: The smallest, as uint32; below 2**31 where there is none below 0.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.positive = np.zeros(shape, np.int32)
+        self.negative = np.zeros(shape, np.uint32)
+
+    def ends(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Smallest and largest numbers; NaN or infinite where such are in the group."""
+        negative = np.where(self.negative < _SIGN, np.uint32(0), self.negative)
+        return negative.view(np.float32), self.positive.view(np.float32)
+
+
+def widen(
+    positive: npt.NDArray[np.int32],
+    negative: npt.NDArray[np.uint32],
+    values: npt.NDArray[np.float32],
+    axes: tuple[int, ...],
+) -> None:
+    """Let parts of `Extremes` hold values too, of groups on some of the values' axes."""
+    for most, patterns in ((positive, values.view(np.int32)), (negative, values.view(np.uint32))):
+        np.maximum(most, _largest(patterns, axes), out=most)
+
+
+def _largest(patterns: npt.NDArray[Any], axes: tuple[int, ...]) -> npt.NDArray[Any]:
+    size = patterns.shape[axes[-1]]
+    if axes != (patterns.ndim - 2,) or patterns.shape[-1] > 1 or size > _SHORT or size & (size - 1):
+        return np.asarray(patterns.max(axis=axes, keepdims=True))
+    # Reducing along short rows is slow; comparing neighbours until one is left is not.
+    left = patterns.reshape(-1)
+    while size > 1:
+        left = np.maximum(left[0::2], left[1::2])
+        size //= 2
+    return left.reshape(*patterns.shape[:-2], 1, 1)
 
 
 def row_extremes(

@@ -96,7 +96,9 @@ class Grouping:
         blocks = scales.reshape(before, -(-length // self.block_size), 1, after)
         return [blocks[:, :whole], blocks[:, whole:]] if length % self.block_size else [blocks]
 
-    def pieces(self, values: Array, *scales: Array) -> Iterator[tuple[Array, ...]]:
+    def pieces(
+        self, values: Array, *scales: Array, size: int = PIECE
+    ) -> Iterator[tuple[Array, ...]]:
         """Neighbourhoods of `values` that fit the cache, each with its part of `scales`.
 
         All are views with four axes. Writing to `values` needs it to be contiguous.
@@ -104,7 +106,7 @@ class Grouping:
         for view, *grouped in zip(
             self.aligned(values), *(self.aligned_scales(scale) for scale in scales), strict=True
         ):
-            for index in pieces(view.shape):
+            for index in pieces(view.shape, size):
                 yield view[index], *(g[_broadcast(index, g.shape)] for g in grouped)
 
     def batches(self, values: npt.NDArray[np.float32]) -> Iterator[Batch]:

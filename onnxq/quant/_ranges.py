@@ -35,7 +35,7 @@ def scale_from_range(
     """
     lows, highs = np.minimum(lows, 0.0), np.maximum(highs, 0.0)
     qlow, qhigh = value_range(format, scheme)
-    middle = 0.0 if format.is_float else (qlow + qhigh + 1) // 2
+    middle = symmetric_middle(format, scheme)
     # float64: high - low overflows float32 for ranges that float32 itself can hold.
     exact: Float64Array
     if scheme.symmetric:
@@ -56,6 +56,48 @@ def scale_from_range(
     if scheme.power_of_two:
         largest = _power_of_two_at_most(largest)
     return np.asarray(np.minimum(exact, largest)).astype(np.float32), zero_point
+
+
+def symmetric_middle(format: Format, scheme: Scheme) -> float:
+    """Where absmax puts zero."""
+    qlow, qhigh = value_range(format, scheme)
+    return 0.0 if format.is_float else (qlow + qhigh + 1) // 2
+
+
+def absmax_scale(
+    lows: npt.NDArray[np.float32], highs: npt.NDArray[np.float32], format: Format, scheme: Scheme
+) -> npt.NDArray[np.float32] | None:
+    """The scale that `scale_from_range` gives of plain absmax, in float32 only.
+
+    A quotient of float32 numbers rounded to float64 and then to float32 is the one rounded to
+    float32 at once, because float64 has more than twice the bits and two (Figueroa, "When is
+    double rounding innocuous?", 1995). Subnormal ones, for which this does not hold, are below
+    MIN_SCALE either way.
+
+    Args:
+        lows: Lower ends, finite and at most 0.
+        highs: Upper ends, finite and at least 0.
+        format: Format of the quantized values.
+        scheme: Any; other than for absmax without powers of two, None is returned, and for int32.
+
+    Returns:
+        The scale, or None also where one would be so large that dequantized values overflow.
+
+    Raises:
+        InputError: Scheme and format do not suit each other.
+    """
+    qlow, qhigh = value_range(format, scheme)
+    if not scheme.symmetric or scheme.power_of_two or format.bits == 32:
+        return None
+    middle = symmetric_middle(format, scheme)
+    scale = np.asarray(highs / np.float32(qhigh - middle))
+    scale = np.asarray(np.maximum(scale, lows / np.float32(qlow - middle), out=scale))
+    reach = max(format.qmax - middle, middle - format.qmin)
+    if scale.max(initial=0) > FLOAT32_MAX / reach / 2:
+        return None
+    np.maximum(scale, np.float32(MIN_SCALE), out=scale)
+    scale[(lows == 0) & (highs == 0)] = 1
+    return scale
 
 
 def power_of_two_at_least(x: Float64Array) -> Float64Array:

@@ -53,6 +53,19 @@ def to_storage(values: npt.NDArray[Any], format: Format) -> npt.NDArray[Any]:
     return values.astype(format.storage)
 
 
+def store(values: npt.NDArray[Any], format: Format, out: npt.NDArray[Any]) -> None:
+    """Write what `to_storage` gives into an array in the format's storage dtype."""
+    if format.is_float:
+        codes = _float_codes(values.astype(np.float32, copy=False), format)
+        np.copyto(out.view(np.uint8), codes.view(np.uint8))
+    elif format.bits < 8:
+        # ml_dtypes holds the lowest bits of a number, with zeros above them.
+        np.copyto(out.view(np.int8), values, casting="unsafe")
+        np.bitwise_and(out.view(np.uint8), (1 << format.bits) - 1, out=out.view(np.uint8))
+    else:
+        np.copyto(out, values, casting="unsafe")
+
+
 def from_storage(values: npt.NDArray[Any], format: Format) -> npt.NDArray[np.float32]:
     """Values in the format's storage dtype as float32."""
     if format.is_float:

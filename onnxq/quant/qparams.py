@@ -14,10 +14,26 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import InputError
-from onnxq.quant._arrays import PIECE, finite, label, pieces, row_extremes
+from onnxq.quant._arrays import (
+    PIECE,
+    WIDE_PIECE,
+    Extremes,
+    as_numbers,
+    finite,
+    label,
+    not_finite,
+    pieces,
+    widen,
+)
 from onnxq.quant._groups import Grouping
-from onnxq.quant._ranges import FLOAT32_MAX, MIN_SCALE, scale_from_range
-from onnxq.quant._rounding import from_storage, round_to, to_storage
+from onnxq.quant._ranges import (
+    FLOAT32_MAX,
+    MIN_SCALE,
+    absmax_scale,
+    scale_from_range,
+    symmetric_middle,
+)
+from onnxq.quant._rounding import from_storage, round_to, store, to_storage
 from onnxq.quant.formats import Format
 from onnxq.quant.scheme import Granularity, Scheme, value_range
 from onnxq.quant.search import PLAIN, Problem, ScaleSearch
@@ -35,6 +51,7 @@ __all__ = [
     "fake_quantize",
     "qparams_from_range",
     "quantize",
+    "quantize_weight",
     "weight_qparams",
 ]
 
@@ -241,10 +258,45 @@ def weight_qparams(
         InputError: NaN or infinity in the weight, no such axis, or scheme and format do not suit
             each other.
     """
-    values: Float32Array = finite(weight, np.float32, name)
+    values: Float32Array = as_numbers(weight, np.float32, name)
     axis = axis_within(granularity, values.ndim, name)
     grouping = Grouping(values.shape, axis, granularity.block_size)
-    low, high = _extremes(values, grouping)
+    low, high = _extremes(values, grouping, name)
+    return _weight_qparams(values, grouping, low, high, format, scheme, search)
+
+
+def quantize_weight(
+    weight: npt.ArrayLike,
+    format: Format,
+    scheme: Scheme,
+    granularity: Granularity,
+    *,
+    search: ScaleSearch = PLAIN,
+    name: str = "",
+) -> QuantizedTensor:
+    """What `quantize` gives of a weight with its `weight_qparams`, in fewer passes over it.
+
+    Raises:
+        InputError: As `weight_qparams` does.
+    """
+    values: Float32Array = as_numbers(weight, np.float32, name)
+    axis = axis_within(granularity, values.ndim, name)
+    grouping = Grouping(values.shape, axis, granularity.block_size)
+    low, high = _extremes(values, grouping, name)
+    qparams = _weight_qparams(values, grouping, low, high, format, scheme, search)
+    within = search == PLAIN and _stay_within(low, high, qparams)
+    return QuantizedTensor(_quantized(values, qparams, grouping, clips=not within), qparams)
+
+
+def _weight_qparams(
+    values: Float32Array,
+    grouping: Grouping,
+    low: Float32Array,
+    high: Float32Array,
+    format: Format,
+    scheme: Scheme,
+    search: ScaleSearch,
+) -> QParams:
     plain = _plain(low, high, format, scheme, grouping)
     zeros = (low == 0) & (high == 0)
     if zeros.any() and not zeros.all():
@@ -253,13 +305,27 @@ def weight_qparams(
     return plain if search == PLAIN else _searched(values, grouping, plain, scheme, search)
 
 
+def _stay_within(low: Float32Array, high: Float32Array, qparams: QParams) -> bool:
+    """Whether no value between these ends needs to be clipped; rounding keeps their order."""
+    zero_point = _zero_points(qparams, np.float32)
+    lowest, highest = (np.rint(end / qparams.scale) + zero_point for end in (low, high))
+    bounds = qparams.bounds
+    return bool(lowest.min(initial=0) >= bounds[0] and highest.max(initial=0) <= bounds[1])
+
+
 def _plain(
     low: Float32Array, high: Float32Array, format: Format, scheme: Scheme, grouping: Grouping
 ) -> QParams:
-    scale: Float32Array = np.empty(low.shape, np.float32)
-    zero_point: npt.NDArray[Any] = np.empty(low.shape, format.storage)
+    scale = absmax_scale(low, high, format, scheme)
+    if scale is not None:
+        middle = to_storage(np.full(1, symmetric_middle(format, scheme), np.float32), format)
+        codes = middle.view(f"u{middle.itemsize}")
+        zero_point = np.full(low.shape, codes[0], codes.dtype).view(format.storage)
+        return QParams(format, scale, zero_point, grouping.axis, grouping.block_size)
+    scale = np.empty(low.shape, np.float32)
+    zero_point = np.empty(low.shape, format.storage)
     # In pieces: the arithmetic in float64 takes about as much memory as a block of 32 values.
-    for cut in pieces(low.shape, PIECE // 8):
+    for cut in pieces(low.shape, PIECE // 2):
         lows, highs = (np.asarray(end[cut], np.float64) for end in (low, high))
         scale[cut], stands_for_zero = scale_from_range(lows, highs, format, scheme)
         zero_point[cut] = to_storage(stands_for_zero, format)
@@ -319,29 +385,45 @@ def quantize(x: npt.ArrayLike, qparams: QParams, *, name: str = "") -> npt.NDArr
         InputError: NaN or infinity in `x`, or a shape that does not fit the scale.
     """
     values = finite(x, np.float32, name)
+    return _quantized(values, qparams, _fitting(values, qparams, name))
+
+
+def _quantized(
+    values: Float32Array, qparams: QParams, grouping: Grouping, *, clips: bool = True
+) -> npt.NDArray[Any]:
+    """See `quantize`; without ``clips``, none of the values lies beyond the bounds."""
     format = qparams.format
-    grouping = _fitting(values, qparams, name)
-    work = np.float64 if format.bits == 32 else np.float32
+    work: type[np.floating[Any]] = np.float64 if format.bits == 32 else np.float32
     low, high = qparams.bounds
     result: npt.NDArray[Any] = np.empty(values.shape, format.storage)
-    zero_point = qparams.zero_point.astype(work)
+    zero_point = _zero_points(qparams, work)
     shifted = bool(zero_point.any())
-    inputs = grouping.pieces(values, qparams.scale, zero_point)
-    for (part, scale, zero), (out,) in zip(inputs, grouping.pieces(result), strict=True):
-        with np.errstate(over="ignore", under="ignore"):
-            q = np.divide(part, scale, dtype=work)
-        if format.is_float:
-            if format.bits == 4:
-                q += zero  # QuantizeLinear does so in this float format only: -0 becomes 0
-            np.clip(q, low, high, out=q)
-            round_to(q, format)
-        else:
-            round_to(q, format)
-            if shifted:
-                q += zero
-            np.clip(q, low, high, out=q)
-        out[...] = to_storage(q, format)
+    buffer = np.empty(min(WIDE_PIECE, values.size), work)
+    inputs = grouping.pieces(values, qparams.scale, zero_point, size=WIDE_PIECE)
+    outputs = grouping.pieces(result, size=WIDE_PIECE)
+    with np.errstate(over="ignore", under="ignore"):
+        for (part, scale, zero), (out,) in zip(inputs, outputs, strict=True):
+            q = buffer[: part.size].reshape(part.shape)
+            np.divide(part, scale, out=q, dtype=work)
+            if format.is_float:
+                if format.bits == 4:
+                    q += zero  # QuantizeLinear does so in this float format only: -0 becomes 0
+                np.clip(q, low, high, out=q)
+                round_to(q, format)
+            else:
+                round_to(q, format)
+                if shifted:
+                    q += zero
+                if clips:
+                    np.clip(q, low, high, out=q)
+            store(q, format, out)
     return result
+
+
+def _zero_points(qparams: QParams, dtype: type[np.floating[Any]]) -> npt.NDArray[Any]:
+    codes = qparams.zero_point.view(f"u{qparams.zero_point.itemsize}")
+    # ml_dtypes converts its numbers one by one, and they are zero mostly.
+    return qparams.zero_point.astype(dtype) if codes.any() else np.zeros(codes.shape, dtype)
 
 
 def dequantize(q: npt.NDArray[Any], qparams: QParams, *, name: str = "") -> Float32Array:
@@ -396,21 +478,21 @@ def axis_within(granularity: Granularity, rank: int, name: str) -> int | None:
     return granularity.axis % rank
 
 
-def _extremes(values: Float32Array, grouping: Grouping) -> tuple[Float32Array, Float32Array]:
-    """Smallest and largest values of each group, widened to hold 0."""
-    low: Float32Array = np.zeros(grouping.scale_shape, np.float32)
-    high: Float32Array = np.zeros(grouping.scale_shape, np.float32)
-    axes = grouping.value_axes
-    for part, least, most in grouping.pieces(values, low, high):
-        before, length, size, after = part.shape
-        if axes == (2,) and after == 1 and size < before * length:
-            found = row_extremes(part.reshape(-1, size))
-            lowest, highest = (ends.reshape(least.shape) for ends in found)
-        else:
-            lowest = part.min(axis=axes, keepdims=True)
-            highest = part.max(axis=axes, keepdims=True)
-        np.minimum(least, lowest, out=least)
-        np.maximum(most, highest, out=most)
+def _extremes(
+    values: Float32Array, grouping: Grouping, name: str
+) -> tuple[Float32Array, Float32Array]:
+    """Smallest and largest values of each group, widened to hold 0.
+
+    Raises:
+        InputError: NaN or infinity among the values.
+    """
+    extremes = Extremes(grouping.scale_shape)
+    inputs = grouping.pieces(values, extremes.positive, extremes.negative, size=WIDE_PIECE)
+    for part, positive, negative in inputs:
+        widen(positive, negative, part, grouping.value_axes)
+    low, high = extremes.ends()
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise not_finite(np.float32, name)
     return low, high
 
 

@@ -63,6 +63,7 @@ class OperatorRule:
         output: See `OutputRule`.
         range: Smallest and largest value of the integer result, where runtimes want the same ones
             whatever the data.
+        range_16bit: The same where it is of 16 bits.
         attributes: Attribute values without which the integer kernel does not apply.
         broken_by: Attributes that, when set, break the integer kernel. Runtimes fuse the operator
             to it wherever a pair stands on both sides, so none may stand behind it.
@@ -81,6 +82,7 @@ class OperatorRule:
     per_channel: bool = True
     output: OutputRule = "quantized"
     range: tuple[float, float] | None = None
+    range_16bit: tuple[float, float] | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
     broken_by: tuple[str, ...] = ()
     constant_inputs: bool = False
@@ -130,7 +132,7 @@ class Target:
     @property
     def has_integer_kernels(self) -> bool:
         """Whether activations in integers make anything faster here."""
-        return "int8" in self.precisions
+        return not {"int8", "int16-act"}.isdisjoint(self.precisions)
 
     @property
     def opset(self) -> int:
@@ -140,6 +142,11 @@ class Target:
             self.weight_format.opset,
             self.weight_granularity(0).opset,
         )
+
+    def activation_format_of(self, bits: int) -> Format:
+        """Format of activations of 8 or 16 bits: the target's own, or an unsigned one."""
+        own = self.activation_format
+        return own if own.bits == bits else FORMATS[f"uint{bits}"]
 
     def scheme_of(self, format: Format) -> Scheme:
         """Scheme of activations in a format, zero-point where it is not the target's own."""
@@ -242,7 +249,8 @@ def _rule(op_type: str, fields: dict[str, Any]) -> OperatorRule:
     fields = dict(fields)
     for name in ("activations", "broken_by"):
         fields[name] = tuple(fields.get(name, ()))
-    if "range" in fields:
-        low, high = fields["range"]
-        fields["range"] = (float(low), float(high))
+    for name in ("range", "range_16bit"):
+        if name in fields:
+            low, high = fields[name]
+            fields[name] = (float(low), float(high))
     return OperatorRule(op_type=op_type, **fields)

@@ -18,13 +18,14 @@ from onnxq.passes.placement import (
 from onnxq.quant import (
     ABSMAX,
     INT2,
-    INT4,
     INT8,
-    UINT16,
+    UINT4,
+    ZERO_POINT,
     Format,
     Granularity,
     OperatorRule,
     QParams,
+    Scheme,
     Target,
     fake_quantize,
     per_block,
@@ -45,7 +46,10 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """The parts that a precision's noise comes from. Each is measured once, whatever shares it."""
 
-_BLOCKED: Mapping[str, Format] = {"weights:int4": INT4, "weights:int2": INT2}
+_BLOCKED: Mapping[str, tuple[Format, Scheme]] = {
+    "weights:int4": (UINT4, ZERO_POINT),
+    "weights:int2": (INT2, ABSMAX),
+}
 
 
 @dataclass(frozen=True)
@@ -139,8 +143,8 @@ class Quantizable:
 
     def _params(self, value: Value, form: str) -> QParams:
         root = self.placed.roots[value]
-        low, high = known_range(root, self.placed) or self.ranges[root.name]
-        format = UINT16 if form == "int16" else self.target.activation_format
+        format = self.target.activation_format_of(16 if form == "int16" else 8)
+        low, high = known_range(root, self.placed, format) or self.ranges[root.name]
         return qparams_from_range(low, high, format, self.target.scheme_of(format), name=value.name)
 
     def _weight(self, node: Node, rule: OperatorRule, slot: int, part: str) -> np.ndarray | None:
@@ -150,7 +154,7 @@ class Quantizable:
         if part in _BLOCKED:
             if numbers.ndim != 2 or axis is None:
                 return None
-            format, scheme = _BLOCKED[part], ABSMAX
+            format, scheme = _BLOCKED[part]
             granularity: Granularity = per_block(1 - axis % 2, BLOCK_SIZE)
         else:
             format, scheme = INT8, self.target.weight_scheme

@@ -658,14 +658,17 @@ def test_saved_files_have_the_usual_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "m.onnx").stat().st_mode == usual.stat().st_mode
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes among its files")
 def test_unwritable_outputs_leave_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
     before = sorted(tmp_path.rglob("*"))
     for path, part in (
         (tmp_path / "missing" / "m.onnx", "does not exist; create it"),
         (tmp_path / "folder", "it is a folder"),
-        (tmp_path / "file" / "m.onnx", "cannot write"),
+        (tmp_path / "pipe", "it is a device or a pipe; name a file"),
+        (tmp_path / "file" / "m.onnx", "is a file; name a folder"),
         (tmp_path / ("n" * 300), "cannot write"),
     ):
         for external in (False, True):
@@ -673,10 +676,12 @@ def test_unwritable_outputs_leave_nothing_behind(tmp_path: Path) -> None:
                 save(a_graph(), path, external_data=external)
             assert "\n" not in str(caught.value) and str(path) in str(caught.value)
         assert sorted(tmp_path.rglob("*")) == before
+        assert (tmp_path / "pipe").is_fifo()
     for path, part in (
         (tmp_path / "missing" / "m.onnx", "does not exist"),
         (tmp_path / "folder", "it is a folder"),
-        (tmp_path / "file" / "m.onnx", "cannot write"),
+        (tmp_path / "pipe", "it is a device or a pipe; name a file"),
+        (tmp_path / "file" / "m.onnx", "is a file; name a folder"),
     ):
         with pytest.raises(InputError, match=part):
             check_writable(path)

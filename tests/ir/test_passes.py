@@ -57,6 +57,24 @@ class Swap(Pass):
 
 
 @dataclass(frozen=True)
+class Merge(Pass):
+    """Lets the second of two Relus read past the first."""
+
+    name: ClassVar[str] = "merge"
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        made = 0
+        for node in graph.nodes():
+            value = node.inputs[0]
+            first = value.producer if value is not None else None
+            if node.is_op("Relu") and first is not None and first.is_op("Relu"):
+                graph.set_input(node, 0, first.inputs[0])
+                graph.remove(first)
+                made += 1
+        return made
+
+
+@dataclass(frozen=True)
 class Break(Pass):
     """Leaves an invalid graph."""
 
@@ -251,6 +269,15 @@ def test_records_and_fixed_point() -> None:
         ("swap", 3, 3, 3),
     ]
     assert all(r.seconds > 0 for r in records)
+
+
+def test_a_record_counts_only_the_nodes_of_its_own_pass() -> None:
+    graph = Graph.from_text(HEAD + "g (float[2] x) => (float[2] y) { a = Relu(x)  y = Relu(a) }")
+    records = Pipeline((Swap(), Merge())).run(graph)
+    assert [(r.name, r.rewrites, r.nodes_before, r.nodes_after) for r in records] == [
+        ("swap", 0, 2, 2),
+        ("merge", 1, 2, 1),
+    ]
 
 
 def test_without_a_fixed_point_each_runs_once() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.errors import InputError
-from onnxq.ir import Graph, raise_opset
+from onnxq.ir import Graph, infer_types, raise_opset
 from onnxq.passes.notes import reasons
 from onnxq.plan import Costs, build_problem
 from onnxq.plan.apply import PRECISIONS, apply_precisions, needed_opset
@@ -35,34 +36,34 @@ def described(graph: Graph) -> dict[str, str]:
     return {layer.node: layer.precision for layer in describe(graph)}
 
 
-@settings(max_examples=40)
-@given(st.tuples(*[st.booleans()] * len(NODES)), st.sampled_from([FLOAT, "int8-dynamic", "int8"]))
-def test_every_possible_plan_is_what_the_graph_becomes(
-    integer: tuple[bool, ...], head: str
-) -> None:
+def possible() -> list[dict[str, str]]:
+    """All assignments that the integer program allows."""
+    static = ("int8", "int16-act")
+    losses = {n.name: dict.fromkeys(static, 0.0) for n, r in FOUND.nodes() if r.role == "compute"}
+    losses["head"]["int8-dynamic"] = 0.0
+    wanted = (*static, "int8-dynamic")
+    problem = build_problem(GRAPH, FOUND.placed, losses, Costs("size", ""), wanted)
+    choices = {i.name: [c.precision for c in i.choices] for i in problem.items}
+    every = itertools.product(*(choices[name] for name in NODES))
+    named = (dict(zip(NODES, chosen, strict=True)) for chosen in every)
+    return [chosen for chosen in named if problem.is_possible(chosen)]
+
+
+POSSIBLE = possible()
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(POSSIBLE))
+def test_every_possible_plan_is_what_the_graph_becomes(precisions: dict[str, str]) -> None:
     """Of all assignments that the integer program allows, each comes out as it was planned."""
-    precisions = {n: "int8" if i else FLOAT for n, i in zip(NODES, integer, strict=True)}
-    precisions["head"] = head
-    both = ("int8", "int8-dynamic")
-    losses = {n.name: dict.fromkeys(both, 0.0) for n, r in FOUND.nodes() if r.role == "compute"}
-    for name in NODES[:4]:
-        del losses[name]["int8-dynamic"]
-    problem = build_problem(GRAPH, FOUND.placed, losses, Costs("size", ""), both)
-    if not problem.is_possible(precisions):
-        return
     after = described(applied(precisions))
     assert {name: after[name] for name in NODES} == precisions
 
 
 def test_there_are_possible_plans_to_test() -> None:
-    losses = {n.name: {"int8": 0.0} for n, r in FOUND.nodes() if r.role == "compute"}
-    problem = build_problem(GRAPH, FOUND.placed, losses, Costs("size", ""), ["int8"])
-    possible = [
-        chosen
-        for chosen in itertools.product((FLOAT, "int8"), repeat=len(NODES))
-        if problem.is_possible(dict(zip(NODES, chosen, strict=True)))
-    ]
-    assert 20 < len(possible) < 2 ** len(NODES)
+    narrow = [chosen for chosen in POSSIBLE if set(chosen.values()) <= {FLOAT, "int8"}]
+    assert 20 < len(narrow) < 2 ** len(NODES)
+    assert 400 < len(POSSIBLE) < 3 ** (len(NODES) - 1) * 4
 
 
 @pytest.mark.parametrize("precision", sorted(set(PRECISIONS) - {FLOAT}))
@@ -77,6 +78,53 @@ def test_every_precision_on_a_matrix(precision: str) -> None:
     feeds = inputs(GRAPH)
     exact, ours = run(GRAPH, feeds)["y"], run(after, feeds)["y"]
     assert 0 < abs(exact - ours).max() < 0.6 * abs(exact).max()
+
+
+def test_a_node_of_wider_activations_loses_less() -> None:
+    feeds = inputs(GRAPH)
+    exact = run(GRAPH, feeds)["y"].astype(float)
+    noise = {}
+    for precision in ("int8", "int16-act"):
+        after = applied(dict.fromkeys(NODES, "int8") | {"conv0": precision, "conv1": precision})
+        found = described(after)
+        assert found["conv0"] == found["relu1"] == precision and found["conv2"] == "int8"
+        noise[precision] = ((run(after, feeds)["y"] - exact) ** 2).sum()
+    assert 0 < noise["int16-act"] < noise["int8"]
+
+
+def test_widths_are_those_of_the_precision_whatever_the_target_prefers() -> None:
+    found = quantizable(GRAPH, dataset(GRAPH, inputs(GRAPH)), "qnn-a16")
+    precisions = dict.fromkeys(NODES, "int8") | {"conv1": "int16-act"}
+    after = raise_opset(GRAPH.copy(), needed_opset(precisions, "qnn-a16"))
+    apply_precisions(after, precisions, "qnn-a16", found.ranges)
+    became = described(after)
+    assert {name: became[name] for name in NODES} == precisions
+
+
+def test_what_small_floats_give_is_read_as_integers() -> None:
+    graph = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, -2, 0.5, 0.75}>
+        { h = MatMul(x, w) y = MatMul(h, w) }""")
+    infer_types(graph)
+    feeds = {"x": np.linspace(-1, 1, 16, dtype=np.float32).reshape(8, 2)}
+    found = quantizable(graph, dataset(graph, feeds))
+    after = graph.copy()
+    apply_precisions(after, {"h": "float16", "y": "int8"}, "cpu-x64", found.ranges)
+    became = described(after)
+    assert (became["h"], became["y"]) == ("float16", "int8")
+    assert abs(run(after, feeds)["y"] - run(graph, feeds)["y"]).max() < 0.1
+
+
+@pytest.mark.parametrize("small", [("conv1",), ("conv0", "conv3"), ("conv2", "conv3", "head")])
+def test_small_floats_between_integers(small: tuple[str, ...]) -> None:
+    precisions = {n: "int8" for n in NODES if n.startswith("conv") or n == "head"}
+    precisions |= dict.fromkeys(small, "float16")
+    after = applied(precisions)
+    became = described(after)
+    assert {name: became[name] for name in precisions} == precisions
+    feeds = inputs(GRAPH)
+    exact, ours = run(GRAPH, feeds)["y"], run(after, feeds)["y"]
+    assert 0 < abs(exact - ours).max() < 0.1 * abs(exact).max()
 
 
 def test_a_matrix_behind_a_move_that_stays_in_float() -> None:

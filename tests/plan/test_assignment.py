@@ -45,6 +45,8 @@ def problems(draw: st.DrawFn) -> Problem:
         if draw(st.booleans()):
             gives = draw(st.sampled_from([True, None]))
             choices.append(Choice("int8", draw(numbers), draw(numbers), True, gives))
+            if draw(st.booleans()):
+                choices.append(Choice("int16-act", draw(numbers), draw(numbers), True, gives))
         if draw(st.booleans()):
             choices.append(Choice("int8-dynamic", draw(numbers), draw(numbers)))
         producers = draw(st.lists(st.sampled_from(names[:i]), unique=True)) if i else []
@@ -57,6 +59,7 @@ def problems(draw: st.DrawFn) -> Problem:
                 tuple(draw(st.lists(st.sampled_from(consumers), unique=True)))
                 if consumers and draw(st.booleans())
                 else (),
+                tuple(producers) if draw(st.booleans()) else (),
             )
         )
     for i, name in enumerate([None, *names]):
@@ -67,7 +70,8 @@ def problems(draw: st.DrawFn) -> Problem:
             Border(f"v{i}", name, readers, draw(st.booleans()), draw(numbers), draw(numbers))
         )
     ties = ()
-    able = [it.name for it in items if len(it.choices) == 3]
+    full = {FLOAT, "int8", "int8-dynamic"}
+    able = [it.name for it in items if {c.precision for c in it.choices} == full]
     if len(able) > 1 and draw(st.booleans()):
         ties = (tuple(able[:2]),)
     return Problem(tuple(items), tuple(borders), ties)

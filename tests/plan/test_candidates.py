@@ -120,3 +120,34 @@ def test_pins_leave_no_choice() -> None:
     for border in (0.1, 5.0):
         found = chosen(program(chain(), ROW, border, pinned=pinned))
         assert {name: found[name] for name in pinned} == pinned
+
+
+def test_both_widths_of_integers_have_no_border_between_them() -> None:
+    both = ("int8", "int16-act")
+    costs = {name: c | {"int16-act": c["int8"]} for name, c in ROW.items()}
+    problem = program(chain(), costs, 0.125, precisions=both)
+    choices = {item.name: [c.precision for c in item.choices] for item in problem.items}
+    assert all(found == [FLOAT, *both] for found in choices.values())
+    narrow = dict.fromkeys(ROW, "int8")
+    wide = narrow | {"conv1": "int16-act"}
+    assert problem.is_possible(wide)
+    assert problem.cost(wide) == problem.cost(narrow) == pytest.approx(4.7 + 0.125)
+
+
+def test_a_move_has_the_precision_of_what_it_reads() -> None:
+    problem = program(chain(), ROW, 0.1, precisions=("int8", "int16-act"))
+    narrow = dict.fromkeys(ROW, "int8")
+    assert not problem.is_possible(narrow | {"flat": "int16-act"})
+    assert not problem.is_possible(narrow | {"pool": "int16-act"})
+    assert problem.is_possible(narrow | {"pool": "int16-act", "flat": "int16-act"})
+    pinned = {"pool": "int16-act"}
+    found = chosen(program(chain(), ROW, 0.1, precisions=("int8", "int16-act"), pinned=pinned))
+    assert found["flat"] in ("int16-act", FLOAT)
+
+
+def test_a_sensitive_node_has_wider_activations_rather_than_floats() -> None:
+    losses = {"conv1": {"int8": 1.0, "int16-act": 0.01}}
+    costs = {name: c | {"int16-act": c["int8"] + 0.2} for name, c in ROW.items()}
+    problem = program(chain(), costs, 0.3, losses, ("int8", "int16-act"))
+    found = chosen(problem, budget=0.5)
+    assert found == dict.fromkeys(ROW, "int8") | {"conv1": "int16-act"}

@@ -81,6 +81,16 @@ def test_operations_are_counted() -> None:
     assert quantize == dequantize > 0
 
 
+def test_operations_by_precision() -> None:
+    precisions = ["int8", "int16-act", "int8-dynamic", "int8-weight", "int4-weight"]
+    graph = chain()
+    found = flops_costs(graph, place(graph, load_target("cpu-x64")), precisions).nodes["conv1"]
+    shares = {precision: found[precision] / found["float32"] for precision in precisions}
+    assert shares["int8"] < shares["int8-dynamic"] < shares["int16-act"] < 1
+    # The product of weights that are only stored in integers is one of floats.
+    assert shares["int8-weight"] == shares["int4-weight"] == 1
+
+
 def test_measured_times_are_of_every_node_and_border(tmp_path: Path) -> None:
     graph = chain(3)
     placed = place(graph, load_target("cpu-x64"))

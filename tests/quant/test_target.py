@@ -56,6 +56,8 @@ def test_a_table_is_whole(name: str) -> None:
     assert {p.name for p in passes} <= set(available_passes())
     assert target.precisions and set(target.precisions) <= set(PRECISIONS) & set(PARTS)
     assert target.has_integer_kernels == ("int8" in target.precisions)
+    assert [target.activation_format_of(bits).bits for bits in (8, 16)] == [8, 16]
+    assert target.scheme_of(target.activation_format) == target.activation_scheme
     assert set(target.operators["Conv"].activations) == {0}
 
 
@@ -137,6 +139,8 @@ def test_what_documentation_asks_of_runtimes() -> None:
         assert known is not None
         found = qparams_from_range(*known, wide.activation_format, wide.activation_scheme)
         assert (float(found.scale), int(found.zero_point)) == (scale, zero_point)
+        assert qnn.operators[op_type].range_16bit == known
+        assert qnn.operators[op_type].range is None
 
 
 def test_weights_of_processors_without_vnni_have_seven_bits() -> None:

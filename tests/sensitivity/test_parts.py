@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.ir import Context, Graph
+from onnxq.ir import Context, Graph, infer_types, raise_opset
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.sensitivity import PARTS
 from tests.helpers import run
@@ -21,18 +21,23 @@ def outputs(graph: Graph, feeds: dict[str, np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["conv0", "conv1", "conv3", "head"])
 @pytest.mark.parametrize("target", ["cpu-x64", "generic"])
-def test_all_parts_together_are_what_the_pass_does(name: str, target: str) -> None:
-    graph = chain()
+@pytest.mark.parametrize(("precision", "format"), [("int8", ""), ("int16-act", "uint16")])
+def test_all_parts_together_are_what_the_pass_does(
+    name: str, target: str, precision: str, format: str
+) -> None:
+    graph = raise_opset(chain(), 21)
+    infer_types(graph)
     feeds = inputs(graph)
     found = quantizable(graph, dataset(graph, feeds), target)
     faked, real = graph.copy(), graph.copy()
     for node, rule in found.nodes():
         if node.name == name:
-            for part in PARTS["int8"]:
+            for part in PARTS[precision]:
                 made = found.perturbation(node, rule, part)
                 assert made is not None
                 made.apply(faked)
-    assert InsertQdq(found.ranges, target, only=(name,)).run(real, Context())
+    step = InsertQdq(found.ranges, target, only=(name,), activations=format)
+    assert step.run(real, Context())
     exact, ours, theirs = (outputs(g, feeds) for g in (graph, faked, real))
     noise = np.square(theirs - exact).sum()
     assert noise > 0
@@ -86,3 +91,35 @@ def test_more_bits_lose_less() -> None:
         made.apply(changed)
         losses.append(np.square(outputs(changed, feeds) - exact).sum())
     assert losses[0] > 4 * losses[1] > 16 * losses[2] > 0
+
+
+def test_activations_of_sixteen_bits_lose_less_than_of_eight() -> None:
+    graph = raise_opset(chain(), 21)
+    infer_types(graph)
+    feeds = inputs(graph)
+    found = quantizable(graph, dataset(graph, feeds))
+    exact = outputs(graph, feeds)
+    for node, rule in found.nodes():
+        losses = []
+        for part in ("activations:int8", "activations:int16"):
+            made = found.perturbation(node, rule, part)
+            if made is None or not (made.inputs or made.outputs):
+                continue
+            changed = graph.copy()
+            made.apply(changed)
+            losses.append(np.square(outputs(changed, feeds) - exact).sum())
+        narrow, wide = losses
+        # Noise is less by the square of 257, where it is not that of float32 itself.
+        assert 0 < wide < narrow / 10_000, node.name
+
+
+def test_parts_have_the_width_they_name_whatever_the_target_prefers() -> None:
+    graph = chain()
+    for target in ("cpu-x64", "qnn-a16"):
+        found = quantizable(graph, dataset(graph, inputs(graph)), target)
+        for node, rule in found.nodes():
+            for part, bits in (("activations:int8", 8), ("activations:int16", 16)):
+                made = found.perturbation(node, rule, part)
+                assert made is not None
+                params = [p for _, p in (*made.inputs, *made.outputs)]
+                assert params and all(p is not None and p.format.bits == bits for p in params)

@@ -157,6 +157,17 @@ def test_the_width_of_stored_weights_counts(dtype: str, data: str, wanted: str) 
     assert _precisions(graph)["MatMul y"] == wanted
 
 
+def test_activations_of_sixteen_bits() -> None:
+    graph = _graph(
+        "(float[2, 2] x) => (float[2, 2] y)",
+        "float s = {1}, uint16 z = {0}, int8 wz = {0}, int8[2, 2] wq = {1, 2, 3, 4}",
+        f"""{PAIR} w = DequantizeLinear(wq, s, wz) p = MatMul(d, w) r = Relu(p)
+            rq = QuantizeLinear(r, s, z) e = DequantizeLinear(rq, s, z)
+            h = Add(e, d) hq = QuantizeLinear(h, s, z) y = DequantizeLinear(hq, s, z)""",
+    )
+    assert _precisions(graph) == dict.fromkeys(("MatMul p", "Relu r", "Add h"), "int16-act")
+
+
 def test_operators_that_say_it_themselves() -> None:
     graph = _graph(
         "(uint8[2, 2] x, float[2, 2] f) => (uint8[2, 2] y, int32[2, 2] i, float[2, 2] n)",
