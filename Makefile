@@ -35,7 +35,7 @@ demo: $(VENV)/.installed
 		-o build/digits_resnet.int8.onnx --report build/report
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --cov --cov-report=term
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

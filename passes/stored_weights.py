@@ -291,7 +291,9 @@ def _part(weight: Tensor, layout: Layout, where: tuple[slice, ...], transpose: b
 
 def _transposed(qparams: QParams, granularity: Granularity) -> QParams:
     """Qparams of a matrix with its axes exchanged."""
-    codes = np.ascontiguousarray(qparams.zero_point).view(f"u{qparams.format.storage.itemsize}")
+    if qparams.scale.ndim < 2:
+        return replace(qparams, axis=granularity.axis)
+    codes = qparams.zero_point.view(f"u{qparams.zero_point.itemsize}")
     return replace(
         qparams,
         scale=np.ascontiguousarray(qparams.scale.T),

@@ -188,7 +188,7 @@ class Plan:
             "measured_on": dict(self.measured_on),
             "pin": [{"nodes": p.nodes, "precision": p.precision} for p in self.pins],
             "node": [_entry(node) for node in self.nodes],
-            "ranges": {name: list(ends) for name, ends in self.ranges.items()},
+            "ranges": {name: list(ends) for name, ends in sorted(self.ranges.items())},
         }
         kept = {k: v for k, v in body.items() if v not in ([], {})}
         return tomli_w.dumps(kept)

@@ -15,7 +15,7 @@ PIECE = 1 << 15
 """Elements worked on at a time: as float32, with a few intermediate results beside them, they stay
 in a processor's second-level cache."""
 
-WIDE_PIECE = 1 << 18
+WIDE_PIECE = 1 << 17
 """The same where there are two intermediate results at most."""
 
 

@@ -216,3 +216,40 @@ def test_data_file_that_shrinks_under_a_reader(tmp_path: Path) -> None:
     os.truncate(tmp_path / "m.onnx.data", 64)
     with pytest.raises(InputError, match="became shorter while it was read"):
         next(pieces)
+
+
+@pytest.mark.parametrize("way", ["system", "refused", "absent", "in part", "nothing"])
+def test_bytes_are_copied_to_a_file(
+    little_memory: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(stored_module, "_MOST_SENT", 300)
+    monkeypatch.setattr(stored_module, "PIECE", 77)
+    sends = []
+
+    def send(out: int, source: int, offset: int, count: int) -> int:
+        sends.append(count)
+        if way == "refused" or (way == "in part" and len(sends) > 2):
+            raise OSError(22, "Invalid argument")
+        if way == "nothing":
+            return 0
+        return os.pwrite(out, os.pread(source, count, offset), os.lseek(out, 0, 1)) and (
+            os.lseek(out, count, 1) and count
+        )
+
+    if way == "absent":
+        monkeypatch.delattr(os, "sendfile", raising=False)
+    elif way != "system":
+        monkeypatch.setattr(os, "sendfile", send, raising=False)
+    tensor_module._Share.held = 1000
+    array = np.random.default_rng(0).random(1000)
+    tensor = Tensor(array)
+    assert is_spilled(tensor)
+    with (little_memory / "out").open("wb") as file:
+        file.write(b"head")
+        file.seek(64)
+        tensor.copy_to(file)
+        assert file.tell() == 64 + array.nbytes
+        file.write(b"tail")
+    wanted = b"head" + bytes(60) + array.tobytes() + b"tail"
+    assert (little_memory / "out").read_bytes() == wanted
+    assert bool(sends) == (way in ("refused", "in part", "nothing"))

@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, Tensor, load, save
+from onnxq.ir import tensor as tensor_module
 
 NUMBERS = [d for d in DataType if d not in (DataType.UNDEFINED, DataType.STRING)]
 
@@ -272,3 +273,51 @@ def test_written_as_external_data(tmp_path: Path, dtype: DataType) -> None:
     # The onnx package reads the same from the file.
     (read,) = onnx.load(tmp_path / "m.onnx").graph.initializer
     assert bits(numpy_helper.to_array(read)) == bits(array)
+
+
+PACKED = [d for d in NUMBERS if d.bits in (2, 4)]
+
+
+@pytest.mark.parametrize("dtype", PACKED)
+@pytest.mark.parametrize("shape", [(15,), (3, 5), (4, 8), (1,), (), (0, 3)])
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("short", [False, True])
+def test_packed_bytes_are_the_same_tensor(
+    dtype: DataType,
+    shape: tuple[int, ...],
+    large: bool,
+    short: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = Tensor(numbers_of(dtype, int(np.prod(shape))).reshape(shape))
+    packed = np.frombuffer(plain.to_proto("t").raw_data, np.uint8)
+    monkeypatch.setattr(tensor_module, "SPILL_MINIMUM", 0 if large else 1 << 20)
+    monkeypatch.setattr(tensor_module, "MEMORY_FOR_LARGE", -1 if short else 1 << 27)
+    tensor = Tensor.from_packed(packed, dtype, shape)
+    assert (tensor._stored is not None) == (large and short)
+    assert (tensor.dtype, tensor.shape, tensor.nbytes) == (dtype, shape, plain.nbytes)
+    found = tensor.numpy()
+    assert (found.dtype, found.shape) == (dtype.numpy, shape)
+    assert bits(found) == bits(plain.numpy()) and not found.flags.writeable
+    assert (tensor.numpy() is found) == (not large)
+    for size in (1, 3, 1 << 22):
+        assert b"".join(tensor.pieces(size)) == packed.tobytes()
+        assert b"".join(plain.pieces(size)) == packed.tobytes()
+    assert tensor.digest() == plain.digest()
+    assert tensor.to_proto("t") == plain.to_proto("t")
+
+
+def test_packed_bytes_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 bytes are no packed INT4"):
+        Tensor.from_packed(np.zeros(3, np.uint8), DataType.INT4, (7,))
+    with pytest.raises(ValueError, match="are no packed INT8"):
+        Tensor.from_packed(np.zeros(7, np.uint8), DataType.INT8, (7,))
+
+
+def test_packed_bytes_in_memory_count_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_module, "SPILL_MINIMUM", 10)
+    before = tensor_module._Share.held
+    tensor = Tensor.from_packed(np.zeros(20, np.uint8), DataType.INT4, (40,))
+    assert tensor_module._Share.held == before + 20
+    del tensor
+    assert tensor_module._Share.held == before

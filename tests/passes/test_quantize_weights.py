@@ -14,7 +14,16 @@ from onnxq.ir import Context, Graph, parse_passes, to_proto
 from onnxq.passes import stored_weights
 from onnxq.passes.notes import left_in_float
 from onnxq.passes.quantize_weights import QuantizeWeights
-from onnxq.quant import ABSMAX, FORMATS, INT4, per_block, weight_qparams
+from onnxq.passes.weight_formats import SCHEMES
+from onnxq.quant import (
+    ABSMAX,
+    FORMATS,
+    INT4,
+    per_block,
+    per_channel,
+    quantize,
+    weight_qparams,
+)
 from onnxq.quant.grouped import GROUPED_TYPES, grouped_quantize
 from onnxq.quant.search import SCALE_SEARCHES
 from onnxq.runtime.operators import optimized_operators
@@ -443,6 +452,48 @@ def test_slices_give_what_the_whole_gives(
             after = quantized(step, before, 1)
         found.append([v.numpy().tobytes() for v in after.initializers()])
     assert found[0] == found[1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["int4", "uint4", "int2", "uint2", "float4e2m1", "int8", "uint16"]),
+    st.sampled_from(["absmax", "zero-point"]),
+    st.sampled_from([0, 32, 20]),
+    st.booleans(),
+    st.integers(1, 10).map(lambda n: 4 * n) | st.integers(1, 40),
+    st.integers(64, 3000),
+    st.sampled_from([1.0, -0.3]),
+)
+def test_stored_numbers_are_those_of_quantize(
+    format: str, scheme: str, block: int, turned: bool, outputs: int, elements: int, factor: float
+) -> None:
+    if format == "float4e2m1":
+        scheme = "absmax"
+    if FORMATS[format].bits == 2:
+        outputs += -outputs % 4
+    weight = normal(100, outputs, seed=outputs)
+    before = with_constants(
+        f"(float[M, 100] x) => (float[M, {outputs}] y)",
+        {"w": np.ascontiguousarray(weight.T) if turned else weight},
+        f"y = Gemm<transB = {int(turned)}, alpha = {factor}>(x, w)",
+        NEWEST,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stored_weights, "SLICE", elements)
+        after = quantized(
+            QuantizeWeights(format=format, scheme=scheme, block_size=block), before, 1
+        )
+    weight = weight * np.float32(factor)
+    granularity = per_block(0, block) if block else per_channel(1)
+    qparams = weight_qparams(weight, FORMATS[format], SCHEMES[scheme], granularity)
+    found = {v.name: v.numpy() for v in after.initializers()}
+    wanted = quantize(weight, qparams)
+    assert found["w_q"].dtype == wanted.dtype and found["w_q"].tobytes() == wanted.tobytes()
+    assert np.array_equal(found["w_scale"], qparams.scale)
+    if "w_zero_point" in found:
+        assert found["w_zero_point"].tobytes() == qparams.zero_point.tobytes()
+    else:
+        assert not qparams.zero_point.astype(np.float32).any()
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,7 @@ def test_without_bias_only_the_product_is_left() -> None:
 
 
 def test_a_transposed_weight_is_turned() -> None:
-    text = flat("p = Gemm<transB=1>(m, w, b)").replace(
-        WEIGHT, "float[2, 3] w = {1, 3, 5, 2, 4, 6}"
-    )
+    text = flat("p = Gemm<transB=1>(m, w, b)").replace(WEIGHT, "float[2, 3] w = {1, 3, 5, 2, 4, 6}")
     wanted = restored("[lin] p = MatMul(x, w_turned) [back] y = Add(p, b)")
     check_pair(UnflattenGemm(), text, wanted.replace("] w =", "] w_turned ="))
 

@@ -64,6 +64,11 @@ def test_ranges_and_names_keep_every_bit(
     assert Plan.from_toml(plan.to_toml()) == plan
 
 
+def test_ranges_found_in_another_order_make_the_same_text() -> None:
+    turned = replace(PLAN, ranges=dict(reversed(PLAN.ranges.items())))
+    assert turned.to_toml() == PLAN.to_toml()
+
+
 def test_numbers_are_short_but_for_ranges() -> None:
     text = replace(PLAN, cost=1 / 3).to_toml()
     assert "cost = 0.333333\n" in text

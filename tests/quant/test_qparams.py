@@ -36,8 +36,10 @@ from onnxq.quant import (
     per_channel,
     qparams_from_range,
     quantize,
+    quantize_weight,
     weight_qparams,
 )
+from onnxq.quant._ranges import absmax_scale, scale_from_range
 
 NARROW = Scheme(symmetric=True, narrow_range=True)
 INTEGERS = [format for format in FORMATS.values() if format.bits < 32 and not format.is_float]
@@ -370,3 +372,33 @@ def test_opset_is_the_higher_of_format_and_granularity() -> None:
         for granularity in (PER_TENSOR, per_channel(0), per_block(0, 2))
     ]
     assert opsets == [10, 13, 21, 21, 21, 21, 25, 25, 25]
+
+
+@given(formats, schemes, st.lists(st.tuples(floats, floats), min_size=1, max_size=5))
+def test_absmax_in_float32_is_that_of_float64(
+    format: Format, scheme: Scheme, ends: list[tuple[float, float]]
+) -> None:
+    low = np.array([min(0.0, *pair) for pair in ends], np.float32)
+    high = np.array([max(0.0, *pair) for pair in ends], np.float32)
+    found = absmax_scale(low, high, format, scheme)
+    exact, _ = scale_from_range(low.astype(np.float64), high.astype(np.float64), format, scheme)
+    if scheme.symmetric and not scheme.power_of_two and np.abs([low, high]).max() < 1e30:
+        assert found is not None
+    if found is not None:
+        assert found.dtype == np.float32 and np.array_equal(found, exact)
+
+
+@pytest.mark.parametrize(
+    "bits", [0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00000, 0x7F800001, 0xFF800001]
+)
+@pytest.mark.parametrize("granularity", [PER_TENSOR, per_channel(0), per_block(1, 8)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_infinity_and_every_nan_is_found(bits: int, granularity: Granularity, axis: int) -> None:
+    x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
+    x.view(np.uint32)[5, 17] = bits
+    if axis:
+        x = x.T
+    with pytest.raises(InputError, match="tensor 'w' holds NaN, infinity"):
+        weight_qparams(x, FORMATS["int4"], ABSMAX, granularity, name="w")
+    with pytest.raises(InputError, match="tensor 'w' holds NaN, infinity"):
+        quantize_weight(x, FORMATS["int4"], ABSMAX, granularity, name="w")

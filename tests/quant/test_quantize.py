@@ -36,8 +36,10 @@ from onnxq.quant import (
     per_block,
     per_channel,
     quantize,
+    quantize_weight,
     weight_qparams,
 )
+from onnxq.quant import qparams as qparams_module
 
 FORMATS_OF_QUANTIZE = [format for format in FORMATS.values() if format is not INT32]
 FLOATS = [format for format in FORMATS.values() if format.is_float]
@@ -145,7 +147,11 @@ def test_a_tensor_with_its_own_qparams(
 ) -> None:
     x, granularity = tensor
     scheme = data.draw(st.sampled_from(_schemes_of(format)))
-    _assert_as_reference(x, weight_qparams(x, format, scheme, granularity))
+    qparams = weight_qparams(x, format, scheme, granularity)
+    _assert_as_reference(x, qparams)
+    made = quantize_weight(x, format, scheme, granularity)
+    assert made.qparams == qparams
+    _assert_same(made.values, quantize(x, qparams))
 
 
 def _extremes() -> dict[str, npt.NDArray[np.float32]]:
@@ -305,13 +311,16 @@ def test_float_formats_have_no_zero_point(format: Format) -> None:
 )
 @pytest.mark.parametrize("format", [INT8, FORMATS["uint4"], FORMATS["float8e4m3fn"]], ids=str)
 def test_tensors_larger_than_what_is_worked_on_at_a_time(
-    shape: tuple[int, ...], format: Format
+    shape: tuple[int, ...], format: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(qparams_module, "WIDE_PIECE", 1 << 14)
     x = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
     scheme = ABSMAX if format.is_float else ZERO_POINT
     axis = len(shape) - 1
     for granularity in (PER_TENSOR, per_channel(0), per_channel(axis), per_block(axis, 32)):
-        _assert_as_reference(x, weight_qparams(x, format, scheme, granularity))
+        qparams = weight_qparams(x, format, scheme, granularity)
+        _assert_as_reference(x, qparams)
+        _assert_same(quantize_weight(x, format, scheme, granularity).values, quantize(x, qparams))
 
 
 @pytest.mark.parametrize("format", [INT8, UINT8, UINT16], ids=lambda format: format.name)
