@@ -21,6 +21,13 @@ from onnxq.errors import InvariantError
 Objective = Literal["cost", "loss"]
 Wanted = Callable[["Choice"], bool]
 
+_NOTHING = 1e-300
+"""Budgets below count as 0: their reciprocals overflow."""
+
+_GAP = 1e-4
+"""Relative distance from the optimum at which an assignment counts as best: costs are measured to
+a hundredth at most."""
+
 _PRICES = 40
 """Prices that the heuristic tries."""
 
@@ -149,7 +156,7 @@ class Assignment:
         precisions: Precision by node name.
         cost: Predicted cost, borders included.
         loss: Predicted loss.
-        exact: Whether it is proven best; False where the search ran out of time.
+        exact: Whether it is proven best, to within `_GAP`; False where the search ran out of time.
     """
 
     precisions: Mapping[str, str] = field(default_factory=dict)
@@ -264,8 +271,9 @@ class _Program:
         rows, low, high = list(self._rows), list(self._low), list(self._high)
         if budget is not None:
             # Losses span many orders of magnitude; solvers compare with absolute tolerances.
-            scale = 1.0 / budget if budget > 0 else 1.0 / max(limited.max(initial=0.0), 1e-300)
-            limits = np.minimum(limited * scale, 1e6)
+            scale = 1.0 / max(budget if budget > _NOTHING else limited.max(initial=0.0), _NOTHING)
+            with np.errstate(over="ignore"):
+                limits = np.minimum(limited * scale, 1e6)
             rows.append({i: float(n) for i, n in enumerate(limits) if n})
             low.append(-np.inf)
             high.append(budget * scale)
@@ -279,7 +287,7 @@ class _Program:
             integrality=integral,
             bounds=Bounds(0, 1),
             constraints=LinearConstraint(_matrix(rows, len(goal)), low, high) if rows else None,
-            options={"time_limit": time_limit, "mip_rel_gap": 1e-9},
+            options={"time_limit": time_limit, "mip_rel_gap": _GAP},
         )
         return _Solution(int(result.status), result.x)
 

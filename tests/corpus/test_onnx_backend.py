@@ -249,7 +249,7 @@ WAYS = {
 
 def _combinations() -> Iterator[Any]:
     for kind, way in itertools.product(KINDS, WAYS):
-        slow = kind == "node" and way != "pipeline"
+        slow = kind == "node"
         yield pytest.param(kind, *WAYS[way], id=f"{kind}, {way}", marks=[pytest.mark.slow] * slow)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,11 +160,20 @@ def test_dear_borders_leave_everything_in_float() -> None:
 
 
 def test_thousand_nodes_are_solved_exactly() -> None:
-    problem = chain([math.sin(i) ** 2 + 0.01 for i in range(1000)], border=0.3)
-    found = assign(problem, budget=100.0, time_limit=20)
+    rng = np.random.default_rng(0)
+    costs, losses = rng.lognormal(0, 1, 1000), rng.lognormal(0, 2, 1000)
+    items = tuple(
+        Item(f"n{i}", (Choice(FLOAT, float(c)), Choice("int8", float(c) / 3, float(x), True, True)))
+        for i, (c, x) in enumerate(zip(costs, losses, strict=True))
+    )
+    problem = replace(chain([0.0] * 1000, border=0.1), items=items)
+    budget = float(losses.sum()) / 10
+    found = assign(problem, budget=budget, time_limit=60)
     assert found is not None
-    assert found.loss <= 100.0 * (1 + 1e-6)
-    assert found.cost < 2000
+    assert found.exact
+    assert found.loss <= budget * (1 + 1e-6)
+    # A tenth of the loss still buys most of what int8 saves.
+    assert found.cost < 0.55 * float(costs.sum())
 
 
 def test_out_of_time_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
