@@ -30,6 +30,9 @@ _SIZE_WEIGHTS = (0.5, 2.0, 8.0)
 """What all weights together count, where a size is promised: multiples of the float latency."""
 
 _SECONDS_EACH = 0.7
+_EQUAL = 1.015
+"""Candidates whose speeds differ by no more than this factor count as equally fast."""
+
 _CLOSE = 1.15
 """Candidates that are at most so many times slower than the fastest are timed again."""
 
@@ -62,6 +65,21 @@ class Candidate:
     def loss(self) -> float:
         """Predicted loss."""
         return self.plan.loss
+
+
+def preferred(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates in the order in which they are wanted.
+
+    The fastest first, but of those that are as fast as it within what measuring can tell, the one
+    with the least predicted loss before it.
+    """
+    left = sorted(candidates, key=lambda c: -c.speedup)
+    ordered = []
+    while left:
+        equal = [c for c in left if c.speedup * _EQUAL >= left[0].speedup]
+        ordered.append(min(equal, key=lambda c: c.loss))
+        left.remove(ordered[-1])
+    return ordered
 
 
 class Search:
@@ -131,7 +149,7 @@ class Search:
             broken = [
                 c
                 for c in self.candidates
-                if c.speedup > best.speedup and c.loss > best.loss and not self._holds(c)
+                if c.speedup > best.speedup * _EQUAL and c.loss > best.loss and not self._holds(c)
             ]
             if not broken:
                 break
@@ -146,9 +164,9 @@ class Search:
         return best
 
     def order(self) -> list[Candidate]:
-        """Candidates that keep the promise of accuracy, the fastest first, the float model last."""
+        """Candidates verified to keep the promise of accuracy, the fastest first."""
         held = [c for c in self.candidates if c.report is not None and self._holds(c)]
-        return sorted(held, key=lambda c: -c.speedup)
+        return preferred(held)
 
     def prove(self, candidate: Candidate) -> Report:
         """The full report on a candidate: accuracy, layers, latency, gates."""
@@ -258,7 +276,7 @@ class Search:
 
     def _verify(self) -> Candidate:
         """Verify candidates from the fastest on until one holds; gives that, or the best one."""
-        ordered = sorted(self.candidates, key=lambda c: -c.speedup)
+        ordered = preferred(self.candidates)
         for candidate in ordered:
             if candidate.report is None:
                 candidate.report = compare_files(

@@ -126,7 +126,8 @@ def optimize(
         threads: Threads inside one operator, for latency.
         seed: Chooses the held-out part.
         plan_output: Where to write the plan, with the model; for the recipe ``mixed``.
-        work_folder: Where to keep what was found out, for another run; nowhere if None.
+        work_folder: Where to keep what was found out, for another run; nowhere if None. For the
+            recipe ``mixed``.
         progress: Told of stages.
         debug: Level of the passes' log, see `onnxq.ir.Context`.
 
@@ -139,8 +140,8 @@ def optimize(
     table = load_target(target)
     chosen = parse_calibrator(calibrator or steps.calibrator)
     parsed = tuple(p if isinstance(p, Pin) else Pin.parse(p) for p in pins)
-    if not steps.is_mixed and (parsed or plan_output is not None):
-        what = "pins are" if parsed else "a plan is"
+    if not steps.is_mixed and (parsed or plan_output is not None or work_folder is not None):
+        what = "pins are" if parsed else "a work folder is" if work_folder else "a plan is"
         raise InputError(f"{what} for a search over precisions; use the recipe 'mixed'")
     _check_measurable(table, steps, min_speedup)
     for file in (output, plan_output):
@@ -310,11 +311,10 @@ class _Job:
         report = search.prove(winner)
         if not report.passed and not _breaks_accuracy(report):
             # What looked fast enough is not, measured again: the next one may be.
-            for candidate in search.order():
-                if candidate is not winner and candidate.speedup < winner.speedup:
-                    winner, report = candidate, search.prove(candidate)
-                    if report.passed:
-                        break
+            for candidate in [c for c in search.order() if c is not winner]:
+                winner, report = candidate, search.prove(candidate)
+                if report.passed:
+                    break
         facts = tuple(_facts(c) for c in sorted(search.candidates, key=lambda c: -c.speedup))
         kept = with_gates(replace(baseline, candidates=facts), gates)
         may_be_float = all(precision == FLOAT for precision in found.pinned().values())

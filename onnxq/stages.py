@@ -122,6 +122,8 @@ def float_graph(
     """
     progress.stage("rewriting")
     graph = raise_opset(source, opset)
+    if graph is source:
+        graph = source.copy()
     float_passes = steps.float_passes()
     if table.passes:
         float_passes += parse_passes(table.passes)

@@ -278,10 +278,10 @@ def study(
     prepared = prepare(
         model_sha256, source, samples, digest, steps, table, calibrator, options, progress
     )
+    if options.costs is not None:
+        _check_table(options.costs, prepared)
     sensitivity = find_losses(prepared, samples, digest, progress)
     costs = options.costs or find_costs(prepared, one, progress)
-    if costs.model_sha256 not in ("", model_sha256):
-        raise InputError("the cost table is for another model; measure this one with `onnxq cost`")
     return Study(**vars(prepared), sensitivity=sensitivity, costs=costs)
 
 
@@ -410,6 +410,23 @@ def find_costs(prepared: Prepared, one: Batch, progress: Progress = SILENT) -> C
         model_sha256=prepared.model_sha256,
         measurements=Measurements(options.work_folder),
     )
+
+
+def _check_table(costs: Costs, prepared: Prepared) -> None:
+    """Refuse a table of another model, or without what is asked for: missing costs count as 0."""
+    if costs.model_sha256 not in ("", prepared.model_sha256):
+        raise InputError("the cost table is for another model; measure this one with `onnxq cost`")
+    for node, rule in prepared.placed.nodes.items():
+        name = node_name(node)
+        if rule.role != "compute":
+            continue
+        for precision in (FLOAT, *prepared.precisions):
+            if precision not in costs.nodes.get(name, {}):
+                raise InputError(
+                    f"the cost table does not say what the node '{name}' costs in '{precision}'; "
+                    "measure again with `onnxq cost` and the same --recipe, --target and "
+                    "--precision"
+                )
 
 
 def _check_measurable(table: Target, options: StudyOptions) -> None:

@@ -14,10 +14,15 @@ from hypothesis import strategies as st
 
 from onnxq.errors import InputError
 from onnxq.ir import Graph, load, save, to_proto
+from onnxq.mixed import Candidate, preferred
 from onnxq.optimize import Optimized, optimize
 from onnxq.plan import Plan
 from onnxq.planning import apply_plan
+from onnxq.progress import SILENT
+from onnxq.quant import load_target
+from onnxq.recipe import load_recipe
 from onnxq.runtime import Session
+from onnxq.stages import float_graph
 from onnxq.verify import Report
 from onnxq.verify.precision import describe
 from tests.networks import chain, computed, inputs, shared
@@ -156,6 +161,7 @@ def test_a_pin_to_integers_rules_the_float_model_out() -> None:
         ({"pins": ["conv1=int8-dynamic"]}, "'conv1' cannot have the precision 'int8-dynamic'"),
         ({"pins": ["residual=int8", "conv3=float32"]}, "all the precisions that are pinned"),
         ({"pins": ["conv1=int8"], "recipe": "int8"}, "pins are for a search"),
+        ({"work_folder": "work", "recipe": "int8"}, "a work folder is for a search"),
         ({"plan_output": "p.toml", "recipe": "int8"}, "a plan is for a search"),
         ({"plan_output": "no/such/p.toml"}, "the folder .* does not exist"),
         ({"max_size_ratio": 0.0}, "size ratio of 0 is not possible"),
@@ -165,6 +171,16 @@ def test_what_cannot_be_done(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message) as found:
         sought(chain(), **options)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("opset", [13, 21])
+def test_float_passes_leave_the_source_as_it_is(opset: int) -> None:
+    graph = Graph.from_text(f"""<ir_version: 8, opset_import: ["": {opset}]>
+        g (float[N, 4] x) => (float[N, 4] y) {{ a = Identity(x) y = Relu(a) }}""")
+    before = str(graph)
+    made, _ = float_graph(graph, load_recipe("mixed"), load_target("cpu-x64"), 13, 0, SILENT)
+    assert [node.op_type for node in made.nodes()] == ["Relu"]
+    assert str(graph) == before
 
 
 def test_a_smaller_file_is_promised() -> None:
@@ -224,3 +240,19 @@ def test_the_written_model_says_why(tmp_path: Path) -> None:
     described = {layer.node: layer.reason for layer in describe(load(out))}
     assert {name: described[name] for name in planned} == planned
     assert np.all([planned[name] for name in planned])
+
+
+def test_of_equally_fast_candidates_the_one_that_loses_least_comes_first() -> None:
+    def candidate(label: str, speedup: float, loss: float) -> Candidate:
+        plan = Plan("", "cpu-x64", loss=loss)
+        return Candidate(label, Graph("g"), Path(label), plan, speedup=speedup)
+
+    found = preferred(
+        [
+            candidate("float", 1.0, 0.0),
+            candidate("fastest", 2.0, 3e-3),
+            candidate("as fast", 1.99, 1e-3),
+            candidate("nearly", 1.95, 1e-9),
+        ]
+    )
+    assert [c.label for c in found] == ["as fast", "fastest", "nearly", "float"]

@@ -29,7 +29,7 @@ _SHOWN = 30
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     settings.add_model(parser)
-    settings.add_data(parser, required=False)
+    settings.add_data(parser, required=False, otherwise="default: made up")
     parser.add_argument(
         "-o", "--output", type=options.named, required=True, metavar="OUT", help="file to write"
     )

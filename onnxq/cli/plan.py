@@ -61,8 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cost",
         choices=("latency", "size", "flops"),
-        default="latency",
-        help="what to make small; latency is measured here (default latency)",
+        help="what to make small; latency is measured here (default latency, or the table's)",
     )
     parser.add_argument(
         "--cost-table",
@@ -106,6 +105,11 @@ def run(parsed: argparse.Namespace) -> int:
         raise InputError("name the file of the plan with -o, or print the front with --pareto")
     options.check_files(parsed)
     costs = None if parsed.cost_table is None else Costs.load(parsed.cost_table)
+    if costs is not None and parsed.cost not in (None, costs.kind):
+        raise InputError(
+            f"'{parsed.cost_table}' holds costs of kind '{costs.kind}'; leave --cost out, or take "
+            f"a table from `onnxq cost --cost {parsed.cost}`"
+        )
     limit = Limit(parsed.budget, parsed.min_sqnr, parsed.max_latency, parsed.max_bytes)
     if parsed.pareto:
         return _front(parsed, costs, limit)
@@ -116,7 +120,7 @@ def run(parsed: argparse.Namespace) -> int:
             parsed.data,
             settings=settings.settings(parsed),
             limit=limit,
-            cost=parsed.cost,
+            cost=parsed.cost or "latency",
             costs=costs,
             pins=parsed.pin,
             progress=stages,
@@ -135,12 +139,12 @@ def _front(parsed: argparse.Namespace, costs: Costs | None, limit: Limit) -> int
             parsed.model,
             parsed.data,
             settings=settings.settings(parsed),
-            cost=parsed.cost,
+            cost=parsed.cost or "latency",
             costs=costs,
             pins=parsed.pin,
             progress=stages,
         )
-    kind = parsed.cost if costs is None else costs.kind
+    kind = costs.kind if costs is not None else parsed.cost or "latency"
     write_json(
         parsed,
         {"schema": "onnxq/front/1", "cost": kind, "points": [asdict(point) for point in points]},

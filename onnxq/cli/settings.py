@@ -23,15 +23,17 @@ def add_model(parser: argparse.ArgumentParser, **keywords: str) -> None:
     )
 
 
-def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Representative samples."""
+def add_data(
+    parser: argparse.ArgumentParser, *, required: bool = True, otherwise: str = ""
+) -> None:
+    """Representative samples; ``otherwise`` says what happens without."""
     text = "representative samples: .npz, folder of .npz, test data or images, module:function"
     parser.add_argument(
         "--data",
         type=options.named,
         required=required,
         metavar="DATA",
-        help=text if required else f"{text} (default: made up)",
+        help=f"{text} ({otherwise})" if otherwise else text,
     )
 
 

@@ -77,6 +77,8 @@ def _why(cost: float, float_cost: float, loss: float, kind: str) -> str:
     ratio = float_cost / cost
     if kind == "size":
         return f"takes 1/{ratio:.3g} of the bytes; {noise}"
+    if kind == "flops":
+        return f"counts as 1/{ratio:.3g} of the operations; {noise}"
     if ratio >= 1.0:
         return f"{ratio:.2f} times as fast as in float; {noise}"
     return f"{1 / ratio:.2f} times as slow as in float, but spares its neighbours a border; {noise}"

@@ -264,7 +264,7 @@ def difference(first: Plan, second: Plan) -> list[Difference]:
     ):
         ours, theirs = getattr(first, name), getattr(second, name)
         if ours != theirs:
-            found.append(Difference(name, str(ours), str(theirs)))
+            found.append(Difference(name, _shown(ours), _shown(theirs)))
     ours, theirs = first.precisions(), second.precisions()
     for name in dict.fromkeys([*ours, *theirs]):
         if ours.get(name) != theirs.get(name):
@@ -273,6 +273,10 @@ def difference(first: Plan, second: Plan) -> list[Difference]:
         if first.ranges.get(name) != second.ranges.get(name):
             found.append(Difference(f"range of {name}", _ends(first, name), _ends(second, name)))
     return found
+
+
+def _shown(entry: object) -> str:
+    return ", ".join(entry) if isinstance(entry, tuple) else str(entry)
 
 
 def _ends(plan: Plan, name: str) -> str:

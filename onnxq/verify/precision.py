@@ -31,17 +31,16 @@ def describe(graph: Graph) -> tuple[LayerFacts, ...]:
     matrix products and convolutions may also give floats.
     """
     reasons, chosen = left_in_float(graph), notes.reasons(graph)
-    return tuple(
-        LayerFacts(
-            name,
-            node.op_type,
-            _own_type(node) if name in reasons else precision(node),
-            None,
-            None,
-            chosen.get(name) or reasons.get(name, ""),
-        )
-        for node, name in operators(graph)
-    )
+    layers = []
+    for node, name in operators(graph):
+        own = _own_type(node)
+        found = own if name in reasons else precision(node)
+        reason = chosen.get(name) or reasons.get(name, "")
+        if chosen and not reason and found != own and node.is_op(*_CLIPPING):
+            # A plan has no entry for it: it belongs to the node whose result it clips.
+            reason = "has the precision of what it clips"
+        layers.append(LayerFacts(name, node.op_type, found, None, None, reason))
+    return tuple(layers)
 
 
 def operators(graph: Graph) -> list[tuple[Node, str]]:

@@ -112,11 +112,38 @@ def test_plan_and_apply(run, onnxq: Command, case: Case, tmp_path: Path) -> None
     assert line.split()[2] == "int8" and "of the bytes" in line
 
 
+def test_every_node_of_an_applied_plan_says_why(
+    run, onnxq: Command, case: Case, tmp_path: Path
+) -> None:
+    plan, out = tmp_path / "p.toml", tmp_path / "q.onnx"
+    assert run("plan", "-o", plan, "--cost", "size", "--pin", "*=int8", "-q").code == 0
+    assert onnxq("apply", case.model, plan, "-o", out, "-q").code == 0
+    assert onnxq("inspect", out, "-q", "--json", tmp_path / "i.json").code == 0
+    nodes = {n["node"]: n for n in json.loads((tmp_path / "i.json").read_text())["nodes"]}
+    assert nodes["relu"]["precision"] == "int8"
+    assert nodes["relu"]["reason"] == "has the precision of what it clips"
+    assert all(node["reason"] for node in nodes.values())
+
+
 def test_plan_from_a_table_of_costs(run, tmp_path: Path) -> None:
     assert run("cost", "-o", tmp_path / "c.json", "--cost", "flops", "-q").code == 0
     found = run("plan", "-o", tmp_path / "p.toml", "--cost-table", tmp_path / "c.json")
     assert found.code == 0 and "predicted flops" in found.out
-    assert Plan.load(tmp_path / "p.toml").cost_kind == "flops"
+    plan = Plan.load(tmp_path / "p.toml")
+    assert plan.cost_kind == "flops"
+    reasons = [node.reason for node in plan.nodes if node.precision == "int8" and node.float_cost]
+    assert reasons and all("1/4 of the operations" in reason for reason in reasons)
+    again = ("plan", "-o", tmp_path / "q.toml", "--cost-table", tmp_path / "c.json")
+    assert run(*again, "--cost", "flops", "-q").code == 0
+    run(*again, "--cost", "size").refused("c.json", "kind 'flops'", "--cost size")
+
+
+def test_a_table_of_costs_that_lacks_a_precision(run, tmp_path: Path) -> None:
+    table = ("cost", "-o", tmp_path / "c.json", "--cost", "flops", "--precision", "int8-weight")
+    assert run(*table, "-q").code == 0
+    found = run("plan", "-o", tmp_path / "p.toml", "--cost-table", tmp_path / "c.json")
+    found.refused("'int8'", "`onnxq cost`")
+    assert not (tmp_path / "p.toml").exists()
 
 
 def test_plan_prints_the_front(run, tmp_path: Path) -> None:

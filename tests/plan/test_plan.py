@@ -115,10 +115,19 @@ def test_text_that_is_no_pin(text: str) -> None:
 def test_differences() -> None:
     assert difference(replace(PLAN, pins=()), replace(PLAN, pins=(), cost=9.0, measured={})) == []
     nodes = (replace(PLAN.nodes[0], precision="float32"), *PLAN.nodes[2:])
-    other = replace(PLAN, pins=(), nodes=nodes, seed=4, target="generic", ranges={"x": (-2.0, 1.0)})
+    other = replace(
+        PLAN,
+        pins=(),
+        nodes=nodes,
+        seed=4,
+        target="generic",
+        promise=("sqnr>=30", "speedup>=1"),
+        ranges={"x": (-2.0, 1.0)},
+    )
     found = [(d.what, d.first, d.second) for d in difference(replace(PLAN, pins=()), other)]
     assert found == [
         ("target", "cpu-x64", "generic"),
+        ("promise", "drop<=0.01", "sqnr>=30, speedup>=1"),
         ("stem", "int8", "float32"),
         ("body/1", "float32", "absent"),
         ("range of x", "-1 to 0.3", "-2 to 1"),
