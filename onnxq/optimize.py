@@ -20,7 +20,7 @@ from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.keep_float_weights import KeepFloatWeights
 from onnxq.passes.notes import node_name
 from onnxq.plan import Pin, Plan
-from onnxq.plan.plan import FLOAT
+from onnxq.plan.assignment import FLOAT
 from onnxq.progress import SILENT, Progress
 from onnxq.quant import Format, Target, load_target
 from onnxq.recipe import Recipe, load_recipe

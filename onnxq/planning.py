@@ -20,8 +20,8 @@ from onnxq.ir.save import check_writable
 from onnxq.passes.constant_initializers import ConstantInitializers
 from onnxq.plan import Assignment, Costs, Pin, Plan, assign, pareto_front
 from onnxq.plan.apply import PRECISIONS, apply_precisions, needed_opset
-from onnxq.plan.assignment import Objective
-from onnxq.plan.plan import BY_HAND, FLOAT
+from onnxq.plan.assignment import FLOAT, Objective
+from onnxq.plan.plan import BY_HAND
 from onnxq.progress import SILENT, Progress
 from onnxq.quant import Target, load_target
 from onnxq.recipe import Recipe, load_recipe

@@ -11,6 +11,7 @@ from typing import Any
 from onnxq.calibrate import parse_calibrator
 from onnxq.errors import InputError
 from onnxq.ir import Pass, default_passes, parse_passes
+from onnxq.ir.textfile import read_text
 
 MIXED = "mixed"
 
@@ -73,11 +74,7 @@ def load_recipe(name: str) -> Recipe:
             f"there is no recipe '{name}'; built in: {', '.join(built_in_recipes())}; "
             "or name a .toml file"
         )
-    try:
-        return _parse(name, path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise InputError(f"cannot read the recipe '{name}': {reason}") from error
+    return _parse(name, read_text(path, "the recipe"))
 
 
 def built_in_recipes() -> tuple[str, ...]:

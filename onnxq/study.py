@@ -28,7 +28,7 @@ from onnxq.plan import (
     size_costs,
 )
 from onnxq.plan.apply import PRECISIONS, STATIC, apply_precisions, needed_opset
-from onnxq.plan.plan import FLOAT
+from onnxq.plan.assignment import FLOAT
 from onnxq.progress import SILENT, Progress
 from onnxq.quant import Target
 from onnxq.recipe import Recipe

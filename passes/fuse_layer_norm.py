@@ -18,6 +18,7 @@ from onnxq.passes.normalization import (
     normalized,
     normalized_axes,
     ones,
+    scaled,
 )
 
 _FIRST_OPSET = 17
@@ -69,21 +70,16 @@ def _plain(squared: Squared, divided: Divided) -> PatternFunction:
 
 
 def _scaled(squared: Squared, divided: Divided) -> PatternFunction:
-    plain = _plain(squared, divided)
-
-    def pattern(op: PatternBuilder, x: Variable, eps: Variable, scale: Variable) -> Operator:
-        return op.Mul(plain(op, x, eps), scale)
-
-    return pattern
+    return scaled(_plain(squared, divided))
 
 
 def _biased(squared: Squared, divided: Divided) -> PatternFunction:
-    scaled = _scaled(squared, divided)
+    without_bias = _scaled(squared, divided)
 
     def pattern(
         op: PatternBuilder, x: Variable, eps: Variable, scale: Variable, bias: Variable
     ) -> Operator:
-        return op.Add(scaled(op, x, eps, scale), bias)
+        return op.Add(without_bias(op, x, eps, scale), bias)
 
     return pattern
 

@@ -18,6 +18,7 @@ from onnxq.passes.normalization import (
     normalized,
     normalized_axes,
     ones,
+    scaled,
 )
 
 _FIRST_OPSET = 23
@@ -63,12 +64,7 @@ def _plain(squared: Squared, divided: Divided) -> PatternFunction:
 
 
 def _scaled(squared: Squared, divided: Divided) -> PatternFunction:
-    plain = _plain(squared, divided)
-
-    def pattern(op: PatternBuilder, x: Variable, eps: Variable, scale: Variable) -> Operator:
-        return op.Mul(plain(op, x, eps), scale)
-
-    return pattern
+    return scaled(_plain(squared, divided))
 
 
 def _is_rms_norm(match: Match) -> bool:

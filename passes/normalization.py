@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from onnxq.ir import Builder, DataType, Match, Node, Value
-from onnxq.ir.pattern import Operator, PatternBuilder, Variable
+from onnxq.ir.pattern import Operator, PatternBuilder, PatternFunction, Variable
 from onnxq.passes.fusing import keeps_shape, kept_axes, number, parameter, reduced, trailing
 
 Term = Variable | Operator
@@ -37,6 +37,15 @@ def normalized(
     """``d / sqrt(mean(d²) + eps)``."""
     mean = reduced(op, "ReduceMean", squared(op, d), "square_mean")
     return divided(op, d, op.Add(mean, op.constant(eps)))
+
+
+def scaled(plain: PatternFunction) -> PatternFunction:
+    """A pattern of ``x`` and ``eps``, multiplied by ``scale``."""
+
+    def pattern(op: PatternBuilder, x: Variable, eps: Variable, scale: Variable) -> Operator:
+        return op.Mul(plain(op, x, eps), scale)
+
+    return pattern
 
 
 def normalized_axes(match: Match, *reductions: Node) -> tuple[int, ...] | None:

@@ -7,13 +7,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from onnxq.calibrate.calibrators import Calibrator, parse_calibrator
 from onnxq.calibrate.statistics import Statistics
 from onnxq.errors import InputError
-from onnxq.ir.save import replacing
+from onnxq.ir.textfile import read_text, write_text
 from onnxq.quant import FORMATS, UINT8, ZERO_POINT, Format, Scheme
 
 SCHEMA = "onnxq/ranges/1"
@@ -133,8 +132,7 @@ class Ranges:
         Raises:
             InputError: it cannot be written.
         """
-        with replacing(Path(path)) as file:
-            file.write(self.to_json().encode())
+        write_text(path, self.to_json())
 
     @classmethod
     def from_json(cls, text: str, where: str = "the ranges") -> Ranges:
@@ -171,12 +169,7 @@ class Ranges:
         Raises:
             InputError: it is missing or no file of ranges.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise InputError(f"cannot read the ranges '{path}': {reason}") from error
-        return cls.from_json(text, f"'{path}'")
+        return cls.from_json(read_text(path, "the ranges"), f"'{path}'")
 
 
 def merge(shards: Sequence[Ranges]) -> Ranges:

@@ -12,12 +12,10 @@ from rich.text import Text
 
 from onnxq.calibrate import CALIBRATORS, Ranges, merge
 from onnxq.calibration import find_ranges
-from onnxq.cli import options
+from onnxq.cli import options, settings
 from onnxq.cli.terminal import progress, show, write_json
 from onnxq.errors import InputError
 from onnxq.ir.save import check_writable
-from onnxq.quant import available_targets
-from onnxq.recipe import built_in_recipes
 from onnxq.report import words
 from onnxq.report.text import grid
 
@@ -35,15 +33,8 @@ _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument(
-        "model", type=options.named, nargs="?", metavar="MODEL", help="float model, an .onnx file"
-    )
-    parser.add_argument(
-        "--data",
-        type=options.named,
-        metavar="DATA",
-        help="representative samples: .npz, folder of .npz, test data or images, module:function",
-    )
+    settings.add_model(parser, nargs="?")
+    settings.add_data(parser, required=False)
     parser.add_argument(
         "-o", "--output", type=options.named, required=True, metavar="OUT", help="file to write"
     )
@@ -68,38 +59,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="memory to take beyond plain inference, as 500MB or 2GB; more passes if it is short",
     )
-    parser.add_argument(
-        "--recipe",
-        default="int8",
-        metavar="NAME|FILE",
-        help=f"float passes that come first: {', '.join(built_in_recipes())}, or a .toml file",
-    )
-    parser.add_argument(
-        "--target",
-        default="auto",
-        metavar="T",
-        help=f"where it is to run: auto, {', '.join(available_targets())} (default auto)",
-    )
-    parser.add_argument(
-        "--samples", type=options.positive, metavar="N", help="use only about so many samples"
-    )
+    settings.add_float_recipe(parser, "int8")
+    settings.add_target(parser)
+    options.add_samples(parser)
     parser.add_argument(
         "--threads",
         type=options.positive,
         metavar="N",
         help="threads inside one operator (default: all processors)",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=options.positive,
-        metavar="N",
-        help="samples in a batch where the model leaves it open",
-    )
-    parser.add_argument(
-        "--constant-initializers",
-        action="store_true",
-        help="treat weights that are listed as inputs, too, as constants",
-    )
+    options.add_batch_size(parser)
+    settings.add_constant_initializers(parser)
     options.add_common(parser)
     options.add_images(parser)
 

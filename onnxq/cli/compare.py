@@ -35,27 +35,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="samples; of data with a split of its own the held-out part is used",
     )
-    parser.add_argument(
-        "--metric", metavar="M", help="accuracy, top-5, bits-per-byte, sqnr or module:function"
-    )
+    options.add_metric(parser)
     parser.add_argument(
         "--gate", action="append", default=[], metavar="EXPR", help="a promise (repeatable)"
     )
-    parser.add_argument(
-        "--samples", type=options.positive, metavar="N", help="use about so many samples"
-    )
+    options.add_samples(parser)
     parser.add_argument(
         "--no-layers", action="store_true", help="leave out the error of every layer"
     )
     parser.add_argument(
         "--junit", type=options.named, metavar="FILE", help="write the gates as JUnit XML"
     )
-    parser.add_argument(
-        "--report",
-        type=options.named,
-        metavar="FOLDER",
-        help="write report.json, .html and junit.xml",
-    )
+    options.add_report(parser)
     options.add_providers(parser)
     options.add_measuring(parser)
     options.add_common(parser)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onnxq.calibrate import CALIBRATORS
 from onnxq.cli import options, settings
 from onnxq.cli.terminal import progress, show, write_json
 from onnxq.optimize import DEFAULT_RECIPE, Optimized, optimize
-from onnxq.quant import available_targets
 from onnxq.recipe import built_in_recipes
 from onnxq.report import check_folder, to_text, write_report
 
@@ -26,16 +24,8 @@ EXAMPLES = """examples:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument(
-        "model", type=options.named, metavar="MODEL", help="float model, an .onnx file"
-    )
-    parser.add_argument(
-        "--data",
-        type=options.named,
-        required=True,
-        metavar="DATA",
-        help="representative samples: .npz, folder of .npz, test data or images, module:function",
-    )
+    settings.add_model(parser)
+    settings.add_data(parser)
     parser.add_argument(
         "-o", "--output", type=options.named, required=True, metavar="OUT", help="file to write"
     )
@@ -52,18 +42,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"what to do: {', '.join(built_in_recipes())}, or a .toml file (default "
         f"{DEFAULT_RECIPE}: the fastest mixture of precisions that keeps the promise)",
     )
-    parser.add_argument(
-        "--target",
-        default="auto",
-        metavar="T",
-        help=f"where it is to run: auto, {', '.join(available_targets())} (default auto)",
-    )
-    parser.add_argument(
-        "--calibrator",
-        type=options.named,
-        metavar="C",
-        help=f"how ranges are found: {', '.join(CALIBRATORS)} (default: the recipe's)",
-    )
+    settings.add_target(parser)
+    settings.add_calibrator(parser)
     promise = parser.add_argument_group("promise")
     promise.add_argument(
         "--max-drop",
@@ -96,48 +76,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write the plan of the model that was made, for `onnxq apply`",
     )
-    mixed.add_argument(
-        "--pin",
-        action="append",
-        default=[],
-        type=options.named,
-        metavar="PATTERN=P",
-        help="precision of the nodes whose name matches, as 'head*=float32' (repeatable)",
-    )
+    settings.add_pins(mixed)
     settings.add_work_folder(mixed)
-    parser.add_argument(
-        "--metric", metavar="M", help="accuracy, top-5, bits-per-byte, sqnr or module:function"
-    )
+    options.add_metric(parser)
     parser.add_argument(
         "--calibration-samples",
         type=options.positive,
         metavar="N",
         help="samples to calibrate on (default: half of DATA, at most 512)",
     )
-    parser.add_argument(
-        "--constant-initializers",
-        action="store_true",
-        help="treat weights that are listed as inputs, too, as constants",
-    )
-    parser.add_argument(
-        "--opset",
-        type=options.positive,
-        metavar="N",
-        help="raise the model to at least this opset (default: only as far as the formats need)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=options.whole,
-        default=0,
-        metavar="N",
-        help="chooses the held-out part (default 0)",
-    )
-    parser.add_argument(
-        "--report",
-        type=options.named,
-        metavar="FOLDER",
-        help="write report.json, .html and junit.xml",
-    )
+    settings.add_constant_initializers(parser)
+    settings.add_opset(parser)
+    settings.add_seed(parser, "the held-out part")
+    options.add_report(parser)
     options.add_measuring(parser)
     options.add_common(parser)
     options.add_images(parser)

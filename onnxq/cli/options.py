@@ -46,6 +46,40 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
 
 
+def add_samples(parser: argparse.ArgumentParser) -> None:
+    """How much of the data to use."""
+    parser.add_argument(
+        "--samples", type=positive, metavar="N", help="use only about so many samples"
+    )
+
+
+def add_metric(parser: argparse.ArgumentParser) -> None:
+    """What to judge the outputs by."""
+    parser.add_argument(
+        "--metric", metavar="M", help="accuracy, top-5, bits-per-byte, sqnr or module:function"
+    )
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Where to write the report."""
+    parser.add_argument(
+        "--report",
+        type=named,
+        metavar="FOLDER",
+        help="write report.json, .html and junit.xml",
+    )
+
+
+def add_batch_size(parser: argparse.ArgumentParser) -> None:
+    """How many samples run together."""
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="samples in a batch where the model leaves it open",
+    )
+
+
 def add_measuring(parser: argparse.ArgumentParser) -> None:
     """How to run models."""
     parser.add_argument(
@@ -55,12 +89,7 @@ def add_measuring(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads inside one operator (default 1)",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        metavar="N",
-        help="samples in a batch where the model leaves it open",
-    )
+    add_batch_size(parser)
 
 
 def add_providers(parser: argparse.ArgumentParser) -> None:

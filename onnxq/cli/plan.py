@@ -50,14 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print plans of which none is better than another in both cost and loss",
     )
-    parser.add_argument(
-        "--pin",
-        action="append",
-        default=[],
-        type=options.named,
-        metavar="PATTERN=P",
-        help="precision of the nodes whose name matches, as 'head*=float32' (repeatable)",
-    )
+    settings.add_pins(parser)
     parser.add_argument(
         "--cost",
         choices=("latency", "size", "flops"),

@@ -1,4 +1,4 @@
-"""Options of the commands that study a model: sensitivity, cost, plan."""
+"""Options of the commands that quantize, or study what quantizing would do."""
 
 from __future__ import annotations
 
@@ -37,6 +37,74 @@ def add_data(
     )
 
 
+def add_float_recipe(parser: argparse.ArgumentParser, default: str) -> None:
+    """The recipe, of which only the float passes count."""
+    parser.add_argument(
+        "--recipe",
+        default=default,
+        metavar="NAME|FILE",
+        help=f"float passes that come first: {', '.join(built_in_recipes())}, or a .toml file",
+    )
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Where the model is to run."""
+    parser.add_argument(
+        "--target",
+        default="auto",
+        metavar="T",
+        help=f"where it is to run: auto, {', '.join(available_targets())} (default auto)",
+    )
+
+
+def add_calibrator(parser: argparse.ArgumentParser) -> None:
+    """How ranges are found."""
+    parser.add_argument(
+        "--calibrator",
+        type=options.named,
+        metavar="C",
+        help=f"how ranges are found: {', '.join(CALIBRATORS)} (default: the recipe's)",
+    )
+
+
+def add_constant_initializers(parser: argparse.ArgumentParser) -> None:
+    """Whether weights that are inputs count as constants."""
+    parser.add_argument(
+        "--constant-initializers",
+        action="store_true",
+        help="treat weights that are listed as inputs, too, as constants",
+    )
+
+
+def add_opset(parser: argparse.ArgumentParser) -> None:
+    """The least opset."""
+    parser.add_argument(
+        "--opset",
+        type=options.positive,
+        metavar="N",
+        help="raise the model to at least this opset (default: only as far as the formats need)",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
+    """What the seed chooses."""
+    parser.add_argument(
+        "--seed", type=options.whole, default=0, metavar="N", help=f"chooses {what} (default 0)"
+    )
+
+
+def add_pins(parser: argparse._ActionsContainer) -> None:
+    """Precisions set by hand."""
+    parser.add_argument(
+        "--pin",
+        action="append",
+        default=[],
+        type=options.named,
+        metavar="PATTERN=P",
+        help="precision of the nodes whose name matches, as 'head*=float32' (repeatable)",
+    )
+
+
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """How the model is read, rewritten and calibrated."""
     parser.add_argument(
@@ -47,45 +115,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help=f"consider this precision: {', '.join(PARTS)} (repeatable; default: the target's)",
     )
-    parser.add_argument(
-        "--recipe",
-        default="mixed",
-        metavar="NAME|FILE",
-        help=f"float passes that come first: {', '.join(built_in_recipes())}, or a .toml file",
-    )
-    parser.add_argument(
-        "--target",
-        default="auto",
-        metavar="T",
-        help=f"where it is to run: auto, {', '.join(available_targets())} (default auto)",
-    )
-    parser.add_argument(
-        "--calibrator",
-        type=options.named,
-        metavar="C",
-        help=f"how ranges are found: {', '.join(CALIBRATORS)} (default: the recipe's)",
-    )
-    parser.add_argument(
-        "--samples", type=options.positive, metavar="N", help="use only about so many samples"
-    )
-    parser.add_argument(
-        "--constant-initializers",
-        action="store_true",
-        help="treat weights that are listed as inputs, too, as constants",
-    )
-    parser.add_argument(
-        "--opset",
-        type=options.positive,
-        metavar="N",
-        help="raise the model to at least this opset (default: only as far as the formats need)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=options.whole,
-        default=0,
-        metavar="N",
-        help="chooses samples where only some are used (default 0)",
-    )
+    add_float_recipe(parser, "mixed")
+    add_target(parser)
+    add_calibrator(parser)
+    options.add_samples(parser)
+    add_constant_initializers(parser)
+    add_opset(parser)
+    add_seed(parser, "samples where only some are used")
     add_work_folder(parser)
     options.add_measuring(parser)
     options.add_common(parser)

@@ -9,7 +9,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -18,7 +17,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from onnxq.errors import InputError
-from onnxq.ir.save import replacing
+from onnxq.ir.textfile import write_text
 from onnxq.progress import SILENT, Progress
 from onnxq.report.words import printable
 from onnxq.verify.result import plain
@@ -71,8 +70,7 @@ def write_json(parsed: argparse.Namespace, body: Mapping[str, Any]) -> None:
     if parsed.json == "-":
         emit(text)
     elif parsed.json:
-        with replacing(Path(parsed.json)) as file:
-            file.write(text.encode())
+        write_text(parsed.json, text)
 
 
 def emit(text: str = "") -> None:

@@ -14,9 +14,8 @@ from onnxq.passes.notes import forget_notes, node_name, note_reasons
 from onnxq.passes.quantize_dynamic import QuantizeDynamic
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.unflatten_gemm import UnflattenGemm
+from onnxq.plan.assignment import FLOAT
 from onnxq.quant import load_target
-
-FLOAT = "float32"
 
 PRECISIONS: Mapping[str, str] = {
     FLOAT: "as it is",

@@ -8,11 +8,9 @@ from onnxq.ir import Graph, Node, Value
 from onnxq.passes.notes import node_name
 from onnxq.passes.placement import Placement, activation_slots
 from onnxq.plan.apply import STATIC
-from onnxq.plan.assignment import Border, Choice, Item, Problem
+from onnxq.plan.assignment import FLOAT, Border, Choice, Item, Problem
 from onnxq.plan.cost import Costs
 from onnxq.quant import OperatorRule
-
-FLOAT = "float32"
 
 Losses = Mapping[str, Mapping[str, float]]
 """Predicted loss by node name and precision. A precision that is missing is no choice."""

@@ -7,11 +7,10 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from onnxq.errors import InputError
-from onnxq.ir.save import replacing
+from onnxq.ir.textfile import read_text, write_text
 
 SCHEMA = "onnxq/costs/1"
 
@@ -57,8 +56,7 @@ class Costs:
         Raises:
             InputError: it cannot be written.
         """
-        with replacing(Path(path)) as file:
-            file.write(self.to_json().encode())
+        write_text(path, self.to_json())
 
     @classmethod
     def from_json(cls, text: str, where: str = "the cost table") -> Costs:
@@ -93,12 +91,7 @@ class Costs:
         Raises:
             InputError: it is missing or no cost table.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise InputError(f"cannot read the cost table '{path}': {reason}") from error
-        return cls.from_json(text, f"'{path}'")
+        return cls.from_json(read_text(path, "the cost table"), f"'{path}'")
 
 
 def _cost(value: object) -> float:

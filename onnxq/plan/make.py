@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from onnxq.plan.assignment import Assignment, Problem
-from onnxq.plan.plan import BY_HAND, FLOAT, PlanNode
+from onnxq.plan.assignment import FLOAT, Assignment, Problem
+from onnxq.plan.plan import BY_HAND, PlanNode
 
 
 def plan_nodes(

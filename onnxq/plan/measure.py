@@ -16,14 +16,13 @@ import onnx
 from onnxq.ir import DataType, Graph, Node, TensorType, Value, to_proto
 from onnxq.passes.notes import node_name
 from onnxq.passes.placement import Placement, channel_axis
+from onnxq.plan.assignment import FLOAT
 from onnxq.plan.cache import Measurements, machine
 from onnxq.plan.cost import Costs
 from onnxq.runtime.profile import NodeTime, profile_nodes
 from onnxq.runtime.specs import Array
 
 Feeds = Mapping[str, Array]
-
-FLOAT = "float32"
 
 _TAIL = re.compile(r"(_nchwc|_nhwc|_token_\d+|_quant|_matmulinteger\w*|/\w+Fusion/)+$")
 

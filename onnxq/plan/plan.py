@@ -8,17 +8,14 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from onnxq.errors import InputError
-from onnxq.ir.save import replacing
+from onnxq.ir.textfile import read_text, write_text
 
 SCHEMA = "onnxq/plan/1"
-
-FLOAT = "float32"
 
 BY_HAND = "pinned by hand"
 
@@ -199,8 +196,7 @@ class Plan:
         Raises:
             InputError: it cannot be written.
         """
-        with replacing(Path(path)) as file:
-            file.write(self.to_toml().encode())
+        write_text(path, self.to_toml())
 
     @classmethod
     def from_toml(cls, text: str, where: str = "the plan") -> Plan:
@@ -229,12 +225,7 @@ class Plan:
         Raises:
             InputError: it is missing or no plan.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise InputError(f"cannot read the plan '{path}': {reason}") from error
-        return cls.from_toml(text, f"'{path}'")
+        return cls.from_toml(read_text(path, "the plan"), f"'{path}'")
 
     def with_measured(self, measured: Mapping[str, float]) -> Plan:
         """The plan with what verification measured."""

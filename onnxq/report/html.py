@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from onnxq.ir.save import replacing
+from onnxq.ir.textfile import write_text
 from onnxq.report import figures, page, words
 from onnxq.report.grouping import left_in_float
 from onnxq.verify.precision import counts
@@ -49,8 +49,7 @@ def write_html(report: Report, path: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    with replacing(path) as file:
-        file.write(to_html(report).encode())
+    write_text(path, to_html(report))
 
 
 def _header(report: Report) -> str:

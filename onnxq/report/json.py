@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnxq.ir.save import replacing
+from onnxq.ir.textfile import write_text
 from onnxq.verify.result import Report
 
 
@@ -14,5 +14,4 @@ def write_json(report: Report, path: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    with replacing(path) as file:
-        file.write(report.to_json().encode())
+    write_text(path, report.to_json())

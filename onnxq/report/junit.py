@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-from onnxq.ir.save import replacing
+from onnxq.ir.textfile import write_text
 from onnxq.report.words import number, printable
 from onnxq.verify.result import GateFacts, Report
 
@@ -41,8 +41,7 @@ def write_junit(report: Report, path: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    with replacing(path) as file:
-        file.write(to_junit(report).encode())
+    write_text(path, to_junit(report))
 
 
 def _add_case(suite: ElementTree.Element, gate: GateFacts, model: str) -> None:

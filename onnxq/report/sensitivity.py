@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from onnxq.ir.save import replacing
+from onnxq.ir.textfile import write_text
 from onnxq.report import figures, page, words
 from onnxq.sensitivity import NodeSensitivity, Sensitivity
 
@@ -35,8 +35,7 @@ def write_html(found: Sensitivity, path: Path, model: str) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    with replacing(path) as file:
-        file.write(to_html(found, model).encode())
+    write_text(path, to_html(found, model))
 
 
 def _section(found: Sensitivity, precision: str) -> str:

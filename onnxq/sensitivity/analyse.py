@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -192,16 +193,16 @@ def _nodes(quantizable: Quantizable, found: Mapping[Key, _Sample]) -> tuple[Node
     return tuple(nodes)
 
 
-class _Runner:
+class _Runner(ABC):
     """Runs the model on a batch, with and without perturbations."""
 
+    @abstractmethod
     def start(self, batch: Batch) -> dict[str, np.ndarray]:
         """Take a batch, and give the float outputs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, key: Key, perturbations: Sequence[Perturbation]) -> dict[str, np.ndarray]:
         """The outputs for the same batch with some parts quantized."""
-        raise NotImplementedError
 
 
 class _Whole(_Runner):

@@ -7,11 +7,10 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from onnxq.errors import InputError
-from onnxq.ir.save import replacing
+from onnxq.ir.textfile import read_text, write_text
 from onnxq.sensitivity.parts import PARTS
 
 SCHEMA = "onnxq/sensitivity/1"
@@ -89,8 +88,7 @@ class Sensitivity:
         Raises:
             InputError: it cannot be written.
         """
-        with replacing(Path(path)) as file:
-            file.write(self.to_json().encode())
+        write_text(path, self.to_json())
 
     @classmethod
     def from_json(cls, text: str, where: str = "the sensitivity") -> Sensitivity:
@@ -124,12 +122,7 @@ class Sensitivity:
         Raises:
             InputError: it is missing or no file of a sensitivity analysis.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise InputError(f"cannot read the sensitivity '{path}': {reason}") from error
-        return cls.from_json(text, f"'{path}'")
+        return cls.from_json(read_text(path, "the sensitivity"), f"'{path}'")
 
 
 def _loss(value: object) -> float:

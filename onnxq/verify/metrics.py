@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -75,7 +76,7 @@ class Metric(Protocol):
         ...
 
 
-class ScoredMetric:
+class ScoredMetric(ABC):
     """A metric that is sum of scores / sum of weights over the samples.
 
     Subclasses give one score and one weight per sample; that is what intervals and paired
@@ -151,9 +152,9 @@ class ScoredMetric:
         """Tell whether each sample is either right (1) or wrong (0), as for a proportion."""
         return False
 
+    @abstractmethod
     def _score(self, logits: Floats, labels: Array) -> Floats:
         """Return the score of each position, in the shape of the labels."""
-        raise NotImplementedError
 
 
 class TopK(ScoredMetric):

@@ -296,3 +296,7 @@ def test_a_recipe_with_a_mistake(refuse, tmp_path: Path) -> None:
         refuse(part, more=("--recipe", recipe))
     recipe.write_bytes(b"\xff\xfe\x00")
     refuse("mine.toml", more=("--recipe", recipe))
+
+
+def test_an_unknown_option_sends_to_the_help_of_the_command(refuse) -> None:
+    refuse("--max-dorp", "`onnxq optimize -h`", more=("--max-dorp", "0.1"))
