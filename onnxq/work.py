@@ -15,7 +15,7 @@ from onnxq.data import Dataset
 from onnxq.errors import InputError
 
 
-class Stored(Protocol):
+class Savable(Protocol):
     """A stage's result that round-trips through a file."""
 
     def save(self, path: Path) -> None:
@@ -26,7 +26,7 @@ class Stored(Protocol):
         """Read the file."""
 
 
-S = TypeVar("S", bound=Stored)
+S = TypeVar("S", bound=Savable)
 
 
 class WorkFolder:

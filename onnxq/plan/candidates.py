@@ -116,13 +116,9 @@ def _integer_readers(node: Node, placed: Placement, owners: Mapping[Value, str])
         value = pending.pop()
         for use in value.uses:
             rule = placed.nodes.get(use.node)
-            if rule is None or not placed.reads_pair(use):
-                if rule is not None and rule.role == "absorb":
-                    pending.append(use.node.output)
-                continue
-            if rule.role == "absorb":
+            if rule is not None and rule.role == "absorb":
                 pending.append(use.node.output)
-            else:
+            elif rule is not None and placed.reads_pair(use):
                 found[node_name(use.node)] = None
     return list(found)
 

@@ -20,6 +20,7 @@ from onnxq.plan.assignment import FLOAT
 from onnxq.plan.cache import Measurements, machine
 from onnxq.plan.cost import Costs
 from onnxq.runtime.profile import NodeTime, profile_nodes
+from onnxq.runtime.session import serialized
 from onnxq.runtime.specs import Array
 
 Feeds = Mapping[str, Array]
@@ -113,7 +114,7 @@ def measure_costs(
     known = Measurements() if measurements is None else measurements
     here = machine(provider, threads)
     models = {FLOAT: graph, **variants}
-    protos = {name: to_proto(g).SerializeToString() for name, g in models.items()}
+    protos = {name: serialized(to_proto(g)) for name, g in models.items()}
     shapes = json.dumps({n: a.shape for n, a in sorted(feeds.items())})
     keys = {
         name: _signature(here, "model", hashlib.sha256(data).hexdigest(), shapes)
@@ -167,8 +168,8 @@ def flops_costs(graph: Graph, placed: Placement, precisions: Sequence[str]) -> C
             if all(isinstance(d, int) for d in weight.shape) and channels:
                 work = made * prod(int(d or 1) for d in weight.shape) / int(channels or 1)
         nodes[node_name(node)] = {p: float(work) * _SPEED.get(p, 1.0) for p in (FLOAT, *precisions)}
-    borders = {value.name: (_elements(value) * _BORDER_FLOPS,) * 2 for value in placed.roots}
-    return Costs("flops", "", {}, nodes, {k: (q, d) for k, (q, d) in borders.items()})
+    crossing = {value.name: _elements(value) * _BORDER_FLOPS for value in placed.roots}
+    return Costs("flops", "", {}, nodes, {name: (work, work) for name, work in crossing.items()})
 
 
 def _elements(value: Value | None) -> float:

@@ -161,18 +161,27 @@ def model_label(model: ModelLike) -> str:
     return "the model"
 
 
+def serialized(model: onnx.ModelProto) -> bytes:
+    """The bytes of a model.
+
+    Raises:
+        InputError: it is over protobuf's limit of 2 GB.
+    """
+    try:
+        data: bytes = model.SerializeToString()
+    except EncodeError as error:
+        raise InputError(
+            f"{model_label(model)} is over protobuf's limit of 2 GB; "
+            "save it with external data and give its path"
+        ) from error
+    return data
+
+
 def _source(model: ModelLike, label: str) -> str | bytes:
     if isinstance(model, bytes):
         return model
     if isinstance(model, onnx.ModelProto):
-        try:
-            data: bytes = model.SerializeToString()
-        except EncodeError as error:
-            raise InputError(
-                f"{label} is over protobuf's limit of 2 GB; "
-                "save it with external data and give its path"
-            ) from error
-        return data
+        return serialized(model)
     path = Path(model)
     if not path.exists():
         raise InputError(f"{label}: no such file")
