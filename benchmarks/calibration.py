@@ -36,13 +36,13 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import create_calibrator
 from structures import resnet50
 
-from onnxq.calibrate import CALIBRATORS, calibrate
 from onnxq.data import Dataset, read
 from onnxq.ir import infer_types
-from onnxq.passes.placement import place
-from onnxq.quant import load_target
+from onnxq.observe import CALIBRATORS, calibrate
+from onnxq.passes.static.placement import place
 from onnxq.rewrite import rewrite
 from onnxq.runtime import Session
+from onnxq.targets import load_target
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 8

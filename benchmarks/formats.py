@@ -23,16 +23,16 @@ from pathlib import Path
 
 from cases import Case, trained_cases
 
-from onnxq.calibrate import calibrate
 from onnxq.data import Batch, Dataset
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, Pipeline, load, parse_passes, save
-from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.observe import calibrate
+from onnxq.passes.static.insert_qdq import InsertQdq
 from onnxq.progress import SILENT
-from onnxq.quant import load_target
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session, integer_operators, interleaved
 from onnxq.stages import float_graph, place_integers, single_feed
+from onnxq.targets import load_target
 from onnxq.verify import CompareOptions, Report, compare_files
 from onnxq.verify.facts import versions
 

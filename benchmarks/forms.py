@@ -30,17 +30,17 @@ import onnx.numpy_helper
 import onnx.parser
 from onnxruntime.quantization import quantize_dynamic
 
-from onnxq.calibrate import calibrate
 from onnxq.data import read
 from onnxq.ir import Pipeline, default_passes, infer_types, load, parse_passes, to_proto
 from onnxq.ir.load import from_proto
-from onnxq.passes.insert_qdq import InsertQdq
-from onnxq.passes.placement import place
-from onnxq.passes.residual_as_sum import ResidualAsSum
-from onnxq.quant import load_target
+from onnxq.observe import calibrate
+from onnxq.passes.fusion.residual_as_sum import ResidualAsSum
+from onnxq.passes.static.insert_qdq import InsertQdq
+from onnxq.passes.static.placement import place
 from onnxq.runtime import Session, interleaved
 from onnxq.runtime.operators import optimized_operators
 from onnxq.stages import single_feed
+from onnxq.targets import load_target
 
 PLACES = ("alone", "float", "int8")
 """Where a form stands: by itself, between float operators, between integer operators."""

@@ -20,13 +20,13 @@ from pathlib import Path
 from cases import Case, structure_cases, trained_cases
 from scipy.stats import spearmanr
 
-from onnxq.calibrate import calibrate, parse_calibrator
 from onnxq.ir import load
+from onnxq.observe import calibrate, parse_calibrator
 from onnxq.progress import SILENT
-from onnxq.quant import load_target
 from onnxq.recipe import Recipe
 from onnxq.sensitivity import Quantizable, Sensitivity, analyse
 from onnxq.stages import float_graph, place_integers
+from onnxq.targets import load_target
 
 PRECISION = "int8"
 

@@ -78,7 +78,7 @@ def _print(
 def quantize(source: Path, target: Path, format: str) -> dict[str, float]:
     """Load, quantize and save a model: seconds by stage, peaks of memory in GB, rewrites."""
     from onnxq.ir import Context, infer_types, load, save
-    from onnxq.passes.quantize_weights import QuantizeWeights
+    from onnxq.passes.weights.quantize_weights import QuantizeWeights
 
     at_start, busy = _peak_gigabytes(), time.process_time()
     times = [time.perf_counter()]

@@ -3,9 +3,9 @@
 from importlib.metadata import version
 
 from onnxq.bench import bench
-from onnxq.calibrate import calibrate
 from onnxq.errors import InputError
 from onnxq.ir import Graph, load, save
+from onnxq.observe import calibrate
 from onnxq.optimize import Optimized, compare, optimize
 from onnxq.plan import Plan
 from onnxq.planning import apply_plan, make_plan

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from onnxq.calibrate import Ranges, calibrate, parse_calibrator
 from onnxq.data import DataLike, ImageOptions, read
 from onnxq.ir import Context, load
-from onnxq.passes.constant_initializers import ConstantInitializers
+from onnxq.observe import Ranges, calibrate, parse_calibrator
+from onnxq.passes.cleanup.constant_initializers import ConstantInitializers
 from onnxq.progress import SILENT, Progress
-from onnxq.quant import load_target
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.runtime import Session
 from onnxq.stages import ModelLike, as_file, float_graph, place_integers
+from onnxq.targets import load_target
 from onnxq.verify.facts import file_sha256
 
 

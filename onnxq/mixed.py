@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from onnxq.cost.measure import size_costs
 from onnxq.data import Batch, Dataset
 from onnxq.errors import InputError
 from onnxq.ir import Graph, PassRecord, save
 from onnxq.plan import Assignment, Plan, Problem, assign
-from onnxq.plan.assignment import FLOAT
-from onnxq.plan.measure import size_costs
+from onnxq.precision import FLOAT
 from onnxq.progress import SILENT, Progress
 from onnxq.runtime import Session, interleaved
 from onnxq.study import Study, uniform

@@ -9,20 +9,20 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from onnxq.calibrate import Calibrator, calibrate, parse_calibrator
 from onnxq.data import Batch, DataLike, Dataset, ImageOptions, read
 from onnxq.errors import InputError, NothingToQuantizeError
 from onnxq.ir import Context, Graph, Pass, Pipeline, load, save
 from onnxq.ir.save import check_writable
 from onnxq.mixed import Candidate, Search
-from onnxq.passes.constant_initializers import ConstantInitializers
-from onnxq.passes.insert_qdq import InsertQdq
-from onnxq.passes.keep_float_weights import KeepFloatWeights
+from onnxq.observe import Calibrator, calibrate, parse_calibrator
+from onnxq.passes.cleanup.constant_initializers import ConstantInitializers
 from onnxq.passes.notes import node_name
+from onnxq.passes.static.insert_qdq import InsertQdq
+from onnxq.passes.static.keep_float_weights import KeepFloatWeights
 from onnxq.plan import Pin, Plan
-from onnxq.plan.assignment import FLOAT
+from onnxq.precision import FLOAT
 from onnxq.progress import SILENT, Progress
-from onnxq.quant import Format, Target, load_target
+from onnxq.quant import Format
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.report.certainty import certainty
 from onnxq.runtime import Session, missing_provider
@@ -37,6 +37,7 @@ from onnxq.stages import (
     split_data,
 )
 from onnxq.study import Study, StudyOptions, study
+from onnxq.targets import Target, load_target
 from onnxq.verify import CompareOptions, Gate, Report, compare_files, with_gates
 from onnxq.verify.facts import file_sha256
 from onnxq.verify.metrics import choose_metric

@@ -11,19 +11,20 @@ from typing import Literal
 
 import numpy as np
 
-from onnxq.calibrate import Calibrator, parse_calibrator
+from onnxq.cost import Costs
 from onnxq.data import Batch, DataLike, Dataset, ImageOptions, read
 from onnxq.data.dataset import CALIBRATION_LIMIT
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, load, save
 from onnxq.ir.save import check_writable
-from onnxq.passes.constant_initializers import ConstantInitializers
-from onnxq.plan import Assignment, Costs, Pin, Plan, assign, pareto_front
+from onnxq.observe import Calibrator, parse_calibrator
+from onnxq.passes.cleanup.constant_initializers import ConstantInitializers
+from onnxq.plan import Assignment, Pin, Plan, assign, pareto_front
 from onnxq.plan.apply import PRECISIONS, apply_precisions, needed_opset
-from onnxq.plan.assignment import FLOAT, Objective
+from onnxq.plan.assignment import Objective
 from onnxq.plan.plan import BY_HAND
+from onnxq.precision import FLOAT
 from onnxq.progress import SILENT, Progress
-from onnxq.quant import Target, load_target
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.runtime import Session, TensorSpec
 from onnxq.sensitivity import Sensitivity
@@ -31,6 +32,7 @@ from onnxq.stages import DEFAULT_MIN_SQNR, ModelLike, as_file, float_graph, sing
 from onnxq.study import CostKind, Prepared, Study, StudyOptions, prepare, study
 from onnxq.study import find_costs as costs_of
 from onnxq.study import find_losses as losses_of
+from onnxq.targets import Target, load_target
 from onnxq.verify.facts import file_sha256
 from onnxq.verify.precision import describe
 from onnxq.work import data_digest

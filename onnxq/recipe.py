@@ -8,10 +8,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from onnxq.calibrate import parse_calibrator
 from onnxq.errors import InputError
 from onnxq.ir import Pass, default_passes, parse_passes
 from onnxq.ir.textfile import read_text
+from onnxq.observe import parse_calibrator
 
 MIXED = "mixed"
 

@@ -25,11 +25,11 @@ from onnxq.ir import (
     save,
 )
 from onnxq.passes.notes import node_name
-from onnxq.passes.placement import OVERRIDABLE, Placement, place
+from onnxq.passes.static.placement import OVERRIDABLE, Placement, place
 from onnxq.progress import Progress
-from onnxq.quant import Target
 from onnxq.recipe import Recipe
 from onnxq.runtime import TensorSpec
+from onnxq.targets import Target
 from onnxq.verify import Gate
 from onnxq.verify.result import MetricFacts
 

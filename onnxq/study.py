@@ -8,33 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from onnxq.calibrate import Calibrator, Ranges, calibrate
+from onnxq.cost import Costs, Measurements, flops_costs, measure_costs, size_costs
 from onnxq.data import Batch, Dataset
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, PassRecord
+from onnxq.observe import Calibrator, Ranges, calibrate
 from onnxq.passes.notes import node_name
-from onnxq.passes.placement import Placement, known_range
-from onnxq.plan import (
-    Assignment,
-    Costs,
-    Measurements,
-    Pin,
-    Plan,
-    Problem,
-    build_problem,
-    flops_costs,
-    measure_costs,
-    plan_nodes,
-    size_costs,
-)
+from onnxq.passes.static.placement import Placement, known_range
+from onnxq.plan import Assignment, Pin, Plan, Problem, build_problem, plan_nodes
 from onnxq.plan.apply import PRECISIONS, STATIC, apply_precisions, needed_opset
-from onnxq.plan.assignment import FLOAT
+from onnxq.precision import FLOAT
 from onnxq.progress import SILENT, Progress
-from onnxq.quant import Target
 from onnxq.recipe import Recipe
 from onnxq.runtime import missing_provider
 from onnxq.sensitivity import PARTS, NodeSensitivity, Quantizable, Sensitivity, analyse
 from onnxq.stages import float_graph, place_integers
+from onnxq.targets import Target
 from onnxq.work import WorkFolder, data_digest
 
 CostKind = Literal["latency", "size", "flops"]

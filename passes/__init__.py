@@ -1,1 +1,1 @@
-"""Built-in passes: every module here holds one rewrite."""
+"""Built-in passes: one rewrite a module, in packages by subject."""

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from onnxq.calibrate import calibrate
+from onnxq.cost import Costs, flops_costs
 from onnxq.data import Dataset, read
 from onnxq.ir import DataType, Graph, ModelInfo, TensorType, infer_types, load, to_proto
 from onnxq.mixed import Candidate, Search
-from onnxq.passes.placement import place
-from onnxq.plan import Costs, flops_costs
-from onnxq.quant import load_target
+from onnxq.observe import calibrate
+from onnxq.passes.static.placement import place
 from onnxq.runtime import Session
 from onnxq.sensitivity import Quantizable
 from onnxq.study import spread
+from onnxq.targets import load_target
 
 CHANNELS, PIXELS, CLASSES = 8, 6, 4
 FACTOR = np.float32(1024)

@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from onnxq.calibrate import calibrate
 from onnxq.data import read
 from onnxq.ir import Context, Graph, infer_types, raise_opset, to_proto
-from onnxq.passes.insert_qdq import InsertQdq
-from onnxq.passes.placement import place
-from onnxq.quant import load_target
+from onnxq.observe import calibrate
+from onnxq.passes.static.insert_qdq import InsertQdq
+from onnxq.passes.static.placement import place
 from onnxq.runtime import Session
+from onnxq.targets import load_target
 from tests.helpers import Feeds
 
 Bounds = Mapping[str, tuple[float, float]]

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxq.errors import InputError
 from onnxq.inspection import ParameterFacts, inspect
 from onnxq.ir import Context, load, save
-from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.static.insert_qdq import InsertQdq
 from tests.quantization import same_bounds
 
 

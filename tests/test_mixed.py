@@ -19,10 +19,10 @@ from onnxq.optimize import Optimized, optimize
 from onnxq.plan import Plan
 from onnxq.planning import apply_plan
 from onnxq.progress import SILENT
-from onnxq.quant import load_target
 from onnxq.recipe import load_recipe
 from onnxq.runtime import Session
 from onnxq.stages import float_graph
+from onnxq.targets import load_target
 from onnxq.verify import Report
 from onnxq.verify.precision import describe
 from tests.networks import chain, computed, inputs, shared

@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from onnxq.calibrate import CALIBRATORS, Ranges, merge
 from onnxq.calibration import find_ranges
 from onnxq.cli import options, settings
 from onnxq.cli.terminal import progress, show, write_json
 from onnxq.errors import InputError
 from onnxq.ir.save import check_writable
+from onnxq.observe import CALIBRATORS, Ranges, merge
 from onnxq.report import words
 from onnxq.report.text import grid
 

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from onnxq.cli import options, settings
 from onnxq.cli.terminal import progress, show, write_json
+from onnxq.cost import Costs
 from onnxq.ir.save import check_writable
-from onnxq.plan import Costs
 from onnxq.planning import find_costs
 from onnxq.report import words
 from onnxq.report.text import grid

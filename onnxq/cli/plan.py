@@ -11,9 +11,10 @@ from rich.text import Text
 
 from onnxq.cli import options, settings
 from onnxq.cli.terminal import progress, show, write_json
+from onnxq.cost import Costs
 from onnxq.errors import InputError
 from onnxq.ir.save import check_writable
-from onnxq.plan import Costs, Difference, Plan, difference
+from onnxq.plan import Difference, Plan, difference
 from onnxq.planning import FrontPoint, Limit, find_front, make_plan
 from onnxq.report import words
 from onnxq.report.text import grid

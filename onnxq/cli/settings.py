@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from onnxq.calibrate import CALIBRATORS
 from onnxq.cli import options
+from onnxq.observe import CALIBRATORS
 from onnxq.planning import Settings
-from onnxq.quant import available_targets
 from onnxq.recipe import built_in_recipes
 from onnxq.sensitivity import PARTS
+from onnxq.targets import available_targets
 
 
 def add_model(parser: argparse.ArgumentParser, **keywords: str) -> None:

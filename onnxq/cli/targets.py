@@ -12,9 +12,10 @@ from rich.text import Text
 
 from onnxq.cli import options
 from onnxq.cli.terminal import show, write_json
-from onnxq.quant import OperatorRule, Scheme, Target, available_targets, load_target
+from onnxq.quant import Scheme
 from onnxq.report.text import grid
 from onnxq.runtime import missing_provider
+from onnxq.targets import OperatorRule, Target, available_targets, load_target
 
 HELP = "list the targets there are tables for, or show what one computes on integers"
 

@@ -287,10 +287,10 @@ def _pass_classes(loaded: object) -> Iterable[type[Pass]]:
         return []
     modules: Sequence[ModuleType] = [loaded]
     if hasattr(loaded, "__path__"):
-        names = sorted(m.name for m in pkgutil.iter_modules(loaded.__path__))
+        found = pkgutil.walk_packages(loaded.__path__, f"{loaded.__name__}.")
         modules = [
             loaded,
-            *(importlib.import_module(f"{loaded.__name__}.{n}") for n in names),
+            *(importlib.import_module(name) for name in sorted(m.name for m in found)),
         ]
     return [
         member

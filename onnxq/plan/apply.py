@@ -7,15 +7,15 @@ from dataclasses import replace
 
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, Pass, PassRecord, Pipeline
-from onnxq.passes.convert_float import ConvertFloat
-from onnxq.passes.insert_qdq import InsertQdq
-from onnxq.passes.keep_float_weights import KeepFloatWeights
+from onnxq.passes.halves.convert_float import ConvertFloat
+from onnxq.passes.layout.unflatten_gemm import UnflattenGemm
 from onnxq.passes.notes import forget_notes, node_name, note_reasons
-from onnxq.passes.quantize_dynamic import QuantizeDynamic
-from onnxq.passes.quantize_weights import QuantizeWeights
-from onnxq.passes.unflatten_gemm import UnflattenGemm
-from onnxq.plan.assignment import FLOAT
-from onnxq.quant import load_target
+from onnxq.passes.static.insert_qdq import InsertQdq
+from onnxq.passes.static.keep_float_weights import KeepFloatWeights
+from onnxq.passes.weights.quantize_dynamic import QuantizeDynamic
+from onnxq.passes.weights.quantize_weights import QuantizeWeights
+from onnxq.precision import FLOAT
+from onnxq.targets import load_target
 
 PRECISIONS: Mapping[str, str] = {
     FLOAT: "as it is",

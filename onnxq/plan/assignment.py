@@ -18,9 +18,6 @@ from scipy.sparse import csr_array
 
 from onnxq.errors import InvariantError
 
-FLOAT = "float32"
-"""The precision that every node starts from."""
-
 Objective = Literal["cost", "loss"]
 Wanted = Callable[["Choice"], bool]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from onnxq.cost.costs import Costs
 from onnxq.ir import Graph, Node, Value
 from onnxq.passes.notes import node_name
-from onnxq.passes.placement import Placement, activation_slots
+from onnxq.passes.static.placement import Placement, activation_slots
 from onnxq.plan.apply import STATIC
-from onnxq.plan.assignment import FLOAT, Border, Choice, Item, Problem
-from onnxq.plan.cost import Costs
-from onnxq.quant import OperatorRule
+from onnxq.plan.assignment import Border, Choice, Item, Problem
+from onnxq.precision import FLOAT
+from onnxq.targets import OperatorRule
 
 Losses = Mapping[str, Mapping[str, float]]
 """Predicted loss by node name and precision. A precision that is missing is no choice."""

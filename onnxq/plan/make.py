@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from onnxq.plan.assignment import FLOAT, Assignment, Problem
+from onnxq.plan.assignment import Assignment, Problem
 from onnxq.plan.plan import BY_HAND, PlanNode
+from onnxq.precision import FLOAT
 
 
 def plan_nodes(

@@ -74,7 +74,6 @@ from onnxq.quant.search import (
     Percentile,
     ScaleSearch,
 )
-from onnxq.quant.target import OperatorRule, Target, available_targets, load_target
 
 __all__ = [
     "ABSMAX",
@@ -115,14 +114,11 @@ __all__ = [
     "GroupedType",
     "MeanSquaredError",
     "MeasuredError",
-    "OperatorRule",
     "Percentile",
     "QParams",
     "QuantizedTensor",
     "ScaleSearch",
     "Scheme",
-    "Target",
-    "available_targets",
     "bias_qparams",
     "binary",
     "dequantize",
@@ -131,7 +127,6 @@ __all__ = [
     "grouped_quantize",
     "grouped_to_onnx",
     "is_exact_in_onnx",
-    "load_target",
     "per_block",
     "per_channel",
     "qparams_from_range",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxq.ir import DataType, Graph, Node, TensorType, Value
-from onnxq.passes.placement import (
+from onnxq.passes.static.placement import (
     Placement,
     activation_slots,
     channel_axis,
@@ -23,15 +23,14 @@ from onnxq.quant import (
     ZERO_POINT,
     Format,
     Granularity,
-    OperatorRule,
     QParams,
     Scheme,
-    Target,
     fake_quantize,
     per_block,
     qparams_from_range,
     weight_qparams,
 )
+from onnxq.targets import OperatorRule, Target
 
 BLOCK_SIZE = 32
 """Weights that share a scale in the formats below 8 bits."""

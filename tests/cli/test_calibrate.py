@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxq.calibrate import CALIBRATORS, Ranges
 from onnxq.ir import Graph, save
+from onnxq.observe import CALIBRATORS, Ranges
 from tests.cli.conftest import Command
 from tests.cli.models import SAMPLES, Case
 from tests.cli.test_optimize import strict_json

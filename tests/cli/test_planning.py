@@ -10,7 +10,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from onnxq.plan import Costs, Plan
+from onnxq.cost import Costs
+from onnxq.plan import Plan
 from onnxq.sensitivity import Sensitivity
 from tests.cli.conftest import Command, Outcome
 from tests.cli.models import Case

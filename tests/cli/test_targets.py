@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from onnxq.quant import available_targets, load_target
 from onnxq.runtime import available_providers
+from onnxq.targets import available_targets, load_target
 from onnxq.verify import Report
 from tests.cli.conftest import Command
 from tests.cli.models import Case

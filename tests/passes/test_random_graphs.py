@@ -20,10 +20,10 @@ from onnxq.ir import (
     available_passes,
     default_passes,
 )
-from onnxq.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
-from onnxq.passes.eliminate_dead import EliminateDead
-from onnxq.passes.eliminate_identity import EliminateIdentity
-from onnxq.passes.fold_constants import FoldConstants
+from onnxq.passes.cleanup.eliminate_common_subexpressions import EliminateCommonSubexpressions
+from onnxq.passes.cleanup.eliminate_dead import EliminateDead
+from onnxq.passes.cleanup.eliminate_identity import EliminateIdentity
+from onnxq.passes.cleanup.fold_constants import FoldConstants
 from tests.helpers import assert_equivalent
 
 PASSES: tuple[Pass, ...] = (

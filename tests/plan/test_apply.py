@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxq.cost import Costs
 from onnxq.errors import InputError
 from onnxq.ir import Graph, infer_types, raise_opset
 from onnxq.passes.notes import reasons
-from onnxq.plan import Costs, build_problem
+from onnxq.plan import build_problem
 from onnxq.plan.apply import PRECISIONS, apply_precisions, needed_opset
 from onnxq.sensitivity import Quantizable
 from onnxq.verify.precision import describe

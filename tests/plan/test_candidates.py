@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from onnxq.cost import Costs
 from onnxq.ir import Graph, infer_types
-from onnxq.passes.placement import place
-from onnxq.plan import Costs, Problem, assign, build_problem
-from onnxq.quant import load_target
+from onnxq.passes.static.placement import place
+from onnxq.plan import Problem, assign, build_problem
+from onnxq.targets import load_target
 from tests.networks import chain, shared
 
 FLOAT = "float32"

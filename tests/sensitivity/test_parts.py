@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxq.ir import Context, Graph, infer_types, raise_opset
-from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.static.insert_qdq import InsertQdq
 from onnxq.sensitivity import PARTS
 from tests.helpers import run
 from tests.networks import chain, dataset, inputs, quantizable

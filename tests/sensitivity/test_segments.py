@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from onnxq.ir import Context, Graph, infer_types
-from onnxq.passes.eliminate_dead import EliminateDead
+from onnxq.passes.cleanup.eliminate_dead import EliminateDead
 from onnxq.sensitivity.segments import MAX_SEGMENTS, Segment, cut
 from tests.helpers import assert_same_outputs, run
 from tests.networks import chain, inputs

@@ -9,10 +9,10 @@ import pytest
 
 from onnxq.ir import Context, Graph, infer_types
 from onnxq.passes.notes import LEFT_IN_FLOAT_KEY
-from onnxq.passes.quantize_dynamic import QuantizeDynamic
-from onnxq.passes.quantize_weights import QuantizeWeights
+from onnxq.passes.weights.quantize_dynamic import QuantizeDynamic
+from onnxq.passes.weights.quantize_weights import QuantizeWeights
 from onnxq.verify.precision import counts, describe, left_in_float
-from tests.passes.weights import with_constants
+from tests.passes.weights.stored import with_constants
 from tests.quantization import quantized
 
 HEAD = '<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>'

@@ -1,0 +1,380 @@
+"""Measuring what nodes and borders cost on this machine, and computing it without one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+
+import numpy as np
+import onnx
+
+from onnxq.cost.cache import Measurements, machine
+from onnxq.cost.costs import Costs
+from onnxq.ir import DataType, Graph, Node, TensorType, Value, to_proto
+from onnxq.passes.notes import node_name
+from onnxq.passes.static.placement import Placement, channel_axis
+from onnxq.precision import FLOAT
+from onnxq.runtime.profile import NodeTime, profile_nodes
+from onnxq.runtime.session import serialized
+from onnxq.runtime.specs import Array
+
+Feeds = Mapping[str, Array]
+
+_TAIL = re.compile(r"(_nchwc|_nhwc|_token_\d+|_quant|_matmulinteger\w*|/\w+Fusion/)+$")
+
+_SAME = {
+    "QLinearConv": "Conv",
+    "ConvInteger": "Conv",
+    "QGemm": "Gemm",
+    "FusedGemm": "Gemm",
+    "FusedConv": "Conv",
+    "NhwcFusedConv": "Conv",
+    "FusedMatMul": "MatMul",
+    "MatMulIntegerToFloat": "MatMul",
+    "DynamicQuantizeMatMul": "MatMul",
+    "MatMulInteger": "MatMul",
+    "MatMulNBits": "MatMul",
+}
+"""Operators of onnxruntime's own by what they do; QLinearX does X."""
+
+_ELEMENTWISE = (
+    "Add",
+    "Clip",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "LeakyRelu",
+    "Mul",
+    "Relu",
+    "Sigmoid",
+    "Sum",
+    "Tanh",
+)
+"""Operators that onnxruntime fuses into the one before or after them."""
+
+_BORDERS = ("QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput")
+
+BITS = {
+    "float32": 32,
+    "int8": 8,
+    "int8-dynamic": 8,
+    "int8-weight": 8,
+    "int4-weight": 4,
+    "int2-weight": 2,
+    "int16-act": 8,
+    "float16": 16,
+    "bfloat16": 16,
+}
+"""Bits of a stored weight, by precision."""
+
+_SPEED = {"int8": 0.25, "int16-act": 0.5, "int8-dynamic": 0.3, "float16": 0.5, "bfloat16": 0.5}
+"""Time of one multiplication relative to float32, for planning without measuring; as in float
+where only weights are stored in integers."""
+
+_BORDER_FLOPS = 8.0
+"""What turning one element into or out of an integer costs, in multiplications."""
+
+
+def measure_costs(
+    graph: Graph,
+    placed: Placement,
+    variants: Mapping[str, Graph],
+    feeds: Feeds,
+    *,
+    provider: str = "cpu",
+    threads: int = 1,
+    model_sha256: str = "",
+    measurements: Measurements | None = None,
+) -> Costs:
+    """Latency of every node in every precision and of every border, on this machine.
+
+    Nodes are timed where they stand: onnxruntime's profiler runs over the float model and over
+    one model per precision in which all that can has it, in turn in one process. Borders are
+    timed by themselves, at their real shapes, with the change of layout that one costs where
+    images meet integers. What was measured before on this machine is not measured again.
+
+    Args:
+        graph: The float graph.
+        placed: Placement with everything quantized that can be.
+        variants: By precision, the model in which all nodes that can have it do.
+        feeds: What to run the models on.
+        provider: Execution provider.
+        threads: Threads inside one operator.
+        model_sha256: Hash to note in the result.
+        measurements: What was measured before.
+
+    Raises:
+        InputError: onnxruntime cannot run one of the models.
+    """
+    known = Measurements() if measurements is None else measurements
+    here = machine(provider, threads)
+    models = {FLOAT: graph, **variants}
+    protos = {name: serialized(to_proto(g)) for name, g in models.items()}
+    shapes = json.dumps({n: a.shape for n, a in sorted(feeds.items())})
+    keys = {
+        name: _signature(here, "model", hashlib.sha256(data).hexdigest(), shapes)
+        for name, data in protos.items()
+    }
+    found = {name: known.get(key) for name, key in keys.items()}
+    missing = [name for name, times in found.items() if times is None]
+    if missing:
+        profiles = profile_nodes(
+            [protos[name] for name in missing], feeds, provider=provider, threads=threads
+        )
+        for name, times in zip(missing, profiles, strict=True):
+            found[name] = _by_node(graph, times)
+            known.put(keys[name], found[name] or {})
+    nodes: dict[str, dict[str, float]] = {}
+    for node, rule in placed.nodes.items():
+        if rule.role != "absorb":
+            name = node_name(node)
+            nodes[name] = {p: (times or {}).get(name, 0.0) for p, times in found.items()}
+    bench = _Bench(provider, threads, here, known)
+    borders = _measure_borders(graph, placed, found[FLOAT] or {}, feeds, bench)
+    return Costs("latency", model_sha256, here, nodes, borders)
+
+
+def size_costs(graph: Graph, placed: Placement, precisions: Sequence[str]) -> Costs:
+    """Bytes of every node's weights, by precision; borders cost nothing."""
+    nodes: dict[str, dict[str, float]] = {}
+    for node, rule in placed.nodes.items():
+        weight = None if rule.weight is None else node.input(rule.weight)
+        size = weight.data.size if weight is not None and weight.data is not None else 0
+        nodes[node_name(node)] = {
+            p: float(size) * BITS[p] / 8 for p in (FLOAT, *precisions) if p in BITS
+        }
+    return Costs("size", "", {}, nodes, {})
+
+
+def flops_costs(graph: Graph, placed: Placement, precisions: Sequence[str]) -> Costs:
+    """Multiplications of every node, weighted by precision, and elements at every border.
+
+    For planning for a machine that is not at hand: orders of magnitude, not milliseconds. Nodes
+    that only follow count one operation per element.
+    """
+    nodes: dict[str, dict[str, float]] = {}
+    for node, rule in placed.nodes.items():
+        made = _elements(node.outputs[0])
+        weight = None if rule.weight is None else node.input(rule.weight)
+        work = made
+        if rule.role == "compute" and weight is not None and weight.shape:
+            axis = channel_axis(node, rule)
+            channels = weight.shape[0 if axis is None else axis]
+            if all(isinstance(d, int) for d in weight.shape) and channels:
+                work = made * prod(int(d or 1) for d in weight.shape) / int(channels or 1)
+        nodes[node_name(node)] = {p: float(work) * _SPEED.get(p, 1.0) for p in (FLOAT, *precisions)}
+    crossing = {value.name: _elements(value) * _BORDER_FLOPS for value in placed.roots}
+    return Costs("flops", "", {}, nodes, {name: (work, work) for name, work in crossing.items()})
+
+
+def _elements(value: Value | None) -> float:
+    shape = None if value is None else value.shape
+    return float(prod(d if isinstance(d, int) else 1 for d in shape or ()))
+
+
+def _signature(here: Mapping[str, str], *what: str) -> str:
+    return json.dumps([dict(here), *what], sort_keys=True)
+
+
+def _by_node(graph: Graph, times: Sequence[NodeTime]) -> dict[str, float]:
+    """Milliseconds by the name of the node that the time is due to.
+
+    onnxruntime names what it fuses after one of the nodes, or after the value it makes, with
+    tails that tell of layout and duplicates. A time counts for the node so named; where that is
+    of another kind, for the nearest node before it that is of the kind and has no time yet.
+    """
+    by_name: dict[str, Node] = {}
+    for node in graph.nodes():
+        by_name[node_name(node)] = node
+        for value in node.outputs:
+            if value is not None:
+                by_name.setdefault(value.name, node)
+    spent: dict[Node, float] = {}
+    for time in times:
+        if time.op_type in _BORDERS:
+            continue
+        named = by_name.get(time.name) or by_name.get(_TAIL.sub("", time.name))
+        if named is None:
+            continue
+        kind = _SAME.get(time.op_type, time.op_type.removeprefix("QLinear"))
+        node = _of_kind(named, kind, spent)
+        spent[node] = spent.get(node, 0.0) + time.ms
+    return {node_name(node): ms for node, ms in spent.items()}
+
+
+def _of_kind(node: Node, kind: str, spent: Mapping[Node, float]) -> Node:
+    pending, seen = [node], {node}
+    while pending:
+        current = pending.pop(0)
+        if current.op_type == kind and (current is node or current not in spent):
+            return current
+        if len(seen) > 16:
+            break
+        for value in current.inputs:
+            maker = None if value is None else value.producer
+            if maker is not None and maker not in seen:
+                seen.add(maker)
+                pending.append(maker)
+    return node
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Where single operators are timed, and what was timed before."""
+
+    provider: str
+    threads: int
+    here: Mapping[str, str]
+    known: Measurements
+
+    def times(
+        self, kind: str, models: Mapping[str, Callable[[], tuple[bytes, Feeds]]]
+    ) -> dict[str, dict[str, float]]:
+        """Milliseconds of every operator of some small models, by the models' signatures."""
+        keys = {name: _signature(self.here, kind, name) for name in models}
+        found = {name: self.known.get(key) for name, key in keys.items()}
+        missing = [name for name, times in found.items() if times is None]
+        if missing:
+            made = [models[name]() for name in missing]
+            profiles = profile_nodes(
+                [model for model, _ in made],
+                [feeds for _, feeds in made],
+                provider=self.provider,
+                threads=self.threads,
+            )
+            for name, profile in zip(missing, profiles, strict=True):
+                spent: dict[str, float] = {}
+                for time in profile:
+                    spent[time.name] = spent.get(time.name, 0.0) + time.ms
+                self.known.put(keys[name], spent)
+                found[name] = spent
+        return {name: dict(times or {}) for name, times in found.items()}
+
+
+def _measure_borders(
+    graph: Graph,
+    placed: Placement,
+    in_place: Mapping[str, float],
+    feeds: Feeds,
+    bench: _Bench,
+) -> dict[str, tuple[float, float]]:
+    """What it costs to turn each value into integers, and into floats.
+
+    onnxruntime gives every reader of floats a DequantizeLinear of its own, so a value with two
+    such readers pays twice, and operators that were one kernel in float come apart: those that
+    took no time of their own in the float model are timed by themselves and added.
+    """
+    shapes = {v: s for v in placed.roots if (s := _shape(v, feeds)) is not None}
+    names = {shape: json.dumps(shape) for shape in shapes.values()}
+    found = bench.times(
+        "border", {name: partial(_border_model, shape) for shape, name in names.items()}
+    )
+    apart = {
+        node: _Alone(node, feeds)
+        for value in shapes
+        if value in placed.integer
+        for node in _fused_readers(value, placed, in_place)
+    }
+    alone = bench.times("alone", {a.signature: a.model for a in apart.values() if a.signature})
+    borders = {}
+    for value, shape in shapes.items():
+        times = found[names[shape]]
+        quantize = sum(ms for name, ms in times.items() if name.startswith("q_"))
+        dequantize = sum(ms for name, ms in times.items() if name.startswith("d_"))
+        readers = {use.node for use in value.uses}
+        dequantize *= max(1, len(readers))
+        for node in readers:
+            if node in apart and apart[node].signature:
+                dequantize += sum(alone[apart[node].signature].values())
+        borders[value.name] = (quantize, dequantize)
+    return borders
+
+
+def _fused_readers(value: Value, placed: Placement, in_place: Mapping[str, float]) -> list[Node]:
+    """Readers of a value that are no kernel of their own in the float model."""
+    readers = dict.fromkeys(use.node for use in value.uses)
+    return [
+        node for node in readers if not in_place.get(node_name(node)) and node.is_op(*_ELEMENTWISE)
+    ]
+
+
+class _Alone:
+    """One operator of a graph by itself, at its real shapes, on made-up numbers."""
+
+    def __init__(self, node: Node, feeds: Feeds) -> None:
+        self._node = node
+        self._read = [v for v in node.inputs if v is not None and not v.is_constant]
+        self._shapes = [_shape(v, feeds) for v in self._read]
+        known = all(s is not None for s in self._shapes) and not any(
+            v.dtype is not DataType.FLOAT for v in self._read
+        )
+        attributes = {name: str(a.value) for name, a in sorted(node.attributes.items())}
+        self.signature = (
+            json.dumps([node.op_type, attributes, self._shapes, node.graph.opset]) if known else ""
+        )
+
+    def model(self) -> tuple[bytes, Feeds]:
+        """A model of the operator and what to feed it."""
+        graph = self._node.graph
+        part = graph.extract(dict.fromkeys(self._read), [v for v in self._node.outputs if v])
+        feeds: dict[str, Array] = {
+            value.name: np.linspace(-1, 1, prod(shape or ()), dtype=np.float32).reshape(shape or ())
+            for value, shape in zip(self._read, self._shapes, strict=True)
+        }
+        return to_proto(part).SerializeToString(), feeds
+
+
+def _shape(value: Value, feeds: Feeds) -> tuple[int, ...] | None:
+    """A value's shape with the batch of the feeds for what is open; None if it is not known."""
+    if value.shape is None or not isinstance(value.type, TensorType):
+        return None
+    batch = next((a.shape[0] for a in feeds.values() if a.ndim), 1)
+    shape = tuple(d if isinstance(d, int) else batch for d in value.shape)
+    return shape if prod(shape) else None
+
+
+def _border_model(shape: tuple[int, ...]) -> tuple[bytes, Feeds]:
+    """A model of Q and DQ at a shape, for images with the change between NCHW and NHWC."""
+    helper, image = onnx.helper, len(shape) == 4
+    moved = (shape[0], shape[2], shape[3], shape[1]) if image else shape
+    floats, integers = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
+    quantized, read = ("quantized", "moved") if image else ("to_integers", "integers")
+    nodes = [
+        helper.make_node("QuantizeLinear", ["floats", "scale", "zero"], [quantized], "q_"),
+        helper.make_node("DequantizeLinear", [read, "scale", "zero"], ["to_floats"], "d_"),
+    ]
+    if image:
+        nodes += [
+            helper.make_node(
+                "Transpose", [quantized], ["to_integers"], "q_layout", perm=[0, 2, 3, 1]
+            ),
+            helper.make_node("Transpose", ["integers"], [read], "d_layout", perm=[0, 3, 1, 2]),
+        ]
+        nodes = [nodes[0], nodes[2], nodes[3], nodes[1]]
+    graph = helper.make_graph(
+        nodes,
+        "border",
+        [
+            helper.make_tensor_value_info("floats", floats, shape),
+            helper.make_tensor_value_info("integers", integers, moved),
+        ],
+        [
+            helper.make_tensor_value_info("to_integers", integers, moved),
+            helper.make_tensor_value_info("to_floats", floats, shape),
+        ],
+        [
+            onnx.numpy_helper.from_array(np.asarray(0.01, dtype=np.float32), "scale"),
+            onnx.numpy_helper.from_array(np.asarray(128, dtype=np.uint8), "zero"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    feeds: dict[str, Array] = {
+        "floats": np.linspace(-1, 1, prod(shape), dtype=np.float32).reshape(shape),
+        "integers": np.arange(prod(shape)).astype(np.uint8).reshape(moved),
+    }
+    return model.SerializeToString(), feeds

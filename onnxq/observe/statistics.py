@@ -1,0 +1,204 @@
+"""What one pass over the data finds out about a tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxq.observe.histogram import Float32Array, Float64Array, Histogram
+
+
+@dataclass(frozen=True)
+class Moving:
+    """Moving average of the batches' smallest and largest values.
+
+    With momentum m, each batch's value x changes the average to (1 - m) average + m x; the first
+    batch's value is the first average. It depends on the order of the batches and on their size.
+    """
+
+    momentum: float
+    min: float
+    max: float
+    batches: int
+
+    def then(self, later: Moving) -> Moving:
+        """The average of two parts of the data, each weighted by its number of batches.
+
+        That is not the average that one pass over both would give, but a fair one.
+
+        Raises:
+            ValueError: they have different momentums.
+        """
+        if self.momentum != later.momentum:
+            raise ValueError("moving averages with different momentums cannot be merged")
+        batches = self.batches + later.batches
+        share = later.batches / batches
+        return Moving(
+            self.momentum,
+            (1 - share) * self.min + share * later.min,
+            (1 - share) * self.max + share * later.max,
+            batches,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelStatistics:
+    """Statistics of each index on one axis of a tensor.
+
+    Attributes:
+        axis: The axis.
+        absmax: Largest magnitude, float32, (channels,).
+        sum: Sum of the values, float64, (channels,). Unlike ranges and histograms it depends in
+            its last digits on the order of the batches.
+        count: Number of values in each channel.
+    """
+
+    axis: int
+    absmax: Float32Array
+    sum: Float64Array
+    count: int
+
+    @property
+    def mean(self) -> Float64Array:
+        """Mean of the values of each channel."""
+        return np.asarray(self.sum / self.count)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ChannelStatistics):
+            return NotImplemented
+        return (
+            (self.axis, self.count) == (other.axis, other.count)
+            and np.array_equal(self.absmax, other.absmax)
+            and np.array_equal(self.sum, other.sum)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.axis, self.count, self.absmax.tobytes()))
+
+    def merge(self, other: ChannelStatistics) -> ChannelStatistics:
+        """Statistics of the values of both.
+
+        Raises:
+            ValueError: they are of different axes, or numbers of channels.
+        """
+        if self.axis != other.axis or self.absmax.shape != other.absmax.shape:
+            raise ValueError("the numbers of channels differ")
+        return ChannelStatistics(
+            self.axis,
+            np.maximum(self.absmax, other.absmax),
+            self.sum + other.sum,
+            self.count + other.count,
+        )
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is known about one tensor's values.
+
+    Attributes:
+        count: Number of values, NaN and infinite ones included.
+        min: Smallest value, exactly; NaN if any value is.
+        max: Largest value, exactly; NaN if any value is.
+        not_finite: Number of values that are NaN or infinite; 0 where they were not counted.
+        histogram: How often finite values fell where; None where that was not wanted.
+        moving: Moving average of the ends; None where that was not wanted.
+        channels: Statistics by channel; None where these were not wanted.
+    """
+
+    count: int
+    min: float
+    max: float
+    not_finite: int = 0
+    histogram: Histogram | None = None
+    moving: Moving | None = None
+    channels: ChannelStatistics | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all values were finite numbers."""
+        return math.isfinite(self.min) and math.isfinite(self.max)
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Statistics of the values of both; what only one of them has is dropped.
+
+        Raises:
+            ValueError: moving averages or channels do not go together.
+        """
+        histogram = moving = channels = None
+        if self.histogram is not None and other.histogram is not None:
+            histogram = self.histogram.merge(other.histogram)
+        if self.moving is not None and other.moving is not None:
+            moving = self.moving.then(other.moving)
+        if self.channels is not None and other.channels is not None:
+            channels = self.channels.merge(other.channels)
+        return Statistics(
+            self.count + other.count,
+            # minimum and maximum of numpy keep NaN, unlike Python's.
+            float(np.minimum(self.min, other.min)),
+            float(np.maximum(self.max, other.max)),
+            self.not_finite + other.not_finite,
+            histogram,
+            moving,
+            channels,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The statistics as a JSON object."""
+        body: dict[str, Any] = {
+            "count": self.count,
+            "seen": [self.min, self.max],
+            "not_finite": self.not_finite,
+        }
+        if self.histogram is not None:
+            body["histogram"] = self.histogram.encode()
+        if self.moving is not None:
+            body["moving"] = [
+                self.moving.momentum,
+                self.moving.min,
+                self.moving.max,
+                self.moving.batches,
+            ]
+        if self.channels is not None:
+            body["channels"] = {
+                "axis": self.channels.axis,
+                "count": self.channels.count,
+                "absmax": [float(x) for x in self.channels.absmax],
+                "sum": [float(x) for x in self.channels.sum],
+            }
+        return body
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> Statistics:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is something else.
+        """
+        low, high = body["seen"]
+        histogram = moving = channels = None
+        if "histogram" in body:
+            histogram = Histogram.decode(body["histogram"])
+        if "moving" in body:
+            momentum, average_low, average_high, batches = body["moving"]
+            moving = Moving(float(momentum), float(average_low), float(average_high), int(batches))
+        if "channels" in body:
+            of = body["channels"]
+            channels = ChannelStatistics(
+                int(of["axis"]),
+                np.array(of["absmax"], np.float32),
+                np.array(of["sum"], np.float64),
+                int(of["count"]),
+            )
+        return cls(
+            int(body["count"]),
+            float(low),
+            float(high),
+            int(body["not_finite"]),
+            histogram,
+            moving,
+            channels,
+        )

@@ -1,0 +1,1 @@
+"""Passes that take away what a model does not need."""

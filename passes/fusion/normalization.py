@@ -1,0 +1,87 @@
+"""Patterns and conditions that LayerNormalization and RMSNormalization have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from onnxq.ir import Builder, DataType, Match, Node, Value
+from onnxq.ir.pattern import Operator, PatternBuilder, PatternFunction, Variable
+from onnxq.passes.fusion.fusing import keeps_shape, kept_axes, number, parameter, reduced, trailing
+
+Term = Variable | Operator
+
+Squared = Callable[[PatternBuilder, Term], Operator]
+Divided = Callable[[PatternBuilder, Term, Operator], Operator]
+
+SQUARED: tuple[Squared, ...] = (
+    lambda op, d: op.Pow(d, 2.0),
+    lambda op, d: op.Mul(d, d),
+)
+"""Ways to square."""
+
+DIVIDED: tuple[Divided, ...] = (
+    lambda op, d, v: op.Div(d, op.Sqrt(v)),
+    lambda op, d, v: op.Mul(d, op.Reciprocal(op.Sqrt(v))),
+    lambda op, d, v: op.Mul(d, op.Div(1.0, op.Sqrt(v))),
+    lambda op, d, v: op.Div(d, op.Pow(v, 0.5)),
+    lambda op, d, v: op.Mul(d, op.Pow(v, -0.5)),
+)
+"""Ways to divide by the square root of a variance."""
+
+
+def normalized(
+    op: PatternBuilder, d: Term, eps: Variable, squared: Squared, divided: Divided
+) -> Operator:
+    """``d / sqrt(mean(d²) + eps)``."""
+    mean = reduced(op, "ReduceMean", squared(op, d), "square_mean")
+    return divided(op, d, op.Add(mean, op.constant(eps)))
+
+
+def scaled(plain: PatternFunction) -> PatternFunction:
+    """A pattern of ``x`` and ``eps``, multiplied by ``scale``."""
+
+    def pattern(op: PatternBuilder, x: Variable, eps: Variable, scale: Variable) -> Operator:
+        return op.Mul(plain(op, x, eps), scale)
+
+    return pattern
+
+
+def normalized_axes(match: Match, *reductions: Node) -> tuple[int, ...] | None:
+    """Sizes of the axes normalized over, None if the match is no normalization of ``x``.
+
+    It is one if ``x`` is float32, all means go over the same last axes, their sizes are known and
+    the constant added to the variance is a number that is not negative.
+    """
+    x, eps = match["x"], number(match["eps"])
+    axes = kept_axes(reductions[0])
+    if x.dtype is not DataType.FLOAT or x.shape is None or eps is None or not eps >= 0:
+        return None
+    if axes is None or not trailing(axes) or len(axes) > len(x.shape):
+        return None
+    if any(kept_axes(r) != axes for r in reductions[1:]) or not keeps_shape(match, x):
+        return None
+    sizes = [d for d in x.shape[-len(axes) :] if isinstance(d, int)]
+    return tuple(sizes) if len(sizes) == len(axes) else None
+
+
+def made_parameter(op: Builder, match: Match, name: str, shape: tuple[int, ...]) -> Value | None:
+    """Input for a scale or bias: what the match has under this name; None if it has none."""
+    value = match.get(name)
+    if value is None:
+        return None
+    found = parameter(value, shape)
+    assert found is not None
+    return op.constant(found, value.name) if isinstance(found, np.ndarray) else found
+
+
+def ones(op: Builder, match: Match, shape: tuple[int, ...]) -> Value:
+    """A scale that changes nothing."""
+    return op.constant(np.ones(shape, np.float32), f"{match.root.output.name}_scale")
+
+
+def have_shape(match: Match, shape: tuple[int, ...]) -> bool:
+    """Whether the scale and bias of a match, as far as it has them, fit the normalized axes."""
+    found = (match.get(name) for name in ("scale", "bias"))
+    return all(value is None or parameter(value, shape) is not None for value in found)

@@ -1,0 +1,1 @@
+"""Static integers: where they can go, and the pairs that put them there."""

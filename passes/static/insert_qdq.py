@@ -1,0 +1,436 @@
+"""insert-qdq: static integer quantization by QuantizeLinear/DequantizeLinear pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq.errors import InputError
+from onnxq.ir import (
+    Context,
+    DataType,
+    Graph,
+    Node,
+    Numerics,
+    Pass,
+    TensorType,
+    Value,
+    attribute_value,
+)
+from onnxq.passes.notes import LEFT_IN_FLOAT_KEY, node_name, note_left_in_float, note_target
+from onnxq.passes.static.placement import (
+    ALREADY_QUANTIZED,
+    Placement,
+    channel_axis,
+    channel_bias,
+    known_range,
+    needs_pair_behind,
+    place,
+    reads_weight,
+)
+from onnxq.quant import (
+    FORMATS,
+    Format,
+    QParams,
+    bias_qparams,
+    qparams_from_range,
+    quantize,
+    quantize_bias,
+    weight_qparams,
+    weight_qparams_for_bias,
+)
+from onnxq.targets import OperatorRule, Target, load_target
+
+_LEFT_OUT = "another precision was chosen for it"
+
+_LARGEST = 1e8
+"""Beyond are masks (-1e9, the smallest float), which leave no integers for any other number."""
+
+_UNIT = (0.0, 1.0)
+"""What a gate can give."""
+
+_ACTIVATIONS = ("int8", "uint8", "int16", "uint16")
+"""Formats that activations may have."""
+
+
+@dataclass(frozen=True)
+class InsertQdq(Pass):
+    """Quantize a float graph to static integers with QDQ pairs, as a target's table says.
+
+    Weights are stored as integers behind a DequantizeLinear; biases as int32 with the scale of
+    input times weight, or as floats where the target wants that; every activation that an integer
+    kernel reads or gives carries one QuantizeLinear/DequantizeLinear pair. Pairs sit where runtimes
+    fuse them: behind Relu and Clip rather than before, with the same qparams on both sides of
+    operators that only move values about. Which nodes take part is chosen by
+    `onnxq.passes.static.placement.place`.
+
+    Left in float, each with its reason in the model's metadata: operators without a rule,
+    computations whose weight or bias is not constant (unless the target multiplies two
+    activations), tensors that are not float32, have no finite range or hold masks, operators that
+    merely follow where nothing on both sides is an integer, and all of a subgraph.
+
+    Activations have the target's format, or another one by wish, node by node: a node reads and
+    gives its activations in its own format. A value that a node gives as integers has a pair in
+    that node's format, and readers of another one read through a second pair behind it, which
+    runtimes take for a requantization; a value that is given as floats has one pair for each
+    format that it is read in. Operators that move values about give what they read, so they have
+    the format of what they read, whatever is asked. Formats that are not the target's own have a
+    zero-point.
+
+    The graph must have the opset that the formats need (13 with scales per channel, 21 with
+    activations of 16 bits). The pass is for float graphs: nodes that already read a
+    DequantizeLinear are left as they are.
+
+    Attributes:
+        ranges: Smallest and largest value of each observed tensor, by name.
+        target: Name of the table to follow.
+        keep_float: Names of nodes that are to stay in float.
+        only: Names of the nodes that may be quantized; empty stands for all. Operators that clip
+            go with the node whose result they clip.
+        activations: Format of activations: int8, uint8, int16 or uint16; the target's if empty.
+        formats: The same by name of node, for nodes that are to differ.
+    """
+
+    name: ClassVar[str] = "insert-qdq"
+    numerics: ClassVar[Numerics] = "approximates"
+    needs_types: ClassVar[bool] = True
+
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    target: str = "auto"
+    keep_float: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    activations: str = ""
+    formats: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def activation_format(self) -> Format:
+        """Format of the activations of nodes that have none of their own.
+
+        Raises:
+            InputError: there is no such target or format.
+        """
+        if not self.activations:
+            return load_target(self.target).activation_format
+        return _activation_format(self.activations)
+
+    @property
+    def needed_opset(self) -> int:
+        """Lowest opset that expresses the target's formats and those of the activations.
+
+        Raises:
+            InputError: there is no such target or format.
+        """
+        formats = [self.activation_format, *map(_activation_format, self.formats.values())]
+        return max(load_target(self.target).opset, *(format.opset for format in formats))
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        """Quantize; gives the number of nodes that compute on integers now.
+
+        Raises:
+            InputError: there is no such target or format, or the graph's opset cannot express
+                the formats.
+        """
+        target = load_target(self.target)
+        if graph.opset < self.needed_opset:
+            what = "with these activations " if graph.opset >= target.opset else ""
+            raise InputError(
+                f"target {target.name} {what}needs opset {self.needed_opset} and the model has "
+                f"{graph.opset}; raise the model's opset first"
+            )
+        placed = place(graph, target, frozenset(self.keep_float))
+        left_out = self._left_out(placed, target)
+        if left_out:
+            placed = place(graph, target, frozenset(self.keep_float), left_out)
+        while refused := _without_range(placed, self.ranges):
+            placed = place(graph, target, frozenset(self.keep_float), {**left_out, **refused})
+        quantized = [node_name(node) for node in placed.nodes]
+        formats = self._formats(graph, placed)
+        _Insertion(graph, target, self.ranges, placed, formats, ctx).run()
+        _note_left_in_float(graph, placed, quantized)
+        if quantized:
+            note_target(graph, target.name)
+        return len(placed.nodes)
+
+    def _left_out(self, placed: Placement, target: Target) -> dict[Node, str]:
+        if not self.only:
+            return {}
+        names = set(self.only)
+        return {
+            node: _LEFT_OUT
+            for node, rule in placed.nodes.items()
+            if rule.role != "absorb"
+            and node_name(node) not in names
+            and not needs_pair_behind(node, rule, target)
+        }
+
+    def _formats(self, graph: Graph, placed: Placement) -> dict[Node, Format]:
+        """The format in which each node reads and gives its activations."""
+        found: dict[Node, Format] = {}
+        for node in graph.nodes():
+            rule = placed.nodes.get(node)
+            if rule is None or rule.role == "absorb":
+                continue
+            source = node.input(0)
+            makers = placed.integer.get(source) if source is not None else None
+            wanted = self.formats.get(node_name(node))
+            if rule.role == "share" and makers:
+                found[node] = found[makers[0]]
+            else:
+                found[node] = _activation_format(wanted) if wanted else self.activation_format
+        return found
+
+
+def _activation_format(name: str) -> Format:
+    if name not in _ACTIVATIONS:
+        raise InputError(
+            f"activations cannot have the format '{name}'; use one of {', '.join(_ACTIVATIONS)}"
+        )
+    return FORMATS[name]
+
+
+def _without_range(placed: Placement, ranges: Mapping[str, tuple[float, float]]) -> dict[Node, str]:
+    """Nodes that cannot be quantized for want of a range, beside those known before."""
+    refused: dict[Node, str] = {}
+    for value, root in placed.roots.items():
+        if known_range(root, placed):
+            continue
+        bounds = ranges.get(root.name)
+        if bounds is None:
+            reason = f"calibration gave no range for '{root.name}'"
+        elif not np.isfinite(bounds).all():
+            reason = f"'{root.name}' has infinite or NaN values"
+        elif max(map(abs, bounds)) > _LARGEST:
+            reason = f"'{root.name}' holds {max(bounds, key=abs):.3g}, which masks everything else"
+        else:
+            continue
+        touching = [use.node for use in value.uses if placed.reads_pair(use)]
+        refused.update({n: reason for n in [*touching, *placed.integer.get(value, [])]})
+    if refused:
+        known = {n: r for n, r in placed.left_in_float.items() if r.startswith(("calibr", "'"))}
+        refused = {**known, **refused}
+    return refused
+
+
+def _line(node: Node) -> tuple[float, float]:
+    return float(attribute_value(node, "alpha")), float(attribute_value(node, "beta"))
+
+
+def _note_left_in_float(graph: Graph, placed: Placement, quantized: list[str]) -> None:
+    reasons = {}
+    for node in graph.nodes():
+        reason = placed.left_in_float.get(node)
+        if reason and reason != ALREADY_QUANTIZED:
+            reasons[node] = reason
+    # A graph that was quantized before keeps the reasons of that time.
+    if quantized or LEFT_IN_FLOAT_KEY not in graph.model.metadata:
+        note_left_in_float(graph, reasons, quantized)
+
+
+class _Insertion:
+    """Changes the graph as a placement says."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        target: Target,
+        ranges: Mapping[str, tuple[float, float]],
+        placed: Placement,
+        formats: Mapping[Node, Format],
+        ctx: Context,
+    ) -> None:
+        self._graph = graph
+        self._target = target
+        self._placed = placed
+        self._formats = formats
+        self._ctx = ctx
+        self._constants: dict[tuple[bytes, str, tuple[int, ...]], Value] = {}
+        self._stored: dict[tuple[Value, QParams], Value] = {}
+        self._params: dict[tuple[Value, Format], QParams] = {}
+        # By value: what is given to callers is renamed under way.
+        self._ranges = {root: ranges.get(root.name) for root in placed.roots.values()}
+
+    def run(self) -> None:
+        for node, rule in self._placed.nodes.items():
+            if rule.weight is not None and reads_weight(node, rule):
+                self._store_weight(node, rule, rule.weight)
+            if rule.constant_inputs:
+                self._store_constant_inputs(node)
+        for value in self._placed.roots:
+            self._insert_pairs(value)
+        for node, rule in self._placed.nodes.items():
+            if rule.form == "saturating-add":
+                self._saturate(node)
+
+    def _value_qparams(self, value: Value, format: Format) -> QParams:
+        """Qparams of a value with pairs, in one of the formats that it is read in."""
+        root = self._placed.roots[value]
+        key = (root, format)
+        if key not in self._params:
+            bounds = known_range(root, self._placed, format) or self._ranges[root]
+            assert bounds is not None
+            self._params[key] = self._activation_qparams(*bounds, format, root.name)
+        return self._params[key]
+
+    def _activation_qparams(self, low: float, high: float, format: Format, name: str) -> QParams:
+        return qparams_from_range(low, high, format, self._target.scheme_of(format), name=name)
+
+    def _insert_pairs(self, value: Value) -> None:
+        readers = value.uses
+        makers = self._placed.integer.get(value)
+        given = None
+        restored: dict[Format | None, Value] = {}
+        if makers is not None:
+            given = self._formats[makers[0]]
+            restored[given] = self._insert_pair(value, value, given)
+        for use in readers:
+            reads_pair = self._placed.reads_pair(use)
+            format = self._formats.get(use.node, given) if reads_pair else given
+            if format is None:
+                continue
+            if format not in restored:
+                source = value if given is None else restored[given]
+                restored[format] = self._insert_pair(source, value, format)
+            use.node.graph.set_input(use.node, use.slot, restored[format])
+        if given is not None and value.is_output:
+            (quantized,) = (use.node for use in value.uses)
+            self._graph.replace_uses(value, restored[given])
+            self._graph.set_input(quantized, 0, value)
+
+    def _insert_pair(self, source: Value, value: Value, format: Format) -> Value:
+        """A pair for a value, on the value itself or behind a pair of it in another format."""
+        name, params = value.name, self._value_qparams(value, format)
+        scale, zero_point = self._scale(name, params)
+        quantized = self._graph.add(
+            "QuantizeLinear",
+            [source, scale, zero_point],
+            outputs=[self._graph.fresh_name(f"{name}_q")],
+            types=[TensorType(DataType(params.format.onnx_dtype), value.shape)],
+        )
+        self._ctx.rewrote(f"pair on '{name}', scale {float(params.scale):.6g}")
+        return self._dequantize(quantized.output, scale, zero_point, params, name)
+
+    def _saturate(self, node: Node) -> None:
+        """Write HardSigmoid as an Add that saturates, HardSwish as its product with that.
+
+        ``alpha * x + beta`` is an Add once the integers of ``x`` are read with alpha times their
+        scale, and integers from 0 to 255 of scale 1/255 hold just what is between 0 and 1; so do
+        those of 16 bits.
+        """
+        read = node.inputs[0]
+        pair = None if read is None else read.producer
+        assert read is not None and pair is not None
+        alpha, beta = (1 / 6, 0.5) if node.is_op("HardSwish") else _line(node)
+        (integers, scale, zero_point), name = pair.inputs, node.output.name
+        assert integers is not None and scale is not None and zero_point is not None
+        shrunk = np.asarray(scale.numpy() * np.float32(alpha))
+        format = self._formats[node]
+        offset = self._activation_qparams(min(0.0, beta), max(0.0, beta), format, name)
+        stored = quantize(np.float32(beta), offset, name=name)
+        slope = self._constant(shrunk, f"{name}_scale")
+        scaled = self._dequantize(integers, slope, zero_point, offset, name)
+        added = self._dequantize(
+            self._graph.constant(stored, f"{name}_offset"),
+            *self._scale(name, offset),
+            offset,
+            name,
+        )
+        is_swish = node.is_op("HardSwish")
+        line = self._graph.add(
+            "Add",
+            [scaled, added],
+            name=f"{node.name or name}_gate",
+            types=[node.output.type],
+        ).output
+        made = line
+        if is_swish:
+            params = self._activation_qparams(*_UNIT, format, name)
+            gate_scale, gate_zero = self._scale(name, params)
+            gate = self._graph.add(
+                "QuantizeLinear",
+                [line, gate_scale, gate_zero],
+                types=[TensorType(DataType(params.format.onnx_dtype), line.shape)],
+            ).output
+            opened = self._dequantize(gate, gate_scale, gate_zero, params, name)
+            made = self._graph.add("Mul", [read, opened], types=[node.output.type]).output
+        self._graph.replace_uses(node.output, made)
+        self._graph.remove(node)
+        self._graph.rename(made, name)
+        if node.name and made.producer is not None:
+            self._graph.rename_node(made.producer, node.name)
+
+    def _store_weight(self, node: Node, rule: OperatorRule, slot: int) -> None:
+        weight, activation = node.inputs[slot], node.inputs[rule.activations[0]]
+        assert weight is not None and activation is not None
+        params = weight_qparams(
+            weight.numpy(),
+            self._target.weight_format,
+            self._target.weight_scheme,
+            self._target.weight_granularity(channel_axis(node, rule)),
+            name=weight.name,
+        )
+        numbers = channel_bias(node, rule) if self._target.bias == "int32" else None
+        bias = node.input(rule.bias or 0)
+        if bias is not None and numbers is not None and rule.bias is not None:
+            input_scale = self._value_qparams(activation, self._formats[node]).scale
+            params = weight_qparams_for_bias(params, input_scale, numbers, name=bias.name)
+            stored = quantize_bias(numbers, input_scale, params.scale, name=bias.name)
+            self._replace_constant(
+                node, rule.bias, stored, bias_qparams(input_scale, params.scale, name=bias.name)
+            )
+        self._replace_constant(
+            node, slot, quantize(weight.numpy(), params, name=weight.name), params
+        )
+
+    def _store_constant_inputs(self, node: Node) -> None:
+        for slot, value in enumerate(node.inputs):
+            if value is not None and value.is_constant:
+                numbers = value.numpy()
+                params = self._activation_qparams(
+                    float(numbers.min(initial=0)),
+                    float(numbers.max(initial=0)),
+                    self._formats[node],
+                    value.name,
+                )
+                stored = quantize(numbers, params, name=value.name)
+                self._replace_constant(node, slot, stored, params)
+
+    def _replace_constant(self, node: Node, slot: int, stored: np.ndarray, params: QParams) -> None:
+        """Let a node read integers behind a DequantizeLinear instead of a float constant."""
+        value = node.inputs[slot]
+        assert value is not None
+        key = (value, params)
+        if key not in self._stored:
+            integers = self._graph.constant(stored, f"{value.name}_q")
+            self._stored[key] = self._dequantize(
+                integers, *self._scale(value.name, params), params, value.name
+            )
+        self._graph.set_input(node, slot, self._stored[key])
+        if not value.uses and not value.is_output:
+            self._graph.discard(value)
+
+    def _scale(self, name: str, params: QParams) -> tuple[Value, Value]:
+        return (
+            self._constant(params.scale, f"{name}_scale"),
+            self._constant(params.zero_point, f"{name}_zero_point"),
+        )
+
+    def _constant(self, array: np.ndarray, name: str) -> Value:
+        """A constant, the same one for the same numbers."""
+        key = (array.tobytes(), str(array.dtype), array.shape)
+        if key not in self._constants:
+            self._constants[key] = self._graph.constant(array, name)
+        return self._constants[key]
+
+    def _dequantize(
+        self, quantized: Value, scale: Value, zero_point: Value, params: QParams, name: str
+    ) -> Value:
+        return self._graph.add(
+            "DequantizeLinear",
+            [quantized, scale, zero_point],
+            {} if params.axis is None else {"axis": params.axis},
+            outputs=[self._graph.fresh_name(f"{name}_dq")],
+            types=[TensorType(DataType.FLOAT, quantized.shape)],
+        ).output

@@ -1,0 +1,412 @@
+"""Which nodes of a graph compute on integers, and which values carry QDQ pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from onnxq.ir import DataType, Graph, Node, Use, Value, attribute_value
+from onnxq.quant import Format
+from onnxq.targets import OperatorRule, Target
+
+OVERRIDABLE = "its weight is also an input, which callers may override"
+"""Reason that the pass constant-initializers does away with."""
+
+ALREADY_QUANTIZED = "it is quantized already"
+"""Reason of nodes that read integers before anything is quantized."""
+
+_APART = "not between integer operators"
+_BY_REQUEST = "kept in float by request"
+_NO_RESIDUAL = "it does not follow a product in integers"
+_CLIPS_APART = "its bounds are computed or leave zero out"
+_CONSTANT = "its input is constant"
+_FACTORS = ("alpha", "beta")
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass
+class Placement:
+    """Where integers begin and end.
+
+    Attributes:
+        nodes: Quantized nodes and the rule that quantizes each.
+        integer: Values that are given as integers, so that every reader reads the pair, each
+            with the nodes that make it: the computing one, and its Relu or Clip.
+        roots: Every value with a QDQ pair, in topological order, and the value whose range it
+            uses (itself, except behind operators that only move values about).
+        left_in_float: Reason for each node that stays in float.
+    """
+
+    nodes: dict[Node, OperatorRule] = field(default_factory=dict)
+    integer: dict[Value, list[Node]] = field(default_factory=dict)
+    roots: dict[Value, Value] = field(default_factory=dict)
+    left_in_float: dict[Node, str] = field(default_factory=dict)
+
+    def observed(self) -> list[str]:
+        """Names of the values whose ranges have to be known, each once."""
+        return [v.name for v in dict.fromkeys(self.roots.values()) if not known_range(v, self)]
+
+    def reads_pair(self, use: Use) -> bool:
+        """Whether this use reads integers through a QDQ pair."""
+        rule = self.nodes.get(use.node)
+        return rule is not None and use.slot in activation_slots(use.node, rule)
+
+
+def place(
+    graph: Graph,
+    target: Target,
+    keep_float: frozenset[str] = frozenset(),
+    left_in_float: Mapping[Node, str] | None = None,
+) -> Placement:
+    """Choose the nodes to quantize and the values that carry QDQ pairs.
+
+    Computing operators are quantized wherever their weights allow. One that merely follows
+    (Add, pooling, ...) joins only on a path from an operator that must give integers to one
+    that reads them: anywhere else the border costs more than its integer kernel saves. Exceptions
+    are those of `needs_pair_behind`. On a target that wants everything in integers it joins
+    wherever it stands.
+
+    Args:
+        graph: Float graph with known element types.
+        target: The table to follow.
+        keep_float: Names of nodes that stay in float by wish.
+        left_in_float: Nodes already known to stay in float, and why.
+    """
+    placed = Placement(left_in_float=_known_to_stay(graph, keep_float) | dict(left_in_float or {}))
+    joining: dict[Node, OperatorRule] = {}
+    for node in graph.nodes():
+        if node in placed.left_in_float or not _makes_floats(node) or node.is_op(*_PAIR):
+            continue
+        rule = target.operators.get(node.op_type) if not node.domain else None
+        reason = ""
+        if rule is not None and rule.role == "absorb" and target.everything:
+            rule = _clipping_rule(node, rule, target, placed)
+        if rule is None:
+            reason = _no_rule(node, target)
+        elif rule.role == "compute":
+            reason = _refusal(node, rule, target)
+            if not reason:
+                placed.nodes[node] = rule
+                if rule.output == "quantized":
+                    placed.integer[_carrier(node.output, target, placed)] = [node]
+        elif rule.role == "absorb":
+            makers = placed.integer.get(_carrier(node.output, target, placed))
+            if makers:
+                makers.append(node)
+                chosen = placed.nodes if makers[0] in placed.nodes else joining
+                chosen[node] = rule
+            else:
+                reason = _CLIPS_APART if _clips_apart(node) else _APART
+        elif rule.role == "residual":
+            if _fuses_residual(node, placed):
+                placed.nodes[node] = rule
+            else:
+                reason = _NO_RESIDUAL
+        elif _can_join(node, rule, placed, target):
+            joining[node] = rule
+            for value in node.outputs:
+                if value is not None:
+                    placed.integer[_carrier(value, target, placed)] = [node]
+        else:
+            reason = _unfit(node, rule) or (_CONSTANT if target.everything else _APART)
+        if reason:
+            placed.left_in_float[node] = reason
+    if target.everything:
+        placed.nodes.update(joining)
+    else:
+        _keep_useful(graph, target, placed, joining)
+    _find_roots(graph, placed)
+    return placed
+
+
+def known_range(
+    value: Value, placed: Placement, format: Format | None = None
+) -> tuple[float, float] | None:
+    """The range that the target's table gives a value whatever the data, None if calibration does.
+
+    A HardSigmoid that saturates lies between 0 and 1, for one. Some tables fix ranges for one
+    format alone; without a format, that of all is meant.
+    """
+    rule = placed.nodes.get(value.producer) if value.producer is not None else None
+    if rule is None:
+        return None
+    is_wide = format is not None and format.bits == 16
+    return rule.range_16bit if is_wide and rule.range_16bit else rule.range
+
+
+def needs_pair_behind(node: Node, rule: OperatorRule, target: Target) -> bool:
+    """Whether a node that moves integers about must give integers, whoever reads them.
+
+    onnxruntime puts a pair behind such a node by itself, states its type in an attribute from opset
+    21 on, and then, on x86, makes uint8 of the zero-point: int8 models fail to load (1.31).
+    """
+    return rule.role == "share" and target.activation_format.signed and node.graph.opset >= 21
+
+
+def activation_slots(node: Node, rule: OperatorRule) -> Sequence[int]:
+    """Input slots of a node at which it reads activations."""
+    if rule.role == "residual":
+        return (_residual_slot(node),)
+    if not rule.activations:
+        return range(len(node.inputs))
+    if reads_weight(node, rule) or rule.weight is None:
+        return rule.activations
+    return (*rule.activations, rule.weight)
+
+
+def reads_weight(node: Node, rule: OperatorRule) -> bool:
+    """Whether a computing node multiplies with a constant, not with a second activation."""
+    weight = node.input(rule.weight) if rule.weight is not None else None
+    return weight is not None and weight.is_constant
+
+
+def channel_axis(node: Node, rule: OperatorRule) -> int | None:
+    """Axis of a computing node's weight on which its output channels lie.
+
+    None where no axis holds just these: a grouped ConvTranspose has only one group's on its
+    axis, and runtimes take scales by column only for a MatMul with one matrix. None, too, where
+    the target's rule wants one scale.
+    """
+    if not rule.per_channel:
+        return None
+    if node.is_op("ConvTranspose") and attribute_value(node, "group") != 1:
+        return None
+    if node.is_op("MatMul") and _weight(node, rule).numpy().ndim > 2:
+        return None
+    return _output_axis(node, rule)
+
+
+def channel_bias(node: Node, rule: OperatorRule) -> np.ndarray | None:
+    """A computing node's constant bias as one number per output channel.
+
+    None if the node has no bias, or one that does not come to a number per channel.
+    """
+    bias = node.input(rule.bias) if rule.bias is not None else None
+    if bias is None or not bias.is_constant:
+        return None
+    channels = _weight(node, rule).numpy().shape[_output_axis(node, rule)]
+    if node.is_op("ConvTranspose"):
+        channels *= attribute_value(node, "group")
+    numbers = bias.numpy()
+    if numbers.size == 1:
+        return np.repeat(numbers.reshape(-1), channels)
+    if numbers.size == channels == numbers.shape[-1]:
+        return numbers.reshape(-1)
+    return None
+
+
+def _output_axis(node: Node, rule: OperatorRule) -> int:
+    if rule.channel_axis == "operator":
+        return 0 if attribute_value(node, "transB") else 1
+    return rule.channel_axis % _weight(node, rule).numpy().ndim
+
+
+def _known_to_stay(graph: Graph, keep_float: frozenset[str]) -> dict[Node, str]:
+    """Nodes that are not even considered, and why."""
+    stay = {}
+    for node in graph.nodes():
+        if any(v and v.producer and v.producer.is_op("DequantizeLinear") for v in node.inputs):
+            stay[node] = ALREADY_QUANTIZED
+        elif node.name and node.name in keep_float:
+            stay[node] = _BY_REQUEST
+    return {n: r for n, r in stay.items() if _makes_floats(n) and not n.is_op(*_PAIR)}
+
+
+def _makes_floats(node: Node) -> bool:
+    """Whether there is anything to quantize: shape arithmetic, say, is in integers anyway."""
+    return any(v is not None and (v.dtype is None or v.dtype.is_float) for v in node.outputs)
+
+
+def _no_rule(node: Node, target: Target) -> str:
+    reason = f"target {target.name} does not quantize {node.op_type}"
+    known = target.reasons.get(node.op_type) if not node.domain else None
+    return f"{reason}: {known}" if known else reason
+
+
+def _refusal(node: Node, rule: OperatorRule, target: Target) -> str:
+    """Why a computing node cannot be quantized; empty if it can."""
+    for slot in activation_slots(node, rule):
+        value = node.input(slot)
+        if value is None or value.dtype is not DataType.FLOAT:
+            return f"its input {slot} is not float32"
+        if value.is_constant:
+            return f"its input {slot} is constant"
+        maker = value.producer
+        made_by = target.operators.get(maker.op_type) if maker and not maker.domain else None
+        if maker and made_by and (broken := _breaking_attribute(maker, made_by)):
+            return f"a pair on its input would fuse {maker.op_type}, which {broken} breaks"
+    if not reads_weight(node, rule):
+        if rule.two_activations:
+            return ""
+        weight = node.input(rule.weight) if rule.weight is not None else None
+        overridable = weight is not None and weight.data is not None
+        return OVERRIDABLE if overridable else "its weight is not constant"
+    numbers = _weight(node, rule).numpy()
+    if numbers.dtype != np.float32 or numbers.ndim < 2:
+        return "its weight is no float32 matrix"
+    if not np.isfinite(numbers).all():
+        return "its weight has infinite or NaN values"
+    bias = node.input(rule.bias) if rule.bias is not None else None
+    if bias is not None and target.bias == "int32":
+        if bias.dtype is not DataType.FLOAT or channel_bias(node, rule) is None:
+            return "its bias is not a float32 constant with one number per output channel"
+        if not np.isfinite(bias.numpy()).all():
+            return "its bias has infinite or NaN values"
+        if node.op_type == "Gemm" and any(attribute_value(node, a) != 1.0 for a in _FACTORS):
+            return "it scales its product or its bias, which it adds up as integers"
+    return _unfit(node, rule)
+
+
+def _unfit(node: Node, rule: OperatorRule) -> str:
+    """Why a rule does not apply to a node's attributes or opset; empty if it does."""
+    if rule.form == "saturating-add" and node.is_op("HardSigmoid"):
+        alpha, beta = attribute_value(node, "alpha"), attribute_value(node, "beta")
+        if not (1e-3 <= alpha <= 1e3 and abs(beta) <= 1e3):
+            return "its slope or offset is beyond what integers can add"
+    for name, wanted in rule.attributes.items():
+        if attribute_value(node, name) != wanted:
+            return f"its attribute {name} is not {wanted!r}"
+    if broken := _breaking_attribute(node, rule):
+        return f"its attribute {broken} breaks the integer kernel"
+    if any(v is not None and v.dtype is not DataType.FLOAT for v in node.outputs):
+        return "not all of its outputs are float32"
+    if node.graph.opset < rule.minimum_opset:
+        return f"{node.op_type} takes integers only from opset {rule.minimum_opset} on"
+    return ""
+
+
+def _breaking_attribute(node: Node, rule: OperatorRule) -> str:
+    return next((name for name in rule.broken_by if node.get(name)), "")
+
+
+def _carrier(value: Value, target: Target, placed: Placement) -> Value:
+    """The value that carries the pair of an integer result: behind its Relu or Clip, if any."""
+    while len(value.uses) == 1 and not value.is_output:
+        node, slot = value.uses[0]
+        rule = target.operators.get(node.op_type) if not node.domain else None
+        if (
+            rule is None
+            or rule.role != "absorb"
+            or slot != 0
+            or node.graph is not value.graph
+            or node in placed.left_in_float
+            or _clips_apart(node)
+        ):
+            break
+        value = node.output
+    return value
+
+
+def _clips_apart(node: Node) -> bool:
+    """Whether saturation cannot do a node's clipping: bounds are computed or leave zero out."""
+    low, high = node.input(1), node.input(2)
+    if any(bound is not None and not bound.is_constant for bound in (low, high)):
+        return True
+    return (low is not None and not low.numpy() <= 0) or (
+        high is not None and not high.numpy() >= 0
+    )
+
+
+def _clipping_rule(
+    node: Node, rule: OperatorRule, target: Target, placed: Placement
+) -> OperatorRule:
+    """The rule of a clipping operator where everything is quantized.
+
+    It is an operator of its own if nothing before it can do the clipping.
+    """
+    absorbed = _carrier(node.output, target, placed) in placed.integer
+    return rule if absorbed else replace(rule, role="follow")
+
+
+def _residual_slot(node: Node) -> int:
+    """Which input of an addition is the other one beside that of the product it fuses into."""
+    return int(not _product_slots(node) or _product_slots(node)[0] == 0)
+
+
+def _product_slots(node: Node) -> list[int]:
+    """Inputs of an addition that are the results of products, and read nowhere else."""
+    found = []
+    for slot, value in enumerate(node.inputs):
+        maker = None if value is None else value.producer
+        if value and maker and maker.is_op(*_PRODUCTS) and len(value.uses) == 1:
+            found.append(slot)
+    return found
+
+
+def _fuses_residual(node: Node, placed: Placement) -> bool:
+    """Whether an addition follows a product in integers and reads another activation."""
+    slots = _product_slots(node)
+    if not slots or len(node.inputs) != 2:
+        return False
+    product, other = node.inputs[slots[0]], node.inputs[1 - slots[0]]
+    assert product is not None
+    if other is None or other.is_constant or other.dtype is not DataType.FLOAT:
+        return False
+    return product.producer in placed.nodes and not product.is_output
+
+
+def _can_join(node: Node, rule: OperatorRule, placed: Placement, target: Target) -> bool:
+    if _unfit(node, rule):
+        return False
+    found = False
+    for slot in activation_slots(node, rule):
+        value = node.input(slot)
+        if value is None and slot:
+            continue
+        if value is None or value.dtype is not DataType.FLOAT:
+            return False
+        if value in placed.integer or (target.everything and not value.is_constant):
+            found = True
+        elif not (rule.constant_inputs and value.is_constant and np.isfinite(value.numpy()).all()):
+            return False
+    return found
+
+
+def _keep_useful(
+    graph: Graph, target: Target, placed: Placement, joining: dict[Node, OperatorRule]
+) -> None:
+    """Of the nodes that could join, keep those that lead to a node that reads integers."""
+    for node in reversed(graph.nodes()):
+        if node not in joining:
+            continue
+        outputs = [v for v in node.outputs if v is not None]
+        read = any(placed.reads_pair(use) for value in outputs for use in value.uses)
+        if read or needs_pair_behind(node, joining[node], target):
+            placed.nodes[node] = joining[node]
+            continue
+        placed.left_in_float[node] = _APART
+        for value in outputs:
+            placed.integer.pop(value, None)
+            placed.integer.pop(_carrier(value, target, placed), None)
+
+
+def _find_roots(graph: Graph, placed: Placement) -> None:
+    carrying = set(placed.integer)
+    for node, rule in placed.nodes.items():
+        if rule.role != "absorb":
+            carrying.update(_activations(node, rule))
+    for value in graph.inputs:
+        if value in carrying:
+            placed.roots[value] = value
+    for node in graph.nodes():
+        shares = node in placed.nodes and placed.nodes[node].role == "share"
+        source = node.input(0)
+        for made in node.outputs:
+            if made is not None and made in carrying:
+                placed.roots[made] = placed.roots[source] if shares and source else made
+
+
+def _activations(node: Node, rule: OperatorRule) -> Iterator[Value]:
+    for slot in activation_slots(node, rule):
+        value = node.input(slot)
+        if value is not None and not value.is_constant:
+            yield value
+
+
+def _weight(node: Node, rule: OperatorRule) -> Value:
+    weight = node.input(rule.weight) if rule.weight is not None else None
+    assert weight is not None
+    return weight

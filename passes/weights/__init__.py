@@ -1,0 +1,1 @@
+"""Weights in few bits: stored alone, or with dynamic activations."""

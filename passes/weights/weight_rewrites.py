@@ -1,0 +1,265 @@
+"""Nodes that read constant weights: finding them, and making them read stored ones instead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxq.ir import Context, DataType, Graph, Node, TensorType, Value, remove_unused
+from onnxq.passes.notes import node_name, note_left_in_float
+from onnxq.passes.static.placement import OVERRIDABLE
+from onnxq.passes.weights.stored_weights import (
+    CannotStoreError,
+    Layout,
+    Rounding,
+    Stored,
+    WeightStore,
+)
+from onnxq.quant import INT8, per_block
+from onnxq.quant.search import PLAIN, ScaleSearch
+
+CONTRIB_DOMAIN = "com.microsoft"
+
+_BY_REQUEST = "kept in float by request"
+_WEIGHT_SLOTS = {"Gather": (0,), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2)}
+_LAYOUT_OPERATORS = ("Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten")
+
+
+@dataclass(frozen=True)
+class ConstantWeight:
+    """A constant that an operator multiplies with, `transposed` if behind a Transpose."""
+
+    value: Value
+    transposed: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that the operator sees."""
+        assert self.value.data is not None
+        shape = self.value.data.shape
+        return shape[::-1] if self.transposed else shape
+
+
+def quantize_nodes(
+    graph: Graph,
+    handlers: Mapping[str, Callable[[Node], str]],
+    store: WeightStore,
+    ctx: Context,
+    *,
+    only: tuple[str, ...] = (),
+    keep_float: tuple[str, ...] = (),
+) -> int:
+    """Run over the nodes with weights, subgraphs included, and note what stays in float and why.
+
+    Args:
+        graph: The main graph.
+        handlers: By operator type, what quantizes a node; gives the reason if it cannot be.
+        store: Holds what the handlers stored.
+        ctx: Told of each rewrite.
+        only: Names of the nodes that may be changed; empty stands for all.
+        keep_float: Names of nodes that are to stay in float.
+
+    Returns:
+        Number of nodes quantized.
+    """
+    reasons, quantized = dict[Node, str](), list[str]()
+    for nested in list(graph.all_graphs()):
+        for node in nested.nodes():
+            handler = handlers.get(node.op_type) if not node.domain else None
+            name, label = node_name(node), node.label
+            if handler is None or not _has_float_weight(node) or (only and name not in only):
+                continue
+            try:
+                reason = _BY_REQUEST if name in keep_float else handler(node)
+            except CannotStoreError as error:
+                reason = str(error)
+            if reason:
+                reasons[node] = reason
+            else:
+                quantized.append(name)
+                ctx.rewrote(f"{label}: weight quantized")
+    store.drop_unused()
+    note_left_in_float(graph, reasons, quantized)
+    return len(quantized)
+
+
+def find_weight(node: Node, slot: int) -> ConstantWeight | str:
+    """The constant weight that a node reads, or why it cannot be quantized."""
+    value = node.input(slot)
+    if value is None:
+        return "it has no weight"
+    found = ConstantWeight(value)
+    maker = value.producer
+    if maker is not None and maker.is_op("Transpose"):
+        read = maker.input(0)
+        if read is not None and read.rank == 2 and maker.get("perm", (1, 0)) == (1, 0):
+            found = ConstantWeight(read, transposed=True)
+    if found.value.data is not None and found.value.is_input:
+        return OVERRIDABLE
+    if not found.value.is_constant:
+        return _computed(value)
+    dtype = found.value.dtype
+    if dtype is not DataType.FLOAT:
+        return f"its weight is {dtype.label if dtype else 'unknown'}, not float32"
+    return found if math.prod(found.shape) else "its weight is empty"
+
+
+def _computed(value: Value) -> str:
+    maker, names = value.producer, []
+    while maker is not None and maker.is_op(*_LAYOUT_OPERATORS):
+        names.append(maker.op_type)
+        source = maker.input(0)
+        if source is not None and source.is_constant:
+            return (
+                f"its weight is the constant '{source.name}' behind {' and '.join(names)}; "
+                "fold-constants with a larger limit would fold it"
+            )
+        maker = source.producer if source is not None else None
+    return "its weight is not constant"
+
+
+def is_own(node: Node, weight: Value) -> bool:
+    """Whether only nodes of this node's own graph read a weight."""
+    return all(use.node.graph is node.graph for use in weight.uses)
+
+
+def _has_float_weight(node: Node) -> bool:
+    """Whether a node has a weight that may be worth storing in few bits.
+
+    Not one that is restored from integers already, and for a Gather no integers, no activations
+    and no single column (the scales of rows are one).
+    """
+    weights = [node.input(slot) for slot in _WEIGHT_SLOTS.get(node.op_type, (1,))]
+    if any(v and v.producer and v.producer.is_op("DequantizeLinear") for v in weights):
+        return False
+    table = weights[0]
+    if not node.is_op("Gather") or table is None:
+        return True
+    is_float = table.dtype is not None and table.dtype.is_float
+    return is_float and table.data is not None and table.data.shape[1:] != (1,)
+
+
+def set_weight(node: Node, slot: int, value: Value) -> None:
+    """Make a node read another weight; the old one goes if nobody else reads it."""
+    old = node.input(slot)
+    node.graph.set_input(node, slot, value)
+    drop_unused([old])
+
+
+def replace_node(node: Node, made: Sequence[Value | None], computing: Node) -> None:
+    """Let others take a node's place: ``made`` are its outputs, ``computing`` gets its name."""
+    graph, read, name = node.graph, node.inputs, node.name
+    names = [None if v is None else v.name for v in node.outputs]
+    for old, new in zip(node.outputs, made, strict=True):
+        if old is not None and new is not None:
+            new.type = old.type
+            graph.replace_uses(old, new)
+    graph.remove(node)
+    for wanted, new in zip(names, made, strict=True):
+        if new is not None and wanted is not None and graph.find(wanted) is None:
+            graph.rename(new, wanted)
+    if name:
+        graph.rename_node(computing, name)
+    drop_unused(read)
+
+
+def drop_unused(values: Sequence[Value | None]) -> None:
+    """Take away those constants that nobody reads, and Transposes of constants."""
+    for value in dict.fromkeys(values):
+        if value is None or value.is_used or value.graph.values.get(value.name) is not value:
+            continue
+        if value.producer is not None and value.producer.is_op("Transpose"):
+            remove_unused(value.graph, [value.producer])
+        elif value.is_constant:
+            value.graph.discard(value)
+
+
+def plain_gemm(node: Node) -> None:
+    """Give a Gemm the form that runtimes fuse, all but its weight: no factors, a vector as bias.
+
+    Its first input is transposed by an operator of its own. ``transB`` and ``alpha`` are taken away
+    too: the caller sets a weight that has both in it.
+    """
+    graph = node.graph
+    x, bias = node.input(0), node.input(2)
+    if node.get("transA", 0) and x is not None:
+        shape = x.shape[::-1] if x.shape is not None else None
+        dtype = x.dtype or DataType.FLOAT
+        turned = graph.add(
+            "Transpose", [x], {"perm": [1, 0]}, types=[TensorType(dtype, shape)]
+        ).output
+        graph.set_input(node, 0, turned)
+    if bias is not None:
+        graph.set_input(node, 2, _plain_bias(node, bias))
+        drop_unused([bias])
+    for name in ("transA", "transB", "alpha", "beta"):
+        if name in node.attributes:
+            graph.set_attribute(node, name, None)
+
+
+def _plain_bias(node: Node, bias: Value) -> Value:
+    graph, beta = node.graph, float(node.get("beta", 1.0))
+    columns = node.output.shape[-1] if node.output.shape else None
+    if not bias.is_constant:
+        if beta == 1.0:
+            return bias
+        factor = graph.constant(np.array(beta, np.float32), f"{bias.name}_beta")
+        return graph.add("Mul", [bias, factor], types=[bias.type]).output
+    numbers = bias.numpy()
+    if numbers.size == 1 and isinstance(columns, int):
+        plain = np.repeat(numbers.reshape(-1), columns)
+    elif numbers.ndim and numbers.size == numbers.shape[-1]:
+        plain = numbers.reshape(-1)
+    else:
+        plain = numbers
+    if plain.shape == numbers.shape and beta == 1.0:
+        return bias
+    return graph.constant(plain * np.float32(beta), bias.name)
+
+
+def rows_reason(node: Node, table: ConstantWeight) -> str:
+    """Why a Gather cannot read stored rows; empty if it can."""
+    if len(table.shape) != 2 or table.transposed:
+        return "it does not gather from a constant matrix"
+    if node.get("axis", 0) not in (0, -2):
+        return "it does not gather rows"
+    return ""
+
+
+def row_layout(table: ConstantWeight, search: ScaleSearch = PLAIN) -> Layout:
+    """Rows in int8, each with a scale of its own."""
+    return Layout(Rounding(INT8, search=search), per_block(1, table.shape[1]))
+
+
+def gather_rows(node: Node, stored: Stored) -> None:
+    """Let a Gather along the first axis read stored rows, and restore only those.
+
+    The rows have one scale each, of shape [rows, 1], and no zero-point.
+    """
+    graph, output = node.graph, node.output
+    indices = node.input(1)
+    shape, name = output.shape, output.name
+    rows = graph.add(
+        "Gather",
+        [stored.values, indices],
+        outputs=[graph.fresh_name(f"{name}_q")],
+        types=[TensorType(DataType(stored.qparams.format.onnx_dtype), shape)],
+    )
+    factors = graph.add(
+        "Gather",
+        [stored.scale, indices],
+        outputs=[graph.fresh_name(f"{name}_scale")],
+        types=[TensorType(DataType.FLOAT, None if shape is None else (*shape[:-1], 1))],
+    )
+    numbers = graph.add(
+        "Cast",
+        [rows.output],
+        {"to": int(DataType.FLOAT)},
+        outputs=[graph.fresh_name(f"{name}_f")],
+        types=[TensorType(DataType.FLOAT, shape)],
+    )
+    made = graph.add("Mul", [numbers.output, factors.output]).output
+    replace_node(node, [made], rows)

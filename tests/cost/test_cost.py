@@ -1,0 +1,148 @@
+"""Cost tables: computed by hand, kept on disk, read back equal, refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from onnxq.cost import Costs, Measurements, flops_costs, machine, measure_costs, size_costs
+from onnxq.cost.cache import FILE
+from onnxq.errors import InputError
+from onnxq.passes.static.placement import place
+from onnxq.targets import load_target
+from tests.networks import CHANNELS, CLASSES, PIXELS, chain, inputs
+
+TABLE = Costs(
+    "latency",
+    "abc",
+    {"processor": "one"},
+    {"a": {"float32": 2.0, "int8": 0.5}, "b": {"float32": 1.0}},
+    {"x": (0.25, 0.125)},
+)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    TABLE.save(tmp_path / "c.json")
+    assert Costs.load(tmp_path / "c.json") == TABLE
+    assert (TABLE.of("a", "int8"), TABLE.of("b", "int8"), TABLE.of("z", "int8")) == (0.5, 0.0, 0.0)
+    assert (TABLE.border("x"), TABLE.border("y")) == ((0.25, 0.125), (0.0, 0.0))
+
+
+def _changed(**entries: object) -> str:
+    return json.dumps(json.loads(TABLE.to_json()) | entries)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "no cost table"),
+        ("3", "no cost table"),
+        (_changed(schema="onnxq/report/1"), "not of schema"),
+        (_changed(nodes={"a": {"int8": -1}}), "a cost of -1"),
+        (_changed(nodes={"a": {"int8": "fast"}}), "no cost table"),
+        (_changed(nodes={"a": 3}), "no cost table"),
+        (_changed(borders={"x": [1.0]}), "no cost table"),
+        (_changed(borders={"x": [1.0, "1e999"]}), "a cost of inf"),
+    ],
+)
+def test_other_files_are_refused(text: str, part: str, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(InputError, match=part) as found:
+        Costs.load(tmp_path / "c.json")
+    assert "c.json" in str(found.value) and "\n" not in str(found.value)
+
+
+def test_bytes_are_those_of_the_weights() -> None:
+    graph = chain(3)
+    found = size_costs(graph, place(graph, load_target("cpu-x64")), ["int8", "int4-weight"])
+    elements = CHANNELS * CHANNELS * 9
+    assert found.nodes["conv1"] == {
+        "float32": elements * 4,
+        "int8": elements,
+        "int4-weight": elements / 2,
+    }
+    assert found.nodes["head"]["float32"] == CHANNELS * CLASSES * 4
+    assert found.nodes["residual"]["float32"] == 0
+    assert not found.borders and found.kind == "size"
+
+
+def test_operations_are_counted() -> None:
+    graph = chain(3)
+    found = flops_costs(graph, place(graph, load_target("cpu-x64")), ["int8"])
+    pixels = PIXELS * PIXELS
+    assert found.nodes["conv0"]["float32"] == CHANNELS * pixels * 2 * 9
+    assert found.nodes["conv1"]["float32"] == CHANNELS * pixels * CHANNELS * 9
+    assert found.nodes["head"]["float32"] == CHANNELS * CLASSES
+    assert found.nodes["residual"]["float32"] == CHANNELS * pixels
+    assert found.nodes["conv1"]["int8"] < found.nodes["conv1"]["float32"]
+    quantize, dequantize = found.borders["x"]
+    assert quantize == dequantize > 0
+
+
+def test_operations_by_precision() -> None:
+    precisions = ["int8", "int16-act", "int8-dynamic", "int8-weight", "int4-weight"]
+    graph = chain()
+    found = flops_costs(graph, place(graph, load_target("cpu-x64")), precisions).nodes["conv1"]
+    shares = {precision: found[precision] / found["float32"] for precision in precisions}
+    assert shares["int8"] < shares["int8-dynamic"] < shares["int16-act"] < 1
+    # The product of weights that are only stored in integers is one of floats.
+    assert shares["int8-weight"] == shares["int4-weight"] == 1
+
+
+def test_measured_times_are_of_every_node_and_border(tmp_path: Path) -> None:
+    graph = chain(3)
+    placed = place(graph, load_target("cpu-x64"))
+    feeds = inputs(graph, 1)
+    known = Measurements(tmp_path)
+    found = measure_costs(graph, placed, {}, feeds, model_sha256="abc", measurements=known)
+    assert (found.kind, found.model_sha256) == ("latency", "abc")
+    assert set(found.nodes) == {"conv0", "conv1", "conv2", "residual", "pool", "flat", "head"}
+    assert all(found.nodes[f"conv{n}"]["float32"] > 0 for n in range(3))
+    assert set(found.borders) == {value.name for value in placed.roots}
+    assert all(q > 0 and d > 0 for q, d in found.borders.values())
+    again = measure_costs(
+        graph, placed, {}, feeds, model_sha256="abc", measurements=Measurements(tmp_path)
+    )
+    assert again == found, "what is on disk is not measured again"
+
+
+# The memory of measurements
+
+
+def test_measurements_outlive_the_run(tmp_path: Path) -> None:
+    Measurements(tmp_path / "new").put("one", {"a": 0.1 + 0.2})
+    other = Measurements(tmp_path / "new")
+    assert other.get("one") == {"a": 0.1 + 0.2}
+    assert other.get("two") is None
+    other.put("one", {"a": 2.0})
+    assert Measurements(tmp_path / "new").get("one") == {"a": 2.0}
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_memory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    known = Measurements(tmp_path / "file" / "folder")
+    known.put("one", {"a": 1.0})
+    assert known.get("one") == {"a": 1.0}
+    assert Measurements(tmp_path / "file" / "folder").get("one") is None
+
+
+def test_a_damaged_memory_is_as_good_as_none(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"This is no database. " * 100)
+    known = Measurements(tmp_path)
+    assert known.get("one") is None
+    known.put("one", {"a": 1.0})
+    assert known.get("one") == {"a": 1.0}
+
+
+def test_the_place_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ONNXQ_CACHE", str(tmp_path / "own"))
+    Measurements().put("one", {})
+    assert (tmp_path / "own" / FILE).exists()
+
+
+def test_the_machine_says_what_latency_depends_on() -> None:
+    assert machine("cpu", 1) != machine("cpu", 2)
+    assert machine("cpu", 1) != machine("cuda", 1)
+    assert machine("cpu", 1)["processor"]

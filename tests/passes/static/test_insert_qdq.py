@@ -1,0 +1,887 @@
+"""insert-qdq: before/after pairs in ONNX text syntax, and quantized graphs against oracles.
+
+Every activation has the range that uint8 represents with scale 0.25 and zero-point 8, and every
+channel of a weight has 63.5 for its largest value, which makes its scale 0.5.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
+
+from onnxq.errors import InputError
+from onnxq.ir import Context, DataType, Graph, infer_types, parse_passes, to_proto
+from onnxq.passes.notes import LEFT_IN_FLOAT_KEY
+from onnxq.passes.static.insert_qdq import InsertQdq
+from onnxq.runtime import integer_operators, optimized_operators
+from tests.helpers import assert_same_graph, random_feeds, run
+from tests.quantization import observed_bounds, quantized, run_optimized, run_reference
+
+HEAD = '<ir_version: 8, opset_import: ["": 17]>'
+SCALES = "float s = {0.25}, uint8 z = {8}"
+
+
+def text(interface: str, constants: str, *nodes: str) -> Graph:
+    return Graph.from_text(f"{HEAD} g {interface} <{constants}> {{ {' '.join(nodes)} }}")
+
+
+def pair(source: str, result: str) -> str:
+    return (
+        f"{source}_int = QuantizeLinear(x_of_{source}, s, z) "
+        f"{result} = DequantizeLinear({source}_int, s, z)"
+    ).replace(f"x_of_{source}", source)
+
+
+def scales(prefix: str, dtype: str, count: int, scale: float) -> str:
+    """Constants ``<prefix>s`` and ``<prefix>z``: one scale and a zero-point of 0 per channel."""
+    numbers = ", ".join([str(scale)] * count)
+    zeros = ", ".join(["0"] * count)
+    return f"float[{count}] {prefix}s = {{{numbers}}}, {dtype}[{count}] {prefix}z = {{{zeros}}}"
+
+
+CONV_1X1 = "float[2, 1, 1, 1] w = {63.5, -20}, float[2] b = {1.5, -30}"
+WEIGHT = f"int8[2, 1, 1, 1] wq = {{127, -128}}, {scales('w', 'int8', 2, 0.5)}"
+
+
+@pytest.mark.parametrize("clip", ["Relu(c)", "Clip(c, low, high)", "Clip(c, low)", "Clip(c)"])
+def test_conv_with_bias_absorbs_a_clipping_operator(clip: str) -> None:
+    bounds = "float low = {0}, float high = {6}"
+    before = text(
+        "(float[1, 1, 2, 2] x) => (float[1, 2, 2, 2] y)",
+        "float[2, 1, 1, 1] w = {63.5, -64}, float[2] b = {1.5, -30.0625}, " + bounds,
+        f"c = Conv(x, w, b) y = {clip}",
+    )
+    after = text(
+        "(float[1, 1, 2, 2] x) => (float[1, 2, 2, 2] y)",
+        f"{SCALES}, {WEIGHT}, int32[2] bq = {{12, -240}}, {scales('b', 'int32', 2, 0.125)}, "
+        + bounds,
+        pair("x", "x_d"),
+        "w_d = DequantizeLinear<axis = 0>(wq, ws, wz)",
+        "b_d = DequantizeLinear<axis = 0>(bq, bs, bz)",
+        "c = Conv(x_d, w_d, b_d)",
+        f"r = {clip}",
+        pair("r", "y"),
+    )
+    # 30.0625 / 0.125 = 240.5 is rounded to the even 240.
+    assert_same_graph(quantized(before), after)
+
+
+def test_depthwise_conv_has_a_scale_for_every_channel() -> None:
+    interface = "(float[1, 2, 2, 2] x) => (float[1, 2, 2, 2] y)"
+    before = text(
+        interface,
+        "float[2, 1, 1, 1] w = {63.5, 31.75}",
+        "y = Conv<group = 2>(x, w)",
+    )
+    after = text(
+        interface,
+        f"{SCALES}, int8[2, 1, 1, 1] wq = {{127, 127}}, float[2] ws = {{0.5, 0.25}}, "
+        "int8[2] wz = {0, 0}",
+        pair("x", "x_d"),
+        "w_d = DequantizeLinear<axis = 0>(wq, ws, wz)",
+        "c = Conv<group = 2>(x_d, w_d)",
+        pair("c", "y"),
+    )
+    assert_same_graph(quantized(before), after)
+
+
+@pytest.mark.parametrize(
+    ("transposed", "weight", "shape", "axis"),
+    [(0, "63.5, 2, -1, 63.5, 0, 63.5", "2, 3", 1), (1, "63.5, 63.5, 2, 0, -1, 63.5", "3, 2", 0)],
+)
+def test_gemm_has_its_channels_on_the_axis_that_its_transposition_says(
+    transposed: int, weight: str, shape: str, axis: int
+) -> None:
+    interface = "(float[1, 2] x) => (float[1, 3] y)"
+    gemm = f"Gemm<transB = {transposed}>"
+    before = text(
+        interface,
+        f"float[{shape}] w = {{{weight}}}, float[1, 3] b = {{1, 2, 3}}",
+        f"y = {gemm}(x, w, b)",
+    )
+    doubled = ", ".join(str(int(float(n) * 2)) for n in weight.split(","))
+    if not transposed:
+        # Columns (63.5, 63.5), (2, 0), (-1, 63.5): the second has a scale of its own.
+        wanted = np.array([[127, 127, -2], [127, 0, 127]], np.int8)
+        weights = "float[3] ws = {0.5, 0.015748031437397003, 0.5}, float[3] bs = {0.125, "
+        weights += "0.003937007859349251, 0.125}"
+        doubled, biases = ", ".join(map(str, wanted.reshape(-1))), "8, 508, 24"
+    else:
+        weights = "float[3] ws = {0.5, 0.015748031437397003, 0.5}, float[3] bs = {0.125, "
+        weights += "0.003937007859349251, 0.125}"
+        doubled, biases = "127, 127, 127, 0, -2, 127", "8, 508, 24"
+    after = text(
+        interface,
+        f"{SCALES}, int8[{shape}] wq = {{{doubled}}}, int8[3] wz = {{0, 0, 0}}, {weights}, "
+        f"int32[3] bq = {{{biases}}}, int32[3] bz = {{0, 0, 0}}",
+        pair("x", "x_d"),
+        f"w_d = DequantizeLinear<axis = {axis}>(wq, ws, wz)",
+        "b_d = DequantizeLinear<axis = 0>(bq, bs, bz)",
+        f"y = {gemm}(x_d, w_d, b_d)",
+    )
+    assert_same_graph(quantized(before), after)
+
+
+def test_matmul_by_a_matrix_has_a_scale_per_column() -> None:
+    interface = "(float[5, 4, 2] x) => (float[5, 4, 2] y)"
+    before = text(interface, "float[2, 2] w = {63.5, -16, 0, 15.875}", "y = MatMul(x, w)")
+    after = text(
+        interface,
+        f"{SCALES}, int8[2, 2] wq = {{127, -128, 0, 127}}, float[2] ws = {{0.5, 0.125}}, "
+        "int8[2] wz = {0, 0}",
+        pair("x", "x_d"),
+        "w_d = DequantizeLinear<axis = 1>(wq, ws, wz)",
+        "y = MatMul(x_d, w_d)",
+    )
+    assert_same_graph(quantized(before), after)
+
+
+def test_matmul_by_several_matrices_has_one_scale() -> None:
+    interface = "(float[2, 4, 2] x) => (float[2, 4, 1] y)"
+    before = text(interface, "float[2, 2, 1] w = {63.5, 1, -2, 0}", "y = MatMul(x, w)")
+    after = text(
+        interface,
+        f"{SCALES}, int8[2, 2, 1] wq = {{127, 2, -4, 0}}, float ws = {{0.5}}, int8 wz = {{0}}",
+        pair("x", "x_d"),
+        "w_d = DequantizeLinear(wq, ws, wz)",
+        "y = MatMul(x_d, w_d)",
+    )
+    assert_same_graph(quantized(before), after)
+
+
+# Between two convolutions, whose own quantization is always the same.
+AROUND = (
+    "float[1, 1, 1, 1] w = {63.5}",
+    f"{SCALES}, int8[1, 1, 1, 1] wq = {{127}}, {scales('w', 'int8', 1, 0.5)}",
+)
+
+
+def between(operator: str, constants: str = "") -> Graph:
+    return text(
+        "(float[1, 1, 4, 4] x) => (float[N, C, H, W] y)",
+        f"{AROUND[0]}, {constants}".rstrip(", "),
+        "c = Conv(x, w)",
+        operator,
+        "y = Conv(p, w)",
+    )
+
+
+def between_integers(*operators: str, constants: str = "") -> Graph:
+    return text(
+        "(float[1, 1, 4, 4] x) => (float[N, C, H, W] y)",
+        f"{AROUND[1]}, {constants}".rstrip(", "),
+        pair("x", "x_d"),
+        "w_d = DequantizeLinear<axis = 0>(wq, ws, wz)",
+        "c = Conv(x_d, w_d)",
+        pair("c", "c_d"),
+        *operators,
+        pair("p", "p_d"),
+        "out = Conv(p_d, w_d)",
+        pair("out", "y"),
+    )
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        "Add(c, c)",
+        "Mul(c, c)",
+        "Concat<axis = 2>(c, c)",
+        "AveragePool<kernel_shape = [2, 2], strides = [2, 2]>(c)",
+        "GlobalAveragePool(c)",
+        "LeakyRelu<alpha = 0.5>(c)",
+        "Sigmoid(c)",
+        "MaxPool<kernel_shape = [2, 2]>(c)",
+        "Transpose<perm = [0, 1, 3, 2]>(c)",
+        "DepthToSpace<blocksize = 1>(c)",
+    ],
+)
+def test_an_operator_between_integers_has_pairs_on_both_sides(operator: str) -> None:
+    after = between_integers(f"p = {operator.replace('(c', '(c_d').replace(' c)', ' c_d)')}")
+    assert_same_graph(quantized(between(f"p = {operator}")), after)
+
+
+@pytest.mark.parametrize(
+    ("operator", "constants"),
+    [
+        ("Reshape(c, shape)", "int64[4] shape = {1, 1, 2, 8}"),
+        ("Slice(c, starts, ends)", "int64[1] starts = {0}, int64[1] ends = {1}"),
+        ("Gather<axis = 2>(c, at)", "int64[2] at = {1, 0}"),
+        ('Resize<mode = "nearest">(c, , sizes)', "float[4] sizes = {1, 1, 2, 2}"),
+    ],
+)
+def test_an_operator_with_parameters_keeps_them(operator: str, constants: str) -> None:
+    after = between_integers(f"p = {operator.replace('(c', '(c_d')}", constants=constants)
+    assert_same_graph(quantized(between(f"p = {operator}", constants)), after)
+
+
+@pytest.mark.parametrize("operator", ["Add", "Mul"])
+def test_a_constant_operand_is_stored_in_the_format_of_activations(operator: str) -> None:
+    before = between(f"p = {operator}(k, c)", "float[2, 1, 1, 1] k = {-2, 61.75}")
+    after = between_integers(
+        "k_d = DequantizeLinear(kq, s, z)",
+        f"p = {operator}(k_d, c_d)",
+        constants="uint8[2, 1, 1, 1] kq = {0, 255}",
+    )
+    assert_same_graph(quantized(before), after)
+
+
+def test_an_add_absorbs_the_relu_behind_it() -> None:
+    before = between("a = Add(c, c) p = Relu(a)")
+    assert_same_graph(quantized(before), between_integers("a = Add(c_d, c_d)", "p = Relu(a)"))
+
+
+def test_a_relu_and_a_clip_in_a_row_are_absorbed_both() -> None:
+    before = text(
+        "(float[1, 1, 4, 4] x) => (float[N, C, H, W] y)",
+        f"{AROUND[0]}, float low = {{0}}, float high = {{6}}",
+        "c = Conv(x, w) r = Relu(c) p = Clip(r, low, high) y = Conv(p, w)",
+    )
+    after = quantized(before)
+    assert [n.op_type for n in after.nodes() if n.op_type == "QuantizeLinear"] == [
+        "QuantizeLinear"
+    ] * 3
+    assert "Clip" not in optimized_operators(to_proto(after))
+
+
+def test_operators_that_move_values_share_the_qparams_of_their_input() -> None:
+    before = text(
+        "(float[1, 1, 4, 4] x) => (float[N, C, H, W] y)",
+        f"{AROUND[0]}, int64[4] shape = {{1, 1, 2, 8}}",
+        "c = Conv(x, w) t = Transpose<perm = [0, 1, 3, 2]>(c) p = Reshape(t, shape) y = Conv(p, w)",
+    )
+    after = quantized(before, {"x": (0, 255.0), "c": (0, 127.5), "y": (0, 63.75)})
+    scales_of = {
+        n.input(0).name: float(n.input(1).numpy())
+        for n in after.nodes()
+        if n.op_type == "QuantizeLinear"
+    }
+    inner = {scales_of[name] for name in ("c", "t", "p")}
+    assert inner == {0.5} and scales_of["x"] == 1.0
+
+
+def test_conv_transpose_on_a_target_that_has_it() -> None:
+    interface = "(float[1, 1, 2, 2] x) => (float[1, 2, 2, 2] y)"
+    constants = "float[1, 2, 1, 1] w = {63.5, -31.75}, float[2] b = {2, 3}"
+    before = text(interface, constants, "y = ConvTranspose(x, w, b)")
+    after = text(
+        interface,
+        "float s = {0.5}, int8 z = {0}, int8[1, 2, 1, 1] wq = {127, -127}, "
+        "float[2] ws = {0.5, 0.25}, int8[2] wz = {0, 0}, int32[2] bq = {8, 24}, "
+        "float[2] bs = {0.25, 0.125}, int32[2] bz = {0, 0}",
+        pair("x", "x_d"),
+        "w_d = DequantizeLinear<axis = 1>(wq, ws, wz)",
+        "b_d = DequantizeLinear<axis = 0>(bq, bs, bz)",
+        "c = ConvTranspose(x_d, w_d, b_d)",
+        pair("c", "y"),
+    )
+    bounds = {"x": (-1.0, 63.5), "y": (-64.0, 0.0)}
+    assert_same_graph(quantized(before, bounds, target="generic"), after)
+
+
+def test_conv_transpose_with_groups_has_one_scale() -> None:
+    before = text(
+        "(float[1, 2, 2, 2] x) => (float[1, 4, 2, 2] y)",
+        "float[2, 2, 1, 1] w = {63.5, 1, 2, 3}, float[4] b = {1, 2, 3, 4}",
+        "y = ConvTranspose<group = 2>(x, w, b)",
+    )
+    after = quantized(before, {"x": (0, 63.5), "y": (0, 63.5)}, target="generic")
+    stored = {v.dtype: v for v in after.initializers() if v.shape not in ((), None)}
+    assert stored[DataType.INT8].numpy().reshape(-1).tolist() == [127, 2, 4, 6]
+    assert stored[DataType.INT32].numpy().tolist() == [4, 8, 12, 16]
+
+
+def test_a_product_of_two_activations_on_a_target_that_has_it() -> None:
+    interface = "(float[2, 2] a, float[2, 2] b) => (float[2, 2] y)"
+    before = text(interface, "float unused = {0}", "y = MatMul(a, b)")
+    after = text(
+        interface,
+        "float s = {0.5}, int8 z = {0}, float unused = {0}",
+        pair("a", "a_d"),
+        pair("b", "b_d"),
+        "c = MatMul(a_d, b_d)",
+        pair("c", "y"),
+    )
+    bounds = dict.fromkeys("aby", (-63.5, 63.5))
+    assert_same_graph(quantized(before, bounds, target="generic"), after)
+    assert_same_graph(quantized(before), before)
+
+
+def test_values_given_to_the_caller_keep_their_names_and_are_read_by_others() -> None:
+    before = text(
+        "(float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] c, float[1, 1, 4, 4] y, float[1, 1, 4, 4] e)",
+        AROUND[0],
+        "c = Conv(x, w) y = Conv(c, w) e = Exp(c)",
+    )
+    after = quantized(before)
+    assert [v.name for v in after.outputs] == ["c", "y", "e"]
+    assert all(v.producer.op_type == "DequantizeLinear" for v in after.outputs[:2])
+    # What the caller gets, what the float operator reads, and what the Conv reads is one value.
+    made = after.values["c"]
+    assert {use.node.op_type for use in made.uses} == {"Conv", "Exp"}
+
+
+def test_float_readers_of_a_graph_input_read_it_as_it_is() -> None:
+    before = text(
+        "(float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y, float[1, 1, 4, 4] e)",
+        AROUND[0],
+        "y = Conv(x, w) e = Exp(x)",
+    )
+    after = quantized(before)
+    assert {use.node.op_type for use in after.values["x"].uses} == {"QuantizeLinear", "Exp"}
+
+
+def test_a_weight_shared_by_two_nodes_is_stored_once() -> None:
+    before = text(
+        "(float[1, 2] x, float[1, 2] x2) => (float[1, 2] y, float[1, 2] y2)",
+        "float[2, 2] w = {63.5, 1, 0, 63.5}",
+        "y = MatMul(x, w) y2 = MatMul(x2, w)",
+    )
+    after = quantized(before)
+    stored = [v for v in after.initializers() if v.dtype is DataType.INT8 and v.rank == 2]
+    assert len(stored) == 1 and "w" not in after.values
+    assert sum(n.op_type == "DequantizeLinear" for n in after.nodes()) == 3
+
+
+def test_a_weight_that_a_float_node_reads_too_stays_for_it() -> None:
+    before = text(
+        "(float[1, 2] x) => (float[1, 2] y, float[2, 2] e)",
+        "float[2, 2] w = {63.5, 1, 0, 63.5}",
+        "y = MatMul(x, w) e = Exp(w)",
+    )
+    after = quantized(before)
+    assert [use.node.op_type for use in after.values["w"].uses] == ["Exp"]
+    assert any(v.dtype is DataType.INT8 and v.rank == 2 for v in after.initializers())
+
+
+def test_a_bias_shared_by_two_nodes_is_stored_for_each_of_their_scales() -> None:
+    before = text(
+        "(float[1, 2] x, float[1, 2] x2) => (float[1, 2] y, float[1, 2] y2)",
+        "float[2, 2] w = {63.5, 0, 0, 63.5}, float[2] b = {1, 2}",
+        "y = Gemm(x, w, b) y2 = Gemm(x2, w, b)",
+    )
+    after = quantized(before, {"x": (0, 255.0), "x2": (0, 127.5)})
+    biases = sorted(
+        v.numpy().tolist()
+        for v in after.initializers()
+        if v.dtype is DataType.INT32 and v.numpy().any()
+    )
+    assert biases == [[2, 4], [4, 8]]
+
+
+def test_a_scalar_bias_becomes_one_number_per_channel() -> None:
+    before = text(
+        "(float[1, 2] x) => (float[1, 2] y)",
+        "float[2, 2] w = {63.5, 0, 0, 63.5}, float b = {1.5}",
+        "y = Gemm(x, w, b)",
+    )
+    after = quantized(before)
+    assert after.nodes()[-1].input(2).producer.input(0).numpy().tolist() == [12, 12]
+
+
+def test_stored_integers_are_those_of_quantize_linear() -> None:
+    """With the stored scale, bit for bit, and the scale of a bias is that of the products."""
+    rng = np.random.default_rng(1)
+    shapes = {"w": (8, 3, 3, 3), "b": (8,), "k": (1, 8, 1, 1), "w2": (5, 8, 1, 1)}
+    constants = {n: rng.standard_normal(s).astype(np.float32) * 3 for n, s in shapes.items()}
+    before = _model("c = Conv(x, w, b); r = Relu(c); p = Add(r, k); y = Conv(p, w2)", constants)
+    bounds = observed_bounds(before.copy(), {"x": rng.standard_normal((1, 3, 6, 6), np.float32)})
+    after = quantized(before, bounds)
+    restored = {n.input(0).name: n for n in after.nodes() if n.op_type == "DequantizeLinear"}
+    for name in ("w", "k", "w2"):
+        node = restored[f"{name}_q"]
+        integers, scale, zero = (v.numpy() for v in node.inputs)
+        wanted = _quantize_linear(constants[name], scale, zero, node.get("axis", 1))
+        assert integers.dtype == zero.dtype and np.array_equal(integers, wanted)
+    bias = restored["b_q"]
+    conv = next(n for n in after.nodes() if n.op_type == "Conv")
+    input_scale = conv.input(0).producer.input(1).numpy()
+    weight_scale = conv.input(1).producer.input(1).numpy()
+    assert bias.input(1).numpy().tobytes() == (input_scale * weight_scale).tobytes()
+    assert bias.input(0).dtype is bias.input(2).dtype is DataType.INT32
+    wanted = np.rint(constants["b"].astype(np.float64) / bias.input(1).numpy().astype(np.float64))
+    assert np.array_equal(bias.input(0).numpy(), wanted)
+
+
+def _quantize_linear(
+    numbers: np.ndarray, scale: np.ndarray, zero: np.ndarray, axis: int
+) -> np.ndarray:
+    text_form = f"""<ir_version: 10, opset_import: ["": 21]>
+        g (float[N] x, float[M] s, uint8[M] z) => (uint8[N] y)
+        {{ y = QuantizeLinear<axis = {axis}>(x, s, z) }}"""
+    proto = onnx.parser.parse_model(text_form)
+    return ReferenceEvaluator(proto).run(None, {"x": numbers, "s": scale, "z": zero})[0]
+
+
+def _model(
+    chain: str, constants: dict[str, np.ndarray], result: str = "float[N, C, H, W]"
+) -> Graph:
+    """A graph with input x [1, 3, 6, 6] and output y of nodes in text form."""
+    graph = text(
+        f"(float[1, 3, 6, 6] x) => ({result} y)",
+        ", ".join(
+            f"float[{','.join(map(str, a.shape))}] {n} = {{{_numbers(a)}}}"
+            for n, a in constants.items()
+        ),
+        *chain.split(";"),
+    )
+    return graph
+
+
+def _numbers(array: np.ndarray) -> str:
+    return ", ".join(repr(float(n)) for n in array.reshape(-1))
+
+
+def test_the_float_weights_are_gone_from_the_file() -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    before = text(
+        "(float[1, 64] x) => (float[1, 64] y)",
+        f"float[64, 64] w = {{{_numbers(weight)}}}",
+        "y = MatMul(x, w)",
+    )
+    after = quantized(before)
+    sizes = [len(to_proto(g).SerializeToString()) for g in (before, after)]
+    assert sizes[0] > 64 * 64 * 4 and sizes[1] < 64 * 64 + 1500
+    assert not [v for v in after.initializers() if v.dtype is DataType.FLOAT and v.rank == 2]
+
+
+def test_a_chain_runs_on_integers_from_its_input_to_its_last_product() -> None:
+    rng = np.random.default_rng(2)
+    constants = {
+        "w": rng.standard_normal((4, 3, 3, 3)).astype(np.float32),
+        "b": rng.standard_normal(4).astype(np.float32),
+        "v": rng.standard_normal((4, 4, 1, 1)).astype(np.float32),
+        "m": rng.standard_normal((4, 5)).astype(np.float32),
+        "n": rng.standard_normal(5).astype(np.float32),
+    }
+    chain = (
+        "c = Conv<pads = [1, 1, 1, 1]>(x, w, b); r = Relu(c); d = Conv(r, v); a = Add(r, d);"
+        "f = Relu(a); p = GlobalAveragePool(f); q = Flatten(p); y = Gemm(q, m, n)"
+    )
+    before = _model(chain, constants, "float[N, M]")
+    feeds = {"x": rng.standard_normal((1, 3, 6, 6)).astype(np.float32)}
+    after = quantized(before, observed_bounds(before.copy(), feeds))
+    counts = optimized_operators(to_proto(after))
+    floats = {"Conv", "FusedConv", "Add", "Gemm", "FusedGemm", "MatMul", "GlobalAveragePool"}
+    assert not [name for name in counts if name.rpartition(":")[2] in floats]
+    assert counts["QuantizeLinear"] == 1 and counts["DequantizeLinear"] == 0
+    assert integer_operators(to_proto(after)) == {
+        "com.microsoft:QLinearConv": 2,
+        "com.microsoft:QLinearAdd": 1,
+        "com.microsoft:QLinearGlobalAveragePool": 1,
+        "com.microsoft:QGemm": 1,
+    }
+    wanted = run(before, feeds)["y"]
+    for found in (run_optimized(after, feeds), run_reference(after, feeds)):
+        assert np.abs(found["y"] - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    ("operator", "constants"),
+    [
+        ("p = AveragePool<kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1],"
+         " ceil_mode = 1, count_include_pad = 1>(c)", ""),
+        ("p, at = MaxPool<kernel_shape = [2, 2]>(c)", ""),
+        ("p = Clip(c, low)", "float low = {1}"),
+        ("p = Clip(c, low, high)", "float low = {-3}, float high = {-2}"),
+        ("k = ReduceMax<keepdims = 0>(x) h = Abs(k) p = Clip(c, , h)", ""),
+        ('p = Resize<mode = "linear">(c, , sizes)', "float[4] sizes = {1, 1, 2, 2}"),
+    ],
+)  # fmt: skip
+def test_what_integer_kernels_do_not_do_is_left_to_float_ones(
+    operator: str, constants: str
+) -> None:
+    before = between(operator, constants)
+    feeds = random_feeds(before)
+    after = quantized(before, observed_bounds(before.copy(), feeds))
+    assert LEFT_IN_FLOAT_KEY in after.model.metadata
+    wanted, found = run(after, feeds)["y"], run_optimized(after, feeds)["y"]
+    step = np.ptp(wanted) / 255
+    assert np.abs(found - wanted).max() <= 1.01 * step
+    # The Conv before it still computes on integers.
+    assert integer_operators(to_proto(after))["com.microsoft:QLinearConv"] >= 1
+
+
+def test_dilations_of_an_average_pool_do_not_reach_the_kernel_that_refuses_them() -> None:
+    before = Graph.from_text(
+        f"""<ir_version: 10, opset_import: ["": 21]>
+        g (float[1, 1, 5, 5] x) => (float[N, C, H, W] y) <{AROUND[0]}>
+        {{ c = Conv(x, w) p = AveragePool<kernel_shape = [2, 2], dilations = [2, 2]>(c)
+           y = Conv(p, w) }}"""
+    )
+    feeds = random_feeds(before)
+    after = quantized(before, observed_bounds(before.copy(), feeds))
+    wanted, found = run(before, feeds)["y"], run_optimized(after, feeds)["y"]
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+def test_a_gemm_that_scales_stays_in_float_when_it_has_a_bias() -> None:
+    constants = "float[2, 2] w = {63.5, 0, 0, 63.5}, float[2] b = {1, 2}"
+    interface = "(float[1, 2] x) => (float[1, 2] y)"
+    for attribute in ("alpha", "beta"):
+        before = text(interface, constants, f"y = Gemm<{attribute} = 0.5>(x, w, b)")
+        assert_same_graph(quantized(before), before)
+    plain = text(interface, constants, "y = Gemm<alpha = 0.5>(x, w)")
+    after = quantized(plain)
+    feeds = {"x": np.array([[1, 2]], np.float32)}
+    assert optimized_operators(to_proto(after))["com.microsoft:QGemm"] == 1
+    np.testing.assert_allclose(run_optimized(after, feeds)["y"], run(plain, feeds)["y"])
+
+
+def _reasons(graph: Graph) -> dict[str, list[str]]:
+    return json.loads(graph.model.metadata.get(LEFT_IN_FLOAT_KEY, "{}"))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "reason"),
+    [
+        ({"x": (0.0, 1.0)}, "calibration gave no range for 'c'"),
+        ({"x": (0.0, 1.0), "c": (0.0, np.inf)}, "'c' has infinite or NaN values"),
+        ({"x": (0.0, 1.0), "c": (np.nan, np.nan)}, "'c' has infinite or NaN values"),
+    ],
+)
+def test_tensors_without_a_finite_range_stay_in_float(
+    bounds: dict[str, tuple[float, float]], reason: str
+) -> None:
+    before = text(
+        "(float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y, float[1, 1, 4, 4] z)",
+        AROUND[0],
+        "c = Conv(x, w) y = Conv(c, w) z = Conv(x, w)",
+    )
+    after = quantized(before, {**bounds, "y": (0, 1), "z": (0, 1)})
+    assert _reasons(after) == {reason: ["c", "y"]}
+    assert [n.op_type for n in after.nodes()].count("QuantizeLinear") == 2
+
+
+def test_a_missing_range_takes_what_follows_with_it() -> None:
+    before = between("p = Add(c, c)")
+    after = quantized(before, {"x": (0, 1), "c": (0, 1), "p": (0, np.inf), "y": (0, 1)})
+    assert _reasons(after) == {"'p' has infinite or NaN values": ["p", "y"]}
+    after = quantized(before, {"x": (0, 1), "p": (0, 1), "y": (0, 1)})
+    assert _reasons(after) == {"calibration gave no range for 'c'": ["c", "p"]}
+
+
+def test_nothing_changes_where_no_range_is_known() -> None:
+    before = between("p = Relu(c)")
+    after = quantized(before, {})
+    assert_same_graph(after, before)
+    assert set(_reasons(after)) == {f"calibration gave no range for '{n}'" for n in "py"}
+
+
+def test_nodes_are_kept_in_float_by_request() -> None:
+    before = text(
+        "(float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y)",
+        AROUND[0],
+        "c = Conv(x, w) r = Relu(c) y = Conv(r, w)",
+    )
+    for node, name in zip(before.nodes(), ("first", "clip", "last"), strict=True):
+        before.rename_node(node, name)
+    by_request = "kept in float by request"
+    for kept, quantizers in (("first", 2), ("clip", 4), ("last", 2)):
+        after = quantized(before, dict.fromkeys("xcry", (0, 1)), keep_float=(kept,))
+        assert _reasons(after)[by_request] == [kept]
+        assert [n.op_type for n in after.nodes()].count("QuantizeLinear") == quantizers, kept
+        node = next(n for n in after.nodes() if n.name == kept)
+        made = {use.node.op_type for use in node.output.uses}
+        assert made == ({"QuantizeLinear"} if kept == "clip" else made - {"DequantizeLinear"})
+
+
+def test_subgraphs_stay_in_float_and_read_what_is_restored() -> None:
+    before = Graph.from_text(f"""{HEAD}
+        g (float[1, 1, 4, 4] x, bool flag) => (float[1, 1, 4, 4] y)
+        <{AROUND[0]}>
+        {{ c = Conv(x, w)
+           y = If(flag) <
+             then_branch = t () => (float[1, 1, 4, 4] a) {{ a = Conv(c, w) }},
+             else_branch = e () => (float[1, 1, 4, 4] b) {{ b = Relu(c) }}> }}""")
+    after = quantized(before)
+    inner = [n for g in list(after.all_graphs())[1:] for n in g.nodes()]
+    assert [n.op_type for n in inner] == ["Conv", "Relu"]
+    assert all(n.input(0).producer.op_type == "DequantizeLinear" for n in inner)
+    assert inner[0].input(1) is after.values["w"]
+    feeds = random_feeds(before)
+    for flag in (True, False):
+        fed = {**feeds, "flag": np.array(flag)}
+        wanted, found = run(after, fed)["y"], run_optimized(after, fed)["y"]
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_an_opset_too_low_is_refused() -> None:
+    before = Graph.from_text("""<ir_version: 7, opset_import: ["": 12]>
+        g (float[1, 2] x) => (float[1, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }
+    """)
+    with pytest.raises(InputError, match="target cpu-x64 needs opset 13 and the model has 12"):
+        InsertQdq({}, "cpu-x64").run(before, Context())
+
+
+def test_a_second_run_keeps_the_reasons_of_the_first() -> None:
+    before = between("p = Exp(c)")
+    after = quantized(before)
+    wanted = after.model.metadata[LEFT_IN_FLOAT_KEY]
+    assert json.loads(wanted) == {"target cpu-x64 does not quantize Exp": ["p"]}
+    InsertQdq(dict.fromkeys("xcpy", (0, 1)), "cpu-x64").run(after, Context())
+    assert after.model.metadata[LEFT_IN_FLOAT_KEY] == wanted
+
+
+def test_the_pass_has_a_text_form() -> None:
+    (found,) = parse_passes("insert-qdq{target=generic}")
+    assert found == InsertQdq(target="generic")
+    assert str(found) == "insert-qdq{target='generic'}"
+
+
+def test_the_log_tells_of_every_pair() -> None:
+    lines: list[str] = []
+    graph = between("p = Relu(c)")
+    infer_types(graph)
+    bounds = dict.fromkeys("xpy", (0.0, 63.75))
+    InsertQdq(bounds, "cpu-x64").run(graph, Context(2, lines.append))
+    assert [line.strip() for line in lines] == [
+        f"pair on '{name}', scale 0.25" for name in ("x", "p", "y")
+    ]
+
+
+BOTH = (-514.0, 15869.75)
+"""A range that both uint8 (scale 64.25, zero-point 8) and uint16 (0.25, 2056) represent exactly."""
+
+NARROW = "float s8 = {64.25}, uint8 z8 = {8}"
+WIDE = "float s16 = {0.25}, uint16 z16 = {2056}"
+WEIGHT_1X1 = f"int8[1, 1, 1, 1] wq = {{127}}, {scales('w', 'int8', 1, 0.5)}"
+
+
+def newest(interface: str, constants: str, *nodes: str) -> Graph:
+    """A graph of opset 21, whose nodes are named after what they give."""
+    made = Graph.from_text(
+        f"""<ir_version: 10, opset_import: ["": 21]>
+        g {interface} <{constants}> {{ {" ".join(nodes)} }}"""
+    )
+    for node in made.nodes():
+        made.rename_node(node, node.output.name)
+    return made
+
+
+def pair_of(bits: int, source: str, result: str) -> str:
+    return (
+        f"{result}_q = QuantizeLinear({source}, s{bits}, z{bits}) "
+        f"{result} = DequantizeLinear({result}_q, s{bits}, z{bits})"
+    )
+
+
+IMAGE = "(float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y)"
+DEQUANTIZED = "w_d = DequantizeLinear<axis = 0>(wq, ws, wz)"
+
+
+def test_activations_of_sixteen_bits() -> None:
+    before = newest(
+        IMAGE, f"{AROUND[0]}, float[1] b = {{1.5}}", "c = Conv(x, w, b) r = Relu(c) y = Conv(r, w)"
+    )
+    after = newest(
+        IMAGE,
+        f"{WIDE}, {WEIGHT_1X1}, int32[1] bq = {{12}}, {scales('b', 'int32', 1, 0.125)}",
+        pair_of(16, "x", "x_d"),
+        DEQUANTIZED,
+        "b_d = DequantizeLinear<axis = 0>(bq, bs, bz)",
+        "c = Conv(x_d, w_d, b_d) r = Relu(c)",
+        pair_of(16, "r", "r_d"),
+        "p = Conv(r_d, w_d)",
+        pair_of(16, "p", "y"),
+    )
+    assert_same_graph(quantized(before, dict.fromkeys("xry", BOTH), activations="uint16"), after)
+    formats = dict.fromkeys("cry", "uint16")
+    assert_same_graph(quantized(before, dict.fromkeys("xry", BOTH), formats=formats), after)
+
+
+def test_a_reader_of_another_format_reads_through_a_second_pair() -> None:
+    before = newest(
+        IMAGE,
+        f"{AROUND[0]}, float[1] b = {{1.5}}",
+        "c = Conv(x, w) r = Relu(c) d = Conv(r, w, b) y = Conv(d, w)",
+    )
+    after = newest(
+        IMAGE,
+        f"{NARROW}, {WIDE}, {WEIGHT_1X1}, int32[1] bq = {{12}}, {scales('b', 'int32', 1, 0.125)}",
+        pair_of(8, "x", "x_d"),
+        DEQUANTIZED,
+        "c = Conv(x_d, w_d) r = Relu(c)",
+        pair_of(8, "r", "r_d"),
+        pair_of(16, "r_d", "r_wide"),
+        # The bias has the scale of the input as it is read.
+        "b_d = DequantizeLinear<axis = 0>(bq, bs, bz)",
+        "d = Conv(r_wide, w_d, b_d)",
+        pair_of(16, "d", "d_d"),
+        pair_of(8, "d_d", "d_narrow"),
+        "p = Conv(d_narrow, w_d)",
+        pair_of(8, "p", "y"),
+    )
+    made = quantized(before, dict.fromkeys("xrdy", BOTH), formats={"d": "uint16"})
+    assert_same_graph(made, after)
+
+
+def test_a_value_given_as_float_has_a_pair_for_each_format_it_is_read_in() -> None:
+    interface = "(float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y, float[1, 1, 4, 4] e)"
+    before = newest(interface, AROUND[0], "y = Conv(x, w) e = Conv(x, w)")
+    after = newest(
+        interface,
+        f"{NARROW}, {WIDE}, {WEIGHT_1X1}",
+        pair_of(8, "x", "x_narrow"),
+        pair_of(16, "x", "x_wide"),
+        DEQUANTIZED,
+        "c = Conv(x_narrow, w_d)",
+        pair_of(8, "c", "y"),
+        "d = Conv(x_wide, w_d)",
+        pair_of(16, "d", "e"),
+    )
+    made = quantized(before, dict.fromkeys("xye", BOTH), formats={"e": "uint16"})
+    assert_same_graph(made, after)
+
+
+@pytest.mark.parametrize("asked", [{}, {"t": "uint16"}])
+def test_what_moves_values_has_the_format_that_it_reads(asked: dict[str, str]) -> None:
+    before = newest(
+        IMAGE, AROUND[0], "c = Conv(x, w) t = Transpose<perm = [0, 1, 3, 2]>(c) y = Conv(t, w)"
+    )
+    after = newest(
+        IMAGE,
+        f"{NARROW}, {WIDE}, {WEIGHT_1X1}",
+        pair_of(8, "x", "x_d"),
+        DEQUANTIZED,
+        "c = Conv(x_d, w_d)",
+        pair_of(8, "c", "c_d"),
+        "t = Transpose<perm = [0, 1, 3, 2]>(c_d)",
+        pair_of(8, "t", "t_d"),
+        pair_of(16, "t_d", "t_wide"),
+        "d = Conv(t_wide, w_d)",
+        pair_of(16, "d", "y"),
+    )
+    made = quantized(before, dict.fromkeys("xcy", BOTH), formats={"y": "uint16", **asked})
+    assert_same_graph(made, after)
+
+
+def test_what_callers_get_has_the_format_of_the_node_that_gives_it() -> None:
+    interface = "(float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] c, float[1, 1, 4, 4] y)"
+    before = newest(interface, AROUND[0], "c = Conv(x, w) y = Conv(c, w)")
+    after = quantized(before, dict.fromkeys("xcy", BOTH), formats={"c": "uint16"})
+    types = [v.producer.inputs[0].dtype for v in after.outputs]
+    assert types == [DataType.UINT16, DataType.UINT8]
+    assert [v.name for v in after.outputs] == ["c", "y"]
+
+
+@pytest.mark.parametrize("operator", ["HardSigmoid<alpha = 0.25>", "HardSwish"])
+def test_gates_that_saturate_at_sixteen_bits(operator: str) -> None:
+    """What they give is as fine as 16 bits are: finer than 8 bits can be."""
+    before = newest(IMAGE, "float[1, 1, 1, 1] w = {1}", f"c = Conv(x, w) p = {operator}(c)"
+                    " y = Conv(p, w)")  # fmt: skip
+    bounds = {"x": (-6.0, 6.0), "c": (-6.0, 6.0), "p": (-1.0, 6.0), "y": (-1.0, 6.0)}
+    feeds = {"x": np.linspace(-6, 6, 16, dtype=np.float32).reshape(1, 1, 4, 4)}
+    wanted = run(before, feeds)["y"]
+    errors = {}
+    for format in ("uint8", "uint16"):
+        after = quantized(before, bounds, activations=format)
+        for found in (run_optimized(after, feeds), run_reference(after, feeds)):
+            errors[format] = np.abs(found["y"] - wanted).max()
+            assert errors[format] < 4 * 12 / (255 if format == "uint8" else 65535)
+        unit = np.float32(1 / (255 if format == "uint8" else 65535))
+        stored = [v.numpy() for v in after.initializers() if v.dtype is DataType.FLOAT]
+        assert any(array.shape == () and array == unit for array in stored)
+    assert errors["uint16"] < errors["uint8"] / 50
+
+
+def test_a_table_may_fix_ranges_for_sixteen_bits_alone() -> None:
+    before = newest(IMAGE, AROUND[0], "c = Conv(x, w) y = Sigmoid(c)")
+    bounds = dict.fromkeys("xcy", (0.0, 0.5))
+    for format, scale in (("uint8", 0.5 / 255), ("uint16", 1 / 65536)):
+        after = quantized(before, bounds, target="qnn", activations=format)
+        (pair,) = (n for n in after.nodes() if n.output.is_output)
+        assert float(pair.inputs[1].numpy()) == np.float32(scale)
+
+
+MIXED = """c = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(c) d = Conv(r, v) a = Add(r, d)
+    h = HardSwish(a) o = Concat<axis = 1>(h, r) m = MaxPool<kernel_shape = [2, 2]>(o)
+    k = Conv(m, u) g = GlobalAveragePool(k) f = Flatten(g) y = Gemm(f, n, e)"""
+
+
+def _mixed() -> Graph:
+    rng = np.random.default_rng(4)
+    shapes = {"w": (4, 3, 3, 3), "b": (4,), "v": (4, 4, 1, 1), "u": (6, 8, 3, 3), "n": (6, 5),
+              "e": (5,)}  # fmt: skip
+    constants = ", ".join(
+        f"float[{','.join(map(str, shape))}] {name} = "
+        f"{{{_numbers(rng.standard_normal(shape).astype(np.float32) / 2)}}}"
+        for name, shape in shapes.items()
+    )
+    return newest("(float[1, 3, 6, 6] x) => (float[N, M] y)", constants, MIXED)
+
+
+NODES = ("c", "d", "a", "h", "o", "m", "k", "g", "f", "y")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.tuples(*[st.booleans()] * len(NODES)),
+    st.sampled_from(["cpu-x64", "qnn", "qnn-a16", "openvino"]),
+)
+def test_graphs_of_both_widths_are_the_same_in_both_runtimes(
+    wide: tuple[bool, ...], target: str
+) -> None:
+    before = _mixed()
+    feeds = random_feeds(before)
+    bounds = observed_bounds(before.copy(), feeds, target)
+    formats = {n: "uint16" if w else "uint8" for n, w in zip(NODES, wide, strict=True)}
+    after = quantized(before, bounds, target=target, formats=formats)
+    fast, slow = run_optimized(after, feeds)["y"], run_reference(after, feeds)["y"]
+    # A difference in the last bit may be a whole step after the next rounding.
+    step = np.ptp(slow) / 255
+    assert np.abs(fast - slow).max() <= 1.01 * step
+    wanted = run(before, feeds)["y"]
+    assert np.abs(fast - wanted).max() < 0.08 * np.abs(wanted).max()
+
+
+def test_more_bits_of_activations_are_closer_to_float() -> None:
+    before = _mixed()
+    feeds = random_feeds(before)
+    bounds = observed_bounds(before.copy(), feeds)
+    wanted = run(before, feeds)["y"].astype(np.float64)
+    noise = {}
+    for format in ("uint8", "uint16"):
+        after = quantized(before, bounds, activations=format)
+        noise[format] = np.square(run_optimized(after, feeds)["y"] - wanted).sum()
+    assert 0 < noise["uint16"] < noise["uint8"] / 2
+
+
+def test_biases_that_sixteen_bits_leave_no_room_for_raise_the_scale_of_their_weight() -> None:
+    constants = "float[2, 2] w = {1e-4, 2, 0, 1}, float[2] b = {30, 4}"
+    before = newest("(float[1, 2] x) => (float[1, 2] y)", constants, "y = Gemm(x, w, b)")
+    after = quantized(before, {"x": (0, 1.0)}, activations="uint16")
+    found = run_optimized(after, {"x": np.ones((1, 2), np.float32)})["y"]
+    np.testing.assert_allclose(found, [[30, 7]], rtol=0.01)
+    (bias,) = (
+        v.numpy() for v in after.initializers() if v.dtype is DataType.INT32 and v.numpy().any()
+    )
+    assert 1 << 29 <= bias.max() <= 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activations": "uint16"}, "cpu-x64 with these activations needs opset 21 .* has 17"),
+        ({"formats": {"p": "uint16"}}, "needs opset 21 and the model has 17"),
+        ({"activations": "uint4"}, "cannot have the format 'uint4'; use one of int8, uint8"),
+        ({"formats": {"p": "float16"}}, "cannot have the format 'float16'"),
+    ],
+)
+def test_activations_that_cannot_be(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        InsertQdq({}, "cpu-x64", **options).run(between("p = Relu(c)"), Context())
+
+
+def test_the_opset_that_formats_need() -> None:
+    assert InsertQdq(target="cpu-x64").needed_opset == 13
+    assert InsertQdq(target="qnn-a16").needed_opset == 21
+    assert InsertQdq(target="cpu-x64", activations="int16").needed_opset == 21
+    assert InsertQdq(target="cpu-x64", formats={"a": "uint8"}).needed_opset == 13
+    assert InsertQdq(target="cpu-x64", formats={"a": "uint16"}).needed_opset == 21
