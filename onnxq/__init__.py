@@ -3,14 +3,16 @@
 from importlib.metadata import version
 
 from onnxq.bench import bench
+from onnxq.comparison import compare
 from onnxq.errors import InputError
 from onnxq.ir import Graph, load, save
 from onnxq.observe import calibrate
-from onnxq.optimize import Optimized, compare, optimize
+from onnxq.optimization import Optimized, optimize
+from onnxq.options import Options
 from onnxq.plan import Plan
 from onnxq.planning import apply_plan, make_plan
 from onnxq.recipe import Recipe
-from onnxq.rewrite import rewrite
+from onnxq.rewriting import rewrite
 from onnxq.verify import Gate, Report
 
 __version__ = version("onnxq")
@@ -20,6 +22,7 @@ __all__ = [
     "Graph",
     "InputError",
     "Optimized",
+    "Options",
     "Plan",
     "Recipe",
     "Report",

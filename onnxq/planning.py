@@ -1,91 +1,39 @@
-"""Sensitivity, costs, plans and their application, each as a stage of its own."""
+"""Ranges, sensitivity, costs, plans and their application, each as a stage of its own."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
+from typing import Any
 
 from onnxq.cost import Costs
-from onnxq.data import Batch, DataLike, Dataset, ImageOptions, read
-from onnxq.data.dataset import CALIBRATION_LIMIT
+from onnxq.data import DataLike
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, load, save
 from onnxq.ir.save import check_writable
-from onnxq.observe import Calibrator, parse_calibrator
+from onnxq.job import Job, ModelLike, as_file, open_job
+from onnxq.options import Options
 from onnxq.passes.cleanup.constant_initializers import ConstantInitializers
-from onnxq.plan import Assignment, Pin, Plan, assign, pareto_front
-from onnxq.plan.apply import PRECISIONS, apply_precisions, needed_opset
+from onnxq.plan import Assignment, Plan, assign, pareto_front
+from onnxq.plan.apply import apply, float_graph, needed_opset
 from onnxq.plan.assignment import Objective
-from onnxq.plan.plan import BY_HAND
-from onnxq.precision import FLOAT
+from onnxq.precision import FLOAT, parse_precision
+from onnxq.observe import Ranges
+from onnxq.prepare import find_ranges as ranges_of
+from onnxq.prepare import observed, prepare
 from onnxq.progress import SILENT, Progress
-from onnxq.recipe import Recipe, load_recipe
-from onnxq.runtime import Session, TensorSpec
+from onnxq.promise import DEFAULT_MIN_SQNR
 from onnxq.sensitivity import Sensitivity
-from onnxq.stages import DEFAULT_MIN_SQNR, ModelLike, as_file, float_graph, single_feed
-from onnxq.study import CostKind, Prepared, Study, StudyOptions, prepare, study
+from onnxq.study import Study, study, uniform_plan
 from onnxq.study import find_costs as costs_of
 from onnxq.study import find_losses as losses_of
-from onnxq.targets import Target, load_target
+from onnxq.targets import load_target
 from onnxq.verify.facts import file_sha256
 from onnxq.verify.precision import describe
-from onnxq.work import data_digest
-
-_MADE_UP = 4
-"""Samples that are made up where costs are measured without data."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a model is read, rewritten and calibrated before it is planned for.
-
-    Attributes:
-        recipe: A `Recipe`, or the name or file of one.
-        target: Where the model is to run; ``auto`` is this machine's processor.
-        calibrator: How ranges are found; the recipe's if None.
-        precisions: What nodes may have; the recipe's or the target's if empty.
-        constant_initializers: Make weights that are listed as inputs, too, constants.
-        opset: Raise the model to at least this opset; the lowest that will do if None.
-        samples: Use at most about so many samples.
-        batch_size: Samples in a batch where the model leaves it open.
-        images: How to read a folder of images.
-        threads: Threads inside one operator.
-        seed: Which samples are used where only some are.
-        work_folder: Where to keep what was found out, for another run; nowhere if None.
-        debug: Level of the passes' log.
-    """
-
-    recipe: str | Recipe = "mixed"
-    target: str = "auto"
-    calibrator: str | None = None
-    precisions: Sequence[str] = ()
-    constant_initializers: bool = False
-    opset: int | None = None
-    samples: int | None = None
-    batch_size: int | None = None
-    images: ImageOptions | None = None
-    threads: int = 1
-    seed: int = 0
-    work_folder: str | os.PathLike[str] | None = None
-    debug: int = 0
-
-    def options(self) -> StudyOptions:
-        """The part that a study needs."""
-        return StudyOptions(
-            precisions=tuple(self.precisions),
-            work_folder=None if self.work_folder is None else Path(self.work_folder),
-            opset=self.opset or 0,
-            constant_initializers=self.constant_initializers,
-            threads=self.threads,
-            seed=self.seed,
-            debug=self.debug,
-        )
 
 
 @dataclass(frozen=True)
@@ -143,97 +91,119 @@ class FrontPoint:
 def find_sensitivity(
     model: ModelLike,
     data: DataLike,
+    options: Options | None = None,
     *,
-    settings: Settings | None = None,
-    method: Literal["suffix", "exhaustive"] = "suffix",
-    proxy: str = "noise",
     progress: Progress = SILENT,
+    **changes: Any,
 ) -> Sensitivity:
     """Predict what quantizing each node costs in accuracy, see `onnxq.sensitivity.analyse`.
 
     Args:
         model: Path, serialized bytes or ``ModelProto`` of the float model.
-        data: Representative samples, see `onnxq.data.read`; of data with a split of its own, the
-            calibration part.
-        settings: See `Settings`.
-        method: ``suffix``, or ``exhaustive`` for one run of the whole model per node.
-        proxy: What a loss is, see `onnxq.sensitivity.loss.PROXIES`.
+        data: Representative samples, see `onnxq.data.read`; the part that `optimize` would
+            calibrate on counts.
+        options: See `Options`.
         progress: Told of stages.
+        **changes: Single fields of `Options`.
 
     Raises:
         InputError: the model, the data or an option cannot be used, or nothing in the model can
             be quantized.
     """
-    settings = settings or Settings()
-    with _opened(model, data, settings, progress) as job:
-        options = replace(settings.options(), method=method, proxy=proxy)
-        digest = data_digest(job.samples) if options.work_folder else ""
-        found = losses_of(job.prepared(options, digest), job.samples, digest, progress)
-    progress.finish()
-    return found
+    with _opened(model, data, options, changes, progress) as job:
+        return losses_of(observed(prepare(job)))
 
 
 def find_costs(
     model: ModelLike,
     data: DataLike | None = None,
+    options: Options | None = None,
     *,
-    settings: Settings | None = None,
-    kind: CostKind = "latency",
     progress: Progress = SILENT,
+    **changes: Any,
 ) -> Costs:
     """What every node costs in every precision, and every border between integers and floats.
+
+    Only latencies need data.
 
     Args:
         model: Path, serialized bytes or ``ModelProto`` of the float model.
         data: Samples to run the model on; made up if None, which only models take that run on any
             numbers.
-        settings: See `Settings`.
-        kind: ``latency`` measured on this machine, ``size`` in bytes, or ``flops`` computed.
+        options: See `Options`.
         progress: Told of stages.
+        **changes: Single fields of `Options`.
 
     Raises:
         InputError: the model, the data or an option cannot be used, or nothing in the model can
             be quantized.
     """
-    settings = settings or Settings()
-    with _opened(model, data, settings, progress) as job:
-        options = replace(settings.options(), cost=kind)
-        digest = data_digest(job.samples) if options.work_folder else ""
-        found = costs_of(job.prepared(options, digest), job.one, progress)
-    progress.finish()
-    return found
+    with _opened(model, data, options, changes, progress) as job:
+        prepared = prepare(job)
+        return costs_of(observed(prepared) if job.options.cost == "latency" else prepared)
+
+
+def find_ranges(
+    model: ModelLike,
+    data: DataLike,
+    options: Options | None = None,
+    *,
+    progress: Progress = SILENT,
+    **changes: Any,
+) -> Ranges:
+    """Find the ranges of the activations that `optimize` would quantize, from the same samples.
+
+    They come with histograms, so that `Ranges.with_calibrator` can try other calibrators without
+    running the model again.
+
+    Args:
+        model: Path, serialized bytes or ``ModelProto`` of the float model.
+        data: Representative samples, see `onnxq.data.read`.
+        options: See `Options`.
+        progress: Told of stages.
+        **changes: Single fields of `Options`.
+
+    Raises:
+        InputError: the model, the data or an option cannot be used, or nothing in the model can
+            be quantized.
+    """
+    with _opened(model, data, options, changes, progress) as job:
+        return ranges_of(prepare(job), histograms=True)
 
 
 def make_plan(
     model: ModelLike,
     data: DataLike,
+    options: Options | None = None,
     *,
-    settings: Settings | None = None,
     limit: Limit | None = None,
-    cost: CostKind = "latency",
-    costs: Costs | None = None,
-    pins: Sequence[str | Pin] = (),
     progress: Progress = SILENT,
+    **changes: Any,
 ) -> Plan:
     """Choose a precision for every node from predictions, without verification.
 
+    The plan of a recipe that is no search is that of `optimize`; it has no limit.
+
     Args:
         model: Path, serialized bytes or ``ModelProto`` of the float model.
-        data: Representative samples, see `onnxq.data.read`; of data with a split of its own, the
-            calibration part.
-        settings: See `Settings`.
+        data: Representative samples, see `onnxq.data.read`; the part that `optimize` would
+            calibrate on counts.
+        options: See `Options`.
         limit: What the plan has to stay within, see `Limit`.
-        cost: What to make small: ``latency`` measured here, ``size`` or ``flops``.
-        costs: A table of costs found elsewhere, instead.
-        pins: Precisions set by hand, as ``"head*=float32"``.
         progress: Told of stages.
+        **changes: Single fields of `Options`.
 
     Raises:
         InputError: the model, the data or an option cannot be used, or no plan keeps the limit.
     """
     limit = limit or Limit()
-    objective, budget, promise = limit.resolved(cost if costs is None else costs.kind)
-    with _studied(model, data, settings, cost, costs, pins, progress) as found:
+    with _opened(model, data, options, changes, progress) as job:
+        if not job.recipe.is_search:
+            return uniform_plan(observed(prepare(job)), job.recipe.precision)
+        table = job.options.cost_table
+        kind = job.options.cost if table is None else table.kind
+        objective, budget, promise = limit.resolved(kind)
+        found = _studied(job)
         problem = found.problem()
         free = _possible(assign(problem))
         chosen = assign(problem, objective=objective, budget=budget)
@@ -245,20 +215,16 @@ def make_plan(
                 f"no plan keeps '{promise}': the least {'loss' if objective == 'cost' else 'cost'} "
                 f"there is, is {least:.6g}"
             )
-        made = found.plan(problem, chosen, free, [promise])
-    progress.finish()
-    return made
+        return found.plan(problem, chosen, free, [promise])
 
 
 def find_front(
     model: ModelLike,
     data: DataLike,
+    options: Options | None = None,
     *,
-    settings: Settings | None = None,
-    cost: CostKind = "latency",
-    costs: Costs | None = None,
-    pins: Sequence[str | Pin] = (),
     progress: Progress = SILENT,
+    **changes: Any,
 ) -> list[FrontPoint]:
     """Plans of which none is better than another in both cost and loss, the cheapest first.
 
@@ -267,18 +233,15 @@ def find_front(
     Raises:
         InputError: the model, the data or an option cannot be used.
     """
-    with _studied(model, data, settings, cost, costs, pins, progress) as found:
+    with _opened(model, data, options, changes, progress) as job:
+        found = _studied(job)
         progress.stage("solving")
-        points = []
-        for point in pareto_front(found.problem()):
-            nodes: dict[str, int] = {}
-            for precision in point.precisions.values():
-                nodes[precision] = nodes.get(precision, 0) + 1
-            points.append(FrontPoint(point.cost, point.loss, point.exact, nodes))
-        if not points:
-            _possible(None)
-    progress.finish()
-    return points
+        points = pareto_front(found.problem())
+        _possible(points[0] if points else None)
+        return [
+            FrontPoint(p.cost, p.loss, p.exact, dict(Counter(p.precisions.values())))
+            for p in points
+        ]
 
 
 def apply_plan(
@@ -324,25 +287,18 @@ def apply_plan(
 
 
 def _applied(source: Graph, plan: Plan, progress: Progress, debug: int) -> Graph:
-    table = load_target(plan.target)
-    steps = Recipe(passes=plan.passes, quantization="mixed")
-    precisions, reasons = plan.precisions(), plan.reasons()
-    for name, precision in precisions.items():
-        if precision not in PRECISIONS:
-            raise InputError(
-                f"the plan gives '{name}' the precision '{precision}', which there is not; use one "
-                f"of {', '.join(PRECISIONS)}"
-            )
-    opset = max(plan.opset, needed_opset(precisions, table.name))
-    graph, _ = float_graph(source, steps, table, opset, debug, progress)
-    # A search applies its plans to copies, which list their values in another order.
+    target, ctx = load_target(plan.target), Context(debug)
+    opset = max(plan.opset, needed_opset(plan.precisions().values(), target))
+    graph, _ = float_graph(source, plan.passes, target, opset, ctx, progress)
+    # Plans are made on copies, which list their values in another order.
     graph = graph.copy()
     progress.stage("quantizing")
-    apply_precisions(graph, precisions, table.name, plan.ranges, reasons, Context(debug))
-    by_hand = {name for name, reason in reasons.items() if reason == BY_HAND}
+    apply(graph, plan, target, ctx)
+    precisions, by_hand = plan.precisions(), set(plan.by_hand())
     for layer in describe(graph):
         wanted = precisions.get(layer.node, FLOAT)
-        if layer.node in by_hand and wanted not in (FLOAT, layer.precision):
+        is_kept = wanted == FLOAT or layer.precision == parse_precision(wanted).described
+        if layer.node in by_hand and not is_kept:
             raise InputError(
                 f"the node '{layer.node}' cannot have the precision '{wanted}' that the plan gives "
                 f"it by hand: {layer.op_type} comes out as {layer.precision}"
@@ -350,106 +306,24 @@ def _applied(source: Graph, plan: Plan, progress: Progress, debug: int) -> Graph
     return graph
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A model and data that were read, ready for the stages."""
-
-    path: Path
-    source: Graph
-    samples: Dataset
-    one: Batch
-    steps: Recipe
-    table: Target
-    calibrator: Calibrator
-    progress: Progress
-
-    def prepared(self, options: StudyOptions, digest: str) -> Prepared:
-        return prepare(
-            file_sha256(self.path),
-            self.source,
-            self.samples,
-            digest,
-            self.steps,
-            self.table,
-            self.calibrator,
-            options,
-            self.progress,
-        )
-
-    def studied(self, options: StudyOptions) -> Study:
-        return study(
-            file_sha256(self.path),
-            self.source,
-            self.samples,
-            self.one,
-            self.steps,
-            self.table,
-            self.calibrator,
-            options,
-            self.progress,
-        )
-
-
 @contextmanager
 def _opened(
-    model: ModelLike, data: DataLike | None, settings: Settings, progress: Progress
-) -> Iterator[_Job]:
-    # Names that do not exist are refused before the model and the data are read.
-    recipe = settings.recipe
-    steps = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    table = load_target(settings.target)
-    calibrator = parse_calibrator(settings.calibrator or steps.calibrator)
-    with as_file(model) as (path, _):
-        source = load(path)
-        specs = Session(path).inputs
-        given = _made_up(specs) if data is None else data
-        samples = read(given, specs, batch_size=settings.batch_size, images=settings.images)
-        limit = CALIBRATION_LIMIT if settings.samples is None else settings.samples
-        if samples.has_split:
-            samples = samples.split(settings.seed, limit)[0]
-        else:
-            samples = samples.take(limit)
-        if settings.constant_initializers:
-            ConstantInitializers().run(source, Context(settings.debug))
-        one = single_feed(samples, specs)
-        yield _Job(path, source, samples, one, steps, table, calibrator, progress)
-
-
-@contextmanager
-def _studied(
     model: ModelLike,
-    data: DataLike,
-    settings: Settings | None,
-    cost: CostKind,
-    costs: Costs | None,
-    pins: Sequence[str | Pin],
+    data: DataLike | None,
+    options: Options | None,
+    changes: dict[str, Any],
     progress: Progress,
-) -> Iterator[Study]:
-    settings = settings or Settings()
-    parsed = tuple(p if isinstance(p, Pin) else Pin.parse(p) for p in pins)
-    with _opened(model, data, settings, progress) as job:
-        yield job.studied(replace(settings.options(), cost=cost, costs=costs, pins=parsed))
+) -> Iterator[Job]:
+    with open_job(model, data, replace(options or Options(), **changes), progress=progress) as job:
+        yield job
+    progress.finish()
+
+
+def _studied(job: Job) -> Study:
+    return study(observed(prepare(job)))
 
 
 def _possible(found: Assignment | None) -> Assignment:
     if found is None:
         raise InputError("no plan has all the precisions that are pinned; pin fewer nodes")
     return found
-
-
-def _made_up(specs: Sequence[TensorSpec]) -> list[dict[str, np.ndarray]]:
-    """Feeds with random floats and small whole numbers, 1 for every size that is open."""
-    rng = np.random.default_rng(0)
-    feeds = []
-    for _ in range(_MADE_UP):
-        feed = {}
-        for spec in specs:
-            if spec.dtype is None or spec.shape is None or spec.dtype.kind not in "fiub":
-                raise InputError(
-                    f"no numbers can be made up for the input '{spec.name}'; give --data"
-                )
-            shape = [d if isinstance(d, int) else 1 for d in spec.shape]
-            kind = rng.standard_normal(shape) if spec.dtype.kind == "f" else np.ones(shape)
-            feed[spec.name] = kind.astype(spec.dtype)
-        feeds.append(feed)
-    return feeds

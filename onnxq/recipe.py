@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -12,30 +13,34 @@ from onnxq.errors import InputError
 from onnxq.ir import Pass, default_passes, parse_passes
 from onnxq.ir.textfile import read_text
 from onnxq.observe import parse_calibrator
-
-MIXED = "mixed"
+from onnxq.precision import parse_precision, require_searchable
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named pipeline with its options.
+    """Float passes, and the plan that follows: every node in one precision, or a search for one.
 
     Attributes:
         description: One line for people.
         passes: Float passes in text form, or ``default`` for the default float pipeline.
-        calibrator: How activation ranges are found, as ``percentile{percentile=99.9}``.
-        quantization: How to quantize: passes in text form, or ``mixed`` for a search over
-            precisions node by node.
+        precision: What all nodes get that can have it, as ``int4-weight{block_size=64}``; a search
+            chooses node by node if empty.
         precisions: What the search may choose from; the target's if empty.
+        calibrator: How activation ranges are found, as ``percentile{percentile=99.9}``.
         keep_float: Names of nodes that are to stay in float.
     """
 
     description: str = ""
     passes: str = "default"
-    quantization: str = "insert-qdq"
+    precision: str = ""
     precisions: tuple[str, ...] = ()
     calibrator: str = "minmax"
     keep_float: tuple[str, ...] = ()
+
+    @property
+    def is_search(self) -> bool:
+        """Whether every node gets a precision of its own."""
+        return not self.precision
 
     def float_passes(self) -> tuple[Pass, ...]:
         """The passes that rewrite the float graph before quantization.
@@ -45,26 +50,15 @@ class Recipe:
         """
         return default_passes() if self.passes == "default" else parse_passes(self.passes)
 
-    @property
-    def is_mixed(self) -> bool:
-        """Whether every node gets a precision of its own."""
-        return self.quantization == MIXED
 
-    def quantizing_passes(self) -> tuple[Pass, ...]:
-        """The passes that quantize, where the recipe is not mixed.
-
-        Raises:
-            InputError: the text names a pass or option that does not exist.
-        """
-        return parse_passes(self.quantization)
-
-
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str | Recipe) -> Recipe:
     """A built-in recipe by name, or one from a TOML file by path.
 
     Raises:
         InputError: there is no such recipe or file, or the file has an unknown or wrong entry.
     """
+    if isinstance(name, Recipe):
+        return name
     if name in built_in_recipes():
         text = (files("onnxq") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
         return _parse(name, text)
@@ -99,15 +93,16 @@ def _parse(name: str, text: str) -> Recipe:
             )
         table[key] = _checked(name, key, value)
     recipe = Recipe(**table)
-    try:
-        parse_calibrator(recipe.calibrator)
-    except InputError as error:
-        raise InputError(f"the recipe '{name}' names a calibrator, but {error}") from error
-    if not recipe.is_mixed:
+    checks: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("a calibrator", lambda: parse_calibrator(recipe.calibrator)),
+        ("a precision", lambda: recipe.is_search or parse_precision(recipe.precision)),
+        ("precisions", lambda: require_searchable(recipe.precisions)),
+    )
+    for what, check in checks:
         try:
-            recipe.quantizing_passes()
+            check()
         except InputError as error:
-            raise InputError(f"the recipe '{name}' names a quantization, but {error}") from error
+            raise InputError(f"the recipe '{name}' names {what}, but {error}") from error
     return recipe
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from onnxq.calibration import find_ranges
 from onnxq.cli import options, settings
 from onnxq.cli.terminal import progress, show, write_json
 from onnxq.errors import InputError
@@ -28,8 +27,6 @@ EXAMPLES = """examples:
   onnxq calibrate --from shard1.json --from shard2.json -o ranges.json
 """
 
-_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
@@ -46,30 +43,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="RANGES",
         help="choose from what was seen before, instead of running a model; several are merged",
     )
-    parser.add_argument(
-        "--calibrator",
-        type=options.named,
-        metavar="C",
-        help=f"{', '.join(CALIBRATORS)}, with options as percentile{{percentile=99.9}} "
-        "(default: the recipe's, or that of the ranges)",
-    )
-    parser.add_argument(
-        "--memory-limit",
-        type=_bytes,
-        metavar="SIZE",
-        help="memory to take beyond plain inference, as 500MB or 2GB; more passes if it is short",
-    )
-    settings.add_float_recipe(parser, "int8")
+    settings.add_calibrator(parser)
+    settings.add_recipe(parser)
     settings.add_target(parser)
     options.add_samples(parser)
-    parser.add_argument(
-        "--threads",
-        type=options.positive,
-        metavar="N",
-        help="threads inside one operator (default: all processors)",
-    )
-    options.add_batch_size(parser)
+    options.add_memory_limit(parser)
     settings.add_constant_initializers(parser)
+    settings.add_opset(parser)
+    settings.add_seed(parser, "the calibration part")
+    options.add_batch_size(parser)
     options.add_common(parser)
     options.add_images(parser)
 
@@ -107,20 +89,7 @@ def _found(parsed: argparse.Namespace) -> Ranges:
     if parsed.model is None or parsed.data is None:
         raise InputError("name a MODEL and its --data, or earlier ranges with --from")
     with progress(parsed) as stages:
-        return find_ranges(
-            parsed.model,
-            parsed.data,
-            calibrator=parsed.calibrator,
-            recipe=parsed.recipe,
-            target=parsed.target,
-            memory_limit=parsed.memory_limit,
-            constant_initializers=parsed.constant_initializers,
-            samples=parsed.samples,
-            batch_size=parsed.batch_size,
-            images=options.image_options(parsed),
-            threads=parsed.threads,
-            progress=stages,
-        )
+        return find_ranges(parsed.model, parsed.data, settings.given(parsed), progress=stages)
 
 
 def _chosen_again(parsed: argparse.Namespace) -> Ranges:
@@ -144,14 +113,3 @@ def _table(found: Ranges, refused: list[str], seconds: float) -> Table:
     for name in refused:
         table.add_row("refused", Text(f"'{words.printable(name)}' has infinite or NaN values"))
     return table
-
-
-def _bytes(text: str) -> int:
-    """A size in bytes: ``500MB``, ``2GB``, ``1.5 GiB``, ``4096``."""
-    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", text.strip().upper())
-    size = 0
-    if matched:
-        size = int(float(matched[1]) * (1024 if matched[3] else 1000) ** _UNITS[matched[2]])
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 500MB or 2GB")
-    return size

@@ -50,8 +50,7 @@ def run(parsed: argparse.Namespace) -> int:
         found = find_costs(
             parsed.model,
             parsed.data,
-            settings=settings.settings(parsed),
-            kind=parsed.cost,
+            settings.given(parsed),
             progress=stages,
         )
     found.save(parsed.output)

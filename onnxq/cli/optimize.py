@@ -7,8 +7,7 @@ from pathlib import Path
 
 from onnxq.cli import options, settings
 from onnxq.cli.terminal import progress, show, write_json
-from onnxq.optimize import DEFAULT_RECIPE, Optimized, optimize
-from onnxq.recipe import built_in_recipes
+from onnxq.optimization import Optimized, optimize
 from onnxq.report import check_folder, to_text, write_report
 
 HELP = "quantize a float model, and write it if it keeps its promise on held-out data"
@@ -35,15 +34,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="held-out samples (default: part of DATA)",
     )
-    parser.add_argument(
-        "--recipe",
-        default=DEFAULT_RECIPE,
-        metavar="NAME|FILE",
-        help=f"what to do: {', '.join(built_in_recipes())}, or a .toml file (default "
-        f"{DEFAULT_RECIPE}: the fastest mixture of precisions that keeps the promise)",
-    )
+    settings.add_recipe(parser)
     settings.add_target(parser)
     settings.add_calibrator(parser)
+    settings.add_methods(parser)
     promise = parser.add_argument_group("promise")
     promise.add_argument(
         "--max-drop",
@@ -69,18 +63,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     promise.add_argument(
         "--keep-failed", action="store_true", help="write the model even if a promise broke"
     )
-    mixed = parser.add_argument_group("search", f"for the recipe {DEFAULT_RECIPE}")
-    mixed.add_argument(
+    planned = parser.add_argument_group("plan")
+    planned.add_argument(
         "--plan-out",
         type=options.named,
         metavar="FILE",
         help="write the plan of the model that was made, for `onnxq apply`",
     )
-    settings.add_pins(mixed)
-    settings.add_work_folder(mixed)
+    settings.add_pins(planned)
+    settings.add_work_folder(planned)
     options.add_metric(parser)
     parser.add_argument(
         "--calibration-samples",
+        dest="samples",
         type=options.positive,
         metavar="N",
         help="samples to calibrate on (default: half of DATA, at most 512)",
@@ -103,29 +98,12 @@ def run(parsed: argparse.Namespace) -> int:
         result = optimize(
             parsed.model,
             parsed.data,
+            settings.given(parsed),
             output=parsed.output,
-            recipe=parsed.recipe,
-            target=parsed.target,
-            calibrator=parsed.calibrator,
-            eval_data=parsed.eval,
-            metric=parsed.metric,
-            max_drop=parsed.max_drop,
-            min_speedup=parsed.min_speedup,
-            min_sqnr=parsed.min_sqnr,
-            max_size_ratio=parsed.max_size_ratio,
-            pins=parsed.pin,
-            keep_failed=parsed.keep_failed,
-            constant_initializers=parsed.constant_initializers,
-            opset=parsed.opset,
-            calibration_samples=parsed.calibration_samples,
-            batch_size=parsed.batch_size,
-            images=options.image_options(parsed),
-            threads=parsed.threads,
-            seed=parsed.seed,
             plan_output=parsed.plan_out,
-            work_folder=parsed.work_dir,
+            eval_data=parsed.eval,
+            keep_failed=parsed.keep_failed,
             progress=stages,
-            debug=options.debug_level(),
         )
     if parsed.report:
         write_report(result.report, Path(parsed.report))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,17 @@ def add_samples(parser: argparse.ArgumentParser) -> None:
     """How much of the data to use."""
     parser.add_argument(
         "--samples", type=positive, metavar="N", help="use only about so many samples"
+    )
+
+
+def add_memory_limit(parser: argparse.ArgumentParser) -> None:
+    """How much memory observing may take."""
+    parser.add_argument(
+        "--memory-limit",
+        type=_bytes,
+        metavar="SIZE",
+        help="memory to observe with beyond plain inference, as 500MB or 2GB; the data is passed "
+        "over several times if it is short",
     )
 
 
@@ -164,7 +176,7 @@ def check_files(parsed: argparse.Namespace) -> None:
 
 
 def _read_files(given: Mapping[str, Any]) -> Iterator[str]:
-    for key in ("float", "candidate", "data", "eval", "recipe", "plan", "cost_table"):
+    for key in ("float", "candidate", "data", "eval", "recipe", "plan", "costs"):
         if given.get(key):
             yield given[key]
     yield from given.get("models") or ()
@@ -228,3 +240,17 @@ def _size(text: str) -> tuple[int, int]:
     if len(parts) != 2:
         raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 224x224")
     return positive(parts[0]), positive(parts[1])
+
+
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def _bytes(text: str) -> int:
+    """A size in bytes: ``500MB``, ``2GB``, ``1.5 GiB``, ``4096``."""
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", text.strip().upper())
+    size = 0
+    if matched:
+        size = int(float(matched[1]) * (1024 if matched[3] else 1000) ** _UNITS[matched[2]])
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 500MB or 2GB")
+    return size

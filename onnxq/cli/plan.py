@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -59,6 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cost-table",
+        dest="costs",
         type=options.named,
         metavar="FILE",
         help="costs that `onnxq cost` found elsewhere",
@@ -98,10 +99,10 @@ def run(parsed: argparse.Namespace) -> int:
     if (parsed.output is None) is not parsed.pareto:
         raise InputError("name the file of the plan with -o, or print the front with --pareto")
     options.check_files(parsed)
-    costs = None if parsed.cost_table is None else Costs.load(parsed.cost_table)
+    costs = None if parsed.costs is None else Costs.load(parsed.costs)
     if costs is not None and parsed.cost not in (None, costs.kind):
         raise InputError(
-            f"'{parsed.cost_table}' holds costs of kind '{costs.kind}'; leave --cost out, or take "
+            f"'{parsed.costs}' holds costs of kind '{costs.kind}'; leave --cost out, or take "
             f"a table from `onnxq cost --cost {parsed.cost}`"
         )
     limit = Limit(parsed.budget, parsed.min_sqnr, parsed.max_latency, parsed.max_bytes)
@@ -112,15 +113,12 @@ def run(parsed: argparse.Namespace) -> int:
         made = make_plan(
             parsed.model,
             parsed.data,
-            settings=settings.settings(parsed),
+            replace(settings.given(parsed), cost=parsed.cost or "latency", cost_table=costs),
             limit=limit,
-            cost=parsed.cost or "latency",
-            costs=costs,
-            pins=parsed.pin,
             progress=stages,
         )
     made.save(parsed.output)
-    write_json(parsed, {"schema": "onnxq/plan/1", "output": parsed.output, **asdict(made)})
+    write_json(parsed, {"schema": "onnxq/plan/1", "output": parsed.output, **asdict(replace(made, tuned={}))})
     show(parsed, _summary(made), f"Wrote {parsed.output}.")
     return options.EXIT_OK
 
@@ -132,10 +130,7 @@ def _front(parsed: argparse.Namespace, costs: Costs | None, limit: Limit) -> int
         points = find_front(
             parsed.model,
             parsed.data,
-            settings=settings.settings(parsed),
-            cost=parsed.cost or "latency",
-            costs=costs,
-            pins=parsed.pin,
+            replace(settings.given(parsed), cost=parsed.cost or "latency", cost_table=costs),
             progress=stages,
         )
     kind = costs.kind if costs is not None else parsed.cost or "latency"

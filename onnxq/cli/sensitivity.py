@@ -37,6 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method",
+        dest="sensitivity",
         choices=("suffix", "exhaustive"),
         default="suffix",
         help="exhaustive runs the whole model for each node on all samples (default suffix)",
@@ -67,9 +68,7 @@ def run(parsed: argparse.Namespace) -> int:
         found = find_sensitivity(
             parsed.model,
             parsed.data,
-            settings=settings.settings(parsed),
-            method=parsed.method,
-            proxy=parsed.proxy,
+            settings.given(parsed),
             progress=stages,
         )
     endings = []

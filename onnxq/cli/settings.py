@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 
 from onnxq.cli import options
 from onnxq.observe import CALIBRATORS
-from onnxq.planning import Settings
+from onnxq.options import DEFAULT_RECIPE, Options
+from onnxq.precision import searchable
 from onnxq.recipe import built_in_recipes
-from onnxq.sensitivity import PARTS
 from onnxq.targets import available_targets
+from onnxq.tune import available_tuners
 
 
 def add_model(parser: argparse.ArgumentParser, **keywords: str) -> None:
@@ -37,13 +39,26 @@ def add_data(
     )
 
 
-def add_float_recipe(parser: argparse.ArgumentParser, default: str) -> None:
-    """The recipe, of which only the float passes count."""
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """What to do."""
     parser.add_argument(
         "--recipe",
-        default=default,
+        default=DEFAULT_RECIPE,
         metavar="NAME|FILE",
-        help=f"float passes that come first: {', '.join(built_in_recipes())}, or a .toml file",
+        help=f"what to do: {', '.join(built_in_recipes())}, or a .toml file (default "
+        f"{DEFAULT_RECIPE}: the fastest mixture of precisions that keeps the promise)",
+    )
+
+
+def add_methods(parser: argparse.ArgumentParser) -> None:
+    """Tuners."""
+    parser.add_argument(
+        "--methods",
+        type=lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
+        default=("auto",),
+        metavar="auto|none|LIST",
+        help=f"methods that compute weights and scales: {', '.join(available_tuners())} (default "
+        "auto: those that the precisions name)",
     )
 
 
@@ -63,7 +78,8 @@ def add_calibrator(parser: argparse.ArgumentParser) -> None:
         "--calibrator",
         type=options.named,
         metavar="C",
-        help=f"how ranges are found: {', '.join(CALIBRATORS)} (default: the recipe's)",
+        help=f"how ranges are found: {', '.join(CALIBRATORS)}, with options as "
+        "percentile{percentile=99.9} (default: the recipe's)",
     )
 
 
@@ -97,6 +113,7 @@ def add_pins(parser: argparse._ActionsContainer) -> None:
     """Precisions set by hand."""
     parser.add_argument(
         "--pin",
+        dest="pins",
         action="append",
         default=[],
         type=options.named,
@@ -109,15 +126,18 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """How the model is read, rewritten and calibrated."""
     parser.add_argument(
         "--precision",
+        dest="precisions",
         action="append",
         default=[],
         type=options.named,
         metavar="P",
-        help=f"consider this precision: {', '.join(PARTS)} (repeatable; default: the target's)",
+        help=f"consider this precision: {', '.join(searchable())} (repeatable; default: the "
+        "target's)",
     )
-    add_float_recipe(parser, "mixed")
+    add_recipe(parser)
     add_target(parser)
     add_calibrator(parser)
+    add_methods(parser)
     options.add_samples(parser)
     add_constant_initializers(parser)
     add_opset(parser)
@@ -132,26 +152,16 @@ def add_work_folder(parser: argparse._ActionsContainer) -> None:
     """Where to keep what was found out."""
     parser.add_argument(
         "--work-dir",
+        dest="work_folder",
         type=options.named,
         metavar="DIR",
         help="keep ranges, sensitivity and costs here, for another run",
     )
 
 
-def settings(parsed: argparse.Namespace) -> Settings:
-    """The settings that were given."""
-    return Settings(
-        recipe=parsed.recipe,
-        target=parsed.target,
-        calibrator=parsed.calibrator,
-        precisions=tuple(parsed.precision),
-        constant_initializers=parsed.constant_initializers,
-        opset=parsed.opset,
-        samples=parsed.samples,
-        batch_size=parsed.batch_size,
-        images=options.image_options(parsed) if parsed.data else None,
-        threads=parsed.threads,
-        seed=parsed.seed,
-        work_folder=parsed.work_dir,
-        debug=options.debug_level(),
-    )
+def given(parsed: argparse.Namespace) -> Options:
+    """The options that were given on the command line."""
+    names = {field.name for field in fields(Options)} & vars(parsed).keys()
+    found = {name: getattr(parsed, name) for name in names}
+    found["images"] = options.image_options(parsed) if parsed.data else None
+    return Options(**found, debug=options.debug_level())

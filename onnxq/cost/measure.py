@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from onnxq.cost.costs import Costs
 from onnxq.ir import DataType, Graph, Node, TensorType, Value, to_proto
 from onnxq.passes.notes import node_name
 from onnxq.passes.static.placement import Placement, channel_axis
-from onnxq.precision import FLOAT
+from onnxq.precision import FLOAT, parse_precision
 from onnxq.runtime.profile import NodeTime, profile_nodes
 from onnxq.runtime.session import serialized
 from onnxq.runtime.specs import Array
@@ -59,29 +60,13 @@ _ELEMENTWISE = (
 
 _BORDERS = ("QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput")
 
-BITS = {
-    "float32": 32,
-    "int8": 8,
-    "int8-dynamic": 8,
-    "int8-weight": 8,
-    "int4-weight": 4,
-    "int2-weight": 2,
-    "int16-act": 8,
-    "float16": 16,
-    "bfloat16": 16,
-}
-"""Bits of a stored weight, by precision."""
-
-_SPEED = {"int8": 0.25, "int16-act": 0.5, "int8-dynamic": 0.3, "float16": 0.5, "bfloat16": 0.5}
-"""Time of one multiplication relative to float32, for planning without measuring; as in float
-where only weights are stored in integers."""
-
 _BORDER_FLOPS = 8.0
 """What turning one element into or out of an integer costs, in multiplications."""
 
 
 def measure_costs(
     graph: Graph,
+    nodes: Sequence[Node],
     placed: Placement,
     variants: Mapping[str, Graph],
     feeds: Feeds,
@@ -100,6 +85,7 @@ def measure_costs(
 
     Args:
         graph: The float graph.
+        nodes: The nodes to find costs for.
         placed: Placement with everything quantized that can be.
         variants: By precision, the model in which all nodes that can have it do.
         feeds: What to run the models on.
@@ -129,47 +115,61 @@ def measure_costs(
         for name, times in zip(missing, profiles, strict=True):
             found[name] = _by_node(graph, times)
             known.put(keys[name], found[name] or {})
-    nodes: dict[str, dict[str, float]] = {}
-    for node, rule in placed.nodes.items():
-        if rule.role != "absorb":
-            name = node_name(node)
-            nodes[name] = {p: (times or {}).get(name, 0.0) for p, times in found.items()}
+    costs = {
+        name: {p: (times or {}).get(name, 0.0) for p, times in found.items()}
+        for name in map(node_name, nodes)
+    }
     bench = _Bench(provider, threads, here, known)
     borders = _measure_borders(graph, placed, found[FLOAT] or {}, feeds, bench)
-    return Costs("latency", model_sha256, here, nodes, borders)
+    return Costs("latency", model_sha256, here, costs, borders)
 
 
-def size_costs(graph: Graph, placed: Placement, precisions: Sequence[str]) -> Costs:
+def size_costs(nodes: Sequence[Node], precisions: Sequence[str], model_sha256: str = "") -> Costs:
     """Bytes of every node's weights, by precision; borders cost nothing."""
-    nodes: dict[str, dict[str, float]] = {}
-    for node, rule in placed.nodes.items():
-        weight = None if rule.weight is None else node.input(rule.weight)
-        size = weight.data.size if weight is not None and weight.data is not None else 0
-        nodes[node_name(node)] = {
-            p: float(size) * BITS[p] / 8 for p in (FLOAT, *precisions) if p in BITS
+    costs = {
+        node_name(node): {
+            p: parse_precision(p).weight_bits / 8 * sum(v.data.size for v in _weights(node))
+            for p in (FLOAT, *precisions)
         }
-    return Costs("size", "", {}, nodes, {})
+        for node in nodes
+    }
+    return Costs("size", model_sha256, {}, costs, {})
 
 
-def flops_costs(graph: Graph, placed: Placement, precisions: Sequence[str]) -> Costs:
+def flops_costs(
+    nodes: Sequence[Node], placed: Placement, precisions: Sequence[str], model_sha256: str = ""
+) -> Costs:
     """Multiplications of every node, weighted by precision, and elements at every border.
 
     For planning for a machine that is not at hand: orders of magnitude, not milliseconds. Nodes
     that only follow count one operation per element.
     """
-    nodes: dict[str, dict[str, float]] = {}
-    for node, rule in placed.nodes.items():
-        made = _elements(node.outputs[0])
-        weight = None if rule.weight is None else node.input(rule.weight)
-        work = made
-        if rule.role == "compute" and weight is not None and weight.shape:
+    costs: dict[str, dict[str, float]] = {}
+    for node in nodes:
+        work, rule = _elements(node.outputs[0]), placed.nodes.get(node)
+        weight = node.input(rule.weight) if rule and rule.weight is not None else None
+        if rule and rule.role == "compute" and weight is not None and weight.shape:
             axis = channel_axis(node, rule)
             channels = weight.shape[0 if axis is None else axis]
             if all(isinstance(d, int) for d in weight.shape) and channels:
-                work = made * prod(int(d or 1) for d in weight.shape) / int(channels or 1)
-        nodes[node_name(node)] = {p: float(work) * _SPEED.get(p, 1.0) for p in (FLOAT, *precisions)}
+                work *= prod(int(d or 1) for d in weight.shape) / int(channels or 1)
+        costs[node_name(node)] = {
+            p: work * parse_precision(p).relative_time for p in (FLOAT, *precisions)
+        }
     crossing = {value.name: _elements(value) * _BORDER_FLOPS for value in placed.roots}
-    return Costs("flops", "", {}, nodes, {name: (work, work) for name, work in crossing.items()})
+    borders = {name: (work, work) for name, work in crossing.items()}
+    return Costs("flops", model_sha256, {}, costs, borders)
+
+
+_STORED = {"Gather": (0,), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2)}
+"""Slots of the weights of operators that are no products."""
+
+
+def _weights(node: Node) -> list[Any]:
+    """Constant floats that a node reads as weights."""
+    slots = _STORED.get(node.op_type, (1,))
+    read = (node.input(slot) for slot in slots)
+    return [v for v in read if v is not None and v.is_constant and v.dtype is DataType.FLOAT]
 
 
 def _elements(value: Value | None) -> float:

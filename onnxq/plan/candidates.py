@@ -8,27 +8,25 @@ from onnxq.cost.costs import Costs
 from onnxq.ir import Graph, Node, Value
 from onnxq.passes.notes import node_name
 from onnxq.passes.static.placement import Placement, activation_slots
-from onnxq.plan.apply import STATIC
 from onnxq.plan.assignment import Border, Choice, Item, Problem
-from onnxq.precision import FLOAT
+from onnxq.precision import FLOAT, parse_precision
 from onnxq.targets import OperatorRule
 
 Losses = Mapping[str, Mapping[str, float]]
-"""Predicted loss by node name and precision. A precision that is missing is no choice."""
+"""Predicted loss by node name and precision."""
 
 
 def build_problem(
     graph: Graph,
     placed: Placement,
+    choices: Mapping[str, Sequence[str]],
     losses: Losses,
     costs: Costs,
-    precisions: Sequence[str],
     pinned: Mapping[str, str] | None = None,
 ) -> Problem:
     """The integer program of a graph.
 
-    Nodes with a choice are those that the target's table can quantize. Operators that clip belong
-    to the node whose result they clip. A node that merely follows or moves values about is
+    Operators that clip belong to the node whose result they clip. A node that merely follows or moves values about is
     in static integers only where all that it reads comes as integers and something reads its
     result as such. One that moves values about has the very precision of what it reads. Nodes that
     share a weight have one precision, so that it is stored once.
@@ -39,47 +37,41 @@ def build_problem(
     Args:
         graph: The float graph.
         placed: Placement with everything quantized that can be.
-        losses: Predicted losses; nodes without an entry lose nothing.
+        choices: Precisions that nodes of the graph can have beside float, by their names.
+        losses: Predicted losses; what has no entry loses nothing.
         costs: Measured or computed costs.
-        precisions: Precisions to choose among, ``float32`` always being one.
         pinned: Precision of nodes that have no choice.
     """
     pinned = pinned or {}
     owners = _owners(graph, placed)
     items: list[Item] = []
-    for node, rule in placed.nodes.items():
-        if rule.role == "absorb":
+    for node in graph.nodes():
+        name, rule = node_name(node), placed.nodes.get(node)
+        if name not in choices:
             continue
-        name = node_name(node)
-        known = losses.get(name)
-        choices = [Choice(FLOAT, costs.of(name, FLOAT))]
-        for precision in precisions:
-            if precision == FLOAT or (pinned.get(name, precision) != precision):
-                continue
-            loss = 0.0 if known is None else known.get(precision)
-            if loss is None or (
-                known is None and (precision not in STATIC or rule.role == "compute")
-            ):
-                continue
-            if precision not in STATIC and rule.role != "compute":
-                continue
-            choices.append(_choice(rule, precision, costs.of(name, precision), loss))
+        lost = losses.get(name, {})
+        found = [Choice(FLOAT, costs.of(name, FLOAT))] + [
+            _choice(rule, text, costs.of(name, text), lost.get(text, 0.0))
+            for text in choices[name]
+        ]
         if name in pinned:
-            choices = [c for c in choices if c.precision == pinned[name]] or choices[:1]
+            found = [c for c in found if c.precision == pinned[name]]
         follows: tuple[str, ...] = ()
         serves: tuple[str, ...] = ()
-        if rule.role not in ("compute", "residual"):
+        if rule is not None and rule.role not in ("compute", "residual"):
             follows = tuple(_makers(node, rule, owners))
+            if not set(follows) <= set(choices):
+                found = [c for c in found if not c.reads_integers]
             serves = tuple(_integer_readers(node, placed, owners))
-        moves = follows if rule.role == "share" else ()
-        items.append(Item(name, tuple(choices), follows, serves, moves))
+        moves = follows if rule is not None and rule.role == "share" else ()
+        items.append(Item(name, tuple(found), follows, serves, moves))
     names = {item.name for item in items}
     borders = tuple(_borders(graph, placed, owners, costs, names))
     return Problem(tuple(items), borders, _ties(placed, items))
 
 
-def _choice(rule: OperatorRule, precision: str, cost: float, loss: float) -> Choice:
-    if precision not in STATIC:
+def _choice(rule: OperatorRule | None, precision: str, cost: float, loss: float) -> Choice:
+    if rule is None or not parse_precision(precision).is_static:
         return Choice(precision, cost, loss)
     free = rule.role == "residual" or (rule.role == "compute" and rule.output == "float")
     return Choice(precision, cost, loss, reads_integers=True, gives_integers=None if free else True)
@@ -162,7 +154,7 @@ def _ties(placed: Placement, items: Sequence[Item]) -> tuple[tuple[str, ...], ..
     groups: dict[tuple[Value, tuple[str, ...]], list[str]] = {}
     for node, rule in placed.nodes.items():
         weight = None if rule.weight is None else node.input(rule.weight)
-        if weight is not None and weight.is_constant:
-            name = node_name(node)
+        name = node_name(node)
+        if name in choices and weight is not None and weight.is_constant:
             groups.setdefault((weight, choices[name]), []).append(name)
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)

@@ -8,12 +8,15 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from onnxq.errors import InputError
+from onnxq.ir.save import replacing
 from onnxq.ir.textfile import read_text, write_text
+from onnxq.tune.tuned import Tuned, read_tuned, sha256, to_bytes
 
 SCHEMA = "onnxq/plan/1"
 
@@ -35,6 +38,7 @@ class PlanNode:
         pinned: Whether the precision was set by hand.
         planned: What the plan chose; another ``precision`` than that was written by hand. Empty
             for the same.
+        method: Tuner that computed tensors for the node; empty for none.
     """
 
     name: str
@@ -46,6 +50,7 @@ class PlanNode:
     float_cost: float = 0.0
     pinned: bool = False
     planned: str = ""
+    method: str = ""
 
     @property
     def is_by_hand(self) -> bool:
@@ -100,6 +105,7 @@ class Plan:
         nodes: Every node that has a choice.
         pins: Precisions set by hand; of two for one node the later one counts.
         ranges: Smallest and largest value of each tensor that is quantized statically.
+        tuned: What tuners computed, by node; kept in a file beside the plan's.
     """
 
     model_sha256: str
@@ -121,6 +127,12 @@ class Plan:
     nodes: tuple[PlanNode, ...] = ()
     pins: tuple[Pin, ...] = ()
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    tuned: Tuned = field(default_factory=dict, compare=False)
+
+    @property
+    def tuned_sha256(self) -> str:
+        """Hash of what tuners computed; empty if they computed nothing."""
+        return sha256(self.tuned)
 
     @property
     def changes_nothing(self) -> bool:
@@ -161,8 +173,12 @@ class Plan:
             )
         return found
 
-    def to_toml(self) -> str:
-        """The file's text; the same plan gives the same text."""
+    def to_toml(self, tensors: str = "plan.safetensors") -> str:
+        """The file's text; the same plan gives the same text.
+
+        Args:
+            tensors: Name of the file beside it that holds what tuners computed.
+        """
         body: dict[str, Any] = {
             "schema": SCHEMA,
             "model_sha256": self.model_sha256,
@@ -186,24 +202,35 @@ class Plan:
             "pin": [{"nodes": p.nodes, "precision": p.precision} for p in self.pins],
             "node": [_entry(node) for node in self.nodes],
             "ranges": {name: list(ends) for name, ends in sorted(self.ranges.items())},
+            "tuned": {"file": tensors, "sha256": self.tuned_sha256} if self.tuned else {},
         }
         kept = {k: v for k, v in body.items() if v not in ([], {})}
         return tomli_w.dumps(kept)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, complete or not at all.
+        """Write the file, complete or not at all, and beside it what tuners computed.
 
         Raises:
             InputError: it cannot be written.
         """
-        write_text(path, self.to_toml())
+        beside = Path(path).with_suffix(".safetensors")
+        if self.tuned:
+            with replacing(beside) as file:
+                file.write(to_bytes(self.tuned))
+        write_text(path, self.to_toml(beside.name))
 
     @classmethod
-    def from_toml(cls, text: str, where: str = "the plan") -> Plan:
-        """Read the file's text; ``where`` names it in messages.
+    def from_toml(cls, text: str, where: str = "the plan", folder: Path = Path()) -> Plan:
+        """Read the file's text.
+
+        Args:
+            text: The text.
+            where: What messages call the file.
+            folder: Where the file with what tuners computed lies.
 
         Raises:
-            InputError: it is no plan, or an entry is unknown or of the wrong type.
+            InputError: it is no plan, an entry is unknown or of the wrong type, or the tensors are
+                missing or were altered.
         """
         try:
             body = tomllib.loads(text)
@@ -212,7 +239,7 @@ class Plan:
         if body.get("schema") != SCHEMA:
             raise InputError(f"{where} is no plan of schema '{SCHEMA}'; make it with `onnxq plan`")
         try:
-            return _read(body)
+            return _read(body, folder)
         except KeyError as error:
             raise InputError(f"{where} lacks the entry {error}") from error
         except (ValueError, TypeError, AttributeError) as error:
@@ -225,7 +252,7 @@ class Plan:
         Raises:
             InputError: it is missing or no plan.
         """
-        return cls.from_toml(read_text(path, "the plan"), f"'{path}'")
+        return cls.from_toml(read_text(path, "the plan"), f"'{path}'", Path(path).parent)
 
     def with_measured(self, measured: Mapping[str, float]) -> Plan:
         """The plan with what verification measured."""
@@ -252,6 +279,7 @@ def difference(first: Plan, second: Plan) -> list[Difference]:
         "constant_initializers",
         "calibrator",
         "promise",
+        "tuned_sha256",
     ):
         ours, theirs = getattr(first, name), getattr(second, name)
         if ours != theirs:
@@ -288,6 +316,8 @@ def _entry(node: PlanNode) -> dict[str, Any]:
     }
     if node.pinned:
         entry["pinned"] = True
+    if node.method:
+        entry["method"] = node.method
     return entry
 
 
@@ -312,12 +342,13 @@ _KNOWN = (
     "pin",
     "node",
     "ranges",
+    "tuned",
 )
 
 _PREDICTED = ("kind", "cost", "float_cost", "proxy", "loss", "exact")
 
 
-def _read(body: Mapping[str, Any]) -> Plan:
+def _read(body: Mapping[str, Any], folder: Path) -> Plan:
     for key in body:
         if key not in _KNOWN:
             raise ValueError(f"'{key}' is unknown; known: {', '.join(_KNOWN)}")
@@ -325,6 +356,7 @@ def _read(body: Mapping[str, Any]) -> Plan:
     for key in predicted:
         if key not in _PREDICTED:
             raise ValueError(f"'{key}' of [predicted] is unknown; known: {', '.join(_PREDICTED)}")
+    tuned = body.get("tuned")
     nodes = tuple(PlanNode(**_fields(n, PlanNode)) for n in body.get("node", ()))
     if len({node.name for node in nodes}) < len(nodes):
         raise ValueError("two entries [[node]] have one name")
@@ -348,6 +380,7 @@ def _read(body: Mapping[str, Any]) -> Plan:
         nodes=nodes,
         pins=tuple(Pin(**_fields(p, Pin)) for p in body.get("pin", ())),
         ranges={str(k): _range(str(k), v) for k, v in body.get("ranges", {}).items()},
+        tuned=read_tuned(folder / str(tuned["file"]), str(tuned["sha256"])) if tuned else {},
     )
 
 

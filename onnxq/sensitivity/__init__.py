@@ -1,7 +1,6 @@
 """Sensitivity: what each node's quantization costs, before anything is quantized."""
 
 from onnxq.sensitivity.analyse import analyse
-from onnxq.sensitivity.parts import PARTS, Quantizable
 from onnxq.sensitivity.result import NodeSensitivity, Sensitivity
 
-__all__ = ["PARTS", "NodeSensitivity", "Quantizable", "Sensitivity", "analyse"]
+__all__ = ["NodeSensitivity", "Sensitivity", "analyse"]

@@ -12,11 +12,12 @@ from scipy.stats import spearmanr
 
 from onnxq.data import Batch, Dataset
 from onnxq.errors import InputError
-from onnxq.ir import Graph, to_proto
+from onnxq.ir import Graph, Node, to_proto
+from onnxq.passes.notes import node_name
+from onnxq.precision import Part, Scene, parse_precision, require_searchable
 from onnxq.progress import SILENT, Progress
 from onnxq.runtime import Session
 from onnxq.sensitivity.loss import PROXIES, Losses, losses
-from onnxq.sensitivity.parts import PARTS, Perturbation, Quantizable
 from onnxq.sensitivity.result import NodeSensitivity, Sensitivity
 from onnxq.sensitivity.segments import Segment, cut
 
@@ -39,8 +40,8 @@ CERTAIN = 0.95
 def analyse(
     graph: Graph,
     data: Dataset,
-    quantizable: Quantizable,
-    precisions: Sequence[str],
+    scene: Scene,
+    choices: Mapping[str, Sequence[str]],
     *,
     method: Method = "suffix",
     proxy: str = "noise",
@@ -65,8 +66,8 @@ def analyse(
     Args:
         graph: The float model after its rewrites.
         data: Representative samples.
-        quantizable: The nodes and their qparams.
-        precisions: Precisions to find losses for, keys of `PARTS`.
+        scene: Placement, target and ranges.
+        choices: Precisions to find losses for, by the name of the node.
         method: See above.
         proxy: What a loss is, see `PROXIES`.
         max_samples: Most samples to use; `MAX_SAMPLES` if None, all for ``exhaustive``.
@@ -77,20 +78,26 @@ def analyse(
     Raises:
         InputError: an unknown precision or proxy, or onnxruntime cannot run the model on the data.
     """
-    for precision in precisions:
-        if precision not in PARTS:
-            raise InputError(
-                f"sensitivity knows no precision '{precision}'; use {', '.join(PARTS)}"
-            )
+    require_searchable(list(dict.fromkeys(p for own in choices.values() for p in own)))
     if proxy not in PROXIES:
         raise InputError(f"there is no proxy '{proxy}'; available: {', '.join(PROXIES)}")
+    nodes = _parts(graph, scene, choices)
     if method == "exhaustive":
-        groups = _joint(quantizable, precisions)
-        runner: _Runner = _Whole(graph, threads)
+        groups = {
+            (node, text): tuple(parts)
+            for node, own in nodes.items()
+            for text, parts in own.items()
+        }
+        runner: _Runner = _Whole(graph, scene, threads)
         limit = len(data) if max_samples is None else max_samples
     else:
-        groups = _apart(quantizable, precisions)
-        runner = _Suffix(graph, quantizable, threads)
+        groups = {
+            (node, part.name): (part,)
+            for node, own in nodes.items()
+            for parts in own.values()
+            for part in parts
+        }
+        runner = _Suffix(graph, scene, list(nodes), threads)
         limit = MAX_SAMPLES if max_samples is None else max_samples
     samples = data.take(min(limit, len(data)))
     progress.stage("analysing sensitivity", len(samples))
@@ -98,19 +105,26 @@ def analyse(
     done, reliability = 0, 0.0
     for batch in _chunks(samples):
         reference = runner.start(batch)
-        for key, perturbations in groups.items():
-            outputs = runner.run(key, perturbations)
+        for key, parts in groups.items():
+            outputs = runner.run(key, parts)
             found[key].add(losses(proxy, batch.trim(reference), batch.trim(outputs), batch.valid))
         done += batch.valid
         progress.advance(done)
         reliability = _reliability(found)
         if method == "suffix" and reliability >= CERTAIN and done >= 2 * CHUNK:
             break
-    return Sensitivity(model_sha256, proxy, method, done, reliability, _nodes(quantizable, found))
+    return Sensitivity(
+        model_sha256,
+        proxy,
+        method,
+        done,
+        reliability,
+        tuple(_found(node, own, found, method) for node, own in nodes.items()),
+    )
 
 
-Key = tuple[str, str]
-"""Name of a node's first output, and the part."""
+Key = tuple[Node, str]
+"""A node, and the part or precision."""
 
 
 @dataclass
@@ -128,33 +142,23 @@ class _Sample:
         return float(np.average(self.chunks, weights=self.weights))
 
 
-def _apart(
-    quantizable: Quantizable, precisions: Sequence[str]
-) -> dict[Key, tuple[Perturbation, ...]]:
-    """Each part of each node by itself."""
-    parts = dict.fromkeys(part for precision in precisions for part in PARTS[precision])
-    groups: dict[Key, tuple[Perturbation, ...]] = {}
-    for node, rule in quantizable.nodes():
-        for part in parts:
-            made = quantizable.perturbation(node, rule, part)
-            if made is not None:
-                groups[made.node, part] = (made,)
-    return groups
+_Parts = Mapping[str, Sequence[Part]]
+"""A node's sources of noise, by the precision that brings them."""
 
 
-def _joint(
-    quantizable: Quantizable, precisions: Sequence[str]
-) -> dict[Key, tuple[Perturbation, ...]]:
-    """All parts of a precision of each node together, under the precision's last part."""
-    groups: dict[Key, tuple[Perturbation, ...]] = {}
-    for node, rule in quantizable.nodes():
-        for precision in precisions:
-            parts = PARTS[precision]
-            made = [quantizable.perturbation(node, rule, part) for part in parts]
-            known = tuple(p for p in made if p is not None)
-            if made[-1] is not None:
-                groups[made[-1].node, precision] = known
-    return groups
+def _parts(
+    graph: Graph, scene: Scene, choices: Mapping[str, Sequence[str]]
+) -> dict[Node, _Parts]:
+    """The nodes whose quantization adds noise, and the parts of it."""
+    found: dict[Node, _Parts] = {}
+    for node in graph.nodes():
+        own = {
+            text: [part for part in parse_precision(text).parts() if part.fits(node, scene)]
+            for text in choices.get(node_name(node), ())
+        }
+        if any(own.values()):
+            found[node] = own
+    return found
 
 
 def _chunks(data: Dataset) -> Iterator[Batch]:
@@ -184,13 +188,15 @@ def _reliability(found: Mapping[Key, _Sample]) -> float:
     return max(0.0, 2 * agreement / (1 + agreement)) if agreement > 0 else 0.0
 
 
-def _nodes(quantizable: Quantizable, found: Mapping[Key, _Sample]) -> tuple[NodeSensitivity, ...]:
-    nodes = []
-    for node, _ in quantizable.nodes():
-        name = node.output.name
-        parts = {part: sample.mean() for (at, part), sample in found.items() if at == name}
-        nodes.append(NodeSensitivity(node.name or name, node.op_type, parts))
-    return tuple(nodes)
+def _found(
+    node: Node, own: _Parts, found: Mapping[Key, _Sample], method: Method
+) -> NodeSensitivity:
+    losses = {part: sample.mean() for (at, part), sample in found.items() if at is node}
+    precisions = {
+        text: (text,) if method == "exhaustive" else tuple(part.name for part in parts)
+        for text, parts in own.items()
+    }
+    return NodeSensitivity(node_name(node), node.op_type, losses, precisions)
 
 
 class _Runner(ABC):
@@ -201,15 +207,16 @@ class _Runner(ABC):
         """Take a batch, and give the float outputs."""
 
     @abstractmethod
-    def run(self, key: Key, perturbations: Sequence[Perturbation]) -> dict[str, np.ndarray]:
-        """The outputs for the same batch with some parts quantized."""
+    def run(self, key: Key, parts: Sequence[Part]) -> dict[str, np.ndarray]:
+        """The outputs for the same batch with some parts of one node quantized."""
 
 
 class _Whole(_Runner):
     """One session of the whole model per perturbation."""
 
-    def __init__(self, graph: Graph, threads: int) -> None:
+    def __init__(self, graph: Graph, scene: Scene, threads: int) -> None:
         self._graph = graph
+        self._scene = scene
         self._threads = threads
         self._names = [v.name for v in graph.outputs]
         self._float = Session(to_proto(graph), threads=threads)
@@ -220,9 +227,9 @@ class _Whole(_Runner):
         self._feeds = batch.feeds
         return self._float.run(batch.feeds)
 
-    def run(self, key: Key, perturbations: Sequence[Perturbation]) -> dict[str, np.ndarray]:
+    def run(self, key: Key, parts: Sequence[Part]) -> dict[str, np.ndarray]:
         if key not in self._sessions:
-            self._sessions[key] = _perturbed(self._graph, perturbations, self._threads)
+            self._sessions[key] = _perturbed(self._graph, key[0], parts, self._scene, self._threads)
         outputs = self._sessions[key].run(self._feeds)
         return dict(zip(self._names, outputs.values(), strict=True))
 
@@ -230,11 +237,11 @@ class _Whole(_Runner):
 class _Suffix(_Runner):
     """Small sessions for the node's own segment, then the float segments behind it."""
 
-    def __init__(self, graph: Graph, quantizable: Quantizable, threads: int) -> None:
+    def __init__(self, graph: Graph, scene: Scene, nodes: Sequence[Node], threads: int) -> None:
+        self._scene = scene
         self._threads = threads
         self._outputs = [v.name for v in graph.outputs]
-        wanted = [node for node, _ in quantizable.nodes()]
-        self._segments = cut(graph, wanted, quantizable.placed.integer.values())
+        self._segments = cut(graph, nodes, scene.placed.integer.values())
         self._float = [segment.session(threads) for segment in self._segments]
         self._place = {
             name: place for place, segment in enumerate(self._segments) for name in segment.nodes
@@ -248,11 +255,11 @@ class _Suffix(_Runner):
             self._held |= session.run(_only(self._held, segment))
         return {name: self._held[name] for name in self._outputs}
 
-    def run(self, key: Key, perturbations: Sequence[Perturbation]) -> dict[str, np.ndarray]:
-        place = self._place[key[0]]
+    def run(self, key: Key, parts: Sequence[Part]) -> dict[str, np.ndarray]:
+        place = self._place[key[0].output.name]
         segment = self._segments[place]
         if key not in self._local:
-            self._local[key] = _perturbed(segment.graph, perturbations, self._threads)
+            self._local[key] = _perturbed(segment.graph, key[0], parts, self._scene, self._threads)
         results = self._local[key].run(_only(self._held, segment))
         held = self._held | dict(zip(segment.outputs, results.values(), strict=True))
         for later, session in zip(
@@ -262,10 +269,12 @@ class _Suffix(_Runner):
         return {name: held[name] for name in self._outputs}
 
 
-def _perturbed(graph: Graph, perturbations: Sequence[Perturbation], threads: int) -> Session:
+def _perturbed(
+    graph: Graph, node: Node, parts: Sequence[Part], scene: Scene, threads: int
+) -> Session:
     changed = graph.copy()
-    for perturbation in perturbations:
-        perturbation.apply(changed)
+    for part in parts:
+        part.apply(changed, node, scene)
     return Session(to_proto(changed), threads=threads, config=_AS_WRITTEN)
 
 

@@ -11,36 +11,38 @@ from typing import Any
 
 from onnxq.errors import InputError
 from onnxq.ir.textfile import read_text, write_text
-from onnxq.sensitivity.parts import PARTS
 
-SCHEMA = "onnxq/sensitivity/1"
+SCHEMA = "onnxq/sensitivity/2"
 
 
 @dataclass(frozen=True)
 class NodeSensitivity:
-    """Predicted loss of one node, by part: ``weights:int8``, ``activations:int8``, ...
+    """Predicted loss of one node.
 
-    What ``exhaustive`` found, all parts at a time, stands under the precision: ``int8``, ...
+    Attributes:
+        node: Its name.
+        op_type: Its operator.
+        losses: Loss of each part: ``weights:int8``, ``activations:int8``, ... What ``exhaustive``
+            found, all parts at a time, stands under the precision.
+        precisions: Parts of each precision that the node can have.
     """
 
     node: str
     op_type: str
     losses: Mapping[str, float]
+    precisions: Mapping[str, tuple[str, ...]]
 
     def loss(self, precision: str) -> float | None:
         """Predicted loss in a precision; None where the node cannot have it."""
         if precision == "float32":
             return 0.0
-        if precision in self.losses:
-            return self.losses[precision]
-        found = [self.losses[p] for p in PARTS[precision] if p in self.losses]
-        needed = PARTS[precision][-1]
-        return sum(found) if needed in self.losses else None
+        parts = self.precisions.get(precision)
+        return None if parts is None else sum(self.losses[part] for part in parts)
 
     def part(self, precision: str, kind: str) -> float | None:
         """Loss of the ``weights`` or the ``activations`` alone; None if it is not known."""
-        names = (p for p in PARTS[precision] if p.startswith(f"{kind}:"))
-        return next((self.losses[p] for p in names if p in self.losses), None)
+        names = (p for p in self.precisions.get(precision, ()) if p.startswith(f"{kind}:"))
+        return next((self.losses[p] for p in names), None)
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,8 @@ class Sensitivity:
         return sorted(known, key=lambda pair: (-pair[1], pair[0]))
 
     def precisions(self) -> list[str]:
-        """Precisions that some node was analysed in, but for those that are a part of another."""
-        found = [p for p in PARTS if any(node.loss(p) is not None for node in self.nodes)]
-        return [p for p in found if not any(set(PARTS[p]) < set(PARTS[other]) for other in found)]
+        """Precisions that some node was analysed in."""
+        return list(dict.fromkeys(p for node in self.nodes for p in node.precisions))
 
     def to_dict(self) -> dict[str, Any]:
         """The file's entries."""
@@ -106,6 +107,7 @@ class Sensitivity:
                     str(n["node"]),
                     str(n["op_type"]),
                     {str(part): _loss(loss) for part, loss in n["losses"].items()},
+                    {str(p): tuple(map(str, parts)) for p, parts in n["precisions"].items()},
                 )
                 for n in body.pop("nodes")
             )

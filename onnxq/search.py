@@ -14,10 +14,10 @@ from onnxq.errors import InputError
 from onnxq.ir import Graph, PassRecord, save
 from onnxq.plan import Assignment, Plan, Problem, assign
 from onnxq.precision import FLOAT
-from onnxq.progress import SILENT, Progress
+from onnxq.proof import verify
 from onnxq.runtime import Session, interleaved
-from onnxq.study import Study, uniform
-from onnxq.verify import CompareOptions, Gate, Report, compare_files, with_gates
+from onnxq.study import Study, apply_to, uniform
+from onnxq.verify import Gate, Report, with_gates
 
 BORDER_FACTORS = (1.0, 0.3, 3.0)
 """Borders cost more or less than by themselves, depending on what stands beside them; a proposal
@@ -87,48 +87,24 @@ class Search:
 
     Args:
         study: What is known of the model.
-        float_path: The float model's file.
-        held_out: Samples to verify with.
-        one: The feed that latency is measured with.
         gates: The promise.
-        metric: Name of the metric, None to choose by the labels.
-        folder: Where candidates are written.
-        progress: Told of stages.
     """
 
-    def __init__(
-        self,
-        study: Study,
-        float_path: Path,
-        held_out: Dataset,
-        one: Batch,
-        gates: Sequence[Gate],
-        metric: str | None,
-        folder: Path,
-        progress: Progress = SILENT,
-    ) -> None:
+    def __init__(self, study: Study, gates: Sequence[Gate]) -> None:
+        self.job = study.prepared.job
         self._study = study
-        self._float_path = float_path
-        self._held_out = held_out
-        self._one = one
         self._gates = tuple(gates)
         self._accuracy = tuple(g for g in gates if g.quantity not in ("speedup", "candidate_ms"))
-        self._metric = metric
-        self._folder = folder
-        self._progress = progress
-        self._float = Session(
-            float_path, provider=study.table.provider, threads=study.options.threads
-        )
         self.candidates: list[Candidate] = []
 
     def run(self) -> Candidate:
-        """The fastest candidate that keeps the promise, else the best one there is.
+        """The fastest candidate that keeps the promise, else the one that comes closest to it.
 
         Proposals without a budget come first: the optimum of the integer program for each of
         `BORDER_FACTORS`, every node in one precision, what a promised SQNR leaves room for, and
         smaller files where a size is promised. While one that is faster than the best
-        verified one breaks the promise of accuracy, the budget moves between the predicted loss
-        of what held and of what did not, and new proposals are made.
+        verified one, or any if none holds, breaks the promise of accuracy, the budget moves between
+        the predicted loss of what held and of what did not, and new proposals are made.
         """
         program = self._study.problem()
         free = assign(program)
@@ -136,65 +112,65 @@ class Search:
             raise InputError("no plan has all the precisions that are pinned; pin fewer nodes")
         self._propose_floats(program, free)
         self._propose(None, free)
-        for precision in self._study.precisions:
+        for precision in dict.fromkeys(p for p in self.job.precisions):
             self._add(f"all {precision}", uniform(program, precision), program, free)
         promised = [10 ** (-g.bound / 10) for g in self._gates if g.quantity == "sqnr"]
         if self._study.sensitivity.proxy == "noise" and promised and min(promised) < free.loss:
             self._propose(min(promised), free)
         if any(g.quantity == "size_ratio" for g in self._gates):
             self._propose_small(program, free)
-        self._measure()
-        best = self._verify()
+        best = self._measured_and_verified()
         for _ in range(ROUNDS):
+            fastest, least = (0.0, 0.0) if best is None else (best.speedup * _EQUAL, best.loss)
             broken = [
                 c
                 for c in self.candidates
-                if c.speedup > best.speedup * _EQUAL and c.loss > best.loss and not self._holds(c)
+                if c.speedup > fastest and c.loss > least and not self._holds(c)
             ]
             if not broken:
                 break
             upper = min(c.loss for c in broken)
-            lower = max(best.loss, upper * self._excess(broken, upper) / 4)
+            lower = max(least, upper * self._excess(broken, upper) / 4)
             before = len(self.candidates)
             self._propose(math.sqrt(lower * upper), free)
             if len(self.candidates) == before:
                 break
-            self._measure()
-            best = self._verify()
-        return best
+            best = self._measured_and_verified()
+        return best or max(self.candidates, key=self._closeness)
 
-    def order(self) -> list[Candidate]:
-        """Candidates verified to keep the promise of accuracy, the fastest first."""
-        held = [c for c in self.candidates if c.report is not None and self._holds(c)]
-        return preferred(held)
+    def prove(self, winner: Candidate) -> tuple[Candidate, Report]:
+        """The full report on a candidate: accuracy, layers, latency, gates.
 
-    def prove(self, candidate: Candidate) -> Report:
-        """The full report on a candidate: accuracy, layers, latency, gates."""
-        report = compare_files(
-            self._float_path,
-            candidate.path,
-            self._held_out,
-            self._one,
-            CompareOptions(
-                metric=self._metric,
-                providers=(self._study.table.provider,),
-                threads=self._study.options.threads,
-            ),
-            passes=[*self._study.records, *candidate.records],
-            progress=self._progress,
-        )
-        return with_gates(report, self._gates)
+        Where only the speed, measured again, is not what it looked like, others that keep the
+        promise of accuracy are tried, the fastest first. If none holds, the first one stays.
+        """
+        first = self._report(winner)
+        if first.passed or any(not gate.check(first).passed for gate in self._accuracy):
+            return winner, first
+        held = [c for c in self.candidates if self._holds(c) and c is not winner]
+        for candidate in preferred(held):
+            report = self._report(candidate)
+            if report.passed:
+                return candidate, report
+        return winner, first
+
+    def _report(self, candidate: Candidate) -> Report:
+        records = [*self._study.prepared.records, *candidate.records]
+        return with_gates(verify(self.job, candidate.path, records), self._gates)
+
+    def _closeness(self, candidate: Candidate) -> tuple[int, float, float]:
+        """How near a candidate comes to the promise of accuracy."""
+        report = candidate.report
+        assert report is not None
+        held = sum(gate.check(report).passed for gate in self._accuracy)
+        return held, -report.metric.drop if report.metric else 0.0, report.sqnr_db
 
     def _propose_floats(self, program: Problem, free: Assignment) -> None:
         floats = uniform(program, FLOAT)
         if not set(floats.precisions.values()) <= {FLOAT}:
             # Something is pinned to integers.
             return
-        plan = self._study.plan(program, floats, free, [str(g) for g in self._gates])
-        graph, records = self._study.apply(plan)
-        source = self._folder / "float.onnx"
-        save(graph, source)
-        self.candidates.append(Candidate("float, rewritten", graph, source, plan, records))
+        self._make("float, rewritten", self._plan(floats, program, free))
 
     def _propose(self, budget: float | None, free: Assignment) -> None:
         exact = self._study.problem()
@@ -213,10 +189,11 @@ class Search:
 
     def _propose_small(self, exact: Problem, free: Assignment) -> None:
         """Assignments that weigh bytes against time, from little to much."""
-        study = self._study
-        sizes = size_costs(study.graph, study.placed, study.precisions)
+        prepared, costs = self._study.prepared, self._study.costs
+        precisions = tuple(dict.fromkeys(p for own in prepared.choices.values() for p in own))
+        sizes = size_costs(list(prepared.nodes().values()), precisions)
         largest = sum(max(c.values(), default=0.0) for c in sizes.nodes.values())
-        floats = sum(c.get(FLOAT, 0.0) for c in study.costs.nodes.values())
+        floats = sum(c.get(FLOAT, 0.0) for c in costs.nodes.values())
         for weight in _SIZE_WEIGHTS:
             price = weight * floats / largest if largest else 0.0
             items = tuple(
@@ -238,19 +215,32 @@ class Search:
         known = [c.plan.precisions() for c in self.candidates]
         if set(chosen.precisions.values()) <= {FLOAT} or chosen.precisions in known:
             return
-        plan = self._study.plan(problem, chosen, free, [str(g) for g in self._gates])
-        graph, records = self._study.apply(plan)
-        path = self._folder / f"candidate-{len(self.candidates)}.onnx"
+        self._make(label, self._plan(chosen, problem, free))
+
+    def _plan(self, chosen: Assignment, problem: Problem, free: Assignment) -> Plan:
+        return self._study.plan(problem, chosen, free, [str(g) for g in self._gates])
+
+    def _make(self, label: str, plan: Plan) -> None:
+        """Build a candidate, unless it turns out to be the same model as another one."""
+        context = self.job.context
+        if context.debug:
+            context.log(f"{label}:")
+        graph, records = apply_to(self._study.prepared, plan, context)
+        path = self.job.folder / f"candidate-{len(self.candidates)}.onnx"
         save(graph, path)
         if any(filecmp.cmp(c.path, path, shallow=False) for c in self.candidates):
             path.unlink()
             return
         self.candidates.append(Candidate(label, graph, path, plan, records))
 
-    def _measure(self) -> None:
-        """Time what has no time yet, and once more, for longer, what is close to the fastest."""
+    def _measured_and_verified(self) -> Candidate | None:
+        """The fastest candidate that keeps the promise of accuracy; None if none does.
+
+        Times what has no time yet, and once more, for longer, what is close to the fastest. Then
+        verifies from the fastest on until one holds.
+        """
         fresh = [c for c in self.candidates if not c.speedup]
-        self._progress.stage("measuring candidates")
+        self.job.progress.stage("measuring candidates")
         self._time(fresh, _SECONDS_EACH)
         fastest = max(c.speedup for c in self.candidates)
         close = [c for c in self.candidates if c.speedup * _CLOSE >= fastest]
@@ -258,44 +248,23 @@ class Search:
             self._time([c for c in close if not c.is_timed_well], 2 * _SECONDS_EACH)
             for candidate in close:
                 candidate.is_timed_well = True
+        for candidate in preferred(self.candidates):
+            if candidate.report is None:
+                candidate.report = verify(self.job, candidate.path, full=False)
+            if self._holds(candidate):
+                return candidate
+        return None
 
     def _time(self, candidates: Sequence[Candidate], seconds: float) -> None:
         """Time candidates in turn with the float model, in one process."""
-        options = self._study.options
+        job = self.job
         sessions = [
-            Session(c.path, provider=self._study.table.provider, threads=options.threads)
-            for c in candidates
+            Session(path, provider=job.target.provider, threads=job.options.threads)
+            for path in (job.path, *(c.path for c in candidates))
         ]
-        timings = interleaved(
-            [self._float, *sessions],
-            self._one.feeds,
-            seconds=seconds * (1 + len(sessions)),
-        )
+        timings = interleaved(sessions, job.one.feeds, seconds=seconds * len(sessions))
         for candidate, timing in zip(candidates, timings[1:], strict=True):
             candidate.speedup = timing.speedup
-
-    def _verify(self) -> Candidate:
-        """Verify candidates from the fastest on until one holds; gives that, or the best one."""
-        ordered = preferred(self.candidates)
-        for candidate in ordered:
-            if candidate.report is None:
-                candidate.report = compare_files(
-                    self._float_path,
-                    candidate.path,
-                    self._held_out,
-                    self._one,
-                    CompareOptions(
-                        metric=self._metric,
-                        providers=(self._study.table.provider,),
-                        threads=self._study.options.threads,
-                        layers=False,
-                        latency=False,
-                    ),
-                    progress=self._progress,
-                )
-            if self._holds(candidate):
-                return candidate
-        return ordered[0]
 
     def _holds(self, candidate: Candidate) -> bool:
         report = candidate.report

@@ -1,0 +1,84 @@
+"""Comparing any two models of one interface."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from onnxq.data import DataLike, ImageOptions, read
+from onnxq.ir import load
+from onnxq.job import ModelLike, as_file, held_out_part, label, single_feed
+from onnxq.progress import SILENT, Progress
+from onnxq.report.certainty import certainty
+from onnxq.runtime import Session
+from onnxq.verify import CompareOptions, Gate, Report, compare_files
+
+
+def compare(
+    float_model: ModelLike,
+    candidate: ModelLike,
+    data: DataLike,
+    *,
+    metric: str | None = None,
+    providers: Sequence[str] = ("cpu",),
+    gates: Sequence[str | Gate] = (),
+    threads: int = 1,
+    images: ImageOptions | None = None,
+    batch_size: int | None = None,
+    samples: int | None = None,
+    layers: bool = True,
+    progress: Progress = SILENT,
+) -> Report:
+    """Compare a candidate with a float model on data: metric, outputs, layers, size, latency.
+
+    Data with a split of its own is compared on its held-out part, other data as a whole.
+
+    Args:
+        float_model: The reference: path, serialized bytes or ``ModelProto``.
+        candidate: The model to judge, with the same inputs and outputs.
+        data: Samples, see `onnxq.data.read`.
+        metric: Name of the metric; chosen by the labels if None.
+        providers: Execution providers to measure on.
+        gates: Promises, as ``"drop<=0.01"``.
+        threads: Threads inside one operator.
+        images: How to read a folder of images.
+        batch_size: Samples in a batch where the model leaves it open.
+        samples: Use only about so many samples.
+        layers: Whether to measure the error of every layer.
+        progress: Told of stages.
+
+    Raises:
+        InputError: a model, the data or an option cannot be used.
+    """
+    started = time.perf_counter()
+    parsed = tuple(g if isinstance(g, Gate) else Gate.parse(g) for g in gates)
+    with as_file(float_model) as (path, _), as_file(candidate) as (candidate_path, _):
+        load(path)
+        load(candidate_path)
+        specs = Session(path).inputs
+        dataset = read(data, specs, batch_size=batch_size, images=images)
+        dataset = held_out_part(dataset)
+        if samples is not None:
+            dataset = dataset.take(samples)
+        report = compare_files(
+            path,
+            candidate_path,
+            dataset,
+            single_feed(dataset, specs),
+            CompareOptions(
+                metric=metric,
+                providers=tuple(providers),
+                threads=threads,
+                layers=layers,
+                gates=parsed,
+            ),
+            started=started,
+            progress=progress,
+        )
+    return replace(
+        report,
+        notes=certainty(report),
+        model=replace(report.model, path=label(float_model)),
+        output=replace(report.output, path=label(candidate)),
+    )

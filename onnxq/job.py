@@ -1,0 +1,201 @@
+"""A job: model, data, recipe, target and options, read and checked once before long work."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import onnx
+
+from onnxq.bench import random_feeds
+from onnxq.data import Batch, DataLike, Dataset, read
+from onnxq.data.dataset import CALIBRATION_LIMIT
+from onnxq.errors import InputError
+from onnxq.ir import Context, Graph, load, save
+from onnxq.observe import Calibrator, parse_calibrator
+from onnxq.options import Options
+from onnxq.passes.cleanup.constant_initializers import ConstantInitializers
+from onnxq.plan import Pin
+from onnxq.precision import require_searchable
+from onnxq.progress import SILENT, Progress
+from onnxq.recipe import Recipe, load_recipe
+from onnxq.runtime import Session, TensorSpec, missing_provider
+from onnxq.targets import Target, load_target
+from onnxq.tune import parse_tuner
+from onnxq.verify.facts import file_sha256
+from onnxq.work import data_digest
+
+ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+_MADE_UP = 4
+"""Samples that are made up where there is no data."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a run was given.
+
+    Attributes:
+        path: The model's file.
+        folder: A folder for more files, which goes away with the job.
+        source: The model as loaded.
+        samples: The part of the data to calibrate on and to analyse with.
+        held_out: The part to verify with; None where the data cannot be split.
+        one: The feed that latency is measured with.
+        recipe: What to do.
+        target: Where the model is to run.
+        calibrator: How ranges are found.
+        precisions: What a search may choose from, or the one precision of the recipe.
+        pins: Precisions set by hand.
+        options: What else the user wants.
+        progress: Told of stages.
+    """
+
+    path: Path
+    folder: Path
+    source: Graph
+    samples: Dataset
+    held_out: Dataset | None
+    one: Batch
+    recipe: Recipe
+    target: Target
+    calibrator: Calibrator
+    precisions: tuple[str, ...]
+    pins: tuple[Pin, ...]
+    options: Options
+    progress: Progress
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the model's file."""
+        return file_sha256(self.path)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the samples."""
+        return data_digest(self.samples)
+
+    @property
+    def context(self) -> Context:
+        """What passes share."""
+        return Context(self.options.debug)
+
+    def missing_provider(self) -> str:
+        """Why the target's provider is not there; empty if it is."""
+        return missing_provider(self.target.provider)
+
+
+@contextmanager
+def open_job(
+    model: ModelLike,
+    data: DataLike | None,
+    options: Options,
+    *,
+    eval_data: DataLike | None = None,
+    progress: Progress = SILENT,
+) -> Iterator[Job]:
+    """Read and check everything: names first, then the model, then the data.
+
+    Args:
+        model: Path, serialized bytes or ``ModelProto`` of the float model.
+        data: Representative samples, see `onnxq.data.read`; made up if None, which only models
+            take that run on any numbers.
+        options: See `Options`.
+        eval_data: Held-out samples; a part of ``data`` if None.
+        progress: Told of stages.
+
+    Raises:
+        InputError: the model, the data or an option cannot be used.
+    """
+    recipe, target = load_recipe(options.recipe), load_target(options.target)
+    calibrator = parse_calibrator(options.calibrator or recipe.calibrator)
+    if tuple(options.methods) not in (("auto",), ("none",)):
+        for method in options.methods:
+            parse_tuner(method)
+    pins = tuple(p if isinstance(p, Pin) else Pin.parse(p) for p in options.pins)
+    if recipe.is_search or options.precisions:
+        precisions = tuple(options.precisions) or recipe.precisions or target.precisions
+        require_searchable(precisions)
+    else:
+        precisions = (recipe.precision,)
+    with as_file(model) as (path, folder):
+        source = load(path)
+        specs = Session(path).inputs
+        if data is None:
+            data = [random_feeds(specs, seed=seed) for seed in range(_MADE_UP)]
+        samples, held_out = _split(data, eval_data, specs, options)
+        if options.constant_initializers:
+            ConstantInitializers().run(source, Context(options.debug))
+        yield Job(
+            path,
+            folder,
+            source,
+            samples,
+            held_out,
+            single_feed(samples if held_out is None else held_out, specs),
+            recipe,
+            target,
+            calibrator,
+            precisions,
+            pins,
+            options,
+            progress,
+        )
+
+
+def _split(
+    data: DataLike, eval_data: DataLike | None, specs: Sequence[TensorSpec], options: Options
+) -> tuple[Dataset, Dataset | None]:
+    """Samples to calibrate on, and samples to verify on."""
+    samples = read(data, specs, batch_size=options.batch_size, images=options.images)
+    limit = options.samples
+    if eval_data is not None:
+        held_out = read(eval_data, specs, batch_size=options.batch_size, images=options.images)
+        samples = samples.split(options.seed)[0] if samples.has_split else samples
+        return samples.take(limit or CALIBRATION_LIMIT), held_out_part(held_out, options.seed)
+    try:
+        return samples.split(options.seed, limit)
+    except InputError:
+        if samples.has_split or len(samples) > 1:
+            raise
+        return samples, None
+
+
+def held_out_part(data: Dataset, seed: int = 0) -> Dataset:
+    """The held-out part of data with a split of its own, all of other data."""
+    return data.split(seed)[1] if data.has_split else data
+
+
+def single_feed(data: Dataset, specs: Sequence[TensorSpec]) -> Batch:
+    """The first sample alone where the model leaves the batch open, else the first batch."""
+    first = next(data.batches())
+    open_batch = all(
+        s.shape and not isinstance(s.shape[0], int) and len(first.feeds[s.name]) == first.size
+        for s in specs
+    )
+    if first.size == 1 or not open_batch:
+        return first
+    return Batch({name: array[:1] for name, array in first.feeds.items()}, None, 1, 1)
+
+
+@contextmanager
+def as_file(model: ModelLike) -> Iterator[tuple[Path, Path]]:
+    """The model as a file, and a folder for more files that goes away afterwards."""
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as name:
+        folder = Path(name)
+        if isinstance(model, str | os.PathLike):
+            yield Path(model), folder
+        else:
+            path = folder / "model.onnx"
+            save(load(model), path)
+            yield path, folder
+
+
+def label(model: ModelLike) -> str:
+    """What a report calls a model: its path, if it has one."""
+    return os.fspath(model) if isinstance(model, str | os.PathLike) else "the model in memory"

@@ -1,0 +1,241 @@
+"""The main job and its proof: the chain put together."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnxq.data import DataLike
+from onnxq.errors import InputError, NothingToQuantizeError
+from onnxq.ir import Graph, save
+from onnxq.ir.save import check_writable
+from onnxq.job import Job, ModelLike, label, open_job
+from onnxq.options import Options
+from onnxq.plan import Plan
+from onnxq.plan.apply import float_graph
+from onnxq.precision import FLOAT, parse_precision
+from onnxq.prepare import Prepared, observed, prepare
+from onnxq.progress import SILENT, Progress
+from onnxq.promise import promise
+from onnxq.proof import verify
+from onnxq.report.certainty import certainty
+from onnxq.search import Candidate, Search
+from onnxq.study import apply_to, study, uniform_plan
+from onnxq.verify import Gate, Report, with_gates
+from onnxq.verify.metrics import choose_metric
+from onnxq.verify.result import CandidateFacts
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """An optimized model, its plan and proof, and where it was written (None if it was not).
+
+    Where a search ended at the float model as it was, the plan has neither passes nor nodes.
+    """
+
+    graph: Graph
+    report: Report
+    written: Path | None
+    plan: Plan
+
+    @property
+    def passed(self) -> bool:
+        """Whether every promise held."""
+        return self.report.passed
+
+
+def optimize(
+    model: ModelLike,
+    data: DataLike,
+    options: Options | None = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    plan_output: str | os.PathLike[str] | None = None,
+    eval_data: DataLike | None = None,
+    keep_failed: bool = False,
+    progress: Progress = SILENT,
+    **changes: Any,
+) -> Optimized:
+    """Quantize a float model and prove the result against it.
+
+    The model is rewritten, observed on one part of the data, quantized by a plan, and compared with
+    the float model on the other part: metric, outputs, layers, size, and latency measured in turn.
+    The recipe ``mixed`` searches for the plan: every node gets the precision that sensitivity and
+    measured costs speak for, and the fastest candidate that keeps the promise wins, the float model
+    among them. The plan of any other recipe gives all nodes one precision.
+
+    Args:
+        model: Path, serialized bytes or ``ModelProto`` of the float model.
+        data: Representative samples, see `onnxq.data.read`. Of data with a split of its own only
+            the part for the purpose is used.
+        options: See `Options`.
+        output: Where to write the model; nothing is written without it, or when a promise broke.
+        plan_output: Where to write the plan, on the same conditions.
+        eval_data: Held-out samples; a part of ``data`` if None.
+        keep_failed: Write even when a promise broke.
+        progress: Told of stages.
+        **changes: Single fields of `Options`, as ``max_drop=0.005``.
+
+    Raises:
+        InputError: the model, the data or an option cannot be used, or nothing in the model can
+            be quantized.
+    """
+    started = time.perf_counter()
+    options = replace(options or Options(), **changes)
+    for file in (output, plan_output):
+        if file is not None:
+            check_writable(Path(file))
+    with open_job(model, data, options, eval_data=eval_data, progress=progress) as job:
+        _check(job)
+        graph, report, plan = _searched(job) if job.recipe.is_search else _planned(job)
+        report = replace(
+            report,
+            notes=(*report.notes, *certainty(report)),
+            model=replace(report.model, path=label(model)),
+            output=replace(report.output, path="" if output is None else str(output)),
+        )
+        is_kept = report.passed or keep_failed
+        if is_kept and output is not None:
+            save(graph, output)
+        if is_kept and plan_output is not None:
+            plan.save(plan_output)
+    written = Path(output) if is_kept and output is not None else None
+    seconds = time.perf_counter() - started
+    return Optimized(graph, replace(report, seconds=seconds), written, plan)
+
+
+Found = tuple[Graph, Report, Plan]
+
+
+def _check(job: Job) -> None:
+    """Refuse before long work what cannot be measured."""
+    held_out, options, missing = job.held_out, job.options, job.missing_provider()
+    if held_out is None:
+        # Says that one sample is too few.
+        job.samples.split(options.seed)
+    elif choose_metric(options.metric, held_out.has_labels, held_out.labels_ndim) is None:
+        promise(None, options)
+    if missing and job.recipe.is_search:
+        raise InputError(
+            f"the recipe mixed measures latency on the target {job.target.name}, but {missing}; "
+            "name another recipe, as int8, or use `onnxq plan --cost flops` and `onnxq apply`"
+        )
+    if missing and options.min_speedup:
+        raise InputError(
+            f"a smallest speedup on the target {job.target.name} cannot be measured here, because "
+            f"{missing}; leave --min-speedup away and use `onnxq compare` there"
+        )
+    if not job.recipe.is_search:
+        is_static = parse_precision(job.recipe.precision).is_static
+        if is_static and not job.target.has_integer_kernels:
+            raise InputError(
+                f"target {job.target.name} has no integer kernels, so static integers would only "
+                "cost time there; use another recipe, as float16 or int4-weight"
+            )
+
+
+def _planned(job: Job) -> Found:
+    """The plan that the recipe is, applied and verified."""
+    prepared = observed(prepare(job))
+    plan = uniform_plan(prepared, job.recipe.precision)
+    graph, report = _proven(prepared, plan)
+    gates = promise(report.metric, job.options, is_timed=not job.missing_provider())
+    report = with_gates(report, gates)
+    return graph, report, _noted(plan, report, gates)
+
+
+def _proven(prepared: Prepared, plan: Plan) -> tuple[Graph, Report]:
+    job = prepared.job
+    job.progress.stage("quantizing")
+    graph, records = apply_to(prepared, plan, job.context)
+    path = job.folder / "candidate.onnx"
+    save(graph, path)
+    return graph, verify(job, path, [*prepared.records, *records])
+
+
+def _searched(job: Job) -> Found:
+    """The model that a search over precisions finds; the float one if nothing is better."""
+    baseline = verify(job, job.path)
+    gates = promise(baseline.metric, job.options)
+    try:
+        prepared = observed(prepare(job))
+    except NothingToQuantizeError as error:
+        return _float_only(job, baseline, gates, str(error))
+    found = study(prepared)
+    search = Search(found, gates)
+    winner, report = search.prove(search.run())
+    facts = tuple(_facts(c) for c in sorted(search.candidates, key=lambda c: -c.speedup))
+    kept = with_gates(replace(baseline, candidates=facts), gates)
+    may_be_float = all(precision == FLOAT for precision in prepared.pinned.values())
+    if not report.passed and kept.passed and may_be_float:
+        return job.source, kept, _left_alone(job)
+    losses = {n.node: n for n in found.sensitivity.nodes}
+    layers = tuple(
+        replace(layer, sensitivity=losses[layer.node].loss(layer.precision))
+        if layer.node in losses
+        else layer
+        for layer in report.layers
+    )
+    report = replace(report, layers=layers, candidates=facts)
+    return winner.graph, report, _noted(winner.plan, report, gates)
+
+
+def _float_only(job: Job, baseline: Report, gates: Sequence[Gate], why: str) -> Found:
+    """The rewritten float model if it is faster, else the model as it is."""
+    plan = Plan(
+        job.sha256,
+        job.target.name,
+        passes=job.recipe.passes,
+        opset=max(job.source.opset, job.options.opset or 0),
+        constant_initializers=job.options.constant_initializers,
+    )
+    graph, records = float_graph(
+        job.source, plan.passes, job.target, plan.opset, job.context, job.progress
+    )
+    path = job.folder / "float.onnx"
+    save(graph, path)
+    notes = (f"{why[:1].upper()}{why[1:]}. The model stays in float.",)
+    report = with_gates(replace(verify(job, path, records), notes=notes), gates)
+    kept = with_gates(replace(baseline, notes=notes), gates)
+    if not report.passed and kept.passed:
+        return job.source, kept, _left_alone(job)
+    return graph, report, plan
+
+
+def _left_alone(job: Job) -> Plan:
+    """The plan that leaves the model as it is."""
+    constant = job.options.constant_initializers
+    return Plan(
+        job.sha256,
+        job.target.name,
+        passes="",
+        opset=job.source.opset,
+        constant_initializers=constant,
+        calibrator=str(job.calibrator),
+        seed=job.options.seed,
+    )
+
+
+def _noted(plan: Plan, report: Report, gates: Sequence[Gate]) -> Plan:
+    """The plan with its promise and what verification measured."""
+    found = {"sqnr_db": report.sqnr_db, "size_ratio": report.size.ratio}
+    if report.latency is not None:
+        found["speedup"] = report.latency.speedup
+    if report.metric is not None:
+        found["drop"] = report.metric.drop
+    return replace(plan, promise=tuple(map(str, gates)), measured=found)
+
+
+def _facts(candidate: Candidate) -> CandidateFacts:
+    report = candidate.report
+    return CandidateFacts(
+        candidate.label,
+        candidate.speedup,
+        candidate.loss,
+        None if report is None else report.sqnr_db,
+        None if report is None or report.metric is None else report.metric.drop,
+    )

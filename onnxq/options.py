@@ -1,0 +1,79 @@
+"""The options of everything that quantizes, or studies what quantizing would do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from onnxq.cost import Costs
+from onnxq.data import ImageOptions
+from onnxq.plan import Pin
+from onnxq.recipe import Recipe
+
+CostKind = Literal["latency", "size", "flops"]
+DEFAULT_RECIPE = "mixed"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is read, rewritten, observed, planned for and judged.
+
+    Attributes:
+        recipe: A `Recipe`, or the name or file of one.
+        target: Where the model is to run: a name or file; ``auto`` is this machine's processor.
+        calibrator: How ranges are found, as ``percentile{percentile=99.9}``; the recipe's if None.
+        precisions: What a search may choose from; the recipe's or the target's if empty.
+        methods: Tuners that may be used: ``auto`` for those that precisions name, ``none``, or
+            names.
+        pins: Precisions set by hand, as ``"head*=float32"``.
+        metric: Name of the metric; chosen by the labels if None.
+        max_drop: Largest drop of the metric that is acceptable, in its own unit.
+        min_speedup: Smallest speedup over float.
+        min_sqnr: Smallest SQNR of any output in dB.
+        max_size_ratio: Largest size of the file relative to the float one.
+        cost: What a search makes small: ``latency`` measured here, ``size`` in bytes, or ``flops``
+            computed.
+        cost_table: Costs found elsewhere, instead.
+        sensitivity: ``suffix``, or ``exhaustive`` for one run of the whole model per node.
+        proxy: What a loss is, see `onnxq.sensitivity.loss.PROXIES`.
+        opset: Raise the model to at least this opset; the lowest that will do if None.
+        constant_initializers: Make weights that are listed as inputs, too, constants; callers can
+            no longer override them.
+        samples: Samples to calibrate on; half of the data, at most 512, if None.
+        batch_size: Samples in a batch where the model leaves it open.
+        images: How to read a folder of images.
+        memory_limit: Bytes that observing may take beyond plain inference; the data is passed over
+            several times where one pass would take more.
+        threads: Threads inside one operator, for latency.
+        seed: Chooses the held-out part, and samples where only some are used.
+        work_folder: Where to keep what was found out, for another run; nowhere if None.
+        debug: Level of the passes' log, see `onnxq.ir.Context`.
+    """
+
+    recipe: str | Recipe = DEFAULT_RECIPE
+    target: str = "auto"
+    calibrator: str | None = None
+    precisions: Sequence[str] = ()
+    methods: Sequence[str] = ("auto",)
+    pins: Sequence[str | Pin] = ()
+    metric: str | None = None
+    max_drop: float | None = None
+    min_speedup: float | None = None
+    min_sqnr: float | None = None
+    max_size_ratio: float | None = None
+    cost: CostKind = "latency"
+    cost_table: Costs | None = None
+    sensitivity: Literal["suffix", "exhaustive"] = "suffix"
+    proxy: str = "noise"
+    opset: int | None = None
+    constant_initializers: bool = False
+    samples: int | None = None
+    batch_size: int | None = None
+    images: ImageOptions | None = None
+    memory_limit: int | None = None
+    threads: int = 1
+    seed: int = 0
+    work_folder: str | Path | None = None
+    debug: int = 0

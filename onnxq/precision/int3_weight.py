@@ -1,0 +1,16 @@
+"""Weights in 3 bits."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxq.precision.stored import StoredWeights
+
+
+@dataclass(frozen=True)
+class Int3Weight(StoredWeights):
+    """Blocks of 32; 3-bit values stored in 4 bits, for there is no such type in ONNX."""
+
+    name: ClassVar[str] = "int3-weight"
+    description: ClassVar[str] = "weights in 3-bit integers stored in 4 bits, 32 to a scale"
+    format: ClassVar[str] = "int3"
+    weight_bits: ClassVar[float] = 4

@@ -1,0 +1,205 @@
+"""The sources of a precision's noise, each put into a float graph by itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxq.ir import DataType, Graph, Node, TensorType, Value
+from onnxq.passes.static.placement import (
+    Placement,
+    activation_slots,
+    channel_axis,
+    known_range,
+    reads_weight,
+)
+from onnxq.quant import (
+    INT8,
+    Granularity,
+    QParams,
+    fake_quantize,
+    per_channel,
+    qparams_from_range,
+    weight_qparams,
+)
+from onnxq.targets import OperatorRule, Target
+
+_RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What parts are put in by: where static integers can go, on which target, in which ranges.
+
+    Attributes:
+        placed: Placement in the float graph.
+        target: Where the model is to run.
+        bounds: Smallest and largest value of the tensors that were observed.
+    """
+
+    placed: Placement
+    target: Target
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def rule(self, node: Node) -> OperatorRule | None:
+        """How the target quantizes a node of the float graph; None where it does not."""
+        return self.placed.nodes.get(node)
+
+    def qparams(self, value: Value, bits: int) -> QParams:
+        """Qparams of a value of the float graph in activations of so many bits."""
+        root = self.placed.roots[value]
+        format = self.target.activation_format_of(bits)
+        low, high = known_range(root, self.placed, format) or self.bounds[root.name]
+        return qparams_from_range(low, high, format, self.target.scheme_of(format), name=value.name)
+
+
+class Part(ABC):
+    """One source of noise. Of parts of one name each node has only one, whatever precision asks."""
+
+    name: str
+    """``weights:`` or ``activations:`` and what they become."""
+
+    @abstractmethod
+    def fits(self, node: Node, scene: Scene) -> bool:
+        """Whether a node of the float graph has this part."""
+
+    @abstractmethod
+    def apply(self, graph: Graph, node: Node, scene: Scene) -> None:
+        """Put it into a graph that holds the node under the same names.
+
+        Args:
+            graph: A copy of the float graph, or of the part of it around the node.
+            node: The node of the float graph.
+            scene: See `Scene`.
+        """
+
+
+@dataclass(frozen=True)
+class Weights8(Part):
+    """Weights in 8 bits, as the target stores them beside integer activations."""
+
+    name: str = "weights:int8"
+
+    def fits(self, node: Node, scene: Scene) -> bool:
+        """See `Part`."""
+        return bool(_weights(node, scene))
+
+    def apply(self, graph: Graph, node: Node, scene: Scene) -> None:
+        """See `Part`."""
+        own = twin(graph, node)
+        for slot, granularity in _weights(node, scene).items():
+            value = node.inputs[slot]
+            assert value is not None
+            params = weight_qparams(
+                value.numpy(), INT8, scene.target.weight_scheme, granularity, name=value.name
+            )
+            faked = fake_quantize(value.numpy(), params, name=value.name)
+            graph.set_input(own, slot, graph.constant(faked, f"{value.name}_faked"))
+
+
+@dataclass(frozen=True)
+class StaticActivations(Part):
+    """Activations in integers of known ranges: what a node reads, if it computes, and gives."""
+
+    bits: int
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """See `Part`."""
+        return f"activations:int{self.bits}"
+
+    def fits(self, node: Node, scene: Scene) -> bool:
+        """See `Part`."""
+        rule = scene.rule(node)
+        return rule is not None and rule.role in ("compute", "follow")
+
+    def apply(self, graph: Graph, node: Node, scene: Scene) -> None:
+        """See `Part`. A node that merely follows reads what others gave as integers already."""
+        own, rule = twin(graph, node), scene.rule(node)
+        assert rule is not None
+        for slot in activation_slots(node, rule) if rule.role == "compute" else ():
+            value, read = node.input(slot), own.input(slot)
+            if value is not None and not value.is_constant and value in scene.placed.roots:
+                assert read is not None
+                graph.set_input(own, slot, _pair(graph, read, scene.qparams(value, self.bits)))
+        for value, makers in scene.placed.integer.items():
+            if makers[0] is node:
+                _behind(graph, graph.values[value.name], scene.qparams(value, self.bits))
+
+
+@dataclass(frozen=True)
+class DynamicActivations(Part):
+    """Activations of products in integers whose ranges are found at run time."""
+
+    name: str = "activations:dynamic"
+
+    def fits(self, node: Node, scene: Scene) -> bool:
+        """See `Part`."""
+        return node.is_op("MatMul", "Gemm")
+
+    def apply(self, graph: Graph, node: Node, scene: Scene) -> None:
+        """See `Part`."""
+        own = twin(graph, node)
+        read = own.input(0)
+        assert read is not None
+        graph.set_input(own, 0, _pair(graph, read, None))
+
+
+def twin(graph: Graph, node: Node) -> Node:
+    """The node of a graph that gives what a node of another one gives."""
+    found = graph.values[node.output.name].producer
+    assert found is not None
+    return found
+
+
+def _weights(node: Node, scene: Scene) -> dict[int, Granularity]:
+    """Slots of a node's constant weights, and which of their values share a scale."""
+    rule = scene.rule(node)
+    if rule is not None and rule.role == "compute" and rule.weight is not None:
+        if not reads_weight(node, rule):
+            return {}
+        return {rule.weight: scene.target.weight_granularity(channel_axis(node, rule))}
+    slots = {1: 1, 2: 1} if node.is_op(*_RECURRENT) else {0: 0} if node.is_op("Gather") else {}
+    for value in map(node.input, slots):
+        if value is None or not value.is_constant or value.dtype is not DataType.FLOAT:
+            return {}
+    return {slot: per_channel(axis) for slot, axis in slots.items()}
+
+
+def _behind(graph: Graph, value: Value, params: QParams) -> None:
+    """Let everything that reads a value read it through a fake quantization."""
+    readers = value.uses
+    given = _pair(graph, value, params)
+    for use in readers:
+        use.node.graph.set_input(use.node, use.slot, given)
+    if value.is_output:
+        graph.set_outputs([given if v is value else v for v in graph.outputs])
+
+
+def _pair(graph: Graph, value: Value, params: QParams | None) -> Value:
+    """The value behind a fake quantization, a dynamic one without qparams."""
+    if params is None:
+        made = graph.add(
+            "DynamicQuantizeLinear",
+            [value],
+            outputs=[graph.fresh_name(f"{value.name}_{s}") for s in ("q", "scale", "zero")],
+            types=[
+                TensorType(DataType.UINT8, value.shape),
+                TensorType(DataType.FLOAT, ()),
+                TensorType(DataType.UINT8, ()),
+            ],
+        )
+        read = list(made.outputs)
+    else:
+        scale = graph.constant(np.asarray(params.scale), f"{value.name}_scale")
+        zero = graph.constant(params.zero_point, f"{value.name}_zero")
+        made = graph.add(
+            "QuantizeLinear",
+            [value, scale, zero],
+            types=[TensorType(DataType(params.format.onnx_dtype), value.shape)],
+        )
+        read = [made.output, scale, zero]
+    return graph.add("DequantizeLinear", read, types=[value.type]).output

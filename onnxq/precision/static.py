@@ -1,0 +1,70 @@
+"""Static integers: activations and weights in integers, ranges from calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxq.ir import Graph, Node, Pass
+from onnxq.needs import Need, RangeOf
+from onnxq.passes.static.insert_qdq import InsertQdq
+from onnxq.passes.static.placement import Placement
+from onnxq.precision.parts import Part, StaticActivations, Weights8
+from onnxq.precision.precision import Bounds, Given, Precision
+from onnxq.targets import Target
+
+
+@dataclass(frozen=True)
+class Static(Precision):
+    """Static integers with activations of so many bits.
+
+    Nodes of all widths are quantized together, last of all: what one gives as integers another may
+    read, and what the passes before made counts as quantized already.
+    """
+
+    order: ClassVar[int] = 3
+    weight_bits: ClassVar[float] = 8
+    is_static: ClassVar[bool] = True
+
+    def refusal(self, node: Node, placed: Placement) -> str:
+        """See `Precision`: operators that clip go with the node whose result they clip."""
+        rule = placed.nodes.get(node)
+        if rule is not None and rule.role != "absorb":
+            return ""
+        reason = placed.left_in_float.get(node)
+        return "it goes with the node whose result it clips" if reason is None else str(reason)
+
+    def passes(
+        self, graph: Graph, nodes: Mapping[str, Precision], given: Given
+    ) -> Sequence[Pass]:
+        """See `Precision`."""
+        target = given.target
+        formats = {
+            name: target.activation_format_of(precision.activation_bits).name
+            for name, precision in nodes.items()
+        }
+        bounds = _behind_casts(graph, given.bounds)
+        return (InsertQdq(bounds, target.name, only=tuple(nodes), formats=formats),)
+
+    def needed_opset(self, target: Target) -> int:
+        """See `Precision`."""
+        return max(target.opset, target.activation_format_of(self.activation_bits).opset)
+
+    def needs(self, nodes: Sequence[Node], placed: Placement) -> Sequence[Need]:
+        """See `Precision`."""
+        return [RangeOf(name) for name in placed.observed()]
+
+    def parts(self) -> Sequence[Part]:
+        """See `Precision`."""
+        return (Weights8(), StaticActivations(self.activation_bits))
+
+
+def _behind_casts(graph: Graph, bounds: Bounds) -> dict[str, tuple[float, float]]:
+    """Ranges that hold for what Casts restored of values in 16-bit floats, too."""
+    found = dict(bounds)
+    for node in graph.nodes():
+        source = node.input(0)
+        if node.is_op("Cast") and source is not None and source.name in found:
+            found.setdefault(node.output.name, found[source.name])
+    return found

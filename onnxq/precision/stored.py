@@ -1,0 +1,94 @@
+"""Weights in few bits, activations in float."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxq.ir import Context, Graph, Node, Pass
+from onnxq.passes.static.placement import Placement
+from onnxq.passes.weights.quantize_weights import QuantizeWeights
+from onnxq.precision.parts import Part, Scene, twin
+from onnxq.precision.precision import Given, Precision
+from onnxq.targets import Target
+
+
+@dataclass(frozen=True)
+class StoredWeights(Precision):
+    """Weights stored in a format, see `QuantizeWeights` for what becomes of which operator.
+
+    Class variables:
+        format: Name of the format.
+
+    Attributes:
+        block_size: Inputs that share a scale; 0 stands for one scale for each output channel.
+        scheme: ``absmax`` or ``zero-point``.
+        operators: ``standard``, or ``contrib`` for onnxruntime's own.
+        gather: ``rows`` or ``blocks``.
+        copies: Store shared weights once for each operator.
+    """
+
+    order: ClassVar[int] = 1
+    format: ClassVar[str]
+
+    block_size: int = 32
+    scheme: str = "absmax"
+    operators: str = "standard"
+    gather: str = "rows"
+    copies: bool = False
+
+    def __post_init__(self) -> None:
+        # The pass refuses options that make no sense.
+        self.quantizing()
+
+    def quantizing(self, **options: object) -> QuantizeWeights:
+        """The pass that stores weights so."""
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return QuantizeWeights(format=self.format, **own, **options)
+
+    def refusal(self, node: Node, placed: Placement) -> str:
+        """See `Precision`."""
+        return str(self.quantizing().reason(node) or "")
+
+    @property
+    def described(self) -> str:
+        """See `Precision`: widths are those of what is stored."""
+        return f"int{self.weight_bits:g}-weight"
+
+    def passes(
+        self, graph: Graph, nodes: Mapping[str, Precision], given: Given
+    ) -> Sequence[Pass]:
+        """See `Precision`."""
+        tuned = {name: given.tuned[name] for name in nodes if name in given.tuned}
+        return (self.quantizing(only=tuple(nodes), tuned=tuned),)
+
+    def needed_opset(self, target: Target) -> int:
+        """See `Precision`."""
+        return self.quantizing().needed_opset
+
+    def parts(self) -> Sequence[Part]:
+        """See `Precision`: what the pass makes is what is measured."""
+        return (_Stored(self),)
+
+
+@dataclass(frozen=True)
+class _Stored(Part):
+    """Weights as the pass of a precision stores them."""
+
+    precision: StoredWeights
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """See `Part`."""
+        return f"weights:{self.precision}"
+
+    def fits(self, node: Node, scene: Scene) -> bool:
+        """See `Part`."""
+        return not self.precision.refusal(node, scene.placed)
+
+    def apply(self, graph: Graph, node: Node, scene: Scene) -> None:
+        """See `Part`."""
+        nodes = {twin(graph, node).name: self.precision}
+        for step in self.precision.passes(graph, nodes, Given(scene.target)):
+            step.run(graph, Context())

@@ -1,0 +1,18 @@
+"""Weights of three values."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxq.precision.stored import StoredWeights
+
+
+@dataclass(frozen=True)
+class Ternary(StoredWeights):
+    """Blocks of 64."""
+
+    name: ClassVar[str] = "ternary"
+    description: ClassVar[str] = "weights of -1, 0 and 1 in 2 bits, 64 to a scale"
+    format: ClassVar[str] = "ternary"
+    weight_bits: ClassVar[float] = 2
+
+    block_size: int = 64

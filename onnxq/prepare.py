@@ -1,0 +1,257 @@
+"""The float graph that is quantized, and which precisions each of its nodes can have."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from onnxq.errors import InputError, NothingToQuantizeError
+from onnxq.ir import Graph, Node, PassRecord
+from onnxq.job import Job
+from onnxq.needs import Need, RangeOf
+from onnxq.observe import Ranges, calibrate
+from onnxq.passes.notes import node_name
+from onnxq.passes.static.placement import (
+    BY_REQUEST,
+    OVERRIDABLE,
+    Placement,
+    known_range,
+    place,
+    place_within,
+)
+from onnxq.plan import Pin
+from onnxq.plan.apply import float_graph, needed_opset
+from onnxq.precision import FLOAT, Scene, parse_precision
+from onnxq.targets import Target
+from onnxq.work import WorkFolder
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A rewritten model and what can be quantized in it.
+
+    Attributes:
+        job: What it was made from.
+        graph: The float graph after its passes. Plans are applied to copies of it.
+        records: What the float passes did.
+        placed: Where static integers can go, with all quantized that can be.
+        choices: Precisions that each node can have beside float, by the node's name.
+        pinned: Precisions set by hand, by the node's name.
+        ranges: Ranges of the tensors that static integers need; None until they were observed.
+        tunings: What tuners computed so far, by node and precision.
+    """
+
+    job: Job
+    graph: Graph
+    records: tuple[PassRecord, ...]
+    placed: Placement
+    choices: Mapping[str, tuple[str, ...]]
+    pinned: Mapping[str, str]
+    ranges: Ranges | None = None
+    tunings: dict[tuple[str, str], Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def target(self) -> Target:
+        """Where the model is to run."""
+        return self.job.target
+
+    def nodes(self) -> dict[str, Node]:
+        """The nodes that have a choice, by name, those of subgraphs included."""
+        named = {node_name(node): node for node in self.graph.all_nodes()}
+        return {name: named[name] for name in self.choices}
+
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """Smallest and largest value of every tensor that may be read or given as integers.
+
+        Behind an operator that only moves values about, a tensor has the range of what that
+        operator reads. Where a plan leaves the operator in float, it needs the range under its own
+        name.
+        """
+        seen = {} if self.ranges is None else self.ranges.ranges
+        found = {name: (r.min, r.max) for name, r in seen.items()}
+        for value, root in self.placed.roots.items():
+            range_ = found.get(root.name) or known_range(root, self.placed)
+            if range_ is not None:
+                found.setdefault(value.name, range_)
+        return found
+
+    def scene(self) -> Scene:
+        """What the parts of noise are put in by."""
+        return Scene(self.placed, self.target, self.bounds())
+
+    def needs(self) -> tuple[Need, ...]:
+        """What has to be observed before a plan can be made."""
+        nodes = self.nodes()
+        found: dict[Need, None] = {}
+        for text in dict.fromkeys(p for choices in self.choices.values() for p in choices):
+            having = [nodes[name] for name, choices in self.choices.items() if text in choices]
+            found.update(dict.fromkeys(parse_precision(text).needs(having, self.placed)))
+        return tuple(found)
+
+    def work_folder(self) -> WorkFolder:
+        """Where to keep what is found out about it."""
+        job = self.job
+        if job.options.work_folder is None:
+            return WorkFolder(None)
+        basis = (job.sha256, job.digest, job.recipe.passes, *job.recipe.keep_float)
+        more = (job.target.digest, self.graph.opset, job.options.constant_initializers)
+        return WorkFolder(job.options.work_folder, *basis, *more)
+
+
+def prepare(job: Job) -> Prepared:
+    """Rewrite a model, and find which precisions its nodes can have.
+
+    Raises:
+        InputError: a pass or node that the recipe names is not there, or a pin cannot be.
+        NothingToQuantizeError: no node can have any of the precisions.
+    """
+    wanted = dict.fromkeys([*job.precisions, *(p.precision for p in job.pins)])
+    for pin in job.pins:
+        _check(pin)
+    opset = max(job.options.opset or 0, needed_opset(wanted, job.target))
+    graph, records = float_graph(
+        job.source, job.recipe.passes, job.target, opset, job.context, job.progress
+    )
+    placed = Placement()
+    if any(parse_precision(text).is_static for text in wanted):
+        placed = place(graph, job.target, frozenset(job.recipe.keep_float))
+    return _with_choices(Prepared(job, graph, tuple(records), placed, {}, {}))
+
+
+def find_ranges(prepared: Prepared, *, histograms: bool = False) -> Ranges:
+    """Ranges of the tensors that the precisions need, for the format that they are quantized in.
+
+    Where nothing has to be observed, no data is read. ``histograms`` keeps them even where the
+    calibrator needs none.
+
+    Raises:
+        InputError: onnxruntime cannot run the model on the data.
+    """
+    job = prepared.job
+    tensors = [need.tensor for need in prepared.needs() if isinstance(need, RangeOf)]
+    if not tensors:
+        return Ranges(job.sha256, str(job.calibrator), 0, {})
+    static = [p for p in map(parse_precision, job.precisions) if p.is_static]
+    format = job.target.activation_format_of(static[0].activation_bits if static else 8)
+
+    def find() -> Ranges:
+        return calibrate(
+            prepared.graph,
+            job.samples,
+            tensors,
+            calibrator=job.calibrator,
+            format=format,
+            scheme=job.target.scheme_of(format),
+            histograms=histograms,
+            memory_limit=job.options.memory_limit,
+            model_sha256=job.sha256,
+            progress=job.progress,
+        )
+
+    return prepared.work_folder().get(
+        "ranges",
+        Ranges,
+        find,
+        calibrator=str(job.calibrator),
+        format=format.name,
+        tensors=tensors,
+        histograms=histograms,
+    )
+
+
+def observed(prepared: Prepared) -> Prepared:
+    """The same with ranges, and without the nodes that have no usable ones.
+
+    Raises:
+        InputError: onnxruntime cannot run the model on the data.
+        NothingToQuantizeError: no node has usable ranges.
+    """
+    found = replace(prepared, ranges=find_ranges(prepared))
+    if not prepared.placed.nodes:
+        return found
+    keep = frozenset(prepared.job.recipe.keep_float)
+    placed = place_within(prepared.graph, prepared.target, found.bounds(), keep)
+    return _with_choices(replace(found, placed=placed))
+
+
+def _with_choices(prepared: Prepared) -> Prepared:
+    """The same with the precisions that the nodes can have, as the placement is now.
+
+    A search is over the nodes of the main graph; one precision for all goes into subgraphs, too.
+    """
+    job, graph, placed = prepared.job, prepared.graph, prepared.placed
+    keep = set(job.recipe.keep_float)
+    names = {node.name for node in graph.all_nodes()}
+    for name in job.recipe.keep_float:
+        if name not in names:
+            raise InputError(
+                f"the recipe keeps '{name}' in float, but after the float passes no node has that "
+                "name; `onnxq rewrite` writes the model in which to look it up"
+            )
+    choices: dict[str, tuple[str, ...]] = {}
+    reasons: Counter[str] = Counter()
+    for node in graph.nodes() if job.recipe.is_search else graph.all_nodes():
+        name = node_name(node)
+        if name in keep:
+            reasons[BY_REQUEST] += _computes(node, job.target)
+            continue
+        asked = [p.precision for p in job.pins if fnmatch.fnmatchcase(name, p.nodes)][-1:]
+        if node in placed.nodes and placed.nodes[node].role != "compute":
+            # What follows may go along with what was pinned.
+            asked += [p.precision for p in job.pins if parse_precision(p.precision).is_static]
+        refused = {
+            text: parse_precision(text).refusal(node, placed)
+            for text in dict.fromkeys([*job.precisions, *asked])
+        }
+        found = tuple(text for text, reason in refused.items() if not reason and text != FLOAT)
+        if found:
+            choices[name] = found
+        elif _computes(node, job.target):
+            reasons[next(iter(refused.values()))] += 1
+    if not choices:
+        raise NothingToQuantizeError(f"nothing in the model can be quantized: {_why(reasons, job)}")
+    return replace(prepared, choices=choices, pinned=_pinned(job.pins, choices))
+
+
+def _pinned(pins: Sequence[Pin], choices: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pin in pins:
+        matching = fnmatch.filter(choices, pin.nodes)
+        if not matching:
+            raise InputError(f"the pin '{pin.nodes}' matches no node that can be quantized")
+        found.update(dict.fromkeys(matching, pin.precision))
+    for name, precision in found.items():
+        if precision not in (FLOAT, *choices[name]):
+            raise InputError(
+                f"the node '{name}' cannot have the precision '{precision}' that a pin gives it; "
+                "pin fewer nodes, or another precision"
+            )
+    return found
+
+
+def _check(pin: Pin) -> None:
+    try:
+        parse_precision(pin.precision)
+    except InputError as error:
+        raise InputError(
+            f"the pin '{pin.nodes}' asks for '{pin.precision}', but {error}"
+        ) from error
+
+
+def _computes(node: Node, target: Target) -> bool:
+    rule = target.operators.get(node.op_type) if not node.domain else None
+    return rule is not None and rule.role == "compute"
+
+
+def _why(reasons: Counter[str], job: Job) -> str:
+    """Why nothing can be quantized, in the words of most of the operators that compute."""
+    if not reasons:
+        computing = sorted(n for n, r in job.target.operators.items() if r.role == "compute")
+        return f"it has no {', '.join(computing)} outside of subgraphs and functions"
+    reason = reasons.most_common(1)[0][0]
+    if reason == OVERRIDABLE.text:
+        reason += "; if none does, add --constant-initializers"
+    return reason

@@ -1,0 +1,69 @@
+"""Verifying the candidates of a job against its float model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from onnxq.errors import InputError
+from onnxq.ir import PassRecord
+from onnxq.job import Job
+from onnxq.verify import CompareOptions, Report, compare_files
+
+_BRIEFLY = 0.5
+"""Seconds to spend on the latency of the float model alone."""
+
+
+def verify(
+    job: Job, path: Path, records: Sequence[PassRecord] = (), *, full: bool = True
+) -> Report:
+    """What a candidate is worth on the held-out data, without gates.
+
+    Where the target's provider is not installed, accuracy is that on the CPU provider, and a note
+    says that latency was not measured.
+
+    Args:
+        job: The job.
+        path: The candidate's file; the float model's own for the baseline.
+        records: What the passes that made it did.
+        full: Whether to measure the error of every layer and latency, too.
+
+    Raises:
+        InputError: onnxruntime cannot run the candidate, or data and metric do not fit.
+    """
+    missing, is_float = job.missing_provider(), path == job.path
+    assert job.held_out is not None
+    try:
+        report = compare_files(
+            job.path,
+            path,
+            job.held_out,
+            job.one,
+            CompareOptions(
+                metric=job.options.metric,
+                providers=("cpu" if missing else job.target.provider,),
+                threads=job.options.threads,
+                layers=full and not is_float,
+                latency=full and not missing,
+                **({"latency_seconds": _BRIEFLY} if is_float else {}),
+            ),
+            passes=records,
+            progress=job.progress,
+        )
+    except InputError as error:
+        made_by = "the model that the recipe makes"
+        raise InputError(str(error).replace(str(path), made_by)) from error
+    if is_float:
+        # It is the same file: what the clock makes of it is noise.
+        latencies = tuple(
+            replace(facts, candidate_ms=facts.float_ms, speedup=1.0) for facts in report.latencies
+        )
+        report = replace(report, latency=next(iter(latencies), None), latencies=latencies)
+    if not missing or not full:
+        return report
+    note = (
+        f"Verified on the CPU provider. Latency on target {job.target.name} was not measured: "
+        f"{missing}; `onnxq compare --provider {job.target.provider}` does it there."
+    )
+    return replace(report, notes=(note,))

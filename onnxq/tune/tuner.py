@@ -1,0 +1,67 @@
+"""What a tuner is, and the registry of those there are."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq.ir import Node
+from onnxq.needs import Need
+from onnxq.observe import Observations
+from onnxq.precision import Precision
+from onnxq.registry import from_form, kinds_in, to_form
+
+
+@dataclass(frozen=True)
+class Tuner(ABC):
+    """A method that computes what the pass of a precision would otherwise compute by itself.
+
+    A function from observations to tensors: no state, and the same tensors for the same input.
+
+    Class variables:
+        name: As on the command line.
+        description: One line for people.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+
+    @abstractmethod
+    def refusal(self, node: Node, precision: Precision) -> str:
+        """Why it has nothing for a node in a precision; empty if it has."""
+
+    def needs(self, node: Node, precision: Precision) -> Sequence[Need]:
+        """What has to be observed first."""
+        return ()
+
+    @abstractmethod
+    def tune(
+        self, node: Node, precision: Precision, observations: Observations
+    ) -> Mapping[str, np.ndarray]:
+        """The node's tensors, by what they are."""
+
+    def __str__(self) -> str:
+        return to_form(self)
+
+
+@cache
+def available_tuners() -> Mapping[str, type[Tuner]]:
+    """Every tuner by name: what the modules of this package hold."""
+    kinds = kinds_in(importlib.import_module("onnxq.tune"), Tuner)  # type: ignore[type-abstract]
+    return {kind.name: kind for kind in sorted(kinds, key=lambda kind: kind.name)}
+
+
+@cache
+def parse_tuner(text: str) -> Tuner:
+    """Read a text form.
+
+    Raises:
+        InputError: naming the tuner, option or value that is wrong.
+    """
+    return from_form(text, available_tuners(), "method")
