@@ -171,9 +171,10 @@ Condition: TypeAlias = Callable[[Match], bool]
 class Rule:
     """One rewrite rule.
 
-    The pattern's root is the operator it returns, or one of several; the inner nodes must serve nothing but the
-    match, since they go away with it. ``replacement`` gives the value that takes the root's
-    place; it may be the output of a node of the match that it changed, and then that node stays.
+    The pattern's root is the operator it returns, or one of several; the inner nodes must serve
+    nothing but the match, since they go away with it. ``replacement`` gives the value that takes
+    the root's place; it may be the output of a node of the match that it changed, and then that
+    node stays.
     ``condition`` may refuse a match. ``what`` tells of a rewrite in the log, after the name of
     the root.
     """
@@ -221,9 +222,7 @@ class Rule:
         return True
 
 
-def rewrite(
-    graph: Graph, rules: Sequence[Rule], ctx: Context, *, last_first: bool = False
-) -> int:
+def rewrite(graph: Graph, rules: Sequence[Rule], ctx: Context, *, last_first: bool = False) -> int:
     """Try every rule at every node of a graph and its subgraphs, once over; gives rewrites made.
 
     A node is offered to the rules in their order and the first that fits is applied. With
