@@ -12,11 +12,11 @@ import re
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from types import ModuleType
-from typing import Any, ClassVar, Literal
+from types import ModuleType, NoneType, UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import networkx as nx
 
@@ -33,11 +33,12 @@ class Context:
     """What passes share while they run.
 
     ``debug``: 0 silent, 1 a line per pass, 2 a line per rewrite, 3 the text form after each
-    pass; lines go to ``log``.
+    pass; lines go to ``log``. ``dropped_outputs``: names of the outputs a pass took away.
     """
 
     debug: int = 0
     log: Callable[[str], None] = field(default=lambda line: print(line, file=sys.stderr))
+    dropped_outputs: set[str] = field(default_factory=set)
 
     def rewrote(self, what: str) -> None:
         """Tell of one rewrite, at debug level 2."""
@@ -66,6 +67,11 @@ class Pass(ABC):
     after: ClassVar[tuple[str, ...]] = ()
     needs_types: ClassVar[bool] = False
 
+    @property
+    def needed_opset(self) -> int:
+        """The opset below which the pass refuses a model; 0 if it takes any."""
+        return 0
+
     @abstractmethod
     def run(self, graph: Graph, ctx: Context) -> int:
         """Rewrite the graph in place; gives the number of rewrites made."""
@@ -74,7 +80,7 @@ class Pass(ABC):
         """Text form, ``name{option=value}``, with the options that are not at their default."""
         changed = [
             f"{f.name}={getattr(self, f.name)!r}"
-            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            for f in _options(type(self)).values()
             if getattr(self, f.name) != _default_of(f)
         ]
         return f"{self.name}{{{', '.join(changed)}}}" if changed else self.name
@@ -177,13 +183,13 @@ def available_passes() -> dict[str, type[Pass]]:
     found: dict[str, type[Pass]] = {}
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         try:
-            loaded = entry.load()
-        except (ImportError, AttributeError) as error:
+            kinds = _pass_classes(entry.load())
+        except Exception as error:  # Any module may be brought, and raise anything.
             raise InputError(
                 f"the pass entry point '{entry.name}' ({entry.value}) cannot be loaded: {error}; "
                 "reinstall or remove the package that brings it"
             ) from error
-        for kind in _pass_classes(loaded):
+        for kind in kinds:
             if found.setdefault(kind.name, kind) is not kind:
                 raise InputError(
                     f"two installed passes are called '{kind.name}': "
@@ -198,7 +204,7 @@ def default_passes() -> tuple[Pass, ...]:
     order: nx.DiGraph[str] = nx.DiGraph()
     order.add_nodes_from(chosen)
     order.add_edges_from((b, n) for n, kind in chosen.items() for b in kind.after if b in chosen)
-    return tuple(chosen[n]() for n in nx.lexicographical_topological_sort(order))
+    return tuple(_make(chosen[n], "") for n in nx.lexicographical_topological_sort(order))
 
 
 def parse_passes(text: str) -> tuple[Pass, ...]:
@@ -222,39 +228,68 @@ def parse_passes(text: str) -> tuple[Pass, ...]:
     return tuple(made)
 
 
-def _make(kind: type[Pass], options: str) -> Pass:
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+def _make(kind: type[Pass], text: str) -> Pass:
+    options = _options(kind)
     values: dict[str, Any] = {}
-    for option in _split(options):
-        key, separator, text = (s.strip() for s in option.partition("="))
-        if key not in fields or not separator:
+    for part in _split(text):
+        key, separator, value = (s.strip() for s in part.partition("="))
+        if key not in options or not separator:
             raise InputError(
-                f"the pass {kind.name} has no option '{key or option}'; it has: "
-                f"{', '.join(fields) or 'none'}"
+                f"the pass {kind.name} has no option '{key or part}'; it has: "
+                f"{', '.join(options) or 'none'}"
             )
-        values[key] = _value(kind, fields[key], text)
+        values[key] = _value(kind, options[key], value)
+    for name, option in options.items():
+        if name not in values and _default_of(option) is dataclasses.MISSING:
+            raise InputError(
+                f"the pass {kind.name} needs option '{name}'; write {kind.name}{{{name}=...}}"
+            )
     return kind(**values)
 
 
+def _options(kind: type[Pass]) -> dict[str, dataclasses.Field[Any]]:
+    return {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+
+
 def _value(kind: type[Pass], option: dataclasses.Field[Any], text: str) -> Any:
-    expected = type(_default_of(option))
+    accepted = _accepted(kind, option)
+    words = {"true": "True", "false": "False", "none": "None"}
     try:
-        value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
+        value = ast.literal_eval(words.get(text.lower(), text))
     except (ValueError, SyntaxError):
         value = text
-    if expected is float and not isinstance(value, bool):
+    if type(value) in accepted:
+        return value
+    if float in accepted and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
-            value = float(text)
-    if expected is str and not isinstance(value, str):
-        value = text
-    if expected is not type(value):
-        raise InputError(
-            f"option '{option.name}' of pass {kind.name} takes {expected.__name__}, not '{text}'"
-        )
-    return value
+            return float(text)
+    if str in accepted:
+        return text
+    if object in accepted or (isinstance(value, accepted) and not isinstance(value, bool)):
+        return value
+    names = " or ".join("None" if t is NoneType else t.__name__ for t in accepted)
+    raise InputError(f"option '{option.name}' of pass {kind.name} takes {names}, not '{text}'")
+
+
+def _accepted(kind: type[Pass], option: dataclasses.Field[Any]) -> tuple[type, ...]:
+    """Types of an option's values: those it is annotated with, else that of its default."""
+    try:
+        hint = get_type_hints(kind)[option.name]
+    except NameError:
+        # Annotated with something that is imported for type checkers only.
+        default = _default_of(option)
+        known = default is not None and default is not dataclasses.MISSING
+        return (type(default) if known else object,)
+    hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    found: list[type] = []
+    for one in hints:
+        literal = get_origin(one) is Literal
+        found += map(type, get_args(one)) if literal else [get_origin(one) or one]
+    return tuple(object if t is Any or not isinstance(t, type) else t for t in found)
 
 
 def _default_of(option: dataclasses.Field[Any]) -> Any:
+    """The default, MISSING without one."""
     if option.default_factory is not dataclasses.MISSING:
         return option.default_factory()
     return option.default
@@ -285,13 +320,10 @@ def _pass_classes(loaded: object) -> Iterable[type[Pass]]:
         return [loaded] if issubclass(loaded, Pass) else []
     if not isinstance(loaded, ModuleType):
         return []
-    modules: Sequence[ModuleType] = [loaded]
+    modules = [loaded]
     if hasattr(loaded, "__path__"):
-        found = pkgutil.walk_packages(loaded.__path__, f"{loaded.__name__}.")
-        modules = [
-            loaded,
-            *(importlib.import_module(name) for name in sorted(m.name for m in found)),
-        ]
+        found = pkgutil.walk_packages(loaded.__path__, f"{loaded.__name__}.", lambda name: None)
+        modules += map(_imported, sorted(m.name for m in found))
     return [
         member
         for module in modules
@@ -300,3 +332,10 @@ def _pass_classes(loaded: object) -> Iterable[type[Pass]]:
         and not inspect.isabstract(member)
         and member.__module__ == module.__name__
     ]
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise ImportError(f"module {name}: {error}") from error

@@ -11,12 +11,23 @@ Pattern and replacement are small functions written in ONNX operators::
 The parameters after ``op`` are variables: each stands for one value, the same one wherever it
 appears; so does an operator that the pattern uses in several places. A Python number stands for a
 constant of that value.
+
+What is spelled in several ways is still one pattern: ``op.either(a, b)`` stands for a value that
+one of these terms stands for. They are tried in their order until the whole pattern fits and the
+condition holds. A part that may be missing comes first, what it is applied to second::
+
+    def pattern(op, x, a, b, bias):
+        product = op.either(op.MatMul(x, a), op.Gemm(x, a))
+        return op.Relu(op.either(op.Add(product, bias), product))
+
+``match.get("bias")`` is None where the Add is missing; ``"name" in match.bound`` tells whether an
+alternative with ``bind="name"`` is the one.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -51,7 +62,14 @@ class Operator:
     bind: str
 
 
-Term: TypeAlias = "Variable | Operator | float"
+@dataclass(frozen=True, eq=False)
+class Either:
+    """Stands for a value that one of several terms stands for."""
+
+    choices: tuple[Term, ...]
+
+
+Term: TypeAlias = "Variable | Operator | Either | float"
 
 
 class PatternBuilder:
@@ -73,6 +91,11 @@ class PatternBuilder:
         return self(op_type)
 
     @staticmethod
+    def either(*choices: Term) -> Either:
+        """A term for what any of these stand for, the earlier ones preferred."""
+        return Either(choices)
+
+    @staticmethod
     def constant(variable: Variable) -> Variable:
         """The variable, matching only values that never change."""
         return Variable(variable.name, constant=True, required=variable.required)
@@ -85,13 +108,13 @@ class PatternBuilder:
 
 @dataclass
 class Match:
-    """Where a pattern fits: values by variable name, nodes by ``bind`` name and by term."""
+    """Where a pattern fits: values by variable name and by term, nodes by ``bind`` name."""
 
     graph: Graph
     root: Node
     values: dict[str, Value | None] = field(default_factory=dict)
     bound: dict[str, Node] = field(default_factory=dict)
-    terms: dict[Operator, Node] = field(default_factory=dict)
+    terms: dict[Operator | Either, Value | None] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Value:
@@ -101,7 +124,7 @@ class Match:
         return value
 
     def get(self, name: str) -> Value | None:
-        """The value of an optional variable, None if the input is left out."""
+        """A variable's value, None if its input is left out or its alternative is not the one."""
         return self.values.get(name)
 
     def node(self, name: str) -> Node:
@@ -140,7 +163,7 @@ class Builder:
         return self.graph.constant(data, name)
 
 
-PatternFunction: TypeAlias = Callable[..., Operator]
+PatternFunction: TypeAlias = Callable[..., Operator | Either]
 Replacement: TypeAlias = Callable[[Builder, Match], Value]
 Condition: TypeAlias = Callable[[Match], bool]
 
@@ -148,9 +171,10 @@ Condition: TypeAlias = Callable[[Match], bool]
 class Rule:
     """One rewrite rule.
 
-    The pattern's root is the operator it returns; the inner nodes must serve nothing but the
-    match, since they go away with it. ``replacement`` gives the value that takes the root's
-    place; it may be the output of a node of the match that it changed, and then that node stays.
+    The pattern's root is the operator it returns, or one of several; the inner nodes must serve
+    nothing but the match, since they go away with it. ``replacement`` gives the value that takes
+    the root's place; it may be the output of a node of the match that it changed, and then that
+    node stays.
     ``condition`` may refuse a match. ``what`` tells of a rewrite in the log, after the name of
     the root.
     """
@@ -164,13 +188,15 @@ class Rule:
     ) -> None:
         names = list(inspect.signature(pattern).parameters)[1:]
         self.pattern = pattern(PatternBuilder(), *[Variable(n) for n in names])
+        self.roots = frozenset(_last_operators(self.pattern))
         self.replacement = replacement
         self.condition = condition
         self.what = what
 
     def match(self, root: Node) -> Match | None:
         """Where the pattern fits with ``root`` as its last operator, or None."""
-        for match in _match_node(self.pattern, root, Match(root.graph, root)):
+        match = Match(root.graph, root)
+        for _ in _ways(self.pattern, next(iter(root.outputs), None), match):
             if _is_closed(match) and (self.condition is None or self.condition(match)):
                 return match
         return None
@@ -196,19 +222,23 @@ class Rule:
         return True
 
 
-def rewrite(graph: Graph, rules: Sequence[Rule], ctx: Context) -> int:
+def rewrite(graph: Graph, rules: Sequence[Rule], ctx: Context, *, last_first: bool = False) -> int:
     """Try every rule at every node of a graph and its subgraphs, once over; gives rewrites made.
 
-    A node is offered to the rules in their order and the first that fits is applied. ``ctx`` is
-    told of each rewrite.
+    A node is offered to the rules in their order and the first that fits is applied. With
+    ``last_first`` a graph's last nodes are offered first, so that a pattern whose last operators
+    may be missing takes in all that are there; otherwise a rewrite is seen by the nodes behind
+    it. ``ctx`` is told of each rewrite.
     """
+    present = {node.op_type for node in graph.all_nodes()}
     by_operator: dict[str, list[Rule]] = {}
     for rule in rules:
-        for op_type in rule.pattern.op_types:
+        # Most graphs lack an operator of most patterns, and most patterns begin with a product.
+        for op_type in rule.roots if _is_possible(rule.pattern, present) else ():
             by_operator.setdefault(op_type, []).append(rule)
     made = 0
-    for nested in list(graph.all_graphs()):
-        for node in nested.nodes():
+    for nested in list(graph.all_graphs()) if by_operator else ():
+        for node in reversed(nested.nodes()) if last_first else nested.nodes():
             candidates = by_operator.get(node.op_type, ())
             label = node.label if candidates else ""
             for rule in candidates:
@@ -268,40 +298,31 @@ def attribute_value(node: Node, name: str) -> Any:
     return value.decode() if isinstance(value, bytes) else _plain(value)
 
 
-def _match_node(term: Operator, node: Node, match: Match) -> Iterator[Match]:
-    if (
-        node.op_type not in term.op_types
-        or node.domain != term.domain
-        or len(node.inputs) > len(term.inputs)
-        or any(attribute_value(node, k) != _plain(v) for k, v in term.attributes.items())
-    ):
-        return
-    inputs = [node.input(slot) for slot in range(len(term.inputs))]
-    orders = [inputs]
-    if node.op_type in COMMUTATIVE and len(inputs) == 2:
-        orders.append(inputs[::-1])
-    for order in orders:
-        grown = Match(
-            match.graph,
-            match.root,
-            dict(match.values),
-            {**match.bound, **({term.bind: node} if term.bind else {})},
-            {**match.terms, term: node},
-            [*match.nodes, node],
-        )
-        yield from _match_inputs(list(zip(term.inputs, order, strict=True)), grown)
+def _last_operators(term: Term) -> Iterator[str]:
+    if isinstance(term, Operator):
+        yield from term.op_types
+    elif isinstance(term, Either):
+        for choice in term.choices:
+            yield from _last_operators(choice)
+    else:
+        raise TypeError("a pattern is an operator, or alternatives that all are operators")
 
 
-def _match_inputs(pairs: list[tuple[Term, Value | None]], match: Match) -> Iterator[Match]:
-    if not pairs:
-        yield match
-        return
-    (term, value), rest = pairs[0], pairs[1:]
-    for grown in _match_term(term, value, match):
-        yield from _match_inputs(rest, grown)
+def _is_possible(term: Term, present: Set[str]) -> bool:
+    """Whether a graph with these operators has one for every term that the pattern needs."""
+    if isinstance(term, Either):
+        return any(_is_possible(choice, present) for choice in term.choices)
+    return not isinstance(term, Operator) or (
+        not present.isdisjoint(term.op_types) and all(_is_possible(t, present) for t in term.inputs)
+    )
 
 
-def _match_term(term: Term, value: Value | None, match: Match) -> Iterator[Match]:
+def _ways(term: Term, value: Value | None, match: Match) -> Iterator[None]:
+    """Let the match hold each way in which a term stands for a value, one after the other.
+
+    What was put into the match for one way is taken out again before the next; whoever stops
+    early keeps the way it has.
+    """
     if isinstance(term, Variable):
         if value is None and term.required:
             return
@@ -309,27 +330,55 @@ def _match_term(term: Term, value: Value | None, match: Match) -> Iterator[Match
             return
         if term.name in match.values:
             if match.values[term.name] is value:
-                yield match
+                yield
             return
-        yield Match(
-            match.graph,
-            match.root,
-            {**match.values, term.name: value},
-            match.bound,
-            match.terms,
-            match.nodes,
-        )
-    elif isinstance(term, Operator):
-        producer = value.producer if value is not None else None
-        if producer is None or value is None or value.slot != 0:
-            return
-        if term in match.terms:
-            if match.terms[term] is producer:
-                yield match
-        elif producer.graph is match.graph:
-            yield from _match_node(term, producer, match)
-    elif value is not None and value.is_constant and _is_number(value, term):
-        yield match
+        match.values[term.name] = value
+        yield
+        del match.values[term.name]
+    elif not isinstance(term, Operator | Either):
+        if value is not None and value.is_constant and _is_number(value, term):
+            yield
+    elif term in match.terms:
+        if match.terms[term] is value:
+            yield
+    else:
+        match.terms[term] = value
+        if isinstance(term, Operator):
+            yield from _ways_as_operator(term, value, match)
+        else:
+            for choice in term.choices:
+                yield from _ways(choice, value, match)
+        del match.terms[term]
+
+
+def _ways_as_operator(term: Operator, value: Value | None, match: Match) -> Iterator[None]:
+    node = None if value is None or value.slot != 0 else value.producer
+    if (
+        node is None
+        or node.op_type not in term.op_types
+        or node.domain != term.domain
+        or node.graph is not match.graph
+        or len(node.inputs) > len(term.inputs)
+        or any(attribute_value(node, k) != _plain(v) for k, v in term.attributes.items())
+    ):
+        return
+    match.nodes.append(node)
+    if term.bind:
+        match.bound[term.bind] = node
+    inputs = [node.input(slot) for slot in range(len(term.inputs))]
+    yield from _ways_of_all(list(zip(term.inputs, inputs, strict=True)), match)
+    if node.op_type in COMMUTATIVE and len(inputs) == 2:
+        yield from _ways_of_all(list(zip(term.inputs, inputs[::-1], strict=True)), match)
+    match.nodes.pop()
+    match.bound.pop(term.bind, None)
+
+
+def _ways_of_all(pairs: Sequence[tuple[Term, Value | None]], match: Match) -> Iterator[None]:
+    if not pairs:
+        yield
+        return
+    for _ in _ways(*pairs[0], match):
+        yield from _ways_of_all(pairs[1:], match)
 
 
 def _is_number(value: Value, number: float) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from onnxq.ir import Attribute, Context, Graph, Node, Pass, Tensor, Value
-from onnxq.ir.operators import is_deterministic, is_packed
+from onnxq.ir import Context, Graph, Node, Pass, Value
 from onnxq.ir.types import merge_types
+from onnxq.passes.cleanup.node_key import node_key
 
 _SAMPLE = 1024
 """Bytes compared before whole tensors of the same shape are."""
@@ -100,39 +100,3 @@ class _Scope:
         assert first.data is not None
         self.constants.setdefault((coarse, first.data.digest()), first)
         return self.constants.setdefault((coarse, value.data.digest()), value)
-
-
-def node_key(node: Node, inputs: Hashable) -> Hashable | None:
-    """What has to be equal for two nodes to be merged; None for one that is never merged.
-
-    ``inputs`` stands for what the node reads.
-    """
-    if node.is_op("Identity") or any(node.subgraphs()) or not is_deterministic(node):
-        return None
-    if any(v is not None and v.is_output and is_packed(v) for v in node.outputs):
-        return None
-    if any(a.reference for a in node.attributes.values()):
-        return None
-    return (
-        node.domain,
-        node.op_type,
-        inputs,
-        tuple(value is None for value in node.outputs),
-        tuple(sorted((name, _comparable(a)) for name, a in node.attributes.items())),
-        node.device_configurations,
-    )
-
-
-def _comparable(attribute: Attribute) -> tuple[int, str]:
-    """An attribute so that only equal bits compare equal: 0.0 and -0.0 do not, NaNs do."""
-    value = attribute.value
-    several = value if isinstance(value, tuple) else (value,)
-    return attribute.kind, repr([_bits(item) for item in several])
-
-
-def _bits(item: Any) -> Any:
-    if isinstance(item, Tensor):
-        return item.digest()
-    if isinstance(item, int | float | bytes):
-        return item
-    return item.SerializeToString(deterministic=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxq.ir import Context, Graph, Pass
+from onnxq.passes.unused import remove_dead
 
 
 @dataclass(frozen=True)
@@ -28,29 +29,4 @@ class EliminateDead(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the operators and initializers removed."""
-        made = 0
-        for node in reversed(graph.nodes()):
-            made_values = [v for v in node.outputs if v is not None]
-            if made_values and not any(v.uses or v.is_output for v in made_values):
-                graph.remove(node)
-                ctx.rewrote(f"{node.label}: nobody reads it")
-                made += 1
-                continue
-            for subgraph in node.subgraphs():
-                made += self.run(subgraph, ctx)
-        return made + _discard_constants(graph, ctx)
-
-
-def _discard_constants(graph: Graph, ctx: Context) -> int:
-    if graph.model.training_info:
-        return 0
-    annotated = {name for v in graph.values.values() for name in v.annotation.values()}
-    unused = [
-        v
-        for v in graph.initializers()
-        if v.is_constant and not v.uses and not v.is_output and v.name not in annotated
-    ]
-    for value in unused:
-        graph.discard(value)
-        ctx.rewrote(f"initializer '{value.name}': nobody reads it")
-    return len(unused)
+        return remove_dead(graph, ctx)

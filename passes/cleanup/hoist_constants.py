@@ -11,7 +11,7 @@ from onnxq.ir.copying import inline, reads
 from onnxq.ir.operators import is_deterministic
 from onnxq.ir.shape_values import constant_ints
 from onnxq.ir.types import static_size
-from onnxq.passes.cleanup.eliminate_common_subexpressions import node_key
+from onnxq.passes.cleanup.node_key import node_key
 
 _FIRST_SCAN_OPSET = 9
 """Before it Scan has a batch axis and lengths of its own."""

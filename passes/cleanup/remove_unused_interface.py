@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, Pass
-from onnxq.passes.cleanup.eliminate_dead import EliminateDead
-
-_dropped: WeakKeyDictionary[Graph, set[str]] = WeakKeyDictionary()
-"""Outputs gone by request: a pipeline runs its passes again until they find nothing."""
+from onnxq.passes.unused import remove_dead
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class RemoveUnusedInterface(Pass):
         """
         made = self._drop_outputs(graph, ctx)
         if made:
-            EliminateDead().run(graph, ctx)
+            remove_dead(graph, ctx)
         if graph.model.training_info:
             return made
         for value in graph.inputs:
@@ -55,21 +51,21 @@ class RemoveUnusedInterface(Pass):
         return made
 
     def _drop_outputs(self, graph: Graph, ctx: Context) -> int:
-        earlier = _dropped.setdefault(graph, set())
-        wanted = {name.strip() for name in self.outputs.split(",")} - {""} - earlier
+        wanted = {name.strip() for name in self.outputs.split(",")} - {""}
         present = [value.name for value in graph.outputs]
-        for name in sorted(wanted):
-            if name not in present:
-                raise InputError(
-                    f"the model has no output '{name}' to remove; it has: {', '.join(present)}"
-                )
-        if not wanted:
-            return 0
+        # A pipeline runs its passes again until they find nothing: what is gone is not missing.
+        missing = sorted(wanted.difference(present, ctx.dropped_outputs))
+        if missing:
+            raise InputError(
+                f"the model has no output '{missing[0]}' to remove; it has: {', '.join(present)}"
+            )
+        dropped = sorted(wanted.intersection(present))
         kept = [value for value in graph.outputs if value.name not in wanted]
-        if not kept:
+        if dropped and not kept:
             raise InputError("removing all outputs leaves no model; keep at least one output")
-        graph.set_outputs(kept)
-        earlier |= wanted
-        for name in sorted(wanted):
+        if dropped:
+            graph.set_outputs(kept)
+        ctx.dropped_outputs.update(dropped)
+        for name in dropped:
             ctx.rewrote(f"output '{name}': dropped by request")
-        return len(wanted)
+        return len(dropped)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxq.ir import Builder, Context, DataType, Graph, Match, Numerics, Pass, Rule, Shape, Value
-from onnxq.ir.pattern import Operator, PatternBuilder, PatternFunction, Variable
+from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.fusing import fuse, keeps_shape, number
 
 _FIRST_OPSET = 23
@@ -19,7 +18,8 @@ _SWAPPED_FROM_ROWS = (0, 2, 3, 1)
 
 _HEADS_FIRST = (0, 2, 1, 3)
 
-_SCALES = ("query_factor", "query_divisor", "key_factor", "factor", "divisor")
+_SCALED = ("query", "key", "score")
+"""What may be multiplied or divided by a constant."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class FuseAttention(Pass):
     Rewritten, in float32 and from opset 23 on: ``softmax(q @ transpose(k) * scale + mask) @ v``
     over ``[batch, heads, length, size]``, batch and heads known to agree.
 
-    - The scale is a Mul or Div with a constant number behind the first product, or before it on
-      the queries, or a Mul on queries and keys, or several of these, or missing.
+    - The scale is a Mul or Div with a constant number behind the first product, before it on the
+      queries or keys, several of these, or missing.
     - The keys are transposed by swapping the last two axes, or together with splitting off the
       heads, or, as torch's newer exporter does, between two Reshapes over three axes.
     - The mask is a tensor that is added, of the scores' last two dimensions and any or none of the
@@ -58,31 +58,26 @@ class FuseAttention(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Attentions made."""
-        return fuse(graph, [_RULES], ctx, _FIRST_OPSET)
+        return fuse(graph, _RULES, ctx, _FIRST_OPSET)
 
 
-def _pattern(query: str, key: str, merged: bool, scale: str, masked: bool) -> PatternFunction:
-    """The pattern with a choice of where it is scaled, how keys are transposed, and of a mask."""
+def _pattern(
+    op: PatternBuilder,
+    q: Variable,
+    k: Variable,
+    v: Variable,
+    mask: Variable,
+    merging: Variable,
+    splitting: Variable,
+) -> Operator:
+    def scaled(term: Term, name: str) -> Either:
+        factor, divisor = (op.constant(Variable(f"{name}_{by}")) for by in ("factor", "divisor"))
+        return op.either(op.Mul(term, factor), op.Div(term, divisor), term)
 
-    def scaled(op: PatternBuilder, term: Variable | Operator, by: str) -> Variable | Operator:
-        if not by:
-            return term
-        return op("Div" if by.endswith("divisor") else "Mul")(term, op.constant(Variable(by)))
-
-    def pattern(op: PatternBuilder, q: Variable, k: Variable, v: Variable) -> Operator:
-        keys: Variable | Operator = k
-        if merged:
-            keys = op.Reshape(k, Variable("merging"), bind="merge")
-        keys = op.Transpose(keys, bind="transpose")
-        if merged:
-            keys = op.Reshape(keys, Variable("splitting"), bind="split")
-        product = op.MatMul(scaled(op, q, query), scaled(op, keys, key))
-        scores = scaled(op, product, scale)
-        if masked:
-            scores = op.Add(scores, Variable("mask"))
-        return op.MatMul(op.Softmax(scores, bind="softmax"), v)
-
-    return pattern
+    merged = op.Transpose(op.Reshape(k, merging, bind="merge"), bind="transpose")
+    keys = op.either(op.Reshape(merged, splitting, bind="split"), op.Transpose(k, bind="transpose"))
+    scores = scaled(op.MatMul(scaled(q, "query"), scaled(keys, "key")), "score")
+    return op.MatMul(op.Softmax(op.either(op.Add(scores, mask), scores), bind="softmax"), v)
 
 
 def _key_shape(match: Match) -> Shape | None:
@@ -140,13 +135,13 @@ def _is_mask(mask: Value | None, scores: Shape) -> bool:
 def _scale(match: Match) -> float | None:
     """What the scores are multiplied by, None if that is not a positive constant number."""
     product = 1.0
-    for name in _SCALES:
-        value = match.get(name)
-        if value is not None:
-            found = number(value)
+    for name in _SCALED:
+        for by in ("factor", "divisor"):
+            value = match.get(f"{name}_{by}")
+            found = 1.0 if value is None else number(value)
             if found is None or not 0 < found < math.inf:
                 return None
-            product = product / found if name.endswith("divisor") else product * found
+            product = product / found if by == "divisor" else product * found
     return product
 
 
@@ -160,14 +155,4 @@ def _replacement(op: Builder, match: Match) -> Value:
     return op.Attention(*inputs, scale=scale)
 
 
-# The longer patterns first: a shorter one matches where a longer one does.
-_RULES = [
-    Rule(_pattern(*choice), _replacement, _is_attention, "is one Attention")
-    for choice in itertools.product(
-        ("query_factor", "query_divisor", ""),
-        ("key_factor", ""),
-        (True, False),
-        ("factor", "divisor", ""),
-        (True, False),
-    )
-]
+_RULES = [Rule(_pattern, _replacement, _is_attention, "is one Attention")]

@@ -19,29 +19,15 @@ from onnxq.ir import (
     Pass,
     Rule,
     Value,
-    attribute_value,
     rewrite,
 )
-from onnxq.ir.pattern import Operator, PatternBuilder, PatternFunction, Variable
+from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
+from onnxq.passes.fusion.clip_bounds import FIRST_INPUT_OPSET, LARGEST, Bounds, clip_bounds
 from onnxq.passes.fusion.fusing import keeps_shape, number
-
-Bounds = tuple[float, float]
-"""What values are raised to if they are below it, and what they are lowered to after that."""
 
 _FIRST_OPSET = 8
 """Before it Max and Min do not broadcast."""
 
-_FIRST_INPUT_OPSET = 11
-"""From here on Clip has its bounds as inputs, before it as attributes."""
-
-_LARGEST = {
-    DataType.FLOAT: float(np.finfo(np.float32).max),
-    DataType.DOUBLE: float(np.finfo(np.float64).max),
-}
-"""The largest finite number of each element type that is rewritten."""
-
-_UNARY = ("Relu", "Clip")
-_BINARY = ("Max", "Min")
 _RELU: Bounds = (0.0, math.inf)
 
 
@@ -84,26 +70,6 @@ class FuseClip(Pass):
         return total
 
 
-def clip_bounds(clip: Node) -> Bounds | None:
-    """The bounds of a Clip; None if they are not constant numbers, or its dtype is no known float.
-
-    A bound that is not given is the largest finite number of the dtype, as ONNX defines it.
-    """
-    read = clip.input(0)
-    largest = None if read is None or read.dtype is None else _LARGEST.get(read.dtype)
-    if largest is None:
-        return None
-    if clip.graph.opset < _FIRST_INPUT_OPSET:
-        return float(attribute_value(clip, "min")), float(attribute_value(clip, "max"))
-    found = [-largest, largest]
-    for at, given in enumerate((clip.input(1), clip.input(2))):
-        bound = number(given)
-        if given is not None and (bound is None or math.isnan(bound)):
-            return None
-        found[at] = found[at] if bound is None else bound
-    return found[0], found[1]
-
-
 def _node_bounds(node: Node, constant: Value | None) -> Bounds | None:
     """What one of these operators does; ``constant`` is the number that Max and Min read."""
     if node.is_op("Relu"):
@@ -128,28 +94,28 @@ def _all_bounds(match: Match) -> Bounds | None:
     return low, high
 
 
-def _step(
-    op: PatternBuilder, kinds: tuple[str, ...], x: Variable | Operator, bind: str
-) -> Operator:
-    if kinds is _BINARY:
-        return op(*kinds)(x, op.constant(Variable(f"{bind}_number")), bind=bind)
+def _limited(op: PatternBuilder, x: Term, bind: str) -> Operator:
+    return op("Max", "Min")(x, op.constant(Variable(f"{bind}_number")), bind=bind)
+
+
+def _limited_or_clipped(op: PatternBuilder, x: Term, bind: str) -> Either:
     low, high = (op.optional(Variable(f"{bind}_{end}")) for end in ("low", "high"))
-    return op(*kinds)(x, low, high, bind=bind)
+    return op.either(op("Relu", "Clip")(x, low, high, bind=bind), _limited(op, x, bind))
 
 
-def _two(outer: tuple[str, ...], inner: tuple[str, ...]) -> PatternFunction:
-    return lambda op, x: _step(op, outer, _step(op, inner, x, "inner"), "outer")
+def _two(op: PatternBuilder, x: Variable) -> Either:
+    return _limited_or_clipped(op, _limited_or_clipped(op, x, "inner"), "outer")
 
 
 def _one(op: PatternBuilder, x: Variable) -> Operator:
-    return _step(op, _BINARY, x, "outer")
+    return _limited(op, x, "outer")
 
 
 def _is_clip(match: Match) -> bool:
     x, bounds = match["x"], _all_bounds(match)
-    if bounds is None or x.dtype not in _LARGEST or not keeps_shape(match, x):
+    if bounds is None or x.dtype not in LARGEST or not keeps_shape(match, x):
         return False
-    if x.dtype is DataType.DOUBLE and match.graph.opset < _FIRST_INPUT_OPSET:
+    if x.dtype is DataType.DOUBLE and match.graph.opset < FIRST_INPUT_OPSET:
         return False
     return bounds == _RELU or not any(map(math.isinf, bounds))
 
@@ -159,10 +125,10 @@ def _clip(op: Builder, match: Match) -> Value:
     assert bounds is not None and x.dtype is not None
     if bounds == _RELU:
         return op.Relu(x)
-    largest = _LARGEST[x.dtype]
+    largest = LARGEST[x.dtype]
     ends = (("min", bounds[0], -largest), ("max", bounds[1], largest))
     given = {end: bound for end, bound, implied in ends if bound != implied}
-    if op.graph.opset < _FIRST_INPUT_OPSET:
+    if op.graph.opset < FIRST_INPUT_OPSET:
         return op("Clip", x, attributes=given)
     stem, dtype = match.root.output.name, x.dtype.numpy
     made = {e: op.constant(np.array(b, dtype), f"{stem}_{e}") for e, b in given.items()}
@@ -171,10 +137,6 @@ def _clip(op: Builder, match: Match) -> Value:
 
 
 _RULES = [
-    *(
-        Rule(_two(outer, inner), _clip, _is_clip, "is one Clip with the operator before it")
-        for outer in (_UNARY, _BINARY)
-        for inner in (_UNARY, _BINARY)
-    ),
+    Rule(_two, _clip, _is_clip, "is one Clip with the operator before it"),
     Rule(_one, _clip, _is_clip, "is a Relu"),
 ]

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from onnxq.ir import Builder, Context, Graph, Match, Node, Numerics, Pass, Rule, Value, rewrite
-from onnxq.ir.pattern import Operator, PatternBuilder, Variable
+from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.weighted import (
     are_finite,
     channel_count,
@@ -86,47 +86,34 @@ class FuseConvScale(Pass):
 
 def _after_weighted(
     op: PatternBuilder, x: Variable, w: Variable, b: Variable, c: Variable
+) -> Either:
+    weighted, numbers = _weighted(op, x, w, b), op.constant(c)
+    return op.either(
+        op("Mul", "Div", "Add", "Sub")(weighted, numbers),
+        op.Sub(numbers, weighted, bind="reversed"),
+    )
+
+
+def _after_product(
+    op: PatternBuilder, x: Variable, w: Variable, b: Variable, c: Variable
 ) -> Operator:
-    return op("Mul", "Div", "Add", "Sub")(_weighted(op, x, w, b), op.constant(c))
+    product = _product(op, x, w)
+    biased = op.Add(product, op.constant(b), bind="biased")
+    return op("Mul", "Div")(op.either(biased, product), op.constant(c))
 
 
-def _subtracted(op: PatternBuilder, x: Variable, w: Variable, b: Variable, c: Variable) -> Operator:
-    return op.Sub(op.constant(c), _weighted(op, x, w, b), bind="reversed")
+def _before(op: PatternBuilder, x: Variable, w: Variable, b: Variable, c: Variable) -> Either:
+    scaled = op("Mul", "Div")(x, op.constant(c), bind="scale")
+    return op.either(_weighted(op, scaled, w, b), _product(op, scaled, w))
 
 
-def _weighted(op: PatternBuilder, x: Variable | Operator, w: Variable, b: Variable) -> Operator:
+def _weighted(op: PatternBuilder, x: Term, w: Variable, b: Variable) -> Operator:
     return op("Conv", "ConvTranspose", "Gemm")(x, w, op.optional(b), bind="weighted")
 
 
-def _after_product(op: PatternBuilder, x: Variable, w: Variable, c: Variable) -> Operator:
-    return op("Mul", "Div")(op.MatMul(x, op.constant(w), bind="weighted"), op.constant(c))
-
-
-def _after_left_product(op: PatternBuilder, x: Variable, w: Variable, c: Variable) -> Operator:
-    return op("Mul", "Div")(op.MatMul(op.constant(w), x, bind="weighted"), op.constant(c))
-
-
-def _after_biased_product(
-    op: PatternBuilder, x: Variable, w: Variable, b: Variable, c: Variable
-) -> Operator:
-    product = op.MatMul(x, op.constant(w), bind="weighted")
-    return op("Mul", "Div")(op.Add(product, op.constant(b), bind="biased"), op.constant(c))
-
-
-def _before_weighted(
-    op: PatternBuilder, x: Variable, w: Variable, b: Variable, c: Variable
-) -> Operator:
-    return _weighted(op, op("Mul", "Div")(x, op.constant(c), bind="scale"), w, b)
-
-
-def _before_product(op: PatternBuilder, x: Variable, w: Variable, c: Variable) -> Operator:
-    scaled = op("Mul", "Div")(x, op.constant(c), bind="scale")
-    return op.MatMul(scaled, op.constant(w), bind="weighted")
-
-
-def _before_left_product(op: PatternBuilder, x: Variable, w: Variable, c: Variable) -> Operator:
-    scaled = op("Mul", "Div")(x, op.constant(c), bind="scale")
-    return op.MatMul(op.constant(w), scaled, bind="weighted")
+def _product(op: PatternBuilder, x: Term, w: Variable) -> Either:
+    weight = op.constant(w)
+    return op.either(op.MatMul(x, weight, bind="weighted"), op.MatMul(weight, x, bind="weighted"))
 
 
 def _affine(match: Match) -> tuple[np.ndarray, np.ndarray] | None:
@@ -319,11 +306,6 @@ _FOLDED = "folded into the weight"
 
 _RULES = [
     Rule(_after_weighted, _fold_after, _folds_after, _FOLDED),
-    Rule(_subtracted, _fold_after, _folds_after, _FOLDED),
     Rule(_after_product, _fold_into_product, _folds_into_product, _FOLDED),
-    Rule(_after_left_product, _fold_into_product, _folds_into_product, _FOLDED),
-    Rule(_after_biased_product, _fold_into_product, _folds_into_product, _FOLDED),
-    Rule(_before_weighted, _fold_before, _folds_before, _FOLDED),
-    Rule(_before_product, _fold_before, _folds_before, _FOLDED),
-    Rule(_before_left_product, _fold_before, _folds_before, _FOLDED),
+    Rule(_before, _fold_before, _folds_before, _FOLDED),
 ]

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxq.ir import Builder, Context, DataType, Graph, Match, Numerics, Pass, Rule, Value
-from onnxq.ir.pattern import Operator, PatternBuilder, PatternFunction, Replacement, Variable
+from onnxq.ir.pattern import Either, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.fusing import fuse, keeps_shape
 
 _FIRST_OPSET = 20
 
 _SLOPE = math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
-
-Inner = Callable[[PatternBuilder, Variable], Operator]
-Halved = Callable[[PatternBuilder, "Variable | Operator"], Operator]
 
 
 @dataclass(frozen=True)
@@ -51,58 +47,32 @@ class FuseGelu(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Gelus made."""
-        return fuse(graph, [_RULES], ctx, _FIRST_OPSET)
+        return fuse(graph, _RULES, ctx, _FIRST_OPSET)
 
 
-_ERF: tuple[Inner, ...] = (
-    lambda op, x: op.Erf(op.Div(x, math.sqrt(2))),
-    lambda op, x: op.Erf(op.Mul(x, 1 / math.sqrt(2))),
-)
+def _pattern(op: PatternBuilder, x: Variable) -> Either:
+    def halved(term: Term) -> Either:
+        return op.either(op.Mul(term, 0.5), op.Div(term, 2.0))
 
-_CUBED: tuple[Inner, ...] = (
-    lambda op, x: op.Pow(x, 3.0),
-    lambda op, x: op.Mul(x, op.Mul(x, x)),
-)
-
-_SQUARED_SCALED: tuple[Inner, ...] = (
-    lambda op, x: op.Mul(op.Mul(x, _CUBIC), x),
-    lambda op, x: op.Mul(op.Mul(x, x), _CUBIC),
-    lambda op, x: op.Mul(op.Pow(x, 2.0), _CUBIC),
-)
-
-
-def _tanh_of_sum(cubed: Inner) -> Inner:
-    return lambda op, x: op.Tanh(op.Mul(op.Add(x, op.Mul(cubed(op, x), _CUBIC)), _SLOPE))
-
-
-def _tanh_of_product(squared: Inner) -> Inner:
-    return lambda op, x: op.Tanh(op.Mul(op.Mul(x, _SLOPE), op.Add(squared(op, x), 1.0)))
-
-
-_TANH = (*map(_tanh_of_sum, _CUBED), *map(_tanh_of_product, _SQUARED_SCALED))
-
-_HALVED: tuple[Halved, ...] = (
-    lambda op, term: op.Mul(term, 0.5),
-    lambda op, term: op.Div(term, 2.0),
-)
-
-
-def _patterns(inner: Inner) -> list[PatternFunction]:
-    """Every way to multiply ``x``, the half and one more than the inner function."""
-    made: list[PatternFunction] = [
-        lambda op, x: op.Mul(x, op.Add(op.Mul(inner(op, x), 0.5), 0.5)),
-    ]
-    for halved in _HALVED:
-        made += _products(inner, halved)
-    return made
-
-
-def _products(inner: Inner, halved: Halved) -> list[PatternFunction]:
-    return [
-        lambda op, x: op.Mul(halved(op, x), op.Add(inner(op, x), 1.0)),
-        lambda op, x: op.Mul(x, halved(op, op.Add(inner(op, x), 1.0))),
-        lambda op, x: halved(op, op.Mul(x, op.Add(inner(op, x), 1.0))),
-    ]
+    erf = op.Erf(op.either(op.Div(x, math.sqrt(2)), op.Mul(x, 1 / math.sqrt(2))))
+    cube = op.either(op.Pow(x, 3.0), op.Mul(x, op.Mul(x, x)))
+    square = op.either(op.Mul(x, x), op.Pow(x, 2.0))
+    scaled_square = op.either(op.Mul(op.Mul(x, _CUBIC), x), op.Mul(square, _CUBIC))
+    tanh = op.Tanh(
+        op.either(
+            op.Mul(op.Add(x, op.Mul(cube, _CUBIC)), _SLOPE),
+            op.Mul(op.Mul(x, _SLOPE), op.Add(scaled_square, 1.0)),
+        ),
+        bind="tanh",
+    )
+    inner = op.either(erf, tanh)
+    more = op.Add(inner, 1.0)
+    return op.either(
+        op.Mul(x, op.Add(op.Mul(inner, 0.5), 0.5)),
+        op.Mul(halved(x), more),
+        op.Mul(x, halved(more)),
+        halved(op.Mul(x, more)),
+    )
 
 
 def _is_gelu(match: Match) -> bool:
@@ -110,18 +80,10 @@ def _is_gelu(match: Match) -> bool:
     return x.dtype is DataType.FLOAT and keeps_shape(match, x)
 
 
-def _gelu(approximate: str) -> Replacement:
-    def replacement(op: Builder, match: Match) -> Value:
-        if approximate == "none":
-            return op.Gelu(match["x"])
-        return op.Gelu(match["x"], approximate=approximate)
-
-    return replacement
+def _replacement(op: Builder, match: Match) -> Value:
+    return op(
+        "Gelu", match["x"], attributes={"approximate": "tanh"} if "tanh" in match.bound else {}
+    )
 
 
-_RULES = [
-    Rule(pattern, _gelu(approximate), _is_gelu, "is one Gelu")
-    for approximate, inners in (("none", _ERF), ("tanh", _TANH))
-    for inner in inners
-    for pattern in _patterns(inner)
-]
+_RULES = [Rule(_pattern, _replacement, _is_gelu, "is one Gelu")]

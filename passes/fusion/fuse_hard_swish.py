@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,16 +18,14 @@ from onnxq.ir import (
     Value,
     attribute_value,
 )
-from onnxq.ir.pattern import Operator, PatternBuilder, PatternFunction, Variable
-from onnxq.passes.fusion.fuse_clip import clip_bounds
+from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
+from onnxq.passes.fusion.clip_bounds import clip_bounds
 from onnxq.passes.fusion.fusing import fuse, keeps_shape, number
 
 _FIRST_HARD_SIGMOID_OPSET = 7
 """Before it Add and Mul broadcast by attributes."""
 
 _FIRST_HARD_SWISH_OPSET = 14
-
-Divided = Callable[[PatternBuilder, "Variable | Operator", Variable], Operator]
 
 
 @dataclass(frozen=True)
@@ -64,9 +61,9 @@ class FuseHardSwish(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the HardSigmoids and HardSwishes made."""
-        made = fuse(graph, [_HARD_SWISH], ctx, _FIRST_HARD_SWISH_OPSET)
-        made += fuse(graph, [_HARD_SIGMOID], ctx, _FIRST_HARD_SIGMOID_OPSET)
-        return made + fuse(graph, [_OF_HARD_SIGMOID], ctx, _FIRST_HARD_SWISH_OPSET)
+        made = fuse(graph, _HARD_SWISH, ctx, _FIRST_HARD_SWISH_OPSET)
+        made += fuse(graph, _HARD_SIGMOID, ctx, _FIRST_HARD_SIGMOID_OPSET)
+        return made + fuse(graph, _OF_HARD_SIGMOID, ctx, _FIRST_HARD_SWISH_OPSET)
 
 
 def _clipped(op: PatternBuilder, term: Operator) -> Operator:
@@ -78,22 +75,22 @@ def _line(op: PatternBuilder, x: Variable, shift: Variable) -> Operator:
     return _clipped(op, op.Add(x, op.constant(shift)))
 
 
-_DIVIDED: tuple[Divided, ...] = (
-    lambda op, term, divisor: op.Div(term, op.constant(divisor)),
-    lambda op, term, divisor: op.Mul(term, op.constant(divisor), bind="product"),
-)
+def _divided(op: PatternBuilder, term: Term) -> Either:
+    divisor, factor = op.constant(Variable("divisor")), op.constant(Variable("factor"))
+    return op.either(op.Div(term, divisor), op.Mul(term, factor))
 
 
-def _shifted_patterns(divided: Divided) -> list[PatternFunction]:
-    return [lambda op, x, shift, divisor: divided(op, _line(op, x, shift), divisor)]
+def _shifted(op: PatternBuilder, x: Variable, shift: Variable) -> Either:
+    return _divided(op, _line(op, x, shift))
 
 
-def _swish_patterns(divided: Divided) -> list[PatternFunction]:
-    return [
-        lambda op, x, shift, divisor: op.Mul(x, divided(op, _line(op, x, shift), divisor)),
-        lambda op, x, shift, divisor: divided(op, op.Mul(x, _line(op, x, shift)), divisor),
-        lambda op, x, shift, divisor: op.Mul(divided(op, x, divisor), _line(op, x, shift)),
-    ]
+def _swish(op: PatternBuilder, x: Variable, shift: Variable) -> Either:
+    line = _line(op, x, shift)
+    return op.either(
+        op.Mul(x, _divided(op, line)),
+        _divided(op, op.Mul(x, line)),
+        op.Mul(_divided(op, x), line),
+    )
 
 
 def _scaled(op: PatternBuilder, x: Variable, factor: Variable, shift: Variable) -> Operator:
@@ -105,11 +102,11 @@ def _of_hard_sigmoid(op: PatternBuilder, x: Variable) -> Operator:
 
 
 def _divisor(match: Match) -> float:
-    """What the match divides by, written as a division or as a product."""
-    given = number(match["divisor"])
-    if given is None or "product" not in match.bound:
-        return math.nan if given is None else given
-    return 1 / given if given else math.inf
+    """What the match divides by, written as a division or as a product; NaN if no number."""
+    divisor, factor = number(match.get("divisor")), number(match.get("factor"))
+    if divisor is None:
+        divisor = math.nan if factor is None else 1 / factor if factor else math.inf
+    return divisor
 
 
 def _is_shifted(match: Match) -> bool:
@@ -172,17 +169,9 @@ def _hard_swish(op: Builder, match: Match) -> Value:
     return op.HardSwish(match["x"])
 
 
-_HARD_SWISH = [
-    Rule(pattern, _hard_swish, _is_shifted_by_half, "is one HardSwish")
-    for divided in _DIVIDED
-    for pattern in _swish_patterns(divided)
-]
+_HARD_SWISH = [Rule(_swish, _hard_swish, _is_shifted_by_half, "is one HardSwish")]
 _HARD_SIGMOID = [
-    *(
-        Rule(pattern, _shifted_sigmoid, _is_shifted, "is one HardSigmoid")
-        for divided in _DIVIDED
-        for pattern in _shifted_patterns(divided)
-    ),
+    Rule(_shifted, _shifted_sigmoid, _is_shifted, "is one HardSigmoid"),
     Rule(_scaled, _scaled_sigmoid, _is_scaled, "is one HardSigmoid"),
 ]
 _OF_HARD_SIGMOID = [Rule(_of_hard_sigmoid, _hard_swish, _is_swish, "is one HardSwish")]

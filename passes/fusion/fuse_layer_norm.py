@@ -6,19 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxq.ir import Builder, Context, Graph, Match, Numerics, Pass, Rule, Value
-from onnxq.ir.pattern import Operator, PatternBuilder, PatternFunction, Variable
+from onnxq.ir.pattern import Either, PatternBuilder, Variable
 from onnxq.passes.fusion.fusing import fuse, number, reduced
 from onnxq.passes.fusion.normalization import (
-    DIVIDED,
-    SQUARED,
-    Divided,
-    Squared,
     have_shape,
     made_parameter,
     normalized,
     normalized_axes,
     ones,
-    scaled,
 )
 
 _FIRST_OPSET = 17
@@ -57,31 +52,15 @@ class FuseLayerNorm(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the LayerNormalizations made."""
-        return fuse(graph, _STAGES, ctx, _FIRST_OPSET)
+        return fuse(graph, _RULES, ctx, _FIRST_OPSET)
 
 
-def _plain(squared: Squared, divided: Divided) -> PatternFunction:
-    def pattern(op: PatternBuilder, x: Variable, eps: Variable) -> Operator:
-        return normalized(
-            op, op.Sub(x, reduced(op, "ReduceMean", x, "mean")), eps, squared, divided
-        )
-
-    return pattern
-
-
-def _scaled(squared: Squared, divided: Divided) -> PatternFunction:
-    return scaled(_plain(squared, divided))
-
-
-def _biased(squared: Squared, divided: Divided) -> PatternFunction:
-    without_bias = _scaled(squared, divided)
-
-    def pattern(
-        op: PatternBuilder, x: Variable, eps: Variable, scale: Variable, bias: Variable
-    ) -> Operator:
-        return op.Add(without_bias(op, x, eps, scale), bias)
-
-    return pattern
+def _pattern(
+    op: PatternBuilder, x: Variable, eps: Variable, scale: Variable, bias: Variable
+) -> Either:
+    norm = normalized(op, op.Sub(x, reduced(op, "ReduceMean", x, "mean")), eps)
+    scaled = op.Mul(norm, scale)
+    return op.either(op.Add(scaled, bias), scaled, norm)
 
 
 def _shape(match: Match) -> tuple[int, ...] | None:
@@ -103,11 +82,4 @@ def _replacement(op: Builder, match: Match) -> Value:
     return op.LayerNormalization(*inputs, axis=-len(shape), epsilon=eps)
 
 
-_STAGES = [
-    [
-        Rule(make(squared, divided), _replacement, _is_layer_norm, "is one LayerNormalization")
-        for squared in SQUARED
-        for divided in DIVIDED
-    ]
-    for make in (_biased, _scaled, _plain)
-]
+_RULES = [Rule(_pattern, _replacement, _is_layer_norm, "is one LayerNormalization")]

@@ -6,19 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxq.ir import Builder, Context, Graph, Match, Numerics, Pass, Rule, Value
-from onnxq.ir.pattern import Operator, PatternBuilder, PatternFunction, Variable
+from onnxq.ir.pattern import Either, PatternBuilder, Variable
 from onnxq.passes.fusion.fusing import fuse, number
 from onnxq.passes.fusion.normalization import (
-    DIVIDED,
-    SQUARED,
-    Divided,
-    Squared,
     have_shape,
     made_parameter,
     normalized,
     normalized_axes,
     ones,
-    scaled,
 )
 
 _FIRST_OPSET = 23
@@ -53,18 +48,12 @@ class FuseRmsNorm(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the RMSNormalizations made."""
-        return fuse(graph, _STAGES, ctx, _FIRST_OPSET)
+        return fuse(graph, _RULES, ctx, _FIRST_OPSET)
 
 
-def _plain(squared: Squared, divided: Divided) -> PatternFunction:
-    def pattern(op: PatternBuilder, x: Variable, eps: Variable) -> Operator:
-        return normalized(op, x, eps, squared, divided)
-
-    return pattern
-
-
-def _scaled(squared: Squared, divided: Divided) -> PatternFunction:
-    return scaled(_plain(squared, divided))
+def _pattern(op: PatternBuilder, x: Variable, eps: Variable, scale: Variable) -> Either:
+    norm = normalized(op, x, eps)
+    return op.either(op.Mul(norm, scale), norm)
 
 
 def _is_rms_norm(match: Match) -> bool:
@@ -95,11 +84,4 @@ def _replacement(op: Builder, match: Match) -> Value:
     return op.RMSNormalization(match["x"], scale, axis=-len(shape), epsilon=eps)
 
 
-_STAGES = [
-    [
-        Rule(make(squared, divided), _replacement, _is_rms_norm, "is one RMSNormalization")
-        for squared in SQUARED
-        for divided in DIVIDED
-    ]
-    for make in (_scaled, _plain)
-]
+_RULES = [Rule(_pattern, _replacement, _is_rms_norm, "is one RMSNormalization")]

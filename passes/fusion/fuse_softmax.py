@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxq.ir import Builder, Context, DataType, Graph, Match, Numerics, Pass, Rule, Value
-from onnxq.ir.pattern import Operator, PatternBuilder, PatternFunction, Variable
+from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.fusing import fuse, kept_axes, reduced
 
 _FIRST_OPSET = 13
@@ -45,60 +45,27 @@ class FuseSoftmax(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Softmaxes and LogSoftmaxes made."""
-        made = fuse(graph, [_SAFE, _PLAIN], ctx, _FIRST_OPSET)
-        return made + fuse(graph, [_LOG_OF_SOFTMAX], ctx, 1)
+        made = fuse(graph, _RULES, ctx, _FIRST_OPSET)
+        return made + fuse(graph, _LOG_OF_SOFTMAX, ctx, 1)
 
 
-def _shifted(op: PatternBuilder, x: Variable) -> Operator:
-    return op.Sub(x, _maximum(op, x))
+def _softmax_pattern(op: PatternBuilder, x: Variable) -> Either:
+    e = op.Exp(op.either(op.Sub(x, reduced(op, "ReduceMax", x, "max")), x))
+    total = reduced(op, "ReduceSum", e, "sum")
+    return op.either(op.Div(e, total), op.Mul(e, op.Reciprocal(total)))
 
 
-def _maximum(op: PatternBuilder, x: Variable) -> Operator:
-    return reduced(op, "ReduceMax", x, "max")
+def _log_softmax_pattern(op: PatternBuilder, x: Variable) -> Either:
+    def log_sum(term: Term) -> Operator:
+        return op.Log(reduced(op, "ReduceSum", op.Exp(term), "sum"))
 
-
-def _total(op: PatternBuilder, e: Operator) -> Operator:
-    return reduced(op, "ReduceSum", e, "sum")
-
-
-def _divided(op: PatternBuilder, e: Operator) -> Operator:
-    return op.Div(e, _total(op, e))
-
-
-def _multiplied(op: PatternBuilder, e: Operator) -> Operator:
-    return op.Mul(e, op.Reciprocal(_total(op, e)))
-
-
-def _less_log(op: PatternBuilder, d: Variable | Operator) -> Operator:
-    return op.Sub(d, op.Log(_total(op, op.Exp(d))))
-
-
-def _less_log_sum_exp(op: PatternBuilder, d: Variable | Operator) -> Operator:
-    return op.Sub(d, reduced(op, "ReduceLogSumExp", d, "sum"))
-
-
-def _less_sum_of_logs(op: PatternBuilder, x: Variable) -> Operator:
-    maximum = _maximum(op, x)
-    return op.Sub(x, op.Add(maximum, op.Log(_total(op, op.Exp(op.Sub(x, maximum))))))
-
-
-_SAFE_SOFTMAX: tuple[PatternFunction, ...] = (
-    lambda op, x: _divided(op, op.Exp(_shifted(op, x))),
-    lambda op, x: _multiplied(op, op.Exp(_shifted(op, x))),
-)
-_PLAIN_SOFTMAX: tuple[PatternFunction, ...] = (
-    lambda op, x: _divided(op, op.Exp(x)),
-    lambda op, x: _multiplied(op, op.Exp(x)),
-)
-_SAFE_LOG: tuple[PatternFunction, ...] = (
-    lambda op, x: _less_log(op, _shifted(op, x)),
-    lambda op, x: _less_log_sum_exp(op, _shifted(op, x)),
-    _less_sum_of_logs,
-)
-_PLAIN_LOG: tuple[PatternFunction, ...] = (
-    lambda op, x: _less_log(op, x),
-    lambda op, x: _less_log_sum_exp(op, x),
-)
+    maximum = reduced(op, "ReduceMax", x, "max")
+    shifted = op.Sub(x, maximum)
+    d = op.either(shifted, x)
+    return op.either(
+        op.Sub(d, op.either(log_sum(d), reduced(op, "ReduceLogSumExp", d, "sum"))),
+        op.Sub(x, op.Add(maximum, log_sum(shifted))),
+    )
 
 
 def _log_of_softmax(op: PatternBuilder, x: Variable) -> Operator:
@@ -135,15 +102,10 @@ def _log_softmax_of(op: Builder, match: Match) -> Value:
     return op("LogSoftmax", match["x"], attributes=match.node("softmax").attributes)
 
 
-def _rules(softmax: tuple[PatternFunction, ...], log: tuple[PatternFunction, ...]) -> list[Rule]:
-    return [
-        *(Rule(pattern, _softmax, _is_softmax, "is one Softmax") for pattern in softmax),
-        *(Rule(pattern, _log_softmax, _is_softmax, "is one LogSoftmax") for pattern in log),
-    ]
-
-
-_SAFE = _rules(_SAFE_SOFTMAX, _SAFE_LOG)
-_PLAIN = _rules(_PLAIN_SOFTMAX, _PLAIN_LOG)
+_RULES = [
+    Rule(_softmax_pattern, _softmax, _is_softmax, "is one Softmax"),
+    Rule(_log_softmax_pattern, _log_softmax, _is_softmax, "is one LogSoftmax"),
+]
 _LOG_OF_SOFTMAX = [
     Rule(_log_of_softmax, _log_softmax_of, _is_known, "is one LogSoftmax"),
 ]

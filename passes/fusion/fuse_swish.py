@@ -33,15 +33,11 @@ class FuseSwish(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Swishes made."""
-        return fuse(graph, [_RULES], ctx, _FIRST_OPSET)
+        return fuse(graph, _RULES, ctx, _FIRST_OPSET)
 
 
-def _plain(op: PatternBuilder, x: Variable) -> Operator:
-    return op.Mul(x, op.Sigmoid(x))
-
-
-def _scaled(op: PatternBuilder, x: Variable, alpha: Variable) -> Operator:
-    return op.Mul(x, op.Sigmoid(op.Mul(x, op.constant(alpha))))
+def _pattern(op: PatternBuilder, x: Variable, alpha: Variable) -> Operator:
+    return op.Mul(x, op.Sigmoid(op.either(op.Mul(x, op.constant(alpha)), x)))
 
 
 def _is_swish(match: Match) -> bool:
@@ -58,4 +54,4 @@ def _replacement(op: Builder, match: Match) -> Value:
     return op.Swish(match["x"]) if alpha is None else op.Swish(match["x"], alpha=alpha)
 
 
-_RULES = [Rule(pattern, _replacement, _is_swish, "is one Swish") for pattern in (_plain, _scaled)]
+_RULES = [Rule(_pattern, _replacement, _is_swish, "is one Swish")]

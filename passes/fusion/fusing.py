@@ -7,42 +7,27 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxq.ir import Context, Graph, Match, Node, Rule, Value, attribute_value, rewrite
-from onnxq.ir.pattern import Operator, PatternBuilder, Variable
+from onnxq.ir.pattern import Operator, PatternBuilder, Term, Variable
 from onnxq.ir.shape_values import constant_ints
 
 
-def fuse(graph: Graph, stages: Sequence[Sequence[Rule]], ctx: Context, opset: int) -> int:
-    """Apply rules, stage by stage, if the graph's opset has the fused operator.
+def fuse(graph: Graph, rules: Sequence[Rule], ctx: Context, opset: int) -> int:
+    """Apply rules, from the end, if the graph's opset has the fused operator.
 
-    A later stage sees what the earlier ones left over: with longer patterns in earlier stages a
-    short one never takes the beginning of a long one away. In a graph of an older opset nothing
-    changes and the log is told, at debug level 2, what was left.
+    In a graph of an older opset nothing changes and the log is told, at debug level 2, what was
+    left.
     """
-    is_old = graph.opset < opset
-    if is_old and ctx.debug < 2:
-        return 0
-    made, told = 0, set[Node]()
-    for rules in stages:
-        # Most graphs lack an operator of most patterns, and most patterns begin with a product.
-        present = {node.op_type for node in graph.all_nodes()}
-        possible = [rule for rule in rules if _is_possible(rule.pattern, present)]
-        if possible and not is_old:
-            made += rewrite(graph, possible, ctx)
-        elif possible:
-            _tell(graph, possible, ctx, opset, told)
-    return made
+    if graph.opset >= opset:
+        return rewrite(graph, rules, ctx, last_first=True)
+    if ctx.debug >= 2:
+        _tell(graph, rules, ctx, opset)
+    return 0
 
 
-def _is_possible(term: Operator, present: set[str]) -> bool:
-    """Whether a graph has an operator for every term of a pattern."""
-    return not present.isdisjoint(term.op_types) and all(
-        _is_possible(inner, present) for inner in term.inputs if isinstance(inner, Operator)
-    )
-
-
-def _tell(graph: Graph, rules: Sequence[Rule], ctx: Context, opset: int, told: set[Node]) -> None:
+def _tell(graph: Graph, rules: Sequence[Rule], ctx: Context, opset: int) -> None:
     """Tell the log of what would be fused, a node that is part of a longer match only there."""
-    for node in graph.all_nodes():
+    told = set[Node]()
+    for node in reversed(list(graph.all_nodes())):
         for rule in rules:
             match = None if node in told else rule.match(node)
             if match is not None:
@@ -84,7 +69,7 @@ def kept_axes(reduction: Node) -> list[int] | None:
     return sorted({axis % read.rank - read.rank for axis in axes})
 
 
-def reduced(op: PatternBuilder, op_type: str, x: Variable | Operator, bind: str) -> Operator:
+def reduced(op: PatternBuilder, op_type: str, x: Term, bind: str) -> Operator:
     """A reduction of ``x`` whose axes, an attribute or an input, are left to the condition."""
     return op(op_type)(x, op.optional(Variable(f"{bind}_axes")), bind=bind)
 

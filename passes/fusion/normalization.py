@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from onnxq.ir import Builder, DataType, Match, Node, Value
-from onnxq.ir.pattern import Operator, PatternBuilder, PatternFunction, Variable
+from onnxq.ir.pattern import Either, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.fusing import keeps_shape, kept_axes, number, parameter, reduced, trailing
 
-Term = Variable | Operator
 
-Squared = Callable[[PatternBuilder, Term], Operator]
-Divided = Callable[[PatternBuilder, Term, Operator], Operator]
-
-SQUARED: tuple[Squared, ...] = (
-    lambda op, d: op.Pow(d, 2.0),
-    lambda op, d: op.Mul(d, d),
-)
-"""Ways to square."""
-
-DIVIDED: tuple[Divided, ...] = (
-    lambda op, d, v: op.Div(d, op.Sqrt(v)),
-    lambda op, d, v: op.Mul(d, op.Reciprocal(op.Sqrt(v))),
-    lambda op, d, v: op.Mul(d, op.Div(1.0, op.Sqrt(v))),
-    lambda op, d, v: op.Div(d, op.Pow(v, 0.5)),
-    lambda op, d, v: op.Mul(d, op.Pow(v, -0.5)),
-)
-"""Ways to divide by the square root of a variance."""
-
-
-def normalized(
-    op: PatternBuilder, d: Term, eps: Variable, squared: Squared, divided: Divided
-) -> Operator:
+def normalized(op: PatternBuilder, d: Term, eps: Variable) -> Either:
     """``d / sqrt(mean(d²) + eps)``."""
-    mean = reduced(op, "ReduceMean", squared(op, d), "square_mean")
-    return divided(op, d, op.Add(mean, op.constant(eps)))
-
-
-def scaled(plain: PatternFunction) -> PatternFunction:
-    """A pattern of ``x`` and ``eps``, multiplied by ``scale``."""
-
-    def pattern(op: PatternBuilder, x: Variable, eps: Variable, scale: Variable) -> Operator:
-        return op.Mul(plain(op, x, eps), scale)
-
-    return pattern
+    squared = op.either(op.Pow(d, 2.0), op.Mul(d, d))
+    v = op.Add(reduced(op, "ReduceMean", squared, "square_mean"), op.constant(eps))
+    root = op.either(op.Sqrt(v), op.Pow(v, 0.5))
+    inverse = op.either(op.Reciprocal(root), op.Div(1.0, root), op.Pow(v, -0.5))
+    return op.either(op.Div(d, root), op.Mul(d, inverse))
 
 
 def normalized_axes(match: Match, *reductions: Node) -> tuple[int, ...] | None:

@@ -4,8 +4,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, Optional
 
 import pytest
 from hypothesis import given
@@ -95,6 +96,25 @@ class Look(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         self.seen.append(sum(v.type is None for v in graph.values.values()))
+        return 0
+
+
+@dataclass(frozen=True)
+class Choose(Pass):
+    """Has options of every shape; rewrites nothing."""
+
+    name: ClassVar[str] = "choose"
+
+    axis: int
+    limit: int | None = None
+    ratio: Optional[float] = None  # noqa: UP045
+    names: tuple[str, ...] | None = ("a",)
+    form: Literal["rows", "columns"] | None = None
+    label: str | None = "none"
+    anything: Any = None
+    derived: int = field(init=False, default=7)
+
+    def run(self, graph: Graph, ctx: Context) -> int:
         return 0
 
 
@@ -194,6 +214,76 @@ def test_what_cannot_be_read(installed: ModuleType, text: str, message: str) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxq.ir.passes, "available_passes", lambda: {"choose": Choose})
+
+
+@given(
+    limit=st.none() | st.integers(),
+    ratio=st.none() | st.floats(allow_nan=False),
+    names=st.none() | st.lists(texts, max_size=2).map(tuple),
+    label=st.none() | texts | st.just("None"),
+    anything=st.none() | st.booleans() | st.dictionaries(texts, st.integers(), max_size=2),
+)
+def test_text_round_trip_of_options_that_may_be_none(
+    limit: int | None,
+    ratio: float | None,
+    names: tuple[str, ...] | None,
+    label: str | None,
+    anything: Any,
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxq.ir.passes, "available_passes", lambda: {"choose": Choose})
+        one = Choose(0, limit, ratio, names, "rows", label, anything)
+        assert parse_passes(str(one)) == (one,)
+
+
+def test_text_names_options_without_a_default_and_no_derived_ones() -> None:
+    assert str(Choose(axis=1)) == "choose{axis=1}"
+    assert str(Choose(axis=1, limit=3, names=None)) == "choose{axis=1, limit=3, names=None}"
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("choose{axis=1}", Choose(1)),
+        ("choose{axis=1, limit=none}", Choose(1)),
+        ("choose{axis=1, limit=64, ratio=2}", Choose(1, limit=64, ratio=2.0)),
+        ("choose{axis=1, form=columns, label=3}", Choose(1, form="columns", label="3")),
+        ("choose{axis=1, label=None, anything=True}", Choose(1, label=None, anything=True)),
+    ],
+)
+def test_reading_options_that_may_be_none(choose: None, text: str, wanted: Choose) -> None:
+    (made,) = parse_passes(text)
+    assert made == wanted
+    assert [type(v) for v in vars(made).values()] == [type(v) for v in vars(wanted).values()]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("choose", r"the pass choose needs option 'axis'; write choose\{axis=\.\.\.\}"),
+        ("choose{axis=none}", "option 'axis' of pass choose takes int, not 'none'"),
+        ("choose{axis=1, limit=2.5}", "option 'limit' of pass choose takes int or None, not '2.5'"),
+        ("choose{axis=1, limit=true}", "takes int or None, not 'true'"),
+        ("choose{axis=1, names=3}", "option 'names' of pass choose takes tuple or None, not '3'"),
+        ("choose{axis=1, derived=3}", "the pass choose has no option 'derived'"),
+    ],
+)
+def test_options_that_cannot_be_read(choose: None, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_passes(text)
+
+
+def test_options_annotated_for_type_checkers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the annotation cannot be resolved, the default tells the type."""
+    for name in ("axis", "limit", "label"):
+        monkeypatch.setitem(Choose.__annotations__, name, "Unknown")
+    monkeypatch.setattr(onnxq.ir.passes, "available_passes", lambda: {"choose": Choose})
+    assert parse_passes("choose{axis=1, limit=2, label=3}") == (Choose(1, limit=2, label="3"),)
+
+
 # Which passes there are
 
 
@@ -227,6 +317,29 @@ def test_entry_point_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, valu
         available_passes()
 
 
+@pytest.mark.parametrize("broken", ["inner/broken.py", "broken/__init__.py"])
+@pytest.mark.parametrize(
+    "source, said", [("import no_such_module", "no_such_module"), ("1 / 0", "division")]
+)
+def test_a_package_with_a_module_that_cannot_be_imported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str, source: str, said: str
+) -> None:
+    package = tmp_path / "brought"
+    for file in ("__init__.py", "inner/__init__.py", broken):
+        (package / file).parent.mkdir(parents=True, exist_ok=True)
+        (package / file).write_text(source if file == broken else "")
+    monkeypatch.syspath_prepend(tmp_path)
+    install(monkeypatch, "brought")
+    module = f"brought.{broken.split('.')[0].removesuffix('/__init__').replace('/', '.')}"
+    try:
+        with pytest.raises(InputError, match=rf"'e1' \(brought\).*{module}: .*{said}") as caught:
+            available_passes()
+        assert "\n" not in str(caught.value)
+    finally:
+        for name in [n for n in sys.modules if n.partition(".")[0] == "brought"]:
+            del sys.modules[name]
+
+
 def test_two_passes_of_one_name(monkeypatch: pytest.MonkeyPatch, installed: ModuleType) -> None:
     monkeypatch.setattr(Swap, "name", "fold-constants")
     with pytest.raises(InputError, match="two installed passes are called 'fold-constants'"):
@@ -250,6 +363,16 @@ def test_default_order_follows_after_whatever_the_names(
     order = [step.name for step in default_passes()]
     assert order.index("break") > order.index("swap")
     assert "look" not in order
+
+
+def test_a_default_pass_that_needs_an_option(monkeypatch: pytest.MonkeyPatch, choose: None) -> None:
+    monkeypatch.setattr(Choose, "default", True)
+    with pytest.raises(InputError, match="the pass choose needs option 'axis'"):
+        default_passes()
+
+
+def test_a_pass_takes_any_opset_unless_it_says_otherwise() -> None:
+    assert Swap().needed_opset == 0
 
 
 def test_a_default_pass_changes_no_results_beyond_rounding() -> None:

@@ -21,7 +21,7 @@ from onnxq.ir import (
     remove_unused,
     rewrite,
 )
-from onnxq.ir.pattern import Operator, PatternBuilder, Variable
+from onnxq.ir.pattern import Either, Operator, PatternBuilder, Variable
 from tests.helpers import assert_equivalent, assert_same_graph
 
 HEAD = '<ir_version: 10, opset_import: ["": 21, "com.acme": 1]>'
@@ -325,6 +325,116 @@ def test_condition_refusing_one_way_tries_the_other() -> None:
     graph = graph_of("g (float[2] a, float[2] b) => (float[2] y) { y = Add(a, b) }")
     match = matches(pattern, graph, "Add", lambda match: match["x"].name == "b")
     assert match is not None and match["z"].name == "a"
+
+
+# Alternatives
+
+
+@pytest.mark.parametrize(
+    "inner, bound",
+    [("Exp(x)", "exp"), ("Neg(x)", "neg"), ("Mul(x, half)", ""), ("Mul(half, x)", "")],
+)
+def test_either_of_several_operators(inner: str, bound: str) -> None:
+    def pattern(op: PatternBuilder, x: Variable) -> Operator:
+        either = op.either(op.Exp(x, bind="exp"), op.Neg(x, bind="neg"), op.Mul(x, 0.5))
+        return op.Relu(either)
+
+    graph = graph_of(
+        f"""g (float[2] x) => (float[2] y) <float half = {{0.5}}> {{ a = {inner}  y = Relu(a) }}"""
+    )
+    match = matches(pattern, graph, "Relu")
+    assert match is not None and match["x"] is graph.values["x"]
+    assert list(match.bound) == ([bound] if bound else [])
+    assert [n.op_type for n in match.nodes] == ["Relu", inner.partition("(")[0]]
+
+
+def test_what_none_of_the_alternatives_stands_for() -> None:
+    def pattern(op: PatternBuilder, x: Variable) -> Operator:
+        return op.Relu(op.either(op.Exp(x), op.Neg(x)))
+
+    graph = graph_of("g (float[2] x) => (float[2] y) { a = Abs(x)  y = Relu(a) }")
+    assert matches(pattern, graph, "Relu") is None
+
+
+def test_a_part_that_may_be_missing() -> None:
+    def pattern(op: PatternBuilder, x: Variable, c: Variable) -> Operator:
+        return op.Relu(op.either(op.Add(x, op.constant(c)), x))
+
+    for inner, found in (("Add(x, k)", "k"), ("Add(k, x)", "k"), ("Add(x, z)", None)):
+        graph = graph_of(
+            f"""g (float[2] x, float[2] z) => (float[2] y) <float[2] k = {{1, 2}}>
+            {{ a = {inner}  y = Relu(a) }}"""
+        )
+        match = matches(pattern, graph, "Relu")
+        assert match is not None
+        assert match.get("c") is (graph.values[found] if found else None)
+        assert match["x"].name == ("x" if found else "a")
+
+
+def test_the_other_alternative_where_the_first_fails_later() -> None:
+    """What a failed alternative has bound does not stay bound."""
+
+    def pattern(op: PatternBuilder, x: Variable, z: Variable) -> Operator:
+        first = op.Sub(op.Neg(x, bind="first"), z)
+        return op.Add(op.either(first, op.Sub(z, x)), x)
+
+    graph = graph_of(
+        """g (float[2] a, float[2] b) => (float[2] y)
+        { n = Neg(a)  s = Sub(n, b)  y = Add(s, b) }"""
+    )
+    match = matches(pattern, graph, "Add")
+    assert match is not None
+    assert (match["z"].name, match["x"].name) == ("n", "b")
+    assert not match.bound and [n.op_type for n in match.nodes] == ["Add", "Sub"]
+
+
+def test_the_other_alternative_where_the_condition_refuses_the_first() -> None:
+    def pattern(op: PatternBuilder, x: Variable, c: Variable) -> Operator:
+        return op.Relu(op.either(op.Mul(x, op.constant(c)), x))
+
+    graph = graph_of(
+        """g (float[2] x) => (float[2] y) <float[2] k = {1, 2}> { a = Mul(x, k)  y = Relu(a) }"""
+    )
+    match = matches(pattern, graph, "Relu", lambda found: found.get("c") is None)
+    assert match is not None and match["x"].name == "a" and match.values.keys() == {"x"}
+
+
+def test_an_alternative_used_twice_is_one_value() -> None:
+    def pattern(op: PatternBuilder, x: Variable) -> Operator:
+        inner = op.either(op.Neg(x), x)
+        return op.Sub(inner, op.Exp(inner))
+
+    text = "g (float[2] x) => (float[2] y) {{ n = Neg(x)  e = Exp({})  y = Sub({}, e) }}"
+    for read, minuend, found in (("n", "n", "x"), ("x", "x", "x"), ("n", "x", ""), ("x", "n", "")):
+        match = matches(pattern, graph_of(text.format(read, minuend)), "Sub")
+        assert (match["x"].name if match else "") == found
+
+
+def test_alternatives_at_the_end_take_in_all_that_is_there() -> None:
+    def pattern(op: PatternBuilder, x: Variable, c: Variable) -> Either:
+        exp = op.Exp(op.either(op.Neg(x), op.Abs(x)))
+        scaled = op.Mul(exp, op.constant(c))
+        return op.either(op.Relu(op.either(scaled, exp)), scaled, exp)
+
+    rule = Rule(pattern, lambda op, match: op.Sign(match["x"]), what="is a Sign")
+    assert rule.roots == {"Relu", "Mul", "Exp"}
+    for tail, left in (
+        ("y = Exp(n)", ["Sign"]),
+        ("e = Exp(n)  y = Mul(e, k)", ["Sign"]),
+        ("e = Exp(n)  y = Relu(e)", ["Sign"]),
+        ("e = Exp(n)  m = Mul(e, k)  y = Relu(m)", ["Sign"]),
+        ("e = Exp(n)  m = Mul(e, x)  y = Relu(m)", ["Sign", "Mul", "Relu"]),
+    ):
+        graph = graph_of(
+            f"g (float[2] x) => (float[2] y) <float[2] k = {{1, 2}}> {{ n = Neg(x)  {tail} }}"
+        )
+        assert rewrite(graph, [rule], Context(), last_first=True) == 1
+        assert [n.op_type for n in graph.nodes()] == left
+
+
+def test_a_pattern_that_ends_in_no_operator() -> None:
+    with pytest.raises(TypeError, match="a pattern is an operator, or alternatives that all are"):
+        Rule(lambda op, x: op.either(op.Neg(x), x), lambda op, match: match["x"])
 
 
 # Rewriting

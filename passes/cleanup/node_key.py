@@ -1,0 +1,45 @@
+"""When two operators compute the same."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from onnxq.ir import Attribute, Node, Tensor
+from onnxq.ir.operators import is_deterministic, is_packed
+
+
+def node_key(node: Node, inputs: Hashable) -> Hashable | None:
+    """What has to be equal for two nodes to be merged; None for one that is never merged.
+
+    ``inputs`` stands for what the node reads.
+    """
+    if node.is_op("Identity") or any(node.subgraphs()) or not is_deterministic(node):
+        return None
+    if any(v is not None and v.is_output and is_packed(v) for v in node.outputs):
+        return None
+    if any(a.reference for a in node.attributes.values()):
+        return None
+    return (
+        node.domain,
+        node.op_type,
+        inputs,
+        tuple(value is None for value in node.outputs),
+        tuple(sorted((name, _comparable(a)) for name, a in node.attributes.items())),
+        node.device_configurations,
+    )
+
+
+def _comparable(attribute: Attribute) -> tuple[int, str]:
+    """An attribute so that only equal bits compare equal: 0.0 and -0.0 do not, NaNs do."""
+    value = attribute.value
+    several = value if isinstance(value, tuple) else (value,)
+    return attribute.kind, repr([_bits(item) for item in several])
+
+
+def _bits(item: Any) -> Any:
+    if isinstance(item, Tensor):
+        return item.digest()
+    if isinstance(item, int | float | bytes):
+        return item
+    return item.SerializeToString(deterministic=True)
