@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
-import onnxruntime
+from onnxq.runtime import load_backend
 
 FILE = "costs.sqlite"
 
@@ -20,7 +20,7 @@ class Measurements:
     """Costs in milliseconds by signature, in an SQLite file.
 
     A signature names all that a measurement depends on: the machine, the provider, the number of
-    threads, onnxruntime's version, and what was measured. Several processes may share the file.
+    threads, the backend's version, and what was measured. Several processes may share the file.
 
     Args:
         folder: Where the file lies; `default_folder` if None. A folder that cannot be written to
@@ -84,14 +84,14 @@ def default_folder() -> Path:
     return Path(base) / "onnxq"
 
 
-def machine(provider: str, threads: int) -> dict[str, str]:
+def machine(provider: str, threads: int, backend: str = "onnxruntime") -> dict[str, str]:
     """All about this machine that a latency depends on."""
     return {
         "processor": _processor(),
         "cores": str(os.cpu_count()),
         "provider": provider,
         "threads": str(threads),
-        "onnxruntime": onnxruntime.__version__,
+        backend: load_backend(backend).version,
     }
 
 

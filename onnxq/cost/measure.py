@@ -20,7 +20,7 @@ from onnxq.ir import DataType, Graph, Node, TensorType, Value, to_proto
 from onnxq.passes.notes import node_name
 from onnxq.passes.static.placement import Placement, channel_axis
 from onnxq.precision import FLOAT, parse_precision
-from onnxq.runtime.profile import NodeTime, profile_nodes
+from onnxq.runtime import NodeTime, load_backend
 from onnxq.runtime.session import serialized
 from onnxq.runtime.specs import Array
 
@@ -71,6 +71,7 @@ def measure_costs(
     variants: Mapping[str, Graph],
     feeds: Feeds,
     *,
+    backend: str = "onnxruntime",
     provider: str = "cpu",
     threads: int = 1,
     model_sha256: str = "",
@@ -89,7 +90,8 @@ def measure_costs(
         placed: Placement with everything quantized that can be.
         variants: By precision, the model in which all nodes that can have it do.
         feeds: What to run the models on.
-        provider: Execution provider.
+        backend: What to run them with.
+        provider: What the backend is to run them on.
         threads: Threads inside one operator.
         model_sha256: Hash to note in the result.
         measurements: What was measured before.
@@ -98,7 +100,7 @@ def measure_costs(
         InputError: onnxruntime cannot run one of the models.
     """
     known = Measurements() if measurements is None else measurements
-    here = machine(provider, threads)
+    here = machine(provider, threads, backend)
     models = {FLOAT: graph, **variants}
     protos = {name: serialized(to_proto(g)) for name, g in models.items()}
     shapes = json.dumps({n: a.shape for n, a in sorted(feeds.items())})
@@ -109,7 +111,7 @@ def measure_costs(
     found = {name: known.get(key) for name, key in keys.items()}
     missing = [name for name, times in found.items() if times is None]
     if missing:
-        profiles = profile_nodes(
+        profiles = load_backend(backend).profile(
             [protos[name] for name in missing], feeds, provider=provider, threads=threads
         )
         for name, times in zip(missing, profiles, strict=True):
@@ -119,7 +121,7 @@ def measure_costs(
         name: {p: (times or {}).get(name, 0.0) for p, times in found.items()}
         for name in map(node_name, nodes)
     }
-    bench = _Bench(provider, threads, here, known)
+    bench = _Bench(backend, provider, threads, here, known)
     borders = _measure_borders(graph, placed, found[FLOAT] or {}, feeds, bench)
     return Costs("latency", model_sha256, here, costs, borders)
 
@@ -227,6 +229,7 @@ def _of_kind(node: Node, kind: str, spent: Mapping[Node, float]) -> Node:
 class _Bench:
     """Where single operators are timed, and what was timed before."""
 
+    backend: str
     provider: str
     threads: int
     here: Mapping[str, str]
@@ -241,7 +244,7 @@ class _Bench:
         missing = [name for name, times in found.items() if times is None]
         if missing:
             made = [models[name]() for name in missing]
-            profiles = profile_nodes(
+            profiles = load_backend(self.backend).profile(
                 [model for model, _ in made],
                 [feeds for _, feeds in made],
                 provider=self.provider,

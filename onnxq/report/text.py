@@ -85,6 +85,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
     for name, amount in report.output.integer_operators.items():
         integer[name.rpartition(":")[2]] += amount
     kinds = words.listed(integer, _OPERATORS) if integer else ""
+    if compiled := report.output.compiled:
+        kinds = f"of {words.count(compiled, 'operator')} that the provider compiled it is not known"
     yield "integer", words.count(sum(integer.values()), "operator"), kinds
     yield (
         "precision",

@@ -1,29 +1,38 @@
-"""onnxruntime sessions, providers, timing, and the comparison of outputs."""
+"""Backends and onnxruntime's sessions, providers, timing, and the comparison of outputs."""
 
 from __future__ import annotations
 
+from onnxq.runtime.backend import (
+    COMPILED,
+    Backend,
+    NodeTime,
+    available_backends,
+    load_backend,
+)
 from onnxq.runtime.compare import ErrorAccumulator, OutputError, compare_outputs
 from onnxq.runtime.operators import INTEGER_OPERATORS, integer_operators, optimized_operators
-from onnxq.runtime.providers import (
-    available_providers,
-    missing_provider,
-    resolve_provider,
-)
+from onnxq.runtime.providers import available_providers, missing_provider, resolve_provider
 from onnxq.runtime.session import Session
-from onnxq.runtime.specs import TensorSpec
+from onnxq.runtime.specs import Runnable, TensorSpec
 from onnxq.runtime.timing import Timing, interleaved
 
 __all__ = [
+    "COMPILED",
     "INTEGER_OPERATORS",
+    "Backend",
     "ErrorAccumulator",
+    "NodeTime",
     "OutputError",
+    "Runnable",
     "Session",
     "TensorSpec",
     "Timing",
+    "available_backends",
     "available_providers",
     "compare_outputs",
     "integer_operators",
     "interleaved",
+    "load_backend",
     "missing_provider",
     "optimized_operators",
     "resolve_provider",

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import onnx
 
-from onnxq.runtime.session import ModelLike, Session
+from onnxq.errors import InputError
+from onnxq.runtime.backend import ModelLike
+from onnxq.runtime.session import Session, operator_name
 
 INTEGER_OPERATORS: frozenset[str] = frozenset(
     {
@@ -48,25 +50,16 @@ INTEGER_OPERATORS: frozenset[str] = frozenset(
         "com.ms.internal.nhwc:QLinearConvTranspose",
     }
 )
-"""Operator types, qualified by domain, that compute on integers.
-
-Operators that only move data (MaxPool, Transpose, Reshape, ...) run on integers under the same
-name as on floats and are therefore not among them.
-"""
-
-
-def operator_name(node: onnx.NodeProto) -> str:
-    """Return a node's type, qualified by its domain unless that is ONNX's own."""
-    if node.domain in ("", "ai.onnx"):
-        return node.op_type
-    return f"{node.domain}:{node.op_type}"
+"""Operator types, qualified by domain, that compute on integers."""
 
 
 def optimized_operators(model: ModelLike, *, provider: str = "cpu") -> Counter[str]:
     """Count the operators, subgraphs included, of the graph that onnxruntime runs.
 
     onnxruntime optimizes the model as far as it does by default, writes the result to a temporary
-    folder, and the operators are counted there. Keys are as `operator_name` gives them.
+    folder, and the operators are counted there by type, qualified by the domain unless that is
+    ONNX's own. It cannot write what a provider compiled; then the operators are those that it
+    gave to the providers, see `Session.assigned_operators`.
 
     Raises:
         InputError: onnxruntime cannot load the model on that provider.
@@ -78,7 +71,11 @@ def optimized_operators(model: ModelLike, *, provider: str = "cpu") -> Counter[s
             "session.optimized_model_external_initializers_file_name": "weights.bin",
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         }
-        Session(model, provider=provider, config=config, save_optimized=path)
+        try:
+            Session(model, provider=provider, config=config, save_optimized=path)
+        except InputError:
+            # A model that cannot be loaded at all fails again.
+            return Session(model, provider=provider, record=True).assigned_operators()
         graph = onnx.load(path, load_external_data=False).graph
     counts: Counter[str] = Counter()
     _count(graph, counts)
@@ -97,7 +94,7 @@ def integer_operators(model: ModelLike, *, provider: str = "cpu") -> Counter[str
 
 def _count(graph: onnx.GraphProto, counts: Counter[str]) -> None:
     for node in graph.node:
-        counts[operator_name(node)] += 1
+        counts[operator_name(node.domain, node.op_type)] += 1
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 _count(attribute.g, counts)

@@ -54,6 +54,15 @@ def resolve_provider(name: str) -> str:
     return {provider_alias(full): full for full in available_providers()}[_alias(name)]
 
 
+def provider_options(full_name: str, threads: int) -> dict[str, str]:
+    """Options that make a provider keep to a session's settings.
+
+    OpenVINO takes all processors whatever the session says of threads; 0 leaves it that.
+    """
+    own = full_name == "OpenVINOExecutionProvider" and threads
+    return {"num_of_threads": str(threads)} if own else {}
+
+
 def _alias(name: str) -> str:
     alias = name.lower().removesuffix(_SUFFIX.lower())
     return _OTHER_NAMES.get(alias, alias)

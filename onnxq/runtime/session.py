@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +15,13 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError, EncodeError
 
 from onnxq.errors import InputError
+from onnxq.runtime.backend import COMPILED, ModelLike
 from onnxq.runtime.failures import RUNTIME_FAILURES, one_sentence
-from onnxq.runtime.providers import provider_alias, resolve_provider
+from onnxq.runtime.providers import provider_alias, provider_options, resolve_provider
 from onnxq.runtime.specs import Array, TensorSpec, dtype_of
 
 Optimization = Literal["all", "basic", "none"]
-ModelLike = str | Path | bytes | onnx.ModelProto
+_RECORDING = "session.record_ep_graph_assignment_info"
 
 _FATAL = 4
 _LEVELS = {
@@ -47,6 +49,7 @@ class Session:
         config: onnxruntime's session configuration entries.
         save_optimized: file to which onnxruntime writes the graph it really runs.
         profile: beginning of the path of a file for the times of all operators, see `end_profile`.
+        record: whether onnxruntime notes which provider runs what, see `assigned_operators`.
 
     Raises:
         InputError: the provider is not available, or onnxruntime cannot load the model.
@@ -62,17 +65,22 @@ class Session:
         config: Mapping[str, str] | None = None,
         save_optimized: Path | None = None,
         profile: Path | None = None,
+        record: bool = False,
     ) -> None:
         full_name = resolve_provider(provider)
         self._label = model_label(model)
         source = _source(model, self._label)
-        options = _options(threads, optimization, config or {}, save_optimized)
+        config = {**(config or {}), **({_RECORDING: "1"} if record else {})}
+        options = _options(threads, optimization, config, save_optimized)
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
         try:
             self._session = ort.InferenceSession(
-                source, options, providers=[full_name], enable_fallback=0
+                source,
+                options,
+                providers=[(full_name, provider_options(full_name, threads))],
+                enable_fallback=0,
             )
         except RUNTIME_FAILURES as error:
             raise InputError(
@@ -142,6 +150,18 @@ class Session:
         """Stop profiling and return the file, in Chrome's trace format, that holds the times."""
         return Path(self._session.end_profiling())
 
+    def assigned_operators(self) -> Counter[str]:
+        """Count what the providers were given to run, by type; the session must have recorded it.
+
+        What another provider than the CPU runs counts as `COMPILED`.
+        """
+        counts: Counter[str] = Counter()
+        for part in self._session.get_provider_graph_assignment_info():
+            prefix = "" if part.ep_name == "CPUExecutionProvider" else COMPILED
+            for node in part.get_nodes():
+                counts[prefix + operator_name(node.domain, node.op_type)] += 1
+        return counts
+
     def _run_values(self, feeds: Mapping[str, Array], names: list[str]) -> list[Any]:
         """Run through OrtValues: the plain call knows no bfloat16 and no float8."""
         values = {name: _to_value(array) for name, array in feeds.items()}
@@ -150,6 +170,11 @@ class Session:
             _from_value(value, self._dtypes.get(name))
             for name, value in zip(names, results, strict=True)
         ]
+
+
+def operator_name(domain: str, op_type: str) -> str:
+    """An operator's type, qualified by its domain unless that is ONNX's own."""
+    return op_type if domain in ("", "ai.onnx") else f"{domain}:{op_type}"
 
 
 def model_label(model: ModelLike) -> str:

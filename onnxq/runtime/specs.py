@@ -1,9 +1,10 @@
-"""What a model's inputs and outputs are, in numpy's terms."""
+"""What a loaded model is: its inputs and outputs in numpy's terms, and that it runs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -59,6 +60,27 @@ class TensorSpec:
             return f"{self.name} {kind} of unknown rank"
         dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
         return f"{self.name} {kind} [{dims}]"
+
+
+class Runnable(Protocol):
+    """A model loaded into a backend."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What must be fed, in order."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs, in order."""
+
+    @property
+    def runs_in_caller(self) -> bool:
+        """Whether all work is done on the thread that calls `run`."""
+
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Run once; gives the named outputs by name, all of them if None."""
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:

@@ -10,8 +10,7 @@ from time import perf_counter, thread_time
 
 import numpy as np
 
-from onnxq.runtime.session import Session
-from onnxq.runtime.specs import Array
+from onnxq.runtime.specs import Array, Runnable
 
 Feeds = Mapping[str, Array]
 Clock = Callable[[], float]
@@ -38,7 +37,7 @@ class Timing:
 
 
 def interleaved(
-    sessions: Sequence[Session],
+    sessions: Sequence[Runnable],
     feeds: Feeds | Sequence[Feeds],
     *,
     warmup: int = 3,
@@ -64,7 +63,7 @@ def interleaved(
         One Timing per session, in order.
 
     Raises:
-        InputError: onnxruntime cannot run a session on its feed.
+        InputError: a session cannot run on its feed.
     """
     per_session = [feeds] * len(sessions) if isinstance(feeds, Mapping) else list(feeds)
     if len(per_session) != len(sessions):
@@ -84,7 +83,7 @@ def interleaved(
     return _timings(times, repeats)
 
 
-def _repeats(session: Session, feed: Feeds, warmup: int, clock: Clock) -> int:
+def _repeats(session: Runnable, feed: Feeds, warmup: int, clock: Clock) -> int:
     """Warm a session up and return how many inferences fill a slot."""
     shortest = math.inf
     for _ in range(max(1, warmup)):
@@ -95,7 +94,7 @@ def _repeats(session: Session, feed: Feeds, warmup: int, clock: Clock) -> int:
 
 
 def _rounds(
-    sessions: Sequence[Session],
+    sessions: Sequence[Runnable],
     feeds: Sequence[Feeds],
     repeats: Sequence[int],
     rounds: int | None,

@@ -1,22 +1,24 @@
 """What a target computes on integers: which operators, with which formats and sharing.
 
-A target is a table, one TOML file beside this module.
+A target is a table: a TOML file beside this module, or the user's own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import platform
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
+
+import onnx.defs
 
 from onnxq.errors import InputError
 from onnxq.quant.formats import FORMATS, Format
 from onnxq.quant.scheme import PER_TENSOR, ZERO_POINT, Granularity, Scheme, per_channel
+from onnxq.targets.table import available_targets, parse_table, read_fields, table_text
 
 Role = Literal["compute", "follow", "share", "absorb", "residual"]
 """What an operator is to quantization.
@@ -97,7 +99,8 @@ class Target:
     Attributes:
         name: As on the command line.
         description: One line for people.
-        provider: Short name of the onnxruntime execution provider to measure with.
+        backend: Name of the backend that runs and times models for it.
+        provider: What the backend is to run them on: onnxruntime's execution provider.
         activation_format: Format of activations.
         activation_scheme: Scheme of activations, per tensor.
         weight_format: Format of weights.
@@ -109,6 +112,8 @@ class Target:
             are only between others that compute on integers.
         passes: Float passes, in text form, that bring the graph into the forms this target
             computes fastest on integers; empty if there are none.
+        finish: Passes, in text form, that run over the quantized graph at the end; empty if there
+            are none.
         precisions: What a search over precisions chooses from here.
         operators: Rules by operator type.
         reasons: Why operators that one might expect are left in float here.
@@ -116,6 +121,7 @@ class Target:
 
     name: str
     description: str
+    backend: str
     provider: str
     activation_format: Format
     activation_scheme: Scheme
@@ -125,9 +131,15 @@ class Target:
     bias: BiasRule
     everything: bool
     passes: str
+    finish: str
     precisions: tuple[str, ...]
     operators: Mapping[str, OperatorRule]
     reasons: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything but the name: equal for tables that say the same."""
+        return hashlib.sha256(repr(replace(self, name="")).encode()).hexdigest()
 
     @property
     def has_integer_kernels(self) -> bool:
@@ -157,35 +169,30 @@ class Target:
         return per_channel(axis) if self.weight_per_channel and axis is not None else PER_TENSOR
 
 
-@cache
 def load_target(name: str) -> Target:
-    """The table of a target; ``auto`` is the processor this program runs on.
+    """A built-in target by name, or one from a TOML file by path.
+
+    ``auto`` is the processor this program runs on. A file may extend a built-in target; the path
+    is then the target's name, by which it is loaded again.
 
     Raises:
-        InputError: there is no target of that name.
+        InputError: there is no such target or file, or the file has an unknown or wrong entry.
     """
     if name == "auto":
         name = _this_processor()
-    if name not in available_targets():
+    if name not in available_targets() and not name.endswith(".toml"):
         raise InputError(
-            f"there is no target '{name}'; available: auto, {', '.join(available_targets())}"
+            f"there is no target '{name}'; available: auto, {', '.join(available_targets())}; "
+            "or name a .toml file"
         )
-    return _parse(name, _table(name))
-
-
-@cache
-def available_targets() -> tuple[str, ...]:
-    """Names of the targets there are tables for."""
-    folder = files("onnxq.targets")
-    return tuple(
-        sorted(e.name.removesuffix(".toml") for e in folder.iterdir() if e.name.endswith(".toml"))
-    )
+    return parse_target(name, table_text(name))
 
 
 _CPUINFO = Path("/proc/cpuinfo")
 _DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni"})
 
 
+@cache
 def _this_processor() -> str:
     if platform.machine().lower() in ("arm64", "aarch64"):
         return "cpu-arm"
@@ -204,53 +211,78 @@ def _processor_flags() -> frozenset[str]:
     return frozenset.intersection(*flags) if flags else frozenset()
 
 
-def _table(name: str) -> dict[str, Any]:
-    """A target's entries over those of the target it ``extends``, ``without`` some operators."""
-    source = files("onnxq.targets") / f"{name}.toml"
-    own = tomllib.loads(source.read_text(encoding="utf-8"))
-    if "extends" not in own:
-        return own
-    table = _table(own.pop("extends"))
-    for key, value in own.items():
-        table[key] = {**table[key], **value} if key == "operators" else value
-    for op_type in table.pop("without", []):
-        del table["operators"][op_type]
-    return table
+@dataclass(frozen=True)
+class _Numbers:
+    """The entry ``activation`` or ``weight``: a format, a scheme with its options, granularity."""
+
+    format: str
+    scheme: Literal["absmax", "zero-point"]
+    per_channel: bool = False
+    narrow_range: bool = False
+    power_of_two: bool = False
+    reduced_range: bool = False
+
+    @property
+    def as_scheme(self) -> Scheme:
+        options = (self.narrow_range, self.power_of_two, self.reduced_range)
+        return Scheme(self.scheme == "absmax", *options)
 
 
-def _parse(name: str, table: dict[str, Any]) -> Target:
-    activation, weight = table["activation"], table["weight"]
-    return Target(
-        name=name,
-        description=table["description"],
-        provider=table["provider"],
-        activation_format=FORMATS[activation["format"]],
-        activation_scheme=_scheme(activation),
-        weight_format=FORMATS[weight["format"]],
-        weight_scheme=_scheme(weight),
-        weight_per_channel=weight["per_channel"],
-        bias=table.get("bias", "int32"),
-        everything=table.get("everything", False),
-        passes=table["passes"],
-        precisions=tuple(table["precisions"]),
-        operators={
-            op_type: _rule(op_type, fields) for op_type, fields in table["operators"].items()
-        },
-        reasons=table.get("reasons", {}),
-    )
+@dataclass(frozen=True)
+class _Table:
+    """A target's entries as they stand in a file; see `Target`."""
+
+    description: str
+    provider: str
+    activation: _Numbers
+    weight: _Numbers
+    precisions: tuple[str, ...]
+    operators: Mapping[str, Mapping[str, Any]]
+    backend: str = "onnxruntime"
+    passes: str = ""
+    finish: str = ""
+    bias: BiasRule = "int32"
+    everything: bool = False
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
-def _scheme(table: dict[str, Any]) -> Scheme:
-    options = {k: v for k, v in table.items() if k not in ("format", "scheme", "per_channel")}
-    return Scheme(symmetric=table["scheme"] == "absmax", **options)
+@cache
+def parse_target(name: str, text: str) -> Target:
+    """The target of a table's text.
+
+    Raises:
+        InputError: it is no TOML, or an entry is unknown, missing or wrong.
+    """
+    entries: _Table = read_fields(_Table, parse_table(name, text), name)
+    given = {k: v for k, v in vars(entries).items() if k not in ("activation", "weight")}
+    for what in ("activation", "weight"):
+        found: _Numbers = getattr(entries, what)
+        if found.format not in FORMATS:
+            raise InputError(
+                f"entry '{what}.format' of target '{name}' is '{found.format}', which is no "
+                f"format; there are {', '.join(FORMATS)}"
+            )
+        given[f"{what}_format"] = FORMATS[found.format]
+        given[f"{what}_scheme"] = found.as_scheme
+    given["operators"] = {
+        op_type: _rule(name, op_type, fields) for op_type, fields in entries.operators.items()
+    }
+    return Target(name=name, weight_per_channel=entries.weight.per_channel, **given)
 
 
-def _rule(op_type: str, fields: dict[str, Any]) -> OperatorRule:
-    fields = dict(fields)
-    for name in ("activations", "broken_by"):
-        fields[name] = tuple(fields.get(name, ()))
-    for name in ("range", "range_16bit"):
-        if name in fields:
-            low, high = fields[name]
-            fields[name] = (float(low), float(high))
-    return OperatorRule(op_type=op_type, **fields)
+def _rule(target: str, op_type: str, fields: Mapping[str, Any]) -> OperatorRule:
+    place = f"operators.{op_type}"
+    rule: OperatorRule = read_fields(OperatorRule, {**fields, "op_type": op_type}, target, f"{place}.")
+    if not onnx.defs.has(op_type):
+        raise InputError(f"entry '{place}' of target '{target}' names no operator of ONNX")
+    if rule.role == "compute" and (not rule.activations or rule.weight is None):
+        raise InputError(
+            f"entry '{place}' of target '{target}' has role compute, which needs the slots of "
+            "activations and weight"
+        )
+    if rule.role in ("share", "absorb") and rule.activations != (0,):
+        raise InputError(
+            f"entry '{place}' of target '{target}' has role {rule.role}, whose activation is the "
+            "first input; write activations = [0]"
+        )
+    return rule

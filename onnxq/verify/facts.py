@@ -9,19 +9,24 @@ from importlib.metadata import version
 from pathlib import Path
 
 from onnxq.ir import Graph
-from onnxq.runtime import integer_operators
+from onnxq.runtime import COMPILED, load_backend
 from onnxq.verify.result import ModelFacts
 
 
-def model_facts(graph: Graph, path: Path, provider: str) -> ModelFacts:
-    """Path, hash, operators, opset and bytes of a model file."""
+def model_facts(
+    graph: Graph, path: Path, provider: str, backend: str = "onnxruntime"
+) -> ModelFacts:
+    """Path, hash, operators, opset and bytes of a model file, and what of it runs as what."""
+    runs = load_backend(backend)
+    counts = sorted(runs.operators(path, provider=provider).items())
     return ModelFacts(
         path=str(path),
         sha256=file_sha256(path),
         nodes=sum(len(nested) for nested in graph.all_graphs()),
         opset=graph.opset,
         bytes=model_bytes(graph, path),
-        integer_operators=dict(sorted(integer_operators(path, provider=provider).items())),
+        integer_operators={n: amount for n, amount in counts if n in runs.integer_operators},
+        compiled=sum(amount for name, amount in counts if name.startswith(COMPILED)),
     )
 
 
@@ -41,10 +46,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def versions() -> dict[str, str]:
+def versions(backend: str = "onnxruntime") -> dict[str, str]:
     """Versions of everything that takes part in a result."""
-    packages = ("onnxq", "onnx", "onnxruntime", "numpy", "networkx")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    packages = {name: version(name) for name in ("onnxq", "onnx", "numpy", "networkx")}
+    runs = {name: load_backend(name).version for name in ("onnxruntime", backend)}
+    return {"python": platform.python_version(), **packages, **runs}
 
 
 def peak_rss_bytes() -> int:

@@ -7,7 +7,7 @@ from functools import cache
 
 from onnxq.ir import DataType, Graph, Node, Value
 from onnxq.passes import notes
-from onnxq.targets.target import available_targets, load_target
+from onnxq.targets import available_targets, load_target
 from onnxq.verify.result import LayerFacts
 
 _BORDERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")

@@ -22,7 +22,8 @@ class ModelFacts:
     """One model file: where it is, its hash, operators, opset and bytes.
 
     ``integer_operators`` counts, by operator, those that compute on integers in the graph the
-    provider really runs.
+    provider really runs. ``compiled`` counts those that the provider compiled: whether they
+    compute on integers is not known.
     """
 
     path: str
@@ -31,6 +32,7 @@ class ModelFacts:
     opset: int
     bytes: int
     integer_operators: dict[str, int] = field(default_factory=dict)
+    compiled: int = 0
 
 
 @dataclass(frozen=True)

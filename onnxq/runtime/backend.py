@@ -1,0 +1,127 @@
+"""Backends: what runs, times and profiles models; one file of this package each."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import ClassVar
+
+import onnx
+
+from onnxq.errors import InputError
+from onnxq.runtime.specs import Array, Runnable
+from onnxq.runtime.timing import interleaved
+
+ENTRY_POINT_GROUP = "onnxq.backends"
+"""Entry points of other packages that name modules with backends."""
+
+COMPILED = "compiled:"
+
+ModelLike = str | Path | bytes | onnx.ModelProto
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """Time of one operator of the graph that a backend really runs.
+
+    ``name`` is the name that the backend gave it, ``op_type`` its operator, ``ms`` milliseconds
+    per inference, of the least disturbed tenth.
+    """
+
+    name: str
+    op_type: str
+    ms: float
+
+
+class Backend(ABC):
+    """Something that runs models.
+
+    Class variables:
+        name: what targets call it.
+        integer_operators: what `operators` calls those that compute on integers. Operators that
+            only move data run on integers under the same name as on floats and are not among them.
+    """
+
+    name: ClassVar[str]
+    integer_operators: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """What tells its results from those of another version or build."""
+
+    @abstractmethod
+    def missing(self, provider: str) -> str:
+        """Say why models cannot run on a provider here; empty if they can."""
+
+    @abstractmethod
+    def session(self, model: ModelLike, *, provider: str = "cpu", threads: int = 1) -> Runnable:
+        """Load a model.
+
+        Raises:
+            InputError: the model cannot be loaded on that provider.
+        """
+
+    @abstractmethod
+    def profile(
+        self,
+        models: Sequence[ModelLike],
+        feeds: Mapping[str, Array] | Sequence[Mapping[str, Array]],
+        *,
+        provider: str = "cpu",
+        threads: int = 1,
+        rounds: int = 24,
+    ) -> list[list[NodeTime]]:
+        """Time of every operator of some models, run in turn in one process.
+
+        Args:
+            models: Paths or serialized models.
+            feeds: One feed for all, or one per model.
+            provider: Where to run.
+            threads: Threads inside one operator.
+            rounds: Inferences of each model; the first two do not count.
+
+        Raises:
+            InputError: a model cannot be loaded or run.
+        """
+
+    def operators(self, model: ModelLike, *, provider: str = "cpu") -> Counter[str]:
+        """Count the operators that really run, subgraphs included; none where it cannot tell.
+
+        Those that a provider compiles, so that nobody knows what they became, have `COMPILED`
+        before their name.
+
+        Raises:
+            InputError: the model cannot be loaded on that provider.
+        """
+        return Counter()
+
+    time = staticmethod(interleaved)
+
+
+def available_backends() -> dict[str, type[Backend]]:
+    """Backends by name: those of this package, and of packages with an entry point."""
+    package = importlib.import_module(__name__.rpartition(".")[0])
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        entry.load()
+    return {kind.name: kind for kind in Backend.__subclasses__()}
+
+
+def load_backend(name: str) -> Backend:
+    """The backend of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = available_backends()
+    if name not in found:
+        raise InputError(f"there is no backend '{name}'; available: {', '.join(sorted(found))}")
+    return found[name]()

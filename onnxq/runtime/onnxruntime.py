@@ -1,0 +1,87 @@
+"""The backend onnxruntime: any version from 1.24, in any package that brings the module."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from onnxq.runtime.backend import Backend, ModelLike, NodeTime
+from onnxq.runtime.operators import INTEGER_OPERATORS, optimized_operators
+from onnxq.runtime.providers import missing_provider
+from onnxq.runtime.session import Session
+from onnxq.runtime.specs import Array
+
+_SUFFIX = "_kernel_time"
+
+
+class Onnxruntime(Backend):
+    """onnxruntime on one of its execution providers."""
+
+    name = "onnxruntime"
+    integer_operators = INTEGER_OPERATORS
+
+    @property
+    def version(self) -> str:
+        """See `Backend.version`: the module's version, and the package unless it is of its name."""
+        return _version()
+
+    def missing(self, provider: str) -> str:
+        """See `Backend.missing`."""
+        return missing_provider(provider)
+
+    def session(self, model: ModelLike, *, provider: str = "cpu", threads: int = 1) -> Session:
+        """See `Backend.session`."""
+        return Session(model, provider=provider, threads=threads)
+
+    def operators(self, model: ModelLike, *, provider: str = "cpu") -> Counter[str]:
+        """See `Backend.operators`."""
+        return optimized_operators(model, provider=provider)
+
+    def profile(
+        self,
+        models: Sequence[ModelLike],
+        feeds: Mapping[str, Array] | Sequence[Mapping[str, Array]],
+        *,
+        provider: str = "cpu",
+        threads: int = 1,
+        rounds: int = 24,
+    ) -> list[list[NodeTime]]:
+        """See `Backend.profile`; the times are those of onnxruntime's own profiler."""
+        per_model = [feeds] * len(models) if isinstance(feeds, Mapping) else list(feeds)
+        with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+            sessions = [
+                Session(model, provider=provider, threads=threads, profile=Path(folder) / str(at))
+                for at, model in enumerate(models)
+            ]
+            for _ in range(max(3, rounds)):
+                for session, feed in zip(sessions, per_model, strict=True):
+                    session.run(feed)
+            return [_node_times(session.end_profile()) for session in sessions]
+
+
+@cache
+def _version() -> str:
+    packages = sorted(set(packages_distributions().get("onnxruntime", ())))
+    if packages in ([], ["onnxruntime"]):
+        return str(ort.__version__)
+    return f"{ort.__version__} ({', '.join(packages)})"
+
+
+def _node_times(path: Path) -> list[NodeTime]:
+    events = json.loads(path.read_text(encoding="utf-8"))
+    times: dict[tuple[str, str], list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX):
+            key = (event["name"].removesuffix(_SUFFIX), event["args"]["op_name"])
+            times.setdefault(key, []).append(event["dur"] / 1000)
+    return [
+        NodeTime(*key, float(np.percentile(found[2:] or found, 10))) for key, found in times.items()
+    ]
