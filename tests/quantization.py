@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxq.data import read
@@ -66,9 +67,57 @@ def quantized(
     return after
 
 
+OVERFLOWS = load_target("auto").name == "cpu-x64-avx2"
+"""Whether onnxruntime's kernels of uint8 by int8 add up products in 16 bits on this processor, so
+that weights of more than 7 bits overflow."""
+
+_WEIGHTS = {
+    "DequantizeLinear": [(0, 1, 2)],
+    "MatMulInteger": [(1, None, 3)],
+    "DynamicQuantizeLSTM": [(1, 8, 9), (2, 10, 11)],
+}
+"""Input slots of weights, their scales and their zero-points."""
+
+
+def runnable(graph: Graph) -> onnx.ModelProto:
+    """The model in a form that onnxruntime computes exactly on this processor.
+
+    Where it would overflow, weights and their zero-points move from int8 up to uint8: the products
+    are the same numbers, and the kernels of uint8 by uint8 add them up in 32 bits.
+    """
+    model = to_proto(graph)
+    if OVERFLOWS:
+        _move_up(model.graph, {})
+    return model
+
+
+def _move_up(graph: onnx.GraphProto, outer: Mapping[str, np.ndarray]) -> None:
+    known = {**outer, **{t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}}
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in [attribute.g, *attribute.graphs]:
+                _move_up(body, known)
+        for weight, scale, zero_point in _WEIGHTS.get(node.op_type, ()):
+            stored = known.get(node.input[weight], np.empty(0))
+            if stored.dtype != np.int8:
+                continue
+            node.input.extend([""] * (zero_point + 1 - len(node.input)))
+            shape = () if scale is None else known[node.input[scale]].shape
+            zeros = known.get(node.input[zero_point], np.zeros(shape, np.int8))
+            for slot, array in ((weight, stored), (zero_point, zeros)):
+                node.input[slot] = f"{node.output[0]}_up_{slot}"
+                moved = (array.astype(np.int16) + 128).astype(np.uint8)
+                graph.initializer.append(onnx.numpy_helper.from_array(moved, node.input[slot]))
+
+
 def run_optimized(graph: Graph, feeds: Feeds) -> dict[str, np.ndarray]:
     """Outputs from onnxruntime with all of its optimizations."""
-    return Session(to_proto(graph)).run(dict(feeds))
+    return Session(runnable(graph)).run(dict(feeds))
+
+
+def run_integers(graph: Graph, feeds: Feeds) -> dict[str, np.ndarray]:
+    """Outputs from onnxruntime with its own optimizations switched off."""
+    return Session(runnable(graph), optimization="none").run(dict(feeds))
 
 
 def run_reference(graph: Graph, feeds: Feeds) -> dict[str, np.ndarray]:

@@ -10,7 +10,8 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from onnxq.ir import Context, Graph, Pass, Value, infer_types, to_proto
-from tests.helpers import Feeds, run
+from tests.helpers import Feeds
+from tests.quantization import run_integers
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
 NEWEST = '<ir_version: 13, opset_import: ["": 25]>'
@@ -72,7 +73,7 @@ def assert_runtimes_agree(graph: Graph, feeds: Feeds, tolerance: float) -> dict[
 
     Gives onnxruntime's outputs.
     """
-    found = run(graph, feeds)
+    found = run_integers(graph, feeds)
     for name, wanted in run_reference(graph, feeds).items():
         assert np.abs(found[name] - wanted).max() <= tolerance * np.abs(wanted).max(), name
     return found
