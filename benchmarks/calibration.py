@@ -40,7 +40,7 @@ from onnxq.data import Dataset, read
 from onnxq.ir import infer_types
 from onnxq.observe import CALIBRATORS, calibrate
 from onnxq.passes.static.placement import place
-from onnxq.rewrite import rewrite
+from onnxq.rewriting import rewrite
 from onnxq.runtime import Session
 from onnxq.targets import load_target
 

@@ -24,7 +24,7 @@ from onnxq.plan import Pin
 from onnxq.precision import require_searchable
 from onnxq.progress import SILENT, Progress
 from onnxq.recipe import Recipe, load_recipe
-from onnxq.runtime import Session, TensorSpec, missing_provider
+from onnxq.runtime import Session, TensorSpec, load_backend
 from onnxq.targets import Target, load_target
 from onnxq.tune import parse_tuner
 from onnxq.verify.facts import file_sha256
@@ -87,7 +87,7 @@ class Job:
 
     def missing_provider(self) -> str:
         """Why the target's provider is not there; empty if it is."""
-        return missing_provider(self.target.provider)
+        return load_backend(self.target.backend).missing(self.target.provider)
 
 
 @contextmanager

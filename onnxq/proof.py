@@ -42,6 +42,7 @@ def verify(
             job.one,
             CompareOptions(
                 metric=job.options.metric,
+                backend=job.target.backend,
                 providers=("cpu" if missing else job.target.provider,),
                 threads=job.options.threads,
                 layers=full and not is_float,

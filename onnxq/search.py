@@ -15,7 +15,7 @@ from onnxq.ir import Graph, PassRecord, save
 from onnxq.plan import Assignment, Plan, Problem, assign
 from onnxq.precision import FLOAT
 from onnxq.proof import verify
-from onnxq.runtime import Session, interleaved
+from onnxq.runtime import load_backend
 from onnxq.study import Study, apply_to, uniform
 from onnxq.verify import Gate, Report, with_gates
 
@@ -258,11 +258,12 @@ class Search:
     def _time(self, candidates: Sequence[Candidate], seconds: float) -> None:
         """Time candidates in turn with the float model, in one process."""
         job = self.job
+        backend, threads = load_backend(job.target.backend), job.options.threads
         sessions = [
-            Session(path, provider=job.target.provider, threads=job.options.threads)
+            backend.session(path, provider=job.target.provider, threads=threads)
             for path in (job.path, *(c.path for c in candidates))
         ]
-        timings = interleaved(sessions, job.one.feeds, seconds=seconds * len(sessions))
+        timings = backend.time(sessions, job.one.feeds, seconds=seconds * len(sessions))
         for candidate, timing in zip(candidates, timings[1:], strict=True):
             candidate.speedup = timing.speedup
 

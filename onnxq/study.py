@@ -195,6 +195,7 @@ def find_costs(prepared: Prepared) -> Costs:
         placed,
         variants,
         job.one.feeds,
+        backend=job.target.backend,
         provider=job.target.provider,
         threads=options.threads,
         model_sha256=job.sha256,

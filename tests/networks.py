@@ -10,12 +10,12 @@ import pytest
 from onnxq.cost import Costs, flops_costs
 from onnxq.data import Dataset, read
 from onnxq.ir import DataType, Graph, ModelInfo, TensorType, infer_types, load, to_proto
-from onnxq.mixed import Candidate, Search
 from onnxq.observe import calibrate
 from onnxq.passes.static.placement import place
+from onnxq.precision import Scene, parse_precision
 from onnxq.runtime import Session
-from onnxq.sensitivity import Quantizable
-from onnxq.study import spread
+from onnxq.runtime.backend import Backend
+from onnxq.search import Candidate, Search
 from onnxq.targets import load_target
 
 CHANNELS, PIXELS, CLASSES = 8, 6, 4
@@ -88,31 +88,46 @@ def dataset(graph: Graph, feeds: dict[str, np.ndarray], batch_size: int | None =
     return read(feeds, Session(to_proto(graph)).inputs, batch_size=batch_size)
 
 
-def quantizable(graph: Graph, data: Dataset, target: str = "cpu-x64") -> Quantizable:
+def scene(graph: Graph, data: Dataset, target: str = "cpu-x64") -> Scene:
     """Placement and calibrated ranges of a graph."""
     table = load_target(target)
     placed = place(graph, table)
     ranges = calibrate(graph, data, placed.observed()).ranges
-    bounds = spread({name: (r.min, r.max) for name, r in ranges.items()}, placed)
-    return Quantizable(placed, table, bounds)
+    bounds = {name: (r.min, r.max) for name, r in ranges.items()}
+    for value, root in placed.roots.items():
+        if root.name in bounds:
+            bounds.setdefault(value.name, bounds[root.name])
+    return Scene(placed, table, bounds)
+
+
+def choices(scene: Scene, *precisions: str) -> dict[str, tuple[str, ...]]:
+    """Which of some precisions the nodes of the main graph can have, by name."""
+    graph = next(iter(scene.placed.nodes)).graph
+    found = {
+        node.name: tuple(
+            p for p in precisions if not parse_precision(p).refusal(node, scene.placed)
+        )
+        for node in graph.nodes()
+    }
+    return {name: own for name, own in found.items() if own}
 
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs are computed, and the smaller a candidate's file the faster it counts as."""
 
-    def costs(graph, placed, variants, feeds, **options):  # type: ignore[no-untyped-def]
-        found = flops_costs(graph, placed, list(variants))
+    def costs(graph, nodes, placed, variants, feeds, **options):  # type: ignore[no-untyped-def]
+        found = flops_costs(nodes, placed, list(variants))
         return Costs("latency", options["model_sha256"], {}, found.nodes, {})
 
     def by_size(search: Search, candidates: Sequence[Candidate], seconds: float) -> None:
         for candidate in candidates:
-            reference = search._float_path.stat().st_size
+            reference = search.job.path.stat().st_size
             candidate.speedup = reference / candidate.path.stat().st_size
 
     monkeypatch.setattr("onnxq.study.measure_costs", costs)
     monkeypatch.setattr(Search, "_time", by_size)
-    monkeypatch.setattr("onnxq.verify.compare.interleaved", quick_interleaved)
+    monkeypatch.setattr(Backend, "time", staticmethod(quick_interleaved))
 
 
 def quick_interleaved(sessions, feeds, **_):  # type: ignore[no-untyped-def]

@@ -11,11 +11,11 @@ import pytest
 
 from onnxq.errors import InputError
 from onnxq.ir import Graph, load, save, to_proto
-from onnxq.optimize import optimize
+from onnxq.optimization import optimize
+from onnxq.options import Options
 from onnxq.plan import Pin, Plan
 from onnxq.planning import (
     Limit,
-    Settings,
     apply_plan,
     find_costs,
     find_front,
@@ -47,12 +47,12 @@ def sizes(model: Path, data: dict[str, np.ndarray], **options: object) -> Plan:
 
 
 def test_sensitivity_of_the_precisions_asked_for(model: Path, data: dict[str, np.ndarray]) -> None:
-    settings = Settings(precisions=("int8", "int4-weight"))
-    found = find_sensitivity(model, data, settings=settings)
+    options = Options(precisions=("int8", "int4-weight"))
+    found = find_sensitivity(model, data, options)
     assert found.precisions() == ["int8", "int4-weight"]
     assert {name for name, _ in found.ranking("int4-weight")} == {"head"}
     assert dict(found.ranking("int4-weight"))["head"] > dict(found.ranking("int8"))["head"]
-    assert find_sensitivity(to_proto(load(model)), data, settings=settings).nodes == found.nodes
+    assert find_sensitivity(to_proto(load(model)), data, options).nodes == found.nodes
 
 
 def test_costs_without_data_and_with(model: Path, data: dict[str, np.ndarray]) -> None:
@@ -60,7 +60,7 @@ def test_costs_without_data_and_with(model: Path, data: dict[str, np.ndarray]) -
     assert made_up.kind == given.kind == "latency"
     assert set(made_up.nodes) == set(given.nodes) >= {"conv0", "head"}
     assert set(made_up.nodes["head"]) == {FLOAT, "int8", "int8-dynamic"}
-    assert find_costs(model, kind="size").nodes["conv1"]["int8"] == 8 * 8 * 9
+    assert find_costs(model, cost="size").nodes["conv1"]["int8"] == 8 * 8 * 9
 
 
 def test_costs_of_a_model_that_takes_text() -> None:
@@ -87,7 +87,7 @@ def test_a_plan_within_a_loss(model: Path, data: dict[str, np.ndarray]) -> None:
 
 
 def test_a_plan_within_bytes(model: Path, data: dict[str, np.ndarray]) -> None:
-    every = sum(c[FLOAT] for c in find_costs(model, kind="size").nodes.values())
+    every = sum(c[FLOAT] for c in find_costs(model, cost="size").nodes.values())
     found = sizes(model, data, limit=Limit(bytes=every * 0.7))
     assert 0.25 * every < found.cost <= 0.7 * every
     assert found.loss < sizes(model, data).loss
@@ -98,10 +98,10 @@ def test_a_plan_within_bytes(model: Path, data: dict[str, np.ndarray]) -> None:
 def test_a_plan_for_a_table_of_costs(model: Path, data: dict[str, np.ndarray]) -> None:
     table = find_costs(model, data)
     slow = {name: dict.fromkeys(c, 1.0) | {"int8": 2.0} for name, c in table.nodes.items()}
-    found = make_plan(model, data, costs=replace(table, nodes=slow))
+    found = make_plan(model, data, cost_table=replace(table, nodes=slow))
     assert set(found.precisions().values()) <= {FLOAT, "int8-dynamic"}
     with pytest.raises(InputError, match="for another model"):
-        make_plan(model, data, costs=replace(table, model_sha256="ff"))
+        make_plan(model, data, cost_table=replace(table, model_sha256="ff"))
 
 
 @pytest.mark.parametrize(
@@ -203,19 +203,19 @@ def test_weights_that_are_inputs_too_are_made_constants_again(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("options", "message"),
     [
-        (Settings(recipe="int7"), "no recipe 'int7'"),
-        (Settings(target="toaster"), "no target 'toaster'"),
-        (Settings(calibrator="dowsing"), "dowsing"),
-        (Settings(precisions=("int7",)), "cannot choose 'int7'"),
-        (Settings(precisions=("float16",)), "a search cannot choose 'float16'; use some of int8, "),
-        (Settings(precisions=("int8", "bfloat16")), "cannot choose 'bfloat16'; use some of int8, "),
-        (Settings(opset=999), "999"),
+        (Options(recipe="int7"), "no recipe 'int7'"),
+        (Options(target="toaster"), "no target 'toaster'"),
+        (Options(calibrator="dowsing"), "dowsing"),
+        (Options(precisions=("int7",)), "cannot choose 'int7'"),
+        (Options(precisions=("float16",)), "a search cannot choose 'float16'; use some of int8, "),
+        (Options(precisions=("int8", "bfloat16")), "cannot choose 'bfloat16'; use some of int8, "),
+        (Options(opset=999), "999"),
     ],
 )
-def test_settings_that_cannot_be_used(
-    settings: Settings, message: str, model: Path, data: dict[str, np.ndarray]
+def test_options_that_cannot_be_used(
+    options: Options, message: str, model: Path, data: dict[str, np.ndarray]
 ) -> None:
     with pytest.raises(InputError, match=message):
-        sizes(model, data, settings=settings)
+        make_plan(model, data, replace(options, cost="size"))

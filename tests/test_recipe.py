@@ -13,9 +13,10 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxq.errors import InputError
 from onnxq.ir import default_passes, raise_opset, to_proto
-from onnxq.optimize import optimize
+from onnxq.optimization import optimize
 from onnxq.recipe import Recipe, built_in_recipes, load_recipe
 from onnxq.runtime import Session, integer_operators, interleaved
+from onnxq.runtime.backend import Backend
 
 
 @pytest.mark.parametrize("name", built_in_recipes())
@@ -84,8 +85,7 @@ def test_what_a_built_in_recipe_makes(name: str, monkeypatch: pytest.MonkeyPatch
     def hurried(sessions, feeds, *, seconds):  # type: ignore[no-untyped-def]
         return interleaved(sessions, feeds, rounds=5)
 
-    monkeypatch.setattr("onnxq.verify.compare.interleaved", hurried)
-    monkeypatch.setattr("onnxq.mixed.interleaved", hurried)
+    monkeypatch.setattr(Backend, "time", staticmethod(hurried))
     model, x = _network(), _samples(16)
     made = optimize(model, {"x": x}, recipe=name, min_speedup=0, min_sqnr=-100)
     report = made.report

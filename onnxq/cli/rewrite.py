@@ -16,7 +16,7 @@ from onnxq.ir import PassRecord, available_passes, parse_passes, save
 from onnxq.ir.save import check_writable
 from onnxq.report import words
 from onnxq.report.text import grid
-from onnxq.rewrite import BisectResult, bisect_passes, rewrite
+from onnxq.rewriting import BisectResult, bisect_passes, rewrite
 
 HELP = "rewrite a model with float passes, without quantizing it"
 

@@ -14,9 +14,9 @@ from onnxq.progress import SILENT, Progress
 from onnxq.runtime import (
     ErrorAccumulator,
     OutputError,
-    Session,
+    Runnable,
     TensorSpec,
-    interleaved,
+    load_backend,
 )
 from onnxq.verify.facts import model_facts, peak_rss_bytes, versions
 from onnxq.verify.gates import Gate
@@ -42,6 +42,7 @@ class CompareOptions:
 
     Attributes:
         metric: Name of the metric, None to choose by the labels.
+        backend: What to run with.
         providers: Execution providers to run on; metric and outputs are those of the first.
         threads: Threads inside one operator.
         layers: Whether to measure the error of every layer.
@@ -51,6 +52,7 @@ class CompareOptions:
     """
 
     metric: str | None = None
+    backend: str = "onnxruntime"
     providers: tuple[str, ...] = ("cpu",)
     threads: int = 1
     layers: bool = True
@@ -90,10 +92,7 @@ def compare_files(
     if not options.providers:
         raise InputError("no execution provider is named; name at least one, as 'cpu'")
     float_graph, candidate_graph = load(float_path), load(candidate_path)
-    sessions = [
-        Session(path, provider=options.providers[0], threads=options.threads)
-        for path in (float_path, candidate_path)
-    ]
+    sessions = _sessions(float_path, candidate_path, options, options.providers[0])
     _check_interface(sessions[0], sessions[1], candidate_path)
     metric, outputs = _quality(sessions, data, options.metric, progress)
     latencies = _latencies(float_path, candidate_path, sessions, one, options, progress)
@@ -104,8 +103,10 @@ def compare_files(
     else:
         layers = describe(candidate_graph)
     progress.finish()
-    model = model_facts(float_graph, float_path, options.providers[0])
-    output = model_facts(candidate_graph, candidate_path, options.providers[0])
+    model = model_facts(float_graph, float_path, options.providers[0], options.backend)
+    output = model_facts(
+        candidate_graph, candidate_path, options.providers[0], options.backend
+    )
     report = Report(
         model=model,
         output=output,
@@ -117,12 +118,22 @@ def compare_files(
         layers=layers,
         gates=(),
         passes=tuple(PassFacts(p.name, p.rewrites, p.seconds) for p in passes),
-        versions=versions(),
+        versions=versions(options.backend),
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
         passed=True,
     )
     return with_gates(report, options.gates)
+
+
+def _sessions(
+    float_path: Path, candidate_path: Path, options: CompareOptions, provider: str
+) -> list[Runnable]:
+    backend = load_backend(options.backend)
+    return [
+        backend.session(path, provider=provider, threads=options.threads)
+        for path in (float_path, candidate_path)
+    ]
 
 
 def with_gates(report: Report, gates: Sequence[Gate]) -> Report:
@@ -131,7 +142,7 @@ def with_gates(report: Report, gates: Sequence[Gate]) -> Report:
     return replace(report, gates=facts, passed=all(fact.passed for fact in facts))
 
 
-def _check_interface(reference: Session, candidate: Session, path: Path) -> None:
+def _check_interface(reference: Runnable, candidate: Runnable, path: Path) -> None:
     for kind, ours, theirs in (
         ("inputs", reference.inputs, candidate.inputs),
         ("outputs", reference.outputs, candidate.outputs),
@@ -149,7 +160,7 @@ def _interface(specs: Sequence[TensorSpec]) -> dict[str, tuple[str, int | None]]
 
 
 def _quality(
-    sessions: Sequence[Session], data: Dataset, name: str | None, progress: Progress
+    sessions: Sequence[Runnable], data: Dataset, name: str | None, progress: Progress
 ) -> tuple[MetricFacts | None, list[OutputError]]:
     metrics = [choose_metric(name, data.has_labels, data.labels_ndim) for _ in sessions]
     errors = ErrorAccumulator()
@@ -185,7 +196,7 @@ def _metric_facts(reference: Metric | None, candidate: Metric | None) -> MetricF
 def _latencies(
     float_path: Path,
     candidate_path: Path,
-    sessions: Sequence[Session],
+    sessions: Sequence[Runnable],
     one: Batch,
     options: CompareOptions,
     progress: Progress,
@@ -196,11 +207,8 @@ def _latencies(
     for position, provider in enumerate(options.providers):
         progress.stage(f"measuring latency on {provider}")
         if position:
-            sessions = [
-                Session(path, provider=provider, threads=options.threads)
-                for path in (float_path, candidate_path)
-            ]
-        slow, fast = interleaved(sessions, one.feeds, seconds=options.latency_seconds)
+            sessions = _sessions(float_path, candidate_path, options, provider)
+        slow, fast = load_backend(options.backend).time(sessions, one.feeds, seconds=options.latency_seconds)
         found.append(
             LatencyFacts(provider, options.threads, slow.p10_ms, fast.p10_ms, fast.speedup)
         )

@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from onnxq.cli import main
-from onnxq.optimize import optimize
+from onnxq.optimization import optimize
 from onnxq.runtime import interleaved
 from tests.cli.models import Case, classifier, samples
 

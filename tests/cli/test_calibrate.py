@@ -17,7 +17,7 @@ from tests.cli.test_optimize import strict_json
 
 @pytest.fixture(scope="module")
 def found(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from onnxq.calibration import find_ranges
+    from onnxq.planning import find_ranges
 
     path = tmp_path_factory.mktemp("ranges") / "ranges.json"
     find_ranges(case.model, case.data).save(path)

@@ -313,7 +313,7 @@ def test_signals_leave_nothing_in_a_process_of_its_own(
         "def press(*_, **__):\n"
         f"    os.kill(os.getpid(), signal.{asked})\n"
         "    time.sleep(60)\n"
-        "sys.modules['onnxq.optimize'].calibrate = press\n"
+        "sys.modules['onnxq.prepare'].calibrate = press\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     out, temporary = tmp_path / "out.onnx", tmp_path / "temporary"

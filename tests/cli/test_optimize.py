@@ -262,7 +262,7 @@ def test_an_interrupt_leaves_nothing(
     else:
         import sys
 
-        monkeypatch.setattr(sys.modules["onnxq.optimize"], place, interrupted)
+        monkeypatch.setattr(sys.modules["onnxq.optimization"], place, interrupted)
     found = run("-o", tmp_path / "out.onnx", "--json", tmp_path / "r.json")
     assert (found.code, found.out, found.err) == (130, "", "onnxq: error: interrupted\n")
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from onnxq.observe import CALIBRATORS, Range, Ranges, calibrate, merge
 from onnxq.observe.histogram import TABLE_BYTES
 from onnxq.passes.static.placement import place
 from onnxq.quant import ABSMAX, INT4
-from onnxq.rewrite import rewrite
+from onnxq.rewriting import rewrite
 from onnxq.runtime import Session
 from onnxq.targets import load_target
 

@@ -19,7 +19,7 @@ from onnxq.recipe import Recipe
 from onnxq.runtime import Session
 from onnxq.sensitivity import Sensitivity, analyse
 from onnxq.sensitivity.analyse import CERTAIN
-from onnxq.stages import float_graph
+from onnxq.plan.apply import float_graph
 from onnxq.targets import load_target
 from tests.helpers import run
 from tests.networks import chain, dataset, inputs, quantizable

@@ -12,7 +12,7 @@ import pytest
 
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, Pass, Tensor, default_passes, save, to_proto
-from onnxq.rewrite import TOLERANCE, bisect_passes, rewrite
+from onnxq.rewriting import TOLERANCE, bisect_passes, rewrite
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 g (float[N, 3] x) => (float[N, 3] y)

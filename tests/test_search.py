@@ -14,14 +14,12 @@ from hypothesis import strategies as st
 
 from onnxq.errors import InputError
 from onnxq.ir import Graph, load, save, to_proto
-from onnxq.mixed import Candidate, preferred
-from onnxq.optimize import Optimized, optimize
+from onnxq.optimization import Optimized, optimize
 from onnxq.plan import Plan
+from onnxq.plan.apply import float_graph
 from onnxq.planning import apply_plan
-from onnxq.progress import SILENT
-from onnxq.recipe import load_recipe
 from onnxq.runtime import Session
-from onnxq.stages import float_graph
+from onnxq.search import Candidate, preferred
 from onnxq.targets import load_target
 from onnxq.verify import Report
 from onnxq.verify.precision import describe
@@ -160,9 +158,6 @@ def test_a_pin_to_integers_rules_the_float_model_out() -> None:
         ({"pins": ["conv1"]}, "PATTERN=PRECISION"),
         ({"pins": ["conv1=int8-dynamic"]}, "'conv1' cannot have the precision 'int8-dynamic'"),
         ({"pins": ["residual=int8", "conv3=float32"]}, "all the precisions that are pinned"),
-        ({"pins": ["conv1=int8"], "recipe": "int8"}, "pins are for a search"),
-        ({"work_folder": "work", "recipe": "int8"}, "a work folder is for a search"),
-        ({"plan_output": "p.toml", "recipe": "int8"}, "a plan is for a search"),
         ({"plan_output": "no/such/p.toml"}, "the folder .* does not exist"),
         ({"max_size_ratio": 0.0}, "size ratio of 0 is not possible"),
     ],
@@ -178,7 +173,7 @@ def test_float_passes_leave_the_source_as_it_is(opset: int) -> None:
     graph = Graph.from_text(f"""<ir_version: 8, opset_import: ["": {opset}]>
         g (float[N, 4] x) => (float[N, 4] y) {{ a = Identity(x) y = Relu(a) }}""")
     before = str(graph)
-    made, _ = float_graph(graph, load_recipe("mixed"), load_target("cpu-x64"), 13, 0, SILENT)
+    made, _ = float_graph(graph, "default", load_target("cpu-x64"), 13)
     assert [node.op_type for node in made.nodes()] == ["Relu"]
     assert str(graph) == before
 
@@ -201,11 +196,11 @@ def test_the_work_folder_spares_the_next_run(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("found before")
 
-    monkeypatch.setattr("onnxq.study.calibrate", never)
+    monkeypatch.setattr("onnxq.prepare.calibrate", never)
     monkeypatch.setattr("onnxq.study.analyse", never)
     second = sought(chain(), **options)
     assert to_proto(second.graph) == to_proto(first.graph)
-    for other in ({"seed": 1}, {"calibrator": "percentile"}, {"calibration_samples": 9}):
+    for other in ({"seed": 1}, {"calibrator": "percentile"}, {"samples": 9}):
         with pytest.raises(AssertionError, match="found before"):
             sought(chain(), **options, **other)
     with pytest.raises(AssertionError, match="found before"):
@@ -227,7 +222,7 @@ def test_an_interrupted_run_leaves_what_it_found(
     assert [p.name for p in tmp_path.iterdir()] == ["work"]
     names = sorted(p.name.split("-")[0] for p in (tmp_path / "work").iterdir())
     assert set(names) >= {"ranges", "sensitivity"}
-    monkeypatch.setattr("onnxq.study.calibrate", interrupted)
+    monkeypatch.setattr("onnxq.prepare.calibrate", interrupted)
     monkeypatch.setattr("onnxq.study.analyse", interrupted)
     assert sought(chain(), **options).written
 

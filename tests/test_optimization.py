@@ -18,18 +18,20 @@ import pytest
 import onnxq
 from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, ModelInfo, TensorType, load, save, to_proto
-from onnxq.optimize import compare
-from onnxq.optimize import optimize as optimize_by_recipe
-from onnxq.recipe import Recipe
-from onnxq.runtime import Session, integer_operators, interleaved, optimized_operators
-from onnxq.stages import (
+from onnxq.comparison import compare
+from onnxq.job import single_feed
+from onnxq.optimization import optimize as optimize_by_recipe
+from onnxq.options import Options
+from onnxq.promise import (
     DEFAULT_MAX_DROP,
     DEFAULT_MAX_RISE,
     DEFAULT_MIN_SPEEDUP,
     DEFAULT_MIN_SQNR,
     promise,
-    single_feed,
 )
+from onnxq.recipe import Recipe
+from onnxq.runtime import Session, integer_operators, interleaved, optimized_operators
+from onnxq.runtime.backend import Backend
 from onnxq.verify.result import MetricFacts
 from tests.networks import chain, inputs
 from tests.quantization import run_reference
@@ -76,7 +78,7 @@ def _samples(count: int = 48, seed: int = 1) -> np.ndarray:
 def _short_timing() -> Iterator[None]:
     """Latency is measured in three rounds, not for seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("onnxq.verify.compare.interleaved", partial(interleaved, rounds=3))
+        patch.setattr(Backend, "time", staticmethod(partial(interleaved, rounds=3)))
         yield
 
 
@@ -248,9 +250,9 @@ def test_the_number_of_calibration_samples(model: Path) -> None:
 
     for options, wanted in (
         ({}, (300, 300)),
-        ({"calibration_samples": 10}, (10, 590)),
+        ({"samples": 10}, (10, 590)),
         ({"eval_data": {"x": x[:5]}}, (512, 5)),
-        ({"eval_data": {"x": x[:5]}, "calibration_samples": 7}, (7, 5)),
+        ({"eval_data": {"x": x[:5]}, "samples": 7}, (7, 5)),
     ):
         recorder = Recorder()
         optimize(model, {"x": x}, progress=recorder, **FAST, **options)  # type: ignore[arg-type]
@@ -269,8 +271,8 @@ import sys
 import numpy as np
 from functools import partial
 from onnxq import optimize
-from onnxq.verify import compare
-compare.interleaved = partial(compare.interleaved, rounds=1)
+from onnxq.runtime.backend import Backend, interleaved
+Backend.time = staticmethod(partial(interleaved, rounds=1))
 rng = np.random.default_rng(1)
 x = rng.standard_normal((48, 3, 8, 8)).astype(np.float32)
 promises = {"min_speedup": 0.0, "min_sqnr": 0.0}
@@ -328,7 +330,7 @@ BITS = MetricFacts("bits-per-byte", 2.0, 2.0, 0.0, 10, None)
 def test_what_is_promised(
     metric: MetricFacts | None, options: dict[str, float], wanted: dict[str, float]
 ) -> None:
-    gates = promise(metric, **options)
+    gates = promise(metric, Options(**options))  # type: ignore[arg-type]
     assert {g.quantity: g.bound for g in gates} == wanted
     assert {g.quantity: g.comparison for g in gates} == {
         name: "<=" if name == "drop" else ">=" for name in wanted
@@ -449,10 +451,10 @@ BAD: dict[str, tuple[Change, str]] = {
     "unknown opset": (_with(opset=999), "opset 999 is not known"),
     "drop without labels": (_no_labels, "a largest drop needs a metric"),
     "labels no class": (_changed(labels=np.full(48, 9)), "label 9 is beyond the model's 4 classes"),
-    "no calibration": (_with(calibration_samples=0), "at least 1, not 0"),
-    "node unknown": (_with(recipe=Recipe(keep_float=("stem", "heads"))), "keeps 'heads' in float"),
+    "no calibration": (_with(samples=0), "at least 1, not 0"),
+    "node unknown": (_with(recipe=Recipe(precision="int8", keep_float=("stem", "heads"))), "keeps 'heads' in float"),
     "all in float": (
-        _with(recipe=Recipe(keep_float=("stem", "inner", "head"))),
+        _with(recipe=Recipe(precision="int8", keep_float=("stem", "inner", "head"))),
         "nothing in the model can be quantized: kept in float by request",
     ),
     "nothing to quantize": (_nothing_to_quantize, "it has no Conv, Gemm, MatMul outside"),
@@ -483,7 +485,7 @@ def test_weights_that_are_inputs_too_can_be_made_constants() -> None:
 
 
 def test_nodes_are_kept_in_float_by_the_recipe(model: Path, data: dict[str, np.ndarray]) -> None:
-    found = optimize(model, data, recipe=Recipe(keep_float=("inner",)), max_drop=1, **FAST)
+    found = optimize(model, data, recipe=Recipe(precision="int8", keep_float=("inner",)), max_drop=1, **FAST)
     layers = {layer.node: layer for layer in found.report.layers}
     assert layers["inner"].precision == "float32"
     assert layers["inner"].reason == "kept in float by request"
@@ -492,7 +494,7 @@ def test_nodes_are_kept_in_float_by_the_recipe(model: Path, data: dict[str, np.n
 
 def test_what_is_kept_in_float_between_integers_runs_in_float() -> None:
     graph = chain(planted=2)
-    found = optimize(to_proto(graph), inputs(graph), recipe=Recipe(keep_float=("conv1",)), **FAST)
+    found = optimize(to_proto(graph), inputs(graph), recipe=Recipe(precision="int8", keep_float=("conv1",)), **FAST)
     assert found.report.output.integer_operators["com.microsoft:QLinearConv"] == 3
 
 
