@@ -24,8 +24,8 @@ from onnxq.ir import (
     raise_opset,
     save,
 )
-from onnxq.passes.notes import node_name
-from onnxq.passes.static.placement import OVERRIDABLE, Placement, place
+from onnxq.passes.notes import OVERRIDABLE, node_name
+from onnxq.passes.static.placement import Placement, place
 from onnxq.progress import Progress
 from onnxq.recipe import Recipe
 from onnxq.runtime import TensorSpec
@@ -164,9 +164,8 @@ def _main_reason(placed: Placement, target: Target) -> str:
     if not reasons:
         return f"it has no {', '.join(sorted(computing))} outside of subgraphs and functions"
     reason = max(reasons, key=reasons.count)
-    if reason == OVERRIDABLE:
-        reason += "; if none does, add --constant-initializers"
-    return reason
+    more = "; if none does, add --constant-initializers" if reason == OVERRIDABLE else ""
+    return f"{reason.text}{more}"
 
 
 def split_data(

@@ -48,6 +48,8 @@ class Context:
 class Pass(ABC):
     """One rewrite of graphs: a frozen dataclass whose fields are its options.
 
+    Fields with ``repr=False`` are data rather than options: the text form has none of them.
+
     A pass may rely on a valid graph and leaves one.
 
     Class variables:
@@ -75,7 +77,7 @@ class Pass(ABC):
         changed = [
             f"{f.name}={getattr(self, f.name)!r}"
             for f in dataclasses.fields(self)  # type: ignore[arg-type]
-            if getattr(self, f.name) != _default_of(f)
+            if f.repr and getattr(self, f.name) != _default_of(f)
         ]
         return f"{self.name}{{{', '.join(changed)}}}" if changed else self.name
 
@@ -223,7 +225,7 @@ def parse_passes(text: str) -> tuple[Pass, ...]:
 
 
 def _make(kind: type[Pass], options: str) -> Pass:
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.repr}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for option in _split(options):
         key, separator, text = (s.strip() for s in option.partition("="))
