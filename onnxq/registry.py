@@ -1,7 +1,8 @@
 """Named kinds of things: found in a package, and read from and written to their text form.
 
 Passes, calibrators, precisions and tuners are frozen dataclasses whose fields are their options;
-recipes, plans and the command line write them as ``name{option=value}``.
+recipes, plans and the command line write them as ``name{option=value}``. Fields with ``repr=False``
+are no options: code alone sets them.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ import importlib
 import inspect
 import pkgutil
 import re
-import typing
 from collections.abc import Iterator, Mapping
-from types import ModuleType
-from typing import Any, TypeVar
+from types import ModuleType, NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from onnxq.errors import InputError
 
@@ -26,11 +26,15 @@ _FORM = re.compile(r"([\w-]+)\s*(?:\{(.*)\})?", re.DOTALL)
 
 
 def kinds_in(module: ModuleType, base: type[T]) -> Iterator[type[T]]:
-    """Every class derived from ``base`` that a module, or a package's modules, define."""
+    """Every class derived from ``base`` that a module, or a package's modules, define.
+
+    Raises:
+        ImportError: one of the modules cannot be imported.
+    """
     modules = [module]
     if hasattr(module, "__path__"):
-        found = pkgutil.walk_packages(module.__path__, f"{module.__name__}.")
-        modules += [importlib.import_module(name) for name in sorted(m.name for m in found)]
+        found = pkgutil.walk_packages(module.__path__, f"{module.__name__}.", lambda name: None)
+        modules += map(_imported, sorted(m.name for m in found))
     for each in modules:
         for _, kind in inspect.getmembers(each, inspect.isclass):
             own = kind.__module__ == each.__name__ and not inspect.isabstract(kind)
@@ -41,9 +45,9 @@ def kinds_in(module: ModuleType, base: type[T]) -> Iterator[type[T]]:
 def to_form(thing: Any) -> str:
     """The text form of an instance, with the options that are not at their default."""
     changed = [
-        f"{f.name}={getattr(thing, f.name)!r}"
-        for f in dataclasses.fields(thing)
-        if getattr(thing, f.name) != default_of(f)
+        f"{name}={getattr(thing, name)!r}"
+        for name, option in _options(type(thing)).items()
+        if getattr(thing, name) != _default_of(option)
     ]
     return f"{thing.name}{{{', '.join(changed)}}}" if changed else str(thing.name)
 
@@ -62,25 +66,23 @@ def from_form(text: str, kinds: Mapping[str, type[T]], what: str) -> T:
     matched = _FORM.fullmatch(text.strip())
     if matched is None:
         raise InputError(f"cannot read the {what} '{text}'; write name or name{{option=value}}")
-    kind = kinds.get(matched[1])
-    if kind is None:
-        raise InputError(f"there is no {what} '{matched[1]}'; available: {', '.join(kinds)}")
-    name = f"{what} {matched[1]}"
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    name = matched[1]
+    if name not in kinds:
+        raise InputError(f"there is no {what} '{name}'; available: {', '.join(kinds)}")
+    options = _options(kinds[name])
     values: dict[str, Any] = {}
-    for option in split_forms(matched[2] or ""):
-        key, separator, given = (s.strip() for s in option.partition("="))
-        if key not in fields or not separator:
+    for part in split_forms(matched[2] or ""):
+        key, separator, value = (s.strip() for s in part.partition("="))
+        if key not in options or not separator:
             raise InputError(
-                f"the {name} has no option '{key or option}'; it has: "
-                f"{', '.join(fields) or 'none'}"
+                f"the {what} {name} has no option '{key or part}'; it has: "
+                f"{', '.join(options) or 'none'}"
             )
-        values[key] = _value(kind, fields[key], given, name)
-    for key, field in fields.items():
-        if key not in values and default_of(field) is dataclasses.MISSING:
-            form = f"{matched[1]}{{{key}=...}}"
-            raise InputError(f"the {name} needs its option '{key}'; write {form}")
-    return kind(**values)
+        values[key] = _value(kinds[name], options[key], value, f"{what} {name}")
+    for key, option in options.items():
+        if key not in values and _default_of(option) is dataclasses.MISSING:
+            raise InputError(f"the {what} {name} needs option '{key}'; write {name}{{{key}=...}}")
+    return kinds[name](**values)
 
 
 def split_forms(text: str) -> list[str]:
@@ -103,30 +105,56 @@ def split_forms(text: str) -> list[str]:
     return [p.strip() for p in parts if p.strip()]
 
 
-def default_of(option: dataclasses.Field[Any]) -> Any:
-    """An option's default, ``dataclasses.MISSING`` if it has none."""
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise ImportError(f"module {name}: {error}") from error
+
+
+def _options(kind: type) -> dict[str, dataclasses.Field[Any]]:
+    return {f.name: f for f in dataclasses.fields(kind) if f.init and f.repr}
+
+
+def _value(kind: type, option: dataclasses.Field[Any], text: str, what: str) -> Any:
+    accepted = _accepted(kind, option)
+    words = {"true": "True", "false": "False", "none": "None"}
+    try:
+        value = ast.literal_eval(words.get(text.lower(), text))
+    except (ValueError, SyntaxError):
+        value = text
+    if type(value) in accepted:
+        return value
+    if float in accepted and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return float(text)
+    if str in accepted:
+        return text
+    if object in accepted or (isinstance(value, accepted) and not isinstance(value, bool)):
+        return value
+    names = " or ".join("None" if t is NoneType else t.__name__ for t in accepted)
+    raise InputError(f"option '{option.name}' of {what} takes {names}, not '{text}'")
+
+
+def _accepted(kind: type, option: dataclasses.Field[Any]) -> tuple[type, ...]:
+    """Types of an option's values: those it is annotated with, else that of its default."""
+    try:
+        hint = get_type_hints(kind)[option.name]
+    except NameError:
+        # Annotated with something that is imported for type checkers only.
+        default = _default_of(option)
+        known = default is not None and default is not dataclasses.MISSING
+        return (type(default) if known else object,)
+    hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    found: list[type] = []
+    for one in hints:
+        literal = get_origin(one) is Literal
+        found += map(type, get_args(one)) if literal else [get_origin(one) or one]
+    return tuple(object if t is Any or not isinstance(t, type) else t for t in found)
+
+
+def _default_of(option: dataclasses.Field[Any]) -> Any:
+    """The default, MISSING without one."""
     if option.default_factory is not dataclasses.MISSING:
         return option.default_factory()
     return option.default
-
-
-def _value(kind: type, option: dataclasses.Field[Any], text: str, name: str) -> Any:
-    hint = typing.get_type_hints(kind)[option.name]
-    choices = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
-    expected = tuple(typing.get_origin(c) or c for c in choices)
-    try:
-        value = ast.literal_eval(text.capitalize() if text.lower() in _WORDS else text)
-    except (ValueError, SyntaxError):
-        value = text
-    if float in expected and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
-            value = float(text)
-    if str in expected and not isinstance(value, expected):
-        value = text
-    if not isinstance(value, expected) or (type(value) is bool and bool not in expected):
-        wanted = " or ".join(e.__name__ for e in expected if e is not type(None))
-        raise InputError(f"option '{option.name}' of {name} takes {wanted}, not '{text}'")
-    return value
-
-
-_WORDS = ("true", "false", "none")

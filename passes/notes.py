@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
 from onnxq.ir import Graph, Node
 
@@ -18,6 +19,32 @@ for it."""
 
 TARGET_KEY = "onnxq.target"
 """Model metadata entry: the name of the target whose table static integers were placed by."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a node is not quantized, or not converted.
+
+    Attributes:
+        kind: One word for programs: ``request`` and ``chosen`` (the caller said so), ``operator``
+            (no rule for it), ``quantized`` (already), ``computed``, ``foldable`` and
+            ``overridable`` (a weight that is not constant, could be made so, or may be given by
+            callers), ``type``, ``shape``, ``attribute``, ``opset``, ``range`` (of activations),
+            ``finite``, ``overflow`` and ``vanish`` (of constants), ``neighbours`` (what stands
+            around it), ``runtime`` (a defect of runtimes), ``slow``.
+        text: One clause for readers, and for the model's metadata.
+    """
+
+    kind: str
+    text: str
+
+
+OVERRIDABLE = Reason("overridable", "its weight is also an input, which callers may override")
+"""Reason that the pass constant-initializers does away with."""
+
+BY_REQUEST = Reason("request", "kept in float by request")
+
+NOT_FINITE = Reason("finite", "its weight has infinite or NaN values")
 
 
 def node_name(node: Node) -> str:
@@ -36,7 +63,7 @@ def reasons(graph: Graph) -> dict[str, str]:
 
 
 def note_left_in_float(
-    graph: Graph, reasons: Mapping[Node, str], quantized: Iterable[str] = ()
+    graph: Graph, reasons: Mapping[Node, Reason], quantized: Iterable[str] = ()
 ) -> None:
     """Add to what was noted before: a newer reason replaces an older one.
 
@@ -48,7 +75,7 @@ def note_left_in_float(
     noted = left_in_float(graph)
     for name in quantized:
         noted.pop(name, None)
-    noted.update({node_name(node): reason for node, reason in reasons.items()})
+    noted.update({node_name(node): reason.text for node, reason in reasons.items()})
     _write(graph, LEFT_IN_FLOAT_KEY, noted)
 
 

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import dataclasses
-import importlib
-import inspect
-import pkgutil
-import re
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from types import ModuleType, NoneType, UnionType
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from types import ModuleType
+from typing import ClassVar, Literal
 
 import networkx as nx
 
@@ -78,12 +71,7 @@ class Pass(ABC):
 
     def __str__(self) -> str:
         """Text form, ``name{option=value}``, with the options that are not at their default."""
-        changed = [
-            f"{f.name}={getattr(self, f.name)!r}"
-            for f in _options(type(self)).values()
-            if getattr(self, f.name) != _default_of(f)
-        ]
-        return f"{self.name}{{{', '.join(changed)}}}" if changed else self.name
+        return to_form(self)
 
 
 @dataclass(frozen=True)
@@ -204,7 +192,7 @@ def default_passes() -> tuple[Pass, ...]:
     order: nx.DiGraph[str] = nx.DiGraph()
     order.add_nodes_from(chosen)
     order.add_edges_from((b, n) for n, kind in chosen.items() for b in kind.after if b in chosen)
-    return tuple(_make(chosen[n], "") for n in nx.lexicographical_topological_sort(order))
+    return tuple(from_form(n, chosen, "pass") for n in nx.lexicographical_topological_sort(order))
 
 
 def parse_passes(text: str) -> tuple[Pass, ...]:
@@ -214,128 +202,13 @@ def parse_passes(text: str) -> tuple[Pass, ...]:
         InputError: naming the pass, option or value that is wrong.
     """
     known = available_passes()
-    made: list[Pass] = []
-    for part in _split(text):
-        matched = re.fullmatch(r"([\w-]+)\s*(?:\{(.*)\})?", part, flags=re.DOTALL)
-        if matched is None:
-            raise InputError(f"cannot read the pass '{part}'; write name or name{{option=value}}")
-        kind = known.get(matched[1])
-        if kind is None:
-            raise InputError(f"there is no pass '{matched[1]}'; available: {', '.join(known)}")
-        made.append(_make(kind, matched[2] or ""))
+    made = tuple(from_form(part, known, "pass") for part in split_forms(text))
     if not made:
         raise InputError("no pass is named; `onnxq rewrite --list` shows what there is")
-    return tuple(made)
+    return made
 
 
-def _make(kind: type[Pass], text: str) -> Pass:
-    options = _options(kind)
-    values: dict[str, Any] = {}
-    for part in _split(text):
-        key, separator, value = (s.strip() for s in part.partition("="))
-        if key not in options or not separator:
-            raise InputError(
-                f"the pass {kind.name} has no option '{key or part}'; it has: "
-                f"{', '.join(options) or 'none'}"
-            )
-        values[key] = _value(kind, options[key], value)
-    for name, option in options.items():
-        if name not in values and _default_of(option) is dataclasses.MISSING:
-            raise InputError(
-                f"the pass {kind.name} needs option '{name}'; write {kind.name}{{{name}=...}}"
-            )
-    return kind(**values)
-
-
-def _options(kind: type[Pass]) -> dict[str, dataclasses.Field[Any]]:
-    return {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
-
-
-def _value(kind: type[Pass], option: dataclasses.Field[Any], text: str) -> Any:
-    accepted = _accepted(kind, option)
-    words = {"true": "True", "false": "False", "none": "None"}
-    try:
-        value = ast.literal_eval(words.get(text.lower(), text))
-    except (ValueError, SyntaxError):
-        value = text
-    if type(value) in accepted:
-        return value
-    if float in accepted and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
-            return float(text)
-    if str in accepted:
-        return text
-    if object in accepted or (isinstance(value, accepted) and not isinstance(value, bool)):
-        return value
-    names = " or ".join("None" if t is NoneType else t.__name__ for t in accepted)
-    raise InputError(f"option '{option.name}' of pass {kind.name} takes {names}, not '{text}'")
-
-
-def _accepted(kind: type[Pass], option: dataclasses.Field[Any]) -> tuple[type, ...]:
-    """Types of an option's values: those it is annotated with, else that of its default."""
-    try:
-        hint = get_type_hints(kind)[option.name]
-    except NameError:
-        # Annotated with something that is imported for type checkers only.
-        default = _default_of(option)
-        known = default is not None and default is not dataclasses.MISSING
-        return (type(default) if known else object,)
-    hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    found: list[type] = []
-    for one in hints:
-        literal = get_origin(one) is Literal
-        found += map(type, get_args(one)) if literal else [get_origin(one) or one]
-    return tuple(object if t is Any or not isinstance(t, type) else t for t in found)
-
-
-def _default_of(option: dataclasses.Field[Any]) -> Any:
-    """The default, MISSING without one."""
-    if option.default_factory is not dataclasses.MISSING:
-        return option.default_factory()
-    return option.default
-
-
-def _split(text: str) -> list[str]:
-    """Parts between commas that are in no bracket or quotation."""
-    parts, depth, start, quote, escaped = [], 0, 0, "", False
-    for at, char in enumerate(text):
-        if quote:
-            quote = "" if char == quote and not escaped else quote
-            escaped = char == "\\" and not escaped
-        elif char in "'\"":
-            quote = char
-        elif char in "{[(":
-            depth += 1
-        elif char in "}])":
-            depth -= 1
-        elif char == "," and depth == 0:
-            parts.append(text[start:at])
-            start = at + 1
-    parts.append(text[start:])
-    return [p.strip() for p in parts if p.strip()]
-
-
-def _pass_classes(loaded: object) -> Iterable[type[Pass]]:
+def _pass_classes(loaded: object) -> list[type[Pass]]:
     if isinstance(loaded, type):
         return [loaded] if issubclass(loaded, Pass) else []
-    if not isinstance(loaded, ModuleType):
-        return []
-    modules = [loaded]
-    if hasattr(loaded, "__path__"):
-        found = pkgutil.walk_packages(loaded.__path__, f"{loaded.__name__}.", lambda name: None)
-        modules += map(_imported, sorted(m.name for m in found))
-    return [
-        member
-        for module in modules
-        for _, member in inspect.getmembers(module, inspect.isclass)
-        if issubclass(member, Pass)
-        and not inspect.isabstract(member)
-        and member.__module__ == module.__name__
-    ]
-
-
-def _imported(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise ImportError(f"module {name}: {error}") from error
+    return list(kinds_in(loaded, Pass)) if isinstance(loaded, ModuleType) else []  # type: ignore[type-abstract]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxq.quant._rounding import from_storage, to_storage
 from onnxq.quant.bias import (
     BIAS_LIMIT,
     bias_qparams,
@@ -20,6 +21,7 @@ from onnxq.quant.formats import (
     INT8,
     INT16,
     INT32,
+    NARROW_FORMATS,
     UINT2,
     UINT4,
     UINT8,
@@ -93,6 +95,7 @@ __all__ = [
     "INT32",
     "MIN_SCALE",
     "MSE",
+    "NARROW_FORMATS",
     "PERCENTILE",
     "PER_TENSOR",
     "PLAIN",
@@ -124,6 +127,7 @@ __all__ = [
     "dequantize",
     "fake_quantize",
     "format_of",
+    "from_storage",
     "grouped_quantize",
     "grouped_to_onnx",
     "is_exact_in_onnx",
@@ -135,6 +139,7 @@ __all__ = [
     "quantize_bias",
     "quantize_weight",
     "ternary",
+    "to_storage",
     "value_range",
     "weight_qparams",
     "weight_qparams_for_bias",

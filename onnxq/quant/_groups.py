@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.quant._arrays import PIECE, pieces
+from onnxq.quant.scheme import Granularity
 
 Array = npt.NDArray[Any]
 Index = tuple[slice, ...]
@@ -59,13 +60,7 @@ class Grouping:
     @property
     def scale_shape(self) -> tuple[int, ...]:
         """Shape of the scales."""
-        if self.axis is None:
-            return ()
-        length = self.shape[self.axis]
-        if self.block_size is None:
-            return (length,)
-        blocks = -(-length // self.block_size)
-        return (*self.shape[: self.axis], blocks, *self.shape[self.axis + 1 :])
+        return Granularity(self.axis, self.block_size).scale_shape(self.shape)
 
     @property
     def value_axes(self) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -19,7 +19,7 @@ class Format:
     Attributes:
         name: Name in plans, reports and options.
         onnx_dtype: Element type, a value of `onnx.TensorProto.DataType`.
-        bits: Bits one value takes in a model file.
+        bits: Bits one value takes in a model file; integers may use fewer of them.
         signed: Whether there are values below zero.
         qmin: Smallest value; of float formats the smallest finite one.
         qmax: Largest value; of float formats the largest finite one.
@@ -39,6 +39,11 @@ class Format:
     opset: int
     is_float: bool = False
 
+    @property
+    def levels(self) -> int:
+        """How many integers there are; 0 in float formats."""
+        return 0 if self.is_float else int(self.qmax - self.qmin) + 1
+
 
 def _integer(name: str, onnx_dtype: int, bits: int, signed: bool, dtype: Any, opset: int) -> Format:
     qmin = -(1 << (bits - 1)) if signed else 0
@@ -52,6 +57,14 @@ def _integer(name: str, onnx_dtype: int, bits: int, signed: bool, dtype: Any, op
         storage=np.dtype(dtype),
         opset=opset,
     )
+
+
+def _narrowed(held: Format, bits: int) -> Format:
+    """Integers of fewer bits in a format that holds them."""
+    unused = held.bits - bits
+    name = held.name.replace(str(held.bits), str(bits))
+    qmin, qmax = int(held.qmin) >> unused, int(held.qmax) >> unused
+    return replace(held, name=name, qmin=qmin, qmax=qmax)
 
 
 def _floating(name: str, onnx_dtype: int, dtype: Any, opset: int) -> Format:
@@ -110,6 +123,15 @@ FORMATS: dict[str, Format] = {
         FLOAT4E2M1,
     )
 }
+
+NARROW_FORMATS: dict[str, Format] = {
+    narrow.name: narrow
+    for bits, types in ((3, (INT4, UINT4)), *((n, (INT8, UINT8)) for n in (5, 6, 7)))
+    for held in types
+    for narrow in [_narrowed(held, bits)]
+}
+"""Integers of 3, 5, 6 and 7 bits, each held in the next wider type. They are for weights:
+QuantizeLinear saturates where the type ends."""
 
 _BY_ONNX_DTYPE = {format.onnx_dtype: format for format in FORMATS.values()}
 

@@ -65,6 +65,16 @@ class Granularity:
             return 21
         return 10 if self.axis is None else 13
 
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the scales of a tensor of a shape."""
+        if self.axis is None:
+            return ()
+        length = shape[self.axis]
+        if self.block_size is None:
+            return (length,)
+        axis = self.axis % len(shape)
+        return (*shape[:axis], -(-length // self.block_size), *shape[axis + 1 :])
+
 
 PER_TENSOR = Granularity()
 
@@ -95,7 +105,7 @@ def value_range(format: Format, scheme: Scheme) -> tuple[float, float]:
     if not scheme.symmetric and (format.is_float or format.bits == 32):
         raise InputError(f"{format.name} has no zero-point; use the absmax scheme")
     if scheme.reduced_range:
-        if format.bits != 8 or format.is_float:
+        if format.levels != 256:
             raise InputError(
                 f"reduced_range is for 8-bit integers, not {format.name}; drop the option"
             )

@@ -198,7 +198,7 @@ class MeanSquaredError:
     def _try_zero_points(self, problem: Problem, groups: TrialGroups, best: Best) -> None:
         few = max(self.trials // 3, 4)
         self._try_scales(problem, groups, best, best.zero_point, few)
-        distance = 2 ** (problem.format.bits - 2)
+        distance = problem.format.levels // 4
         while distance:
             for shift in (distance, -distance):
                 shifted = np.clip(best.zero_point + np.float32(shift), problem.low, problem.high)

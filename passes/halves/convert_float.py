@@ -31,8 +31,10 @@ from onnxq.passes.halves.float_regions import (
     number_reason,
     range_reason,
     round_to,
+    static_reason,
+    takes,
 )
-from onnxq.passes.notes import node_name, note_left_in_float
+from onnxq.passes.notes import Reason, node_name, note_left_in_float
 
 _FORMATS = {"float16": DataType.FLOAT16, "bfloat16": DataType.BFLOAT16}
 _CAST_OPSETS = {"float16": 6, "bfloat16": 13}
@@ -115,25 +117,25 @@ class ConvertFloat(Pass):
         """Lowest opset whose Cast knows the format."""
         return _CAST_OPSETS.get(self.format, 0)
 
+    def takes(self, node: Node) -> bool:
+        """Whether the pass is for a node: converts it, or notes why it stays in float32."""
+        return takes(node, self._choice())
+
+    def reason(self, node: Node) -> Reason | None:
+        """Why a node that the pass takes cannot be converted, None if it could be.
+
+        The numbers that it touches, and the Casts that it would need, may still speak against it.
+        """
+        return static_reason(node, self._choice())
+
     def run(self, graph: Graph, ctx: Context) -> int:
         """Convert; gives the number of operators that compute in the format now.
 
         Raises:
             InputError: there is no such format, or the model's opset has no Cast to it.
         """
-        low = _FORMATS.get(self.format)
-        if low is None:
-            raise InputError(
-                f"convert-float has no format '{self.format}'; available: {', '.join(_FORMATS)}"
-            )
-        choice = Choice(
-            low,
-            frozenset(self.only),
-            frozenset(self.keep_float),
-            frozenset(self.keep_operators),
-            self.ranges,
-            self.interface,
-        )
+        choice = self._choice()
+        low = choice.low
         regions = find_regions(graph, choice)
         if regions.nodes:
             _require_cast(graph, low)
@@ -142,6 +144,21 @@ class ConvertFloat(Pass):
             ctx.rewrote(f"{node.label} computes in {low.label}")
         note_left_in_float(graph, regions.left, map(node_name, regions.nodes))
         return len(regions.nodes)
+
+    def _choice(self) -> Choice:
+        low = _FORMATS.get(self.format)
+        if low is None:
+            raise InputError(
+                f"convert-float has no format '{self.format}'; available: {', '.join(_FORMATS)}"
+            )
+        return Choice(
+            low,
+            frozenset(self.only),
+            frozenset(self.keep_float),
+            frozenset(self.keep_operators),
+            self.ranges,
+            self.interface,
+        )
 
 
 def _require_cast(graph: Graph, low: DataType) -> None:

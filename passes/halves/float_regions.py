@@ -12,7 +12,12 @@ import onnx
 from onnxq.ir import DataType, Graph, Node, OpaqueType, Tensor, Use, Value
 from onnxq.ir.connected import connected
 from onnxq.ir.operators import schema_of
-from onnxq.passes.notes import node_name
+from onnxq.passes.notes import Reason, node_name
+
+_BY_REQUEST = Reason("request", "kept in float32 by request")
+_APART = Reason(
+    "neighbours", "its neighbours stay in float32, and Casts would cost more than it saves"
+)
 
 _OVERFLOWS = "its results leave the range of small floats even for ordinary inputs"
 _SUMS = "it sums many numbers, in the type it gives"
@@ -160,7 +165,7 @@ class FloatRegions:
 
     low: DataType
     nodes: dict[Node, Slots]
-    left: dict[Node, str]
+    left: dict[Node, Reason]
 
     def reads_low(self, use: Use) -> bool:
         """Whether this use reads the small format."""
@@ -207,17 +212,15 @@ def find_regions(graph: Graph, choice: Choice) -> FloatRegions:
     """Choose the operators of a graph and its subgraphs that compute in the small format."""
     numbers = _Numbers(choice)
     nodes: dict[Node, Slots] = {}
-    left: dict[Node, str] = {}
+    left: dict[Node, Reason] = {}
     quantized = _quantized(graph)
     for node in graph.all_nodes():
         slots = changing_slots(node, choice.low)
         # Numbers are followed through operators that stay as they are, too.
         unfit = numbers.refusal(node, slots)
-        if node.is_op(*READERS, *_SOURCES) or node in quantized:
+        if node in quantized or not takes(node, choice):
             continue
-        if choice.only and node_name(node) not in choice.only:
-            continue
-        reason = _refusal(node, slots, choice) or unfit
+        reason = static_reason(node, choice) or unfit
         if reason:
             left[node] = reason
         elif any(v.dtype is DataType.FLOAT for v in _changing(node, slots)):
@@ -227,24 +230,23 @@ def find_regions(graph: Graph, choice: Choice) -> FloatRegions:
     for node in [n for n in nodes if n in idle]:
         del nodes[node]
         if node.op_type not in _MOVERS:
-            left[node] = "its neighbours stay in float32, and Casts would cost more than it saves"
+            left[node] = _APART
     return regions
 
 
-def range_reason(value: Value, choice: Choice) -> str:
-    """Why calibration speaks against holding a value in the small format, empty if it does not.
+def range_reason(value: Value, choice: Choice) -> Reason | None:
+    """Why calibration speaks against holding a value in the small format, None if it does not.
 
     Half of the format's range is left for inputs that calibration did not see.
     """
     bounds = choice.ranges.get(value.name)
-    if bounds is None:
-        return ""
-    largest = float(np.abs(bounds).max())
+    largest = 0.0 if bounds is None else float(np.abs(bounds).max())
     if largest <= _LARGEST[choice.low] / 2:
-        return ""
-    return (
+        return None
+    text = (
         f"'{value.name}' reaches {largest:.4g}, more than half of what {choice.low.label} can hold"
     )
+    return Reason("range", text)
 
 
 def changing_slots(node: Node, low: DataType) -> Slots:
@@ -314,32 +316,46 @@ def round_to(numbers: np.ndarray, low: DataType) -> np.ndarray:
     return rounded
 
 
-def _refusal(node: Node, slots: Slots, choice: Choice) -> str:
-    """Why a node stays in float32 whatever numbers it reads, empty if nothing speaks against it."""
-    touched = [v for v in (*node.inputs, *node.outputs) if v is not None]
-    if not any(v.dtype is DataType.FLOAT or v.dtype is None for v in touched):
-        return ""
+def takes(node: Node, choice: Choice) -> bool:
+    """Whether a node touches float32 and was chosen: it is converted, or a note says why not."""
+    return (
+        not node.is_op(*READERS, *_SOURCES)
+        and (not choice.only or node_name(node) in choice.only)
+        and any(v.dtype is DataType.FLOAT or v.dtype is None for v in _touched(node))
+    )
+
+
+def static_reason(node: Node, choice: Choice) -> Reason | None:
+    """Why a node that is taken stays in float32 whatever numbers it reads, None if it need not."""
     if node_name(node) in choice.keep_float:
-        return "kept in float32 by request"
+        return _BY_REQUEST
     if any(True for _ in node.subgraphs()):
-        return "it hands float32 to its subgraphs"
+        return Reason("operator", "it hands float32 to its subgraphs")
     if schema_of(node) is None:
-        return f"ONNX defines no operator {node.domain or 'ai.onnx'}:{node.op_type}"
+        domain = node.domain or "ai.onnx"
+        return Reason("operator", f"ONNX defines no operator {domain}:{node.op_type}")
     if not node.domain and node.op_type in choice.keep_operators:
-        return KEEP_REASONS.get(node.op_type, "kept in float32 by request")
-    for value in touched:
+        text = KEEP_REASONS.get(node.op_type)
+        return _BY_REQUEST if text is None else Reason("operator", text)
+    for value in _touched(node):
         if isinstance(value.type, OpaqueType):
-            return f"'{value.name}' is a {value.type}, no tensor"
+            return Reason("type", f"'{value.name}' is a {value.type}, no tensor")
         if value.type is None:
-            return f"the type of '{value.name}' is not known"
-    changing = _changing(node, slots)
+            return Reason("type", f"the type of '{value.name}' is not known")
+    changing = _changing(node, changing_slots(node, choice.low))
     if not any(v.dtype is DataType.FLOAT for v in changing):
-        done = any(v.dtype is choice.low for v in changing)
-        return "" if done else f"it takes no {choice.low.label} in opset {node.graph.opset}"
+        if any(v.dtype is choice.low for v in changing):
+            return None
+        return Reason("opset", f"it takes no {choice.low.label} in opset {node.graph.opset}")
     stated = next((name for name in _TYPE_ATTRIBUTES if name in node.attributes), None)
     if stated is not None or node.is_op("BitCast", "CastLike"):
-        return f"its {f'attribute {stated}' if stated else 'meaning'} depends on the type"
+        what = f"attribute {stated}" if stated else "meaning"
+        return Reason("attribute", f"its {what} depends on the type")
     return _attribute_reason(node, choice.low)
+
+
+def _touched(node: Node) -> list[Value]:
+    return [v for v in (*node.inputs, *node.outputs) if v is not None]
 
 
 def _changing(node: Node, slots: Slots) -> list[Value]:
@@ -358,13 +374,13 @@ class _Numbers:
 
     def __init__(self, choice: Choice) -> None:
         self._choice = choice
-        self._constants: dict[Value, str] = {}
-        self._reached: dict[Value, str] = {}
+        self._constants: dict[Value, Reason | None] = {}
+        self._reached: dict[Value, Reason] = {}
 
-    def refusal(self, node: Node, slots: Slots) -> str:
-        """Why a node stays in float32 because of the numbers it touches, empty if it need not."""
+    def refusal(self, node: Node, slots: Slots) -> Reason | None:
+        """Why a node stays in float32 because of the numbers it touches, None if it need not."""
         changing = [v for v in _changing(node, slots) if v.dtype is DataType.FLOAT]
-        ranged = next(filter(None, (range_reason(v, self._choice) for v in changing)), "")
+        ranged = next(filter(None, (range_reason(v, self._choice) for v in changing)), None)
         reason = self._read(node, slots)
         if reason and (node.is_op(*_PASSING) or node.op_type in _MOVERS):
             for value in changing:
@@ -372,7 +388,7 @@ class _Numbers:
                     self._reached[value] = reason
         return ranged or reason
 
-    def _read(self, node: Node, slots: Slots) -> str:
+    def _read(self, node: Node, slots: Slots) -> Reason | None:
         for slot in sorted(slots.inputs):
             value = node.inputs[slot]
             if value is None or value.dtype is not DataType.FLOAT:
@@ -381,15 +397,15 @@ class _Numbers:
                 return self._reached[value]
             reason = self._constant(value)
             # A bound beyond the range bounds nothing, and neither does the largest number.
-            if reason and not (node.is_op("Clip") and slot and "vanish" not in reason):
+            if reason and not (node.is_op("Clip") and slot and reason.kind == "overflow"):
                 return reason
-        return ""
+        return None
 
-    def _constant(self, value: Value) -> str:
+    def _constant(self, value: Value) -> Reason | None:
         if value not in self._constants:
             tensor = constant_tensor(value) or _filling(value)
             self._constants[value] = (
-                ""
+                None
                 if tensor is None or tensor.dtype is not DataType.FLOAT
                 else number_reason(tensor.numpy(), f"'{value.name}'", self._choice.low)
             )
@@ -403,20 +419,20 @@ def _filling(value: Value) -> Tensor | None:
     return held if isinstance(held, Tensor) else None
 
 
-def _attribute_reason(node: Node, low: DataType) -> str:
+def _attribute_reason(node: Node, low: DataType) -> Reason | None:
     schema = schema_of(node)
     if node.is_op("Clip") or (schema is not None and "stash_type" in schema.attributes):
-        return ""
+        return None
     for name, attribute in node.attributes.items():
         if attribute.kind in (onnx.AttributeProto.FLOAT, onnx.AttributeProto.FLOATS):
             numbers = np.array(attribute.value, dtype=np.float32)
             if reason := number_reason(numbers, f"attribute {name}", low):
                 return reason
-    return ""
+    return None
 
 
-def number_reason(numbers: np.ndarray, name: str, low: DataType) -> str:
-    """Why numbers cannot be held in the small format, empty if they can.
+def number_reason(numbers: np.ndarray, name: str, low: DataType) -> Reason | None:
+    """Why numbers cannot be held in the small format, None if they can.
 
     Single numbers that become zero are rounded like any other; where all do, as an epsilon that
     guards a division, the constant has lost its meaning.
@@ -425,10 +441,11 @@ def number_reason(numbers: np.ndarray, name: str, low: DataType) -> str:
         rounded = numbers.astype(low.numpy)
     lost = np.isinf(rounded) & np.isfinite(numbers)
     if lost.any():
-        return f"{name} holds {numbers[lost].flat[0]:.4g}, beyond the range of {low.label}"
+        text = f"{name} holds {numbers[lost].flat[0]:.4g}, beyond the range of {low.label}"
+        return Reason("overflow", text)
     if numbers.any() and not rounded.any():
-        return f"all numbers of {name} vanish in {low.label}"
-    return ""
+        return Reason("vanish", f"all numbers of {name} vanish in {low.label}")
+    return None
 
 
 def _quantized(graph: Graph) -> set[Node]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from onnxq.ir import (
     Context,
     DataType,
@@ -32,13 +30,15 @@ class UnflattenGemm(Pass):
 
     Rewritten: a Gemm of a Reshape of ``x`` and a constant matrix, with a constant bias of one
     number per column or none, read by one Reshape that restores all but the last dimension of
-    ``x``. The MatMul keeps the Gemm's name.
+    ``x``. The MatMul has the Gemm's name, or its output's if it had none, and reads a weight that
+    the Gemm transposed through a Transpose.
 
     Not rewritten: Gemms that scale or that transpose what they read, shapes that are not known
     to be restored, and a product that is a graph output or read elsewhere.
 
     Attributes:
         only: Names of the Gemms that may be changed; empty stands for all.
+        keep_float: Names of Gemms that are to stay as they are.
     """
 
     name: ClassVar[str] = "unflatten-gemm"
@@ -46,16 +46,18 @@ class UnflattenGemm(Pass):
     needs_types: ClassVar[bool] = True
 
     only: tuple[str, ...] = ()
+    keep_float: tuple[str, ...] = ()
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Gemms turned."""
         made = 0
         for node in graph.nodes():
-            if self.only and node_name(node) not in self.only:
+            name = node_name(node)
+            if (self.only and name not in self.only) or name in self.keep_float:
                 continue
             if (source := _flattened(node)) is not None:
                 _unflatten(graph, node, source)
-                ctx.rewrote(f"'{node_name(node)}' is a MatMul over all dimensions")
+                ctx.rewrote(f"'{name}' is a MatMul over all dimensions")
                 made += 1
         return made
 
@@ -99,9 +101,10 @@ def _unflatten(graph: Graph, node: Node, source: Value) -> None:
     assert weight is not None
     after = node.output.uses[0].node
     if attribute_value(node, "transB"):
-        turned = np.ascontiguousarray(weight.numpy().T)
-        weight = graph.constant(turned, f"{weight.name}_turned")
-    result, name, made_name = after.output, node.name, after.output.name
+        assert weight.shape is not None
+        turned = [TensorType(DataType.FLOAT, weight.shape[::-1])]
+        weight = graph.add("Transpose", [weight], {"perm": [1, 0]}, types=turned).output
+    result, name, made_name = after.output, node_name(node), after.output.name
     kind = TensorType(DataType.FLOAT, result.shape)
     made = graph.add("MatMul", [source, weight], types=[kind])
     value = made.output
@@ -112,5 +115,4 @@ def _unflatten(graph: Graph, node: Node, source: Value) -> None:
     before = None if matrix is None else matrix.producer
     remove_unused(graph, [n for n in (after, node, before) if n is not None])
     graph.rename(value, made_name)
-    if name:
-        graph.rename_node(made, name)
+    graph.rename_node(made, name)

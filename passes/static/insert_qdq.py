@@ -19,35 +19,43 @@ from onnxq.ir import (
     TensorType,
     Value,
     attribute_value,
+    remove_unused,
 )
-from onnxq.passes.notes import LEFT_IN_FLOAT_KEY, node_name, note_left_in_float, note_target
+from onnxq.passes.notes import (
+    LEFT_IN_FLOAT_KEY,
+    Reason,
+    node_name,
+    note_left_in_float,
+    note_target,
+)
 from onnxq.passes.static.placement import (
     ALREADY_QUANTIZED,
     Placement,
-    channel_axis,
     channel_bias,
     known_range,
     needs_pair_behind,
     place,
+    place_within,
     reads_weight,
+    weight_granularity,
 )
+from onnxq.passes.tuned import Tuned, tuned_weight
 from onnxq.quant import (
     FORMATS,
     Format,
     QParams,
     bias_qparams,
+    dequantize,
     qparams_from_range,
     quantize,
     quantize_bias,
+    value_range,
     weight_qparams,
     weight_qparams_for_bias,
 )
 from onnxq.targets import OperatorRule, Target, load_target
 
-_LEFT_OUT = "another precision was chosen for it"
-
-_LARGEST = 1e8
-"""Beyond are masks (-1e9, the smallest float), which leave no integers for any other number."""
+_LEFT_OUT = Reason("chosen", "another precision was chosen for it")
 
 _UNIT = (0.0, 1.0)
 """What a gate can give."""
@@ -92,6 +100,8 @@ class InsertQdq(Pass):
             go with the node whose result they clip.
         activations: Format of activations: int8, uint8, int16 or uint16; the target's if empty.
         formats: The same by name of node, for nodes that are to differ.
+        tuned: Scales of weights, and maybe values, that were computed elsewhere, by the name of
+            the node that is to have these (see `onnxq.passes.tuned`).
     """
 
     name: ClassVar[str] = "insert-qdq"
@@ -104,6 +114,7 @@ class InsertQdq(Pass):
     only: tuple[str, ...] = ()
     activations: str = ""
     formats: Mapping[str, str] = field(default_factory=dict)
+    tuned: Tuned = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def activation_format(self) -> Format:
@@ -140,23 +151,18 @@ class InsertQdq(Pass):
                 f"target {target.name} {what}needs opset {self.needed_opset} and the model has "
                 f"{graph.opset}; raise the model's opset first"
             )
-        placed = place(graph, target, frozenset(self.keep_float))
-        left_out = self._left_out(placed, target)
-        if left_out:
-            placed = place(graph, target, frozenset(self.keep_float), left_out)
-        while refused := _without_range(placed, self.ranges):
-            placed = place(graph, target, frozenset(self.keep_float), {**left_out, **refused})
+        kept = frozenset(self.keep_float)
+        left_out = self._left_out(place(graph, target, kept), target) if self.only else {}
+        placed = place_within(graph, target, self.ranges, kept, left_out)
         quantized = [node_name(node) for node in placed.nodes]
         formats = self._formats(graph, placed)
-        _Insertion(graph, target, self.ranges, placed, formats, ctx).run()
+        _Insertion(graph, self, target, placed, formats, ctx).run()
         _note_left_in_float(graph, placed, quantized)
         if quantized:
             note_target(graph, target.name)
         return len(placed.nodes)
 
-    def _left_out(self, placed: Placement, target: Target) -> dict[Node, str]:
-        if not self.only:
-            return {}
+    def _left_out(self, placed: Placement, target: Target) -> dict[Node, Reason]:
         names = set(self.only)
         return {
             node: _LEFT_OUT
@@ -191,29 +197,6 @@ def _activation_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def _without_range(placed: Placement, ranges: Mapping[str, tuple[float, float]]) -> dict[Node, str]:
-    """Nodes that cannot be quantized for want of a range, beside those known before."""
-    refused: dict[Node, str] = {}
-    for value, root in placed.roots.items():
-        if known_range(root, placed):
-            continue
-        bounds = ranges.get(root.name)
-        if bounds is None:
-            reason = f"calibration gave no range for '{root.name}'"
-        elif not np.isfinite(bounds).all():
-            reason = f"'{root.name}' has infinite or NaN values"
-        elif max(map(abs, bounds)) > _LARGEST:
-            reason = f"'{root.name}' holds {max(bounds, key=abs):.3g}, which masks everything else"
-        else:
-            continue
-        touching = [use.node for use in value.uses if placed.reads_pair(use)]
-        refused.update({n: reason for n in [*touching, *placed.integer.get(value, [])]})
-    if refused:
-        known = {n: r for n, r in placed.left_in_float.items() if r.startswith(("calibr", "'"))}
-        refused = {**known, **refused}
-    return refused
-
-
 def _line(node: Node) -> tuple[float, float]:
     return float(attribute_value(node, "alpha")), float(attribute_value(node, "beta"))
 
@@ -222,7 +205,7 @@ def _note_left_in_float(graph: Graph, placed: Placement, quantized: list[str]) -
     reasons = {}
     for node in graph.nodes():
         reason = placed.left_in_float.get(node)
-        if reason and reason != ALREADY_QUANTIZED:
+        if reason is not None and reason != ALREADY_QUANTIZED:
             reasons[node] = reason
     # A graph that was quantized before keeps the reasons of that time.
     if quantized or LEFT_IN_FLOAT_KEY not in graph.model.metadata:
@@ -235,8 +218,8 @@ class _Insertion:
     def __init__(
         self,
         graph: Graph,
+        options: InsertQdq,
         target: Target,
-        ranges: Mapping[str, tuple[float, float]],
         placed: Placement,
         formats: Mapping[Node, Format],
         ctx: Context,
@@ -250,7 +233,8 @@ class _Insertion:
         self._stored: dict[tuple[Value, QParams], Value] = {}
         self._params: dict[tuple[Value, Format], QParams] = {}
         # By value: what is given to callers is renamed under way.
-        self._ranges = {root: ranges.get(root.name) for root in placed.roots.values()}
+        self._ranges = {root: options.ranges.get(root.name) for root in placed.roots.values()}
+        self._tuned = {n: t for n in placed.nodes if (t := options.tuned.get(node_name(n)))}
 
     def run(self) -> None:
         for node, rule in self._placed.nodes.items():
@@ -356,7 +340,7 @@ class _Insertion:
             opened = self._dequantize(gate, gate_scale, gate_zero, params, name)
             made = self._graph.add("Mul", [read, opened], types=[node.output.type]).output
         self._graph.replace_uses(node.output, made)
-        self._graph.remove(node)
+        remove_unused(self._graph, [node, pair])
         self._graph.rename(made, name)
         if node.name and made.producer is not None:
             self._graph.rename_node(made.producer, node.name)
@@ -364,13 +348,7 @@ class _Insertion:
     def _store_weight(self, node: Node, rule: OperatorRule, slot: int) -> None:
         weight, activation = node.inputs[slot], node.inputs[rule.activations[0]]
         assert weight is not None and activation is not None
-        params = weight_qparams(
-            weight.numpy(),
-            self._target.weight_format,
-            self._target.weight_scheme,
-            self._target.weight_granularity(channel_axis(node, rule)),
-            name=weight.name,
-        )
+        weights, params = self._weight_qparams(node, rule, weight)
         numbers = channel_bias(node, rule) if self._target.bias == "int32" else None
         bias = node.input(rule.bias or 0)
         if bias is not None and numbers is not None and rule.bias is not None:
@@ -380,9 +358,24 @@ class _Insertion:
             self._replace_constant(
                 node, rule.bias, stored, bias_qparams(input_scale, params.scale, name=bias.name)
             )
-        self._replace_constant(
-            node, slot, quantize(weight.numpy(), params, name=weight.name), params
-        )
+        self._replace_constant(node, slot, quantize(weights, params, name=weight.name), params)
+
+    def _weight_qparams(
+        self, node: Node, rule: OperatorRule, weight: Value
+    ) -> tuple[np.ndarray, QParams]:
+        """The numbers of a weight that are to be quantized, and with what."""
+        target, numbers = self._target, weight.numpy()
+        format, granularity = target.weight_format, weight_granularity(node, rule, target)
+        if (tensors := self._tuned.get(node)) is None:
+            scheme = target.weight_scheme
+            return numbers, weight_qparams(numbers, format, scheme, granularity, name=weight.name)
+        bounds = value_range(format, target.weight_scheme)
+        name, shape = node_name(node), numbers.shape
+        tuned = tuned_weight(tensors, name, format, granularity, shape, bounds=bounds)
+        if tuned.values is None:
+            return numbers, tuned.qparams
+        # Quantized anew they are the same, unless the bias needs another scale.
+        return dequantize(tuned.values, tuned.qparams), tuned.qparams
 
     def _store_constant_inputs(self, node: Node) -> None:
         for slot, value in enumerate(node.inputs):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.ir import Context, DataType, Graph, Node, Pass, Value
+from onnxq.ir import Context, DataType, Graph, Node, Pass, Value, remove_unused
 
 _FIRST_OPSET = 13
 """The lowest in which DequantizeLinear takes a scale for each channel."""
@@ -47,7 +47,10 @@ class KeepFloatWeights(Pass):
         kept = 0
         for node in list(graph.nodes()):
             if _is_taken_for_integer(node):
-                graph.set_input(node, 0, _by_channel(graph, node))
+                value = node.input(0)
+                assert value is not None and value.producer is not None
+                graph.set_input(node, 0, _by_channel(graph, value))
+                remove_unused(graph, [value.producer])
                 kept += 1
         return kept
 
@@ -84,10 +87,9 @@ def _is_quantized(node: Node) -> bool:
     )
 
 
-def _by_channel(graph: Graph, node: Node) -> Value:
-    """The activation of a node, out of a DequantizeLinear of the node's own."""
-    value = node.inputs[0]
-    assert value is not None and value.producer is not None and value.shape is not None
+def _by_channel(graph: Graph, value: Value) -> Value:
+    """An activation out of another DequantizeLinear."""
+    assert value.producer is not None and value.shape is not None
     integers, *params = value.producer.inputs
     size = value.shape[1]
     assert isinstance(size, int)

@@ -8,20 +8,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxq.ir import DataType, Graph, Node, Use, Value, attribute_value
-from onnxq.quant import Format
+from onnxq.passes.notes import BY_REQUEST, NOT_FINITE, OVERRIDABLE, Reason
+from onnxq.quant import Format, Granularity
 from onnxq.targets import OperatorRule, Target
 
-OVERRIDABLE = "its weight is also an input, which callers may override"
-"""Reason that the pass constant-initializers does away with."""
-
-ALREADY_QUANTIZED = "it is quantized already"
+ALREADY_QUANTIZED = Reason("quantized", "it is quantized already")
 """Reason of nodes that read integers before anything is quantized."""
 
-_APART = "not between integer operators"
-_BY_REQUEST = "kept in float by request"
-_NO_RESIDUAL = "it does not follow a product in integers"
-_CLIPS_APART = "its bounds are computed or leave zero out"
-_CONSTANT = "its input is constant"
+_APART = Reason("neighbours", "not between integer operators")
+_NO_RESIDUAL = Reason("neighbours", "it does not follow a product in integers")
+_CLIPS_APART = Reason("attribute", "its bounds are computed or leave zero out")
+_CONSTANT = Reason("neighbours", "its input is constant")
+_LARGEST = 1e8
+"""Beyond are masks (-1e9, the smallest float), which leave no integers for any other number."""
+
 _FACTORS = ("alpha", "beta")
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
@@ -43,7 +43,7 @@ class Placement:
     nodes: dict[Node, OperatorRule] = field(default_factory=dict)
     integer: dict[Value, list[Node]] = field(default_factory=dict)
     roots: dict[Value, Value] = field(default_factory=dict)
-    left_in_float: dict[Node, str] = field(default_factory=dict)
+    left_in_float: dict[Node, Reason] = field(default_factory=dict)
 
     def observed(self) -> list[str]:
         """Names of the values whose ranges have to be known, each once."""
@@ -59,7 +59,7 @@ def place(
     graph: Graph,
     target: Target,
     keep_float: frozenset[str] = frozenset(),
-    left_in_float: Mapping[Node, str] | None = None,
+    left_in_float: Mapping[Node, Reason] | None = None,
 ) -> Placement:
     """Choose the nodes to quantize and the values that carry QDQ pairs.
 
@@ -81,7 +81,7 @@ def place(
         if node in placed.left_in_float or not _makes_floats(node) or node.is_op(*_PAIR):
             continue
         rule = target.operators.get(node.op_type) if not node.domain else None
-        reason = ""
+        reason = None
         if rule is not None and rule.role == "absorb" and target.everything:
             rule = _clipping_rule(node, rule, target, placed)
         if rule is None:
@@ -112,7 +112,7 @@ def place(
                     placed.integer[_carrier(value, target, placed)] = [node]
         else:
             reason = _unfit(node, rule) or (_CONSTANT if target.everything else _APART)
-        if reason:
+        if reason is not None:
             placed.left_in_float[node] = reason
     if target.everything:
         placed.nodes.update(joining)
@@ -120,6 +120,56 @@ def place(
         _keep_useful(graph, target, placed, joining)
     _find_roots(graph, placed)
     return placed
+
+
+def place_within(
+    graph: Graph,
+    target: Target,
+    ranges: Mapping[str, tuple[float, float]],
+    keep_float: frozenset[str] = frozenset(),
+    left_in_float: Mapping[Node, Reason] | None = None,
+) -> Placement:
+    """What `place` chooses of the nodes whose activations have usable ranges.
+
+    These are known, finite and hold no masks. Where a node falls out others may have to follow,
+    so it is placed anew until all that is left has ranges.
+
+    Args:
+        graph: Float graph with known element types.
+        target: The table to follow.
+        ranges: Smallest and largest value of tensors, by name.
+        keep_float: Names of nodes that stay in float by wish.
+        left_in_float: Nodes already known to stay in float, and why.
+    """
+    known = dict(left_in_float or {})
+    placed = place(graph, target, keep_float, known)
+    while refused := _without_range(placed, ranges):
+        known |= refused
+        placed = place(graph, target, keep_float, known)
+    return placed
+
+
+def _without_range(
+    placed: Placement, ranges: Mapping[str, tuple[float, float]]
+) -> dict[Node, Reason]:
+    """Placed nodes that read or give a value without a usable range."""
+    refused: dict[Node, Reason] = {}
+    for value, root in placed.roots.items():
+        if known_range(root, placed):
+            continue
+        bounds = ranges.get(root.name)
+        if bounds is None:
+            text = f"calibration gave no range for '{root.name}'"
+        elif not np.isfinite(bounds).all():
+            text = f"'{root.name}' has infinite or NaN values"
+        elif max(map(abs, bounds)) > _LARGEST:
+            text = f"'{root.name}' holds {max(bounds, key=abs):.3g}, which masks everything else"
+        else:
+            continue
+        touching = [use.node for use in value.uses if placed.reads_pair(use)]
+        touching += placed.integer.get(value, [])
+        refused.update(dict.fromkeys(touching, Reason("range", text)))
+    return refused
 
 
 def known_range(
@@ -179,6 +229,11 @@ def channel_axis(node: Node, rule: OperatorRule) -> int | None:
     return _output_axis(node, rule)
 
 
+def weight_granularity(node: Node, rule: OperatorRule, target: Target) -> Granularity:
+    """Which numbers of a computing node's weight share a scale on a target."""
+    return target.weight_granularity(channel_axis(node, rule))
+
+
 def channel_bias(node: Node, rule: OperatorRule) -> np.ndarray | None:
     """A computing node's constant bias as one number per output channel.
 
@@ -204,14 +259,14 @@ def _output_axis(node: Node, rule: OperatorRule) -> int:
     return rule.channel_axis % _weight(node, rule).numpy().ndim
 
 
-def _known_to_stay(graph: Graph, keep_float: frozenset[str]) -> dict[Node, str]:
+def _known_to_stay(graph: Graph, keep_float: frozenset[str]) -> dict[Node, Reason]:
     """Nodes that are not even considered, and why."""
     stay = {}
     for node in graph.nodes():
         if any(v and v.producer and v.producer.is_op("DequantizeLinear") for v in node.inputs):
             stay[node] = ALREADY_QUANTIZED
         elif node.name and node.name in keep_float:
-            stay[node] = _BY_REQUEST
+            stay[node] = BY_REQUEST
     return {n: r for n, r in stay.items() if _makes_floats(n) and not n.is_op(*_PAIR)}
 
 
@@ -220,62 +275,71 @@ def _makes_floats(node: Node) -> bool:
     return any(v is not None and (v.dtype is None or v.dtype.is_float) for v in node.outputs)
 
 
-def _no_rule(node: Node, target: Target) -> str:
-    reason = f"target {target.name} does not quantize {node.op_type}"
+def _no_rule(node: Node, target: Target) -> Reason:
+    text = f"target {target.name} does not quantize {node.op_type}"
     known = target.reasons.get(node.op_type) if not node.domain else None
-    return f"{reason}: {known}" if known else reason
+    return Reason("operator", f"{text}: {known}" if known else text)
 
 
-def _refusal(node: Node, rule: OperatorRule, target: Target) -> str:
-    """Why a computing node cannot be quantized; empty if it can."""
+def _refusal(node: Node, rule: OperatorRule, target: Target) -> Reason | None:
+    """Why a computing node cannot be quantized; None if it can."""
     for slot in activation_slots(node, rule):
         value = node.input(slot)
         if value is None or value.dtype is not DataType.FLOAT:
-            return f"its input {slot} is not float32"
+            return Reason("type", f"its input {slot} is not float32")
         if value.is_constant:
-            return f"its input {slot} is constant"
+            return Reason("neighbours", f"its input {slot} is constant")
         maker = value.producer
         made_by = target.operators.get(maker.op_type) if maker and not maker.domain else None
         if maker and made_by and (broken := _breaking_attribute(maker, made_by)):
-            return f"a pair on its input would fuse {maker.op_type}, which {broken} breaks"
+            return Reason(
+                "neighbours",
+                f"a pair on its input would fuse {maker.op_type}, which {broken} breaks",
+            )
     if not reads_weight(node, rule):
         if rule.two_activations:
-            return ""
+            return None
         weight = node.input(rule.weight) if rule.weight is not None else None
         overridable = weight is not None and weight.data is not None
-        return OVERRIDABLE if overridable else "its weight is not constant"
+        return OVERRIDABLE if overridable else Reason("computed", "its weight is not constant")
     numbers = _weight(node, rule).numpy()
     if numbers.dtype != np.float32 or numbers.ndim < 2:
-        return "its weight is no float32 matrix"
+        return Reason("type", "its weight is no float32 matrix")
     if not np.isfinite(numbers).all():
-        return "its weight has infinite or NaN values"
+        return NOT_FINITE
     bias = node.input(rule.bias) if rule.bias is not None else None
     if bias is not None and target.bias == "int32":
         if bias.dtype is not DataType.FLOAT or channel_bias(node, rule) is None:
-            return "its bias is not a float32 constant with one number per output channel"
+            return Reason(
+                "type", "its bias is not a float32 constant with one number per output channel"
+            )
         if not np.isfinite(bias.numpy()).all():
-            return "its bias has infinite or NaN values"
+            return Reason("finite", "its bias has infinite or NaN values")
         if node.op_type == "Gemm" and any(attribute_value(node, a) != 1.0 for a in _FACTORS):
-            return "it scales its product or its bias, which it adds up as integers"
+            return Reason(
+                "attribute", "it scales its product or its bias, which it adds up as integers"
+            )
     return _unfit(node, rule)
 
 
-def _unfit(node: Node, rule: OperatorRule) -> str:
-    """Why a rule does not apply to a node's attributes or opset; empty if it does."""
+def _unfit(node: Node, rule: OperatorRule) -> Reason | None:
+    """Why a rule does not apply to a node's attributes or opset; None if it does."""
     if rule.form == "saturating-add" and node.is_op("HardSigmoid"):
         alpha, beta = attribute_value(node, "alpha"), attribute_value(node, "beta")
         if not (1e-3 <= alpha <= 1e3 and abs(beta) <= 1e3):
-            return "its slope or offset is beyond what integers can add"
+            return Reason("attribute", "its slope or offset is beyond what integers can add")
     for name, wanted in rule.attributes.items():
         if attribute_value(node, name) != wanted:
-            return f"its attribute {name} is not {wanted!r}"
+            return Reason("attribute", f"its attribute {name} is not {wanted!r}")
     if broken := _breaking_attribute(node, rule):
-        return f"its attribute {broken} breaks the integer kernel"
+        return Reason("attribute", f"its attribute {broken} breaks the integer kernel")
     if any(v is not None and v.dtype is not DataType.FLOAT for v in node.outputs):
-        return "not all of its outputs are float32"
+        return Reason("type", "not all of its outputs are float32")
     if node.graph.opset < rule.minimum_opset:
-        return f"{node.op_type} takes integers only from opset {rule.minimum_opset} on"
-    return ""
+        return Reason(
+            "opset", f"{node.op_type} takes integers only from opset {rule.minimum_opset} on"
+        )
+    return None
 
 
 def _breaking_attribute(node: Node, rule: OperatorRule) -> str:

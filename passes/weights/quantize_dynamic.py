@@ -2,50 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
-from onnxq.errors import InputError
-from onnxq.ir import (
-    Attribute,
-    Context,
-    DataType,
-    Graph,
-    Node,
-    Numerics,
-    Pass,
-    Shape,
-    TensorType,
-    Value,
-)
+from onnxq.ir import Attribute, DataType, Graph, Node, Shape, TensorType, Value
 from onnxq.ir.attribute import AttributeLike
-from onnxq.passes.weights.stored_weights import Arrays, Layout, Rounding, Stored, WeightStore
+from onnxq.passes.notes import Reason
+from onnxq.passes.weights.stored_weights import Arrays, Layout, Rounding, Stored
+from onnxq.passes.weights.weight_pass import Rewrite, Rewriter, WeightPass
 from onnxq.passes.weights.weight_rewrites import (
     CONTRIB_DOMAIN,
     ConstantWeight,
-    find_weight,
-    gather_rows,
     plain_gemm,
-    quantize_nodes,
     replace_node,
-    row_layout,
-    rows_reason,
-    set_weight,
 )
 from onnxq.quant import INT8, PER_TENSOR, Granularity, QParams, Scheme, per_block, per_channel
 
 OPSET = 13
 """Lowest opset that has all that the pass emits: DequantizeLinear with a scale per channel."""
 
-_CONVOLUTION_LOSES = "convolutions on dynamic integers are far slower than float ones"
-_TWO_ACTIVATIONS = "both of its inputs are activations, for which dynamic integers hardly pay"
+_CONVOLUTION_LOSES = Reason(
+    "slow", "convolutions on dynamic integers are far slower than float ones"
+)
+_TWO_ACTIVATIONS = Reason(
+    "slow", "both of its inputs are activations, for which dynamic integers hardly pay"
+)
 
 
 @dataclass(frozen=True)
-class QuantizeDynamic(Pass):
+class QuantizeDynamic(WeightPass):
     """Quantize products with constant weights to 8-bit integers, activations as they come.
 
     No data is needed: DynamicQuantizeLinear finds the range of each activation tensor when the
@@ -79,8 +68,6 @@ class QuantizeDynamic(Pass):
     A node whose weight comes from a DequantizeLinear already is left as it is.
 
     Attributes:
-        only: Names of the nodes that may be changed; empty stands for all.
-        keep_float: Names of nodes that are to stay in float.
         per_channel: Give weights one scale for each output channel instead of a single one.
         reduced_range: Use 7 bits for weights: x86 processors without VNNI overflow otherwise.
         convolutions: Quantize convolutions, too.
@@ -88,11 +75,7 @@ class QuantizeDynamic(Pass):
     """
 
     name: ClassVar[str] = "quantize-dynamic"
-    numerics: ClassVar[Numerics] = "approximates"
-    needs_types: ClassVar[bool] = True
 
-    only: tuple[str, ...] = ()
-    keep_float: tuple[str, ...] = ()
     per_channel: bool = True
     reduced_range: bool = False
     convolutions: bool = False
@@ -103,108 +86,74 @@ class QuantizeDynamic(Pass):
         """Lowest opset of a graph that the pass takes."""
         return OPSET
 
-    def run(self, graph: Graph, ctx: Context) -> int:
-        """Quantize; gives the number of operators that compute with integer weights now.
+    def _subject(self) -> str:
+        return "dynamic quantization needs"
 
-        Raises:
-            InputError: the graph's opset is too low.
-        """
-        if graph.opset < self.needed_opset:
-            raise InputError(
-                f"dynamic quantization needs opset {self.needed_opset} and the model has "
-                f"{graph.opset}; raise the model's opset first"
-            )
-        return _Quantization(self, ctx).run(graph)
+    def _rewriter(self) -> Rewriter:
+        return _Dynamic(self)
 
 
-class _Quantization:
-    """Changes a graph and keeps account of what was stored."""
+class _Dynamic(Rewriter):
+    """Puts operators on integers in place of float ones."""
 
-    def __init__(self, options: QuantizeDynamic, ctx: Context) -> None:
+    def __init__(self, options: QuantizeDynamic) -> None:
+        scheme = Scheme(symmetric=True, reduced_range=options.reduced_range)
+        super().__init__(options, Rounding(INT8, scheme))
         self._options = options
-        self._ctx = ctx
-        self._store = WeightStore()
-        self._rounding = Rounding(INT8, Scheme(symmetric=True, reduced_range=options.reduced_range))
         self._activations: dict[tuple[Graph, Value], tuple[Value, Value, Value]] = {}
-        self._handlers: dict[str, Callable[[Node], str]] = {
-            "MatMul": self._product,
-            "Gemm": self._product,
-            "Conv": self._convolution,
-            "Gather": self._gather,
-            "LSTM": self._recurrent,
-            "GRU": self._recurrent,
-            "RNN": self._recurrent,
-        }
-
-    def run(self, graph: Graph) -> int:
-        return quantize_nodes(
-            graph,
-            self._handlers,
-            self._store,
-            self._ctx,
-            only=self._options.only,
-            keep_float=self._options.keep_float,
-        )
 
     # Products
 
-    def _product(self, node: Node) -> str:
-        x, weight = node.input(0), find_weight(node, 1)
+    def _product(self, node: Node) -> Rewrite | Reason:
+        x, weight = node.input(0), self._find(node, 1)
         if reason := _activation_reason(x):
             return reason
-        assert x is not None
-        if isinstance(weight, str):
+        if isinstance(weight, Reason):
             second = node.input(1)
             is_product = second is not None and second.data is None
-            return _TWO_ACTIVATIONS if is_product and weight.endswith("not constant") else weight
+            return _TWO_ACTIVATIONS if is_product and weight.kind == "computed" else weight
         if len(weight.shape) != 2:
-            return f"its weight has {len(weight.shape)} dimensions, not 2"
-        layout = Layout(
-            self._rounding,
-            self._granularity(1),
-            transposed=weight.transposed != bool(node.get("transB", 0)),
-            factor=float(node.get("alpha", 1.0)),
+            return Reason("shape", f"its weight has {len(weight.shape)} dimensions, not 2")
+        layout = self._product_layout(node, weight, self._granularity(1))
+        return Rewrite(
+            [(weight, replace(layout, zero_point=False))], partial(self._replace_product, node)
         )
-        stored = self._store.get(weight.value, layout, weight.value.graph)
-        bias = None
+
+    def _replace_product(self, node: Node, stored: Sequence[Stored]) -> None:
         if node.op_type == "Gemm":
             plain_gemm(node)
-            x, bias = node.input(0), node.input(2)
-            assert x is not None
-        self._replace("MatMulInteger", node, x, stored, {}, bias)
-        return ""
+        self._replace("MatMulInteger", node, stored[0], {}, node.input(2))
 
-    def _convolution(self, node: Node) -> str:
+    def _convolution(self, node: Node) -> Rewrite | Reason:
         if not self._options.convolutions:
             return _CONVOLUTION_LOSES
-        x, weight = node.input(0), find_weight(node, 1)
-        if reason := _activation_reason(x):
+        weight = self._kernel(node)
+        if reason := _activation_reason(node.input(0)):
             return reason
-        if isinstance(weight, str):
+        if isinstance(weight, Reason):
             return weight
-        assert x is not None
-        shape = weight.shape
-        if weight.transposed or len(shape) < 3:
-            return "its weight is no constant kernel"
-        layout = Layout(self._rounding, self._granularity(0), arrange=_by_image_channel)
-        stored = self._store.get(weight.value, layout, weight.value.graph)
+        granularity = self._granularity(0)
+        layout = Layout(self._quantizer, granularity, arrange=_by_image_channel, zero_point=False)
+        return Rewrite([(weight, layout)], partial(self._replace_convolution, node))
+
+    def _replace_convolution(self, node: Node, stored: Sequence[Stored]) -> None:
         bias = node.input(2)
         if bias is not None:
-            bias = _bias_by_channel(node.graph, bias, len(shape) - 2)
-        self._replace("ConvInteger", node, x, stored, dict(node.attributes), bias)
-        return ""
+            assert stored[0].values.shape is not None
+            bias = _bias_by_channel(node.graph, bias, len(stored[0].values.shape) - 2)
+        self._replace("ConvInteger", node, stored[0], dict(node.attributes), bias)
 
     def _replace(
         self,
         operator: str,
         node: Node,
-        x: Value,
         stored: Stored,
         attributes: dict[str, Attribute],
         bias: Value | None,
     ) -> None:
         """Put an operator on integers, and what restores its result, in place of a float one."""
-        graph, shape = node.graph, node.output.shape
+        graph, shape, x = node.graph, node.output.shape, node.input(0)
+        assert x is not None
         add = _Adder(graph, node.output.name, shape)
         quantized, scale, zero_point = self._quantized(graph, x)
         product = graph.add(
@@ -245,64 +194,33 @@ class _Quantization:
 
     # Weights alone
 
-    def _gather(self, node: Node) -> str:
-        weight = find_weight(node, 0)
-        if isinstance(weight, str):
-            return weight
-        if reason := rows_reason(node, weight):
-            return reason
-        graph = weight.value.graph
-        gather_rows(node, self._store.get(weight.value, row_layout(weight), graph))
-        return ""
+    def _gates(self, weight: ConstantWeight) -> Granularity:
+        return self._granularity(1)
 
-    def _recurrent(self, node: Node) -> str:
-        weights = {slot: find_weight(node, slot) for slot in (1, 2)}
-        for weight in weights.values():
-            if isinstance(weight, str):
-                return weight
-            if len(weight.shape) != 3:
-                return f"its weight has {len(weight.shape)} dimensions, not 3"
-        found = [w for w in weights.values() if not isinstance(w, str)]
-        if self._options.contrib and node.op_type == "LSTM" and not node.get("layout", 0):
-            self._contrib_lstm(node, found)
-            return ""
-        layout = Layout(self._rounding, self._granularity(1))
-        stored = [self._store.get(w.value, layout, w.value.graph) for w in found]
-        for slot, constants in zip(weights, stored, strict=True):
-            graph = constants.values.graph
-            set_weight(node, slot, self._store.dequantized(constants, graph))
-        return ""
-
-    def _contrib_lstm(self, node: Node, weights: list[ConstantWeight]) -> None:
-        graph = node.graph
+    def _gated(self, node: Node, weights: Sequence[ConstantWeight]) -> Rewrite:
+        if not self._options.contrib or node.op_type != "LSTM" or node.get("layout", 0):
+            return super()._gated(node, weights)
         layouts = [
-            Layout(self._rounding, per_block(2, w.shape[2]), arrange=_by_gate) for w in weights
+            (w, Layout(self._quantizer, per_block(2, w.shape[2]), arrange=_by_gate))
+            for w in weights
         ]
-        w, r = (
-            self._store.get(weight.value, layout, weight.value.graph)
-            for weight, layout in zip(weights, layouts, strict=True)
-        )
-        others = [node.input(slot) for slot in range(3, 8)]
-        attributes = {name: a for name, a in node.attributes.items() if name != "layout"}
-        made = graph.add(
-            "DynamicQuantizeLSTM",
-            [
-                node.input(0),
-                w.values,
-                r.values,
-                *others,
-                w.scale,
-                w.zero_point,
-                r.scale,
-                r.zero_point,
-            ],
-            attributes,
-            domain=CONTRIB_DOMAIN,
-            outputs=[None if v is None else "" for v in node.outputs],
-            types=[None if v is None else v.type for v in node.outputs],
-        )
-        graph.model.opset_imports.setdefault(CONTRIB_DOMAIN, 1)
-        replace_node(node, made.outputs, made)
+        return Rewrite(layouts, partial(_replace_lstm, node))
+
+
+def _replace_lstm(node: Node, stored: Sequence[Stored]) -> None:
+    graph, (w, r) = node.graph, stored
+    others = [node.input(slot) for slot in range(3, 8)]
+    qparams = [w.scale, w.zero_point, r.scale, r.zero_point]
+    made = graph.add(
+        "DynamicQuantizeLSTM",
+        [node.input(0), w.values, r.values, *others, *qparams],
+        {name: a for name, a in node.attributes.items() if name != "layout"},
+        domain=CONTRIB_DOMAIN,
+        outputs=[None if v is None else "" for v in node.outputs],
+        types=[None if v is None else v.type for v in node.outputs],
+    )
+    graph.model.opset_imports.setdefault(CONTRIB_DOMAIN, 1)
+    replace_node(node, made.outputs, made)
 
 
 class _Adder:
@@ -325,10 +243,10 @@ class _Adder:
         ).output
 
 
-def _activation_reason(x: Value | None) -> str:
+def _activation_reason(x: Value | None) -> Reason | None:
     if x is None or x.dtype is not DataType.FLOAT:
-        return "its input 0 is not float32"
-    return "its input 0 is constant" if x.is_constant else ""
+        return Reason("type", "its input 0 is not float32")
+    return Reason("neighbours", "its input 0 is constant") if x.is_constant else None
 
 
 def _by_image_channel(values: np.ndarray, qparams: QParams) -> Arrays:

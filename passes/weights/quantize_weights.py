@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
 from onnxq.errors import InputError
-from onnxq.ir import Context, Graph, Node, Numerics, Pass
+from onnxq.ir import Node
 from onnxq.ir.attribute import AttributeLike
+from onnxq.passes.notes import Reason
 from onnxq.passes.weights import stored_weights
-from onnxq.passes.weights.stored_weights import Arrays, Layout, Quantizer, Stored, WeightStore
+from onnxq.passes.weights.stored_weights import Arrays, Layout, Quantizer, Stored
 from onnxq.passes.weights.weight_formats import SCHEMES, WEIGHT_FORMATS, Grouped, weight_quantizer
+from onnxq.passes.weights.weight_pass import Rewrite, Rewriter, WeightPass
 from onnxq.passes.weights.weight_rewrites import (
     CONTRIB_DOMAIN,
     ConstantWeight,
     find_weight,
-    gather_rows,
     is_own,
     plain_gemm,
-    quantize_nodes,
     replace_node,
-    row_layout,
-    rows_reason,
-    set_weight,
 )
 from onnxq.quant import Format, Granularity, QParams, per_block, per_channel
 from onnxq.quant.grouped import GROUP
 from onnxq.quant.search import SCALE_SEARCHES
 
-_SEVERAL_GRAPHS = "its weight is read in several graphs, and runtimes want one of the node's own"
+_SEVERAL_GRAPHS = Reason(
+    "runtime", "its weight is read in several graphs, and runtimes want one of the node's own"
+)
 
 CONTRIB_BLOCKS = (16, 32, 64, 128, 256)
 """Block sizes that onnxruntime's kernels have; blocks of other sizes are not fused either."""
@@ -41,7 +41,7 @@ _BLOCK_OPSET = 21
 
 
 @dataclass(frozen=True)
-class QuantizeWeights(Pass):
+class QuantizeWeights(WeightPass):
     """Store weights in few bits and let operators compute in float.
 
     No data is needed. Weights of products are stored as [inputs, outputs], whatever
@@ -100,9 +100,8 @@ class QuantizeWeights(Pass):
     threads (`benchmarks/weight_only_big.py`).
 
     Attributes:
-        only: Names of the nodes that may be changed; empty stands for all.
-        keep_float: Names of nodes that are to stay in float.
-        format: Format of the stored weights: one of ONNX's, ``ternary``, ``binary``, ``q4_0`` or
+        format: Format of the stored weights: one of ONNX's, integers of fewer bits held in these
+            (``int3`` in int4, ``uint6`` in uint8), ``ternary``, ``binary``, ``q4_0`` or
             ``q8_0`` (see `onnxq.passes.weights.weight_formats`).
         block_size: Inputs that share a scale; 0 stands for one scale for each output channel.
             onnxruntime fuses powers of two from 16 to 256.
@@ -115,11 +114,7 @@ class QuantizeWeights(Pass):
     """
 
     name: ClassVar[str] = "quantize-weights"
-    numerics: ClassVar[Numerics] = "approximates"
-    needs_types: ClassVar[bool] = True
 
-    only: tuple[str, ...] = ()
-    keep_float: tuple[str, ...] = ()
     format: str = "int4"
     block_size: int = 32
     scheme: str = "absmax"
@@ -177,136 +172,93 @@ class QuantizeWeights(Pass):
         by_block = self.block_size and self.operators == "standard"
         return max(self.stored_format.opset, _BLOCK_OPSET if by_block else _CHANNEL_OPSET)
 
-    def run(self, graph: Graph, ctx: Context) -> int:
-        """Quantize; gives the number of operators whose weights are stored in few bits now.
+    def _subject(self) -> str:
+        return f"{self.format} weights in this form need"
 
-        Raises:
-            InputError: the graph's opset is too low.
-        """
-        if graph.opset < self.needed_opset:
-            raise InputError(
-                f"{self.format} weights in this form need opset {self.needed_opset} and the model "
-                f"has {graph.opset}; raise the model's opset first"
-            )
-        return _Quantization(self, ctx).run(graph)
+    def _rewriter(self) -> Rewriter:
+        return _Stored(self, self._quantizer)
 
 
-class _Quantization:
-    """Changes a graph and keeps account of what was stored."""
+class _Stored(Rewriter):
+    """Lets operators read stored weights."""
 
-    def __init__(self, options: QuantizeWeights, ctx: Context) -> None:
+    def __init__(self, options: QuantizeWeights, quantizer: Quantizer) -> None:
+        super().__init__(options, quantizer)
         self._options = options
-        self._ctx = ctx
-        self._store = WeightStore()
-        self._quantizer = weight_quantizer(
-            options.format, SCHEMES[options.scheme], SCALE_SEARCHES[options.search]
-        )
-        self._format = self._quantizer.format
+        self._format = quantizer.format
         self._search = SCALE_SEARCHES[options.search]
         self._is_contrib = options.operators == "contrib"
-        self._handlers: dict[str, Callable[[Node], str]] = {
-            "MatMul": self._product,
-            "Gemm": self._product,
-            "Conv": self._convolution,
-            "ConvTranspose": self._convolution,
-            "Gather": self._gather,
-            "LSTM": self._recurrent,
-            "GRU": self._recurrent,
-            "RNN": self._recurrent,
-        }
+        self._handlers = {**self._handlers, "ConvTranspose": self._convolution}
 
-    def run(self, graph: Graph) -> int:
-        return quantize_nodes(
-            graph,
-            self._handlers,
-            self._store,
-            self._ctx,
-            only=self._options.only,
-            keep_float=self._options.keep_float,
-        )
+    def plan(self, node: Node) -> Rewrite | Reason:
+        """See `Rewriter.plan`."""
+        found = super().plan(node)
+        if isinstance(found, Rewrite):
+            for weight, layout in found.weights:
+                quantizer, shape = layout.quantizer, weight.shape
+                shape = shape[::-1] if layout.transposed != weight.transposed else shape
+                if isinstance(quantizer, Grouped) and not quantizer.takes(
+                    shape, layout.granularity
+                ):
+                    text = f"{quantizer.type} needs inputs that are a multiple of {GROUP}"
+                    return Reason("shape", text)
+        return found
 
-    def _product(self, node: Node) -> str:
-        weight = _find(node, 1)
-        if isinstance(weight, str):
+    def _find(self, node: Node, slot: int) -> ConstantWeight | Reason:
+        weight = find_weight(node, slot)
+        if isinstance(weight, Reason) or is_own(node, weight.value):
+            return weight
+        return _SEVERAL_GRAPHS
+
+    def _stored(self, node: Node, weight: ConstantWeight, layout: Layout) -> Stored:
+        owner = node if self._options.copies else None
+        return self.store.get(weight.value, layout, node.graph, owner)
+
+    def _product(self, node: Node) -> Rewrite | Reason:
+        weight = self._find(node, 1)
+        if isinstance(weight, Reason):
             return weight
         rank, block = len(weight.shape), self._options.block_size
         if rank < 2:
-            return "its weight is no matrix"
+            return Reason("shape", "its weight is no matrix")
         outputs = weight.shape[-2 if node.get("transB", 0) else -1]
         if self._format.bits == 2 and outputs % 4 and not self._is_contrib:
-            return f"onnxruntime computes garbage of 2-bit weights with {outputs} outputs"
+            text = f"onnxruntime computes garbage of 2-bit weights with {outputs} outputs"
+            return Reason("runtime", text)
         if block or rank > 2:
             granularity = per_block(rank - 2, block or weight.shape[-2])
         else:
             granularity = per_channel(1)
-        layout = replace(
-            self._layout(granularity),
-            transposed=weight.transposed != bool(node.get("transB", 0)),
-            factor=float(node.get("alpha", 1.0)),
-        )
+        layout = self._product_layout(node, weight, granularity)
         if self._is_contrib and rank == 2:
-            self._product_of_blocks(node, weight, layout)
-            return ""
+            weights = [(weight, replace(layout, arrange=_pack_columns))]
+            inner = weight.shape[bool(node.get("transB", 0))]
+            return Rewrite(weights, partial(self._replace_product, node, inner))
         if node.graph.opset < granularity.opset:
-            return f"a weight of {rank} dimensions needs blocks, and these opset {_BLOCK_OPSET}"
-        stored = self._stored(node, weight, layout)
-        if node.op_type == "Gemm":
-            plain_gemm(node)
-        set_weight(node, 1, self._store.dequantized(stored, node.graph))
-        return ""
+            text = f"a weight of {rank} dimensions needs blocks, and these opset {_BLOCK_OPSET}"
+            return Reason("opset", text)
+        return self._restored(node, 1, [(weight, layout)])
 
-    def _convolution(self, node: Node) -> str:
-        weight = _find(node, 1)
-        if isinstance(weight, str):
+    def _convolution(self, node: Node) -> Rewrite | Reason:
+        weight = self._kernel(node)
+        if isinstance(weight, Reason):
             return weight
-        if len(weight.shape) < 3 or weight.transposed:
-            return "its weight is no constant kernel"
         outputs, inputs = (0, 1) if node.op_type == "Conv" else (1, 0)
-        self._restore(node, 1, weight, self._by_channel_or_block(weight, outputs, inputs))
-        return ""
+        granularity = self._by_channel_or_block(weight, outputs, inputs)
+        return self._restored(node, 1, [(weight, Layout(self._quantizer, granularity))])
 
-    def _recurrent(self, node: Node) -> str:
-        weights = {slot: _find(node, slot) for slot in (1, 2)}
-        for weight in weights.values():
-            if isinstance(weight, str):
-                return weight
-            if len(weight.shape) != 3:
-                return f"its weight has {len(weight.shape)} dimensions, not 3"
-        found = {slot: w for slot, w in weights.items() if not isinstance(w, str)}
-        granularity = {slot: self._by_channel_or_block(w, 1, 2) for slot, w in found.items()}
-        # Both are quantized before the first changes: the second may be refused.
-        stored = {
-            slot: self._stored(node, w, self._layout(granularity[slot]))
-            for slot, w in found.items()
-        }
-        for slot, constants in stored.items():
-            set_weight(node, slot, self._store.dequantized(constants, node.graph))
-        return ""
+    def _gates(self, weight: ConstantWeight) -> Granularity:
+        return self._by_channel_or_block(weight, 1, 2)
 
-    def _gather(self, node: Node) -> str:
-        table = _find(node, 0)
-        if isinstance(table, str):
-            return table
-        if reason := rows_reason(node, table):
-            return reason
+    def _rows(self, node: Node, table: ConstantWeight) -> Rewrite:
         block, columns = self._options.block_size, table.shape[1]
+        layout = Layout(self._quantizer, per_block(1, block) if block else per_channel(0))
         if self._is_contrib and columns % (8 // self._format.bits) == 0:
-            self._gather_blocks(node, table)
-        elif self._options.gather == "blocks":
-            granularity = per_block(1, block) if block else per_channel(0)
-            self._restore(node, 0, table, granularity)
-        else:
-            gather_rows(node, self._stored(node, table, row_layout(table, self._search)))
-        return ""
-
-    # Standard operators
-
-    def _restore(
-        self, node: Node, slot: int, weight: ConstantWeight, granularity: Granularity
-    ) -> None:
-        """Let a node read its weight through a DequantizeLinear."""
-        stored = self._stored(node, weight, self._layout(granularity))
-        set_weight(node, slot, self._store.dequantized(stored, node.graph))
+            weights = [(table, replace(layout, arrange=_pack_rows))]
+            return Rewrite(weights, partial(self._replace_gather, node))
+        if self._options.gather == "blocks":
+            return self._restored(node, 0, [(table, layout)])
+        return super()._rows(node, table)
 
     def _by_channel_or_block(
         self, weight: ConstantWeight, channels: int, inputs: int
@@ -317,45 +269,35 @@ class _Quantization:
             return per_block(inputs, block)
         return per_channel(channels)
 
-    def _layout(self, granularity: Granularity) -> Layout:
-        return Layout(self._quantizer, granularity)
-
-    def _stored(self, node: Node, weight: ConstantWeight, layout: Layout) -> Stored:
-        owner = node if self._options.copies else None
-        return self._store.get(weight.value, layout, node.graph, owner)
-
     # Operators of onnxruntime
 
-    def _gather_blocks(self, node: Node, table: ConstantWeight) -> None:
-        graph, block = node.graph, self._options.block_size
-        layout = replace(self._layout(per_block(1, block)), arrange=_pack_rows)
-        stored = self._stored(node, table, layout)
-        inputs = [stored.values, node.input(1), stored.scale, stored.zero_point]
+    def _replace_gather(self, node: Node, stored: Sequence[Stored]) -> None:
+        graph, (table,) = node.graph, stored
+        inputs = [table.values, node.input(1), table.scale, table.zero_point]
         attributes: dict[str, AttributeLike] = {
             "bits": self._format.bits,
-            "block_size": block,
+            "block_size": self._options.block_size,
             "gather_axis": 0,
             "quantize_axis": 1,
         }
         made = graph.add(
             "GatherBlockQuantized",
-            inputs if stored.zero_point is not None else inputs[:3],
+            inputs if table.zero_point is not None else inputs[:3],
             attributes,
             domain=CONTRIB_DOMAIN,
         )
         graph.model.opset_imports.setdefault(CONTRIB_DOMAIN, 1)
         replace_node(node, made.outputs, made)
 
-    def _product_of_blocks(self, node: Node, weight: ConstantWeight, layout: Layout) -> None:
-        graph = node.graph
-        stored = self._stored(node, weight, replace(layout, arrange=_pack_columns))
-        columns = int(stored.qparams.scale.shape[1])
+    def _replace_product(self, node: Node, inner: int, stored: Sequence[Stored]) -> None:
+        graph, (weight,) = node.graph, stored
+        columns = int(weight.qparams.scale.shape[1])
         bias = None
         if node.op_type == "Gemm":
             plain_gemm(node)
             bias = node.input(2)
         inside = bias is not None and bias.shape == (columns,)
-        inputs = [node.input(0), stored.values, stored.scale, stored.zero_point, None]
+        inputs = [node.input(0), weight.values, weight.scale, weight.zero_point, None]
         inputs.append(bias if inside else None)
         while inputs[-1] is None:
             inputs.pop()
@@ -363,7 +305,7 @@ class _Quantization:
             "MatMulNBits",
             inputs,
             {
-                "K": weight.shape[int(layout.transposed != weight.transposed)],
+                "K": inner,
                 "N": columns,
                 "bits": self._format.bits,
                 "block_size": self._options.block_size,
@@ -377,13 +319,6 @@ class _Quantization:
         if bias is not None and not inside:
             made = graph.add("Add", [made, bias]).output
         replace_node(node, [made], product)
-
-
-def _find(node: Node, slot: int) -> ConstantWeight | str:
-    weight = find_weight(node, slot)
-    if isinstance(weight, str) or is_own(node, weight.value):
-        return weight
-    return _SEVERAL_GRAPHS
 
 
 def _pack_rows(values: np.ndarray, qparams: QParams) -> Arrays:

@@ -14,6 +14,8 @@ import numpy as np
 from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, Tensor, TensorType, Value
 from onnxq.ir.packing import PACKED_BITS, pack, pack_transposed
+from onnxq.passes.notes import NOT_FINITE, Reason
+from onnxq.passes.tuned import TunedWeight
 from onnxq.quant import (
     ABSMAX,
     Format,
@@ -22,13 +24,12 @@ from onnxq.quant import (
     QuantizedTensor,
     Scheme,
     quantize_weight,
+    value_range,
 )
 from onnxq.quant.search import PLAIN, ScaleSearch
 
 SLICE = 1 << 20
 """Elements quantized at a time, by one thread."""
-
-NOT_FINITE = "its weight has infinite or NaN values"
 
 _MOST_THREADS = 4
 
@@ -44,6 +45,11 @@ class Quantizer(Protocol):
         """Format of the quantized values."""
         ...
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest quantized value."""
+        ...
+
     def __call__(self, weight: np.ndarray, granularity: Granularity, name: str) -> QuantizedTensor:
         """Quantize a part of a weight that holds whole groups."""
         ...
@@ -56,6 +62,11 @@ class Rounding:
     format: Format
     scheme: Scheme = ABSMAX
     search: ScaleSearch = PLAIN
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """See `Quantizer`."""
+        return value_range(self.format, self.scheme)
 
     def __call__(self, weight: np.ndarray, granularity: Granularity, name: str) -> QuantizedTensor:
         """See `Quantizer`."""
@@ -91,6 +102,8 @@ class Layout:
         transposed: Whether the two axes of the constant are exchanged first.
         factor: Number that the constant is multiplied with first.
         arrange: What is made of the quantized weight before it is stored.
+        zero_point: Whether what reads the stored values can read a zero-point with them.
+        tuned: What is stored, if it was computed elsewhere.
     """
 
     quantizer: Quantizer
@@ -98,6 +111,16 @@ class Layout:
     transposed: bool = False
     factor: float = 1.0
     arrange: Arrange = plain_arrays
+    zero_point: bool = True
+    tuned: TunedWeight | None = None
+
+    @property
+    def own_granularity(self) -> Granularity:
+        """The granularity on the axes of the constant as it lies in the model."""
+        axis = self.granularity.axis
+        if axis is None or not self.transposed:
+            return self.granularity
+        return replace(self.granularity, axis=1 - axis % 2)
 
     def shape(self, weight: Tensor) -> tuple[int, ...]:
         """Shape of the stored values."""
@@ -113,9 +136,9 @@ class Stored:
     zero_point: Value | None
     qparams: QParams
 
-    def dequantized(self, graph: Graph) -> Value:
-        """The float weight, from a DequantizeLinear added to a graph."""
-        granularity = self.qparams.granularity
+    def dequantized(self) -> Value:
+        """The float weight, from a DequantizeLinear added to the constants' graph."""
+        graph, granularity = self.values.graph, self.qparams.granularity
         attributes = {} if granularity.axis is None else {"axis": granularity.axis}
         if granularity.block_size is not None:
             attributes["block_size"] = granularity.block_size
@@ -129,7 +152,11 @@ class Stored:
 
 
 class CannotStoreError(Exception):
-    """A weight cannot be stored in few bits; the message says why."""
+    """A weight cannot be stored in few bits."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.text)
+        self.reason = reason
 
 
 class WeightStore:
@@ -137,7 +164,7 @@ class WeightStore:
 
     def __init__(self) -> None:
         self._stored: dict[tuple[Value, Layout, Graph, object], Stored] = {}
-        self._dequantized: dict[tuple[Stored, Graph], Value] = {}
+        self._dequantized: dict[Stored, Value] = {}
 
     def get(self, weight: Value, layout: Layout, graph: Graph, owner: object = None) -> Stored:
         """The weight as constants of a graph.
@@ -168,12 +195,30 @@ class WeightStore:
                 if value is not None and not value.is_used:
                     value.graph.discard(value)
 
-    def dequantized(self, stored: Stored, graph: Graph) -> Value:
+    def dequantized(self, stored: Stored) -> Value:
         """The float weight, from one DequantizeLinear for all who want it."""
-        key = (stored, graph)
-        if key not in self._dequantized:
-            self._dequantized[key] = stored.dequantized(graph)
-        return self._dequantized[key]
+        if stored not in self._dequantized:
+            self._dequantized[stored] = stored.dequantized()
+        return self._dequantized[stored]
+
+
+def tuned_tensors(weight: Tensor, layout: Layout, name: str) -> dict[str, np.ndarray]:
+    """What a layout's quantizer finds for a weight, as `onnxq.passes.tuned.Tensors`.
+
+    With values unless these are those of the weight rounded with the qparams.
+
+    Raises:
+        CannotStoreError: the weight has infinite or NaN values, or does not suit the format.
+    """
+    codes = _Codes(layout.shape(weight), layout.quantizer.format)
+    qparams = _quantize(weight, layout, codes, name)
+    values = codes.values
+    if layout.transposed:
+        qparams, values = _transposed(qparams, layout.own_granularity), values.T
+    found = {"scale": qparams.scale, "zero_point": qparams.zero_point}
+    if not isinstance(layout.quantizer, Rounding):
+        found["values"] = values
+    return found
 
 
 def _arranged(
@@ -250,16 +295,18 @@ def _quantize(weight: Tensor, layout: Layout, values: _Codes | _Packed, name: st
     shape = layout.shape(weight)
 
     def store(where: tuple[slice, ...]) -> QParams:
-        late = layout.transposed and _is_plain(layout.quantizer)
+        late = layout.transposed and (layout.tuned is not None or _is_plain(layout.quantizer))
         part = _part(weight, layout, where, not late)
-        granularity = layout.granularity
-        if late and granularity.axis is not None:
-            granularity = replace(granularity, axis=1 - granularity.axis % 2)
+        granularity = layout.own_granularity if late else layout.granularity
         try:
-            made = layout.quantizer(part, granularity, name)
+            if layout.tuned is not None:
+                made = layout.tuned.part(where[::-1] if late else where, part, name)
+            else:
+                made = layout.quantizer(part, granularity, name)
         except InputError as error:
-            reason = str(error) if np.isfinite(part).all() else NOT_FINITE
-            raise CannotStoreError(reason) from error
+            if np.isfinite(part).all():
+                raise CannotStoreError(Reason("overflow", str(error))) from error
+            raise CannotStoreError(NOT_FINITE) from error
         values.put(where, made.values, late)
         return _transposed(made.qparams, layout.granularity) if late else made.qparams
 

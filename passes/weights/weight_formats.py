@@ -1,4 +1,4 @@
-"""Formats of weights by name: those of ONNX, ternary and binary, and blocks of GGUF types."""
+"""Formats of weights by name: integers and floats, ternary and binary, and blocks of GGUF types."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ from functools import partial
 
 import numpy as np
 
-from onnxq.passes.weights.stored_weights import CannotStoreError, Quantizer, Rounding
-from onnxq.quant import ABSMAX, FORMATS, INT2, INT8, UINT4, ZERO_POINT, Format, Granularity, Scheme
+from onnxq.passes.weights.stored_weights import Quantizer, Rounding
+from onnxq.quant import (
+    ABSMAX,
+    FORMATS,
+    INT2,
+    INT8,
+    NARROW_FORMATS,
+    UINT4,
+    ZERO_POINT,
+    Format,
+    Granularity,
+    Scheme,
+)
 from onnxq.quant.grouped import GROUP, GROUPED_TYPES, grouped_quantize, grouped_to_onnx
 from onnxq.quant.low_bit import binary, ternary
 from onnxq.quant.qparams import QuantizedTensor
@@ -19,25 +30,16 @@ SCHEMES: Mapping[str, Scheme] = {"absmax": ABSMAX, "zero-point": ZERO_POINT}
 
 
 @dataclass(frozen=True)
-class Ternary:
-    """To {-1, 0, 1} times a scale, in 2 bits."""
+class LowBit:
+    """To {-1, 0, 1} or {-1, 1} times a scale, as `ternary` or `binary` make them, in 2 bits."""
 
+    make: Callable[..., QuantizedTensor]
     format: Format = INT2
+    bounds: tuple[float, float] = (-1, 1)
 
     def __call__(self, weight: np.ndarray, granularity: Granularity, name: str) -> QuantizedTensor:
         """See `Quantizer`."""
-        return ternary(weight, granularity, format=self.format, name=name)
-
-
-@dataclass(frozen=True)
-class Binary:
-    """To {-1, 1} times a scale, in 2 bits."""
-
-    format: Format = INT2
-
-    def __call__(self, weight: np.ndarray, granularity: Granularity, name: str) -> QuantizedTensor:
-        """See `Quantizer`."""
-        return binary(weight, granularity, format=self.format, name=name)
+        return self.make(weight, granularity, format=self.format, name=name)
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,20 @@ class Grouped:
     type: str
     format: Format
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """See `Quantizer`."""
+        return self.format.qmin, self.format.qmax
+
+    def takes(self, shape: tuple[int, ...], granularity: Granularity) -> bool:
+        """Whether whole blocks hold a weight."""
+        axis = granularity.axis
+        return axis is not None and granularity.block_size == GROUP and shape[axis] % GROUP == 0
+
     def __call__(self, weight: np.ndarray, granularity: Granularity, name: str) -> QuantizedTensor:
         """See `Quantizer`; the blocks lie on the granularity's axis."""
         axis = granularity.axis
-        if axis is None or granularity.block_size != GROUP or weight.shape[axis] % GROUP:
-            raise CannotStoreError(f"{self.type} needs inputs that are a multiple of {GROUP}")
+        assert axis is not None
         rows = np.ascontiguousarray(np.moveaxis(weight, axis, -1))
         made = grouped_to_onnx(grouped_quantize(rows, GROUPED_TYPES[self.type], name=name))
         scale, zero_point = (
@@ -63,9 +74,13 @@ class Grouped:
 
 
 _MAKERS: dict[str, Callable[[Scheme, ScaleSearch], Quantizer]] = {
-    **{name: partial(Rounding, format) for name, format in FORMATS.items() if format.bits < 32},
-    "ternary": lambda scheme, search: Ternary(),
-    "binary": lambda scheme, search: Binary(),
+    **{
+        name: partial(Rounding, format)
+        for name, format in (FORMATS | NARROW_FORMATS).items()
+        if format.bits < 32
+    },
+    "ternary": lambda scheme, search: LowBit(ternary),
+    "binary": lambda scheme, search: LowBit(binary),
     "q4_0": lambda scheme, search: Grouped("Q4_0", UINT4),
     "q8_0": lambda scheme, search: Grouped("Q8_0", INT8),
 }

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnxq.ir import Context, DataType, Graph, Node, TensorType, Value, remove_unused
-from onnxq.passes.notes import node_name, note_left_in_float
-from onnxq.passes.static.placement import OVERRIDABLE
-from onnxq.passes.weights.stored_weights import (
-    CannotStoreError,
-    Layout,
-    Rounding,
-    Stored,
-    WeightStore,
-)
+from onnxq.ir import DataType, Node, TensorType, Value, remove_unused
+from onnxq.passes.notes import OVERRIDABLE, Reason
+from onnxq.passes.weights.stored_weights import Layout, Rounding, Stored
 from onnxq.quant import INT8, per_block
 from onnxq.quant.search import PLAIN, ScaleSearch
 
 CONTRIB_DOMAIN = "com.microsoft"
 
-_BY_REQUEST = "kept in float by request"
 _WEIGHT_SLOTS = {"Gather": (0,), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2)}
 _LAYOUT_OPERATORS = ("Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten")
 
@@ -43,54 +35,11 @@ class ConstantWeight:
         return shape[::-1] if self.transposed else shape
 
 
-def quantize_nodes(
-    graph: Graph,
-    handlers: Mapping[str, Callable[[Node], str]],
-    store: WeightStore,
-    ctx: Context,
-    *,
-    only: tuple[str, ...] = (),
-    keep_float: tuple[str, ...] = (),
-) -> int:
-    """Run over the nodes with weights, subgraphs included, and note what stays in float and why.
-
-    Args:
-        graph: The main graph.
-        handlers: By operator type, what quantizes a node; gives the reason if it cannot be.
-        store: Holds what the handlers stored.
-        ctx: Told of each rewrite.
-        only: Names of the nodes that may be changed; empty stands for all.
-        keep_float: Names of nodes that are to stay in float.
-
-    Returns:
-        Number of nodes quantized.
-    """
-    reasons, quantized = dict[Node, str](), list[str]()
-    for nested in list(graph.all_graphs()):
-        for node in nested.nodes():
-            handler = handlers.get(node.op_type) if not node.domain else None
-            name, label = node_name(node), node.label
-            if handler is None or not _has_float_weight(node) or (only and name not in only):
-                continue
-            try:
-                reason = _BY_REQUEST if name in keep_float else handler(node)
-            except CannotStoreError as error:
-                reason = str(error)
-            if reason:
-                reasons[node] = reason
-            else:
-                quantized.append(name)
-                ctx.rewrote(f"{label}: weight quantized")
-    store.drop_unused()
-    note_left_in_float(graph, reasons, quantized)
-    return len(quantized)
-
-
-def find_weight(node: Node, slot: int) -> ConstantWeight | str:
+def find_weight(node: Node, slot: int) -> ConstantWeight | Reason:
     """The constant weight that a node reads, or why it cannot be quantized."""
     value = node.input(slot)
     if value is None:
-        return "it has no weight"
+        return Reason("computed", "it has no weight")
     found = ConstantWeight(value)
     maker = value.producer
     if maker is not None and maker.is_op("Transpose"):
@@ -103,22 +52,24 @@ def find_weight(node: Node, slot: int) -> ConstantWeight | str:
         return _computed(value)
     dtype = found.value.dtype
     if dtype is not DataType.FLOAT:
-        return f"its weight is {dtype.label if dtype else 'unknown'}, not float32"
-    return found if math.prod(found.shape) else "its weight is empty"
+        label = dtype.label if dtype else "unknown"
+        return Reason("type", f"its weight is {label}, not float32")
+    return found if math.prod(found.shape) else Reason("shape", "its weight is empty")
 
 
-def _computed(value: Value) -> str:
+def _computed(value: Value) -> Reason:
     maker, names = value.producer, []
     while maker is not None and maker.is_op(*_LAYOUT_OPERATORS):
         names.append(maker.op_type)
         source = maker.input(0)
         if source is not None and source.is_constant:
-            return (
+            return Reason(
+                "foldable",
                 f"its weight is the constant '{source.name}' behind {' and '.join(names)}; "
-                "fold-constants with a larger limit would fold it"
+                "fold-constants with a larger limit would fold it",
             )
         maker = source.producer if source is not None else None
-    return "its weight is not constant"
+    return Reason("computed", "its weight is not constant")
 
 
 def is_own(node: Node, weight: Value) -> bool:
@@ -126,7 +77,7 @@ def is_own(node: Node, weight: Value) -> bool:
     return all(use.node.graph is node.graph for use in weight.uses)
 
 
-def _has_float_weight(node: Node) -> bool:
+def has_float_weight(node: Node) -> bool:
     """Whether a node has a weight that may be worth storing in few bits.
 
     Not one that is restored from integers already, and for a Gather no integers, no activations
@@ -220,18 +171,19 @@ def _plain_bias(node: Node, bias: Value) -> Value:
     return graph.constant(plain * np.float32(beta), bias.name)
 
 
-def rows_reason(node: Node, table: ConstantWeight) -> str:
-    """Why a Gather cannot read stored rows; empty if it can."""
+def rows_reason(node: Node, table: ConstantWeight) -> Reason | None:
+    """Why a Gather cannot read stored rows; None if it can."""
     if len(table.shape) != 2 or table.transposed:
-        return "it does not gather from a constant matrix"
+        return Reason("shape", "it does not gather from a constant matrix")
     if node.get("axis", 0) not in (0, -2):
-        return "it does not gather rows"
-    return ""
+        return Reason("attribute", "it does not gather rows")
+    return None
 
 
 def row_layout(table: ConstantWeight, search: ScaleSearch = PLAIN) -> Layout:
     """Rows in int8, each with a scale of its own."""
-    return Layout(Rounding(INT8, search=search), per_block(1, table.shape[1]))
+    granularity = per_block(1, table.shape[1])
+    return Layout(Rounding(INT8, search=search), granularity, zero_point=False)
 
 
 def gather_rows(node: Node, stored: Stored) -> None:
