@@ -14,7 +14,7 @@ from onnxq.ir import available_passes
 ROOT = Path(__file__).parents[1]
 
 ROWS = (
-    ("errors", "progress"),
+    ("errors", "progress", "needs"),
     ("ir",),
     ("quant",),
     ("targets",),

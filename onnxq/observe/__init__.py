@@ -1,22 +1,30 @@
-"""Calibration: finding the ranges of activations from representative data."""
+"""Observing: what has to be known of a model's tensors, above all ranges, from data."""
 
 from onnxq.observe.calibrators import CALIBRATORS, Calibrator, parse_calibrator
+from onnxq.observe.gram import GramMatrix
 from onnxq.observe.histogram import Histogram
-from onnxq.observe.observer import Observer
+from onnxq.observe.observations import Observations, merge_observations
 from onnxq.observe.ranges import Range, Ranges, merge
-from onnxq.observe.run import calibrate
-from onnxq.observe.statistics import ChannelStatistics, Statistics
+from onnxq.observe.run import calibrate, observe
+from onnxq.observe.sampling import SampledRows, SampledValues
+from onnxq.observe.statistics import ChannelStatistics, Moving, Statistics
 
 __all__ = [
     "CALIBRATORS",
     "Calibrator",
     "ChannelStatistics",
+    "GramMatrix",
     "Histogram",
-    "Observer",
+    "Moving",
+    "Observations",
     "Range",
     "Ranges",
+    "SampledRows",
+    "SampledValues",
     "Statistics",
     "calibrate",
     "merge",
+    "merge_observations",
+    "observe",
     "parse_calibrator",
 ]

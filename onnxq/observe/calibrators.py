@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -12,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxq.errors import InputError
+from onnxq.needs import MovingRangeOf, Need, RangeOf
 from onnxq.observe.histogram import Histogram
 from onnxq.observe.search import choose_range, entropy_range, mse_range
 from onnxq.observe.statistics import Statistics
@@ -31,6 +33,10 @@ class Calibrator(ABC):
 
     name: ClassVar[str]
     needs_histogram: ClassVar[bool] = True
+
+    def needs(self, tensor: str) -> Sequence[Need]:
+        """What it has to know of a tensor."""
+        return [RangeOf(tensor, self.needs_histogram)]
 
     def range(self, seen: Statistics, format: Format, scheme: Scheme) -> tuple[float, float]:
         """Smallest and largest value to represent.
@@ -105,6 +111,10 @@ class MovingAverage(Calibrator):
                 f"option 'momentum' of calibrator moving-average is {self.momentum:g}; "
                 "it has to be above 0 and at most 1"
             )
+
+    def needs(self, tensor: str) -> Sequence[Need]:
+        """The ends, for tensors that are not finite, and their moving average."""
+        return [*super().needs(tensor), MovingRangeOf(tensor, self.momentum)]
 
     def _choose(self, seen: Statistics, format: Format, scheme: Scheme) -> tuple[float, float]:
         if seen.moving is None or seen.moving.momentum != self.momentum:

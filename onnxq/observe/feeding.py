@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,13 +16,10 @@ from onnxq.data import Dataset
 from onnxq.data.batch import Batch
 from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, load, save
-from onnxq.observe.observer import Observer
+from onnxq.observe.observer import Indices, Observer
+from onnxq.progress import Progress
 from onnxq.runtime import Session
 from onnxq.runtime.specs import Array
-
-Progress = Callable[[int, int], None]
-"""Called with the samples done and the samples in all; where memory makes several passes over the
-data necessary, a sample counts once in each."""
 
 RUN_BYTES = 64 << 20
 """Observed values that one run gives out unless told otherwise. Batches that make more are fed in
@@ -49,6 +46,7 @@ class _Group:
     """Tensors that are observed at a time, and how many rows may be fed at a time."""
 
     names: Sequence[str]
+    made: Sequence[str]
     rows: int | None
 
 
@@ -58,57 +56,67 @@ class Feeding:
     Args:
         graph: The float model.
         data: Samples to run it on.
-        observers: One for each tensor, by name.
+        observers: Those of each tensor, by name.
+        positions: Place of each sample in the whole data, rising.
         folder: Where model files may be put.
         threads: Threads inside one operator; all processors when None.
-        progress: Told after every batch how far it is.
+        progress: Told of samples fed. Where memory makes several passes over the data necessary, a
+            sample counts once in each.
+
+    Attributes:
+        samples: Number of samples fed so far, in the pass that went furthest.
     """
 
     def __init__(
         self,
         graph: Graph,
         data: Dataset,
-        observers: Mapping[str, Observer],
+        observers: Mapping[str, Sequence[Observer]],
+        positions: Indices,
         folder: Path,
         threads: int | None,
-        progress: Progress | None,
+        progress: Progress,
     ) -> None:
         self._graph = graph
         self._data = data
         self._observers = observers
+        self._positions = positions
         self._folder = folder
         self._threads = threads or os.cpu_count() or 1
         self._progress = progress
         # Inputs with a default value are not fed; they are given out like any other tensor.
         values = graph.values
-        self._fed = [n for n in observers if values[n].is_input and values[n].data is None]
-        self._made = [n for n in observers if n not in self._fed]
+        self._made = [n for n in observers if not (values[n].is_input and values[n].data is None)]
+        self.samples = 0
 
-    def run(self, memory_limit: int | None = None) -> int:
-        """Show all values; gives the number of samples.
+    def run(self, memory_limit: int | None = None) -> Iterator[Sequence[str]]:
+        """Show all values; gives the names of tensors as soon as all of theirs were shown.
 
         Raises:
             InputError: the limit is too small for some tensor, or onnxruntime cannot run the
                 model on the data.
         """
-        if not self._made:
-            return self._feed(None, _Group((), None), 0, 1)
-        model = self._folder / "model.onnx"
-        save(_with_outputs(self._graph, self._made), model)
-        if memory_limit is None:
+        model, whole, session = self._folder / "model.onnx", None, None
+        groups = [_Group([*self._observers], self._made, None)]
+        if self._made:
+            save(_with_outputs(self._graph, self._made), model)
+        if self._made and memory_limit is None:
             session = Session(model, threads=self._threads, config=_YIELDING)
-            return self._feed(session, _Group(self._made, None), 0, 1)
-        # What is given out decides what onnxruntime may fuse, and so the last digits of all
-        # values. The model is optimized once, with everything given out, and cut up then: the
-        # groups' values are those of one pass with all tensors.
-        optimized = self._folder / "optimized.onnx"
-        Session(model, threads=self._threads, config=_WEIGHTS_APART, save_optimized=optimized)
-        whole = load(optimized)
-        groups = self._groups(self._bytes(whole), memory_limit)
-        samples = 0
+        elif self._made:
+            # What is given out decides what onnxruntime may fuse, and so the last digits of all
+            # values. The model is optimized once, with everything given out, and cut up then: the
+            # groups' values are those of one pass with all tensors.
+            optimized = self._folder / "optimized.onnx"
+            Session(model, threads=self._threads, config=_WEIGHTS_APART, save_optimized=optimized)
+            whole = load(optimized)
+        if memory_limit is not None:
+            groups = self._groups(self._shapes(whole), memory_limit)
+        self._progress.stage("observing", len(groups) * len(self._data))
         for number, group in enumerate(groups):
-            samples = self._feed(self._cut(whole, group.names), group, number, len(groups))
-        return samples
+            if whole is not None:
+                session = self._cut(whole, group.made) if group.made else None
+            self._feed(session, group, number * len(self._data))
+            yield group.names
 
     def _cut(self, whole: Graph, names: Sequence[str]) -> Session:
         """A session of what some of the optimized graph's values need."""
@@ -118,20 +126,33 @@ class Feeding:
         save(part, path)
         return Session(path, threads=self._threads, optimization="none", config=_YIELDING)
 
-    def _bytes(self, whole: Graph) -> dict[str, int]:
-        """Bytes of the observed tensors in the smallest part of a batch that can be fed."""
-        graph = whole.copy()
-        shapes = [graph.add("Shape", [graph.values[name]]).output for name in self._made]
-        measured = graph.extract(graph.inputs, shapes)
-        path = self._folder / "shapes.onnx"
-        save(measured, path)
-        session = Session(path, threads=self._threads, optimization="none", config=_YIELDING)
-        part = next(self._parts(session, _Group((), 1)))
-        found = session.run(part.batch.feeds, [shape.name for shape in shapes])
-        rows = _SMALLEST_PART / part.batch.size if _is_open(session, part.batch) else 1.0
+    def _shapes(self, whole: Graph | None) -> dict[str, tuple[tuple[int, ...], float]]:
+        """Shapes of the tensors where the smallest part of a batch is fed that can be measured.
+
+        Beside each, by what to multiply its size to get that in the smallest part that is fed.
+        """
+        shapes, session = {}, None
+        if whole is not None:
+            graph = whole.copy()
+            for name in self._made:
+                shapes[name] = graph.add("Shape", [graph.values[name]]).output
+            path = self._folder / "shapes.onnx"
+            save(graph.extract(graph.inputs, shapes.values()), path)
+            session = Session(path, threads=self._threads, optimization="none", config=_YIELDING)
+        part = next(self._parts(session, _Group((), (), 1)))
+        found: dict[str, Array] = {}
+        if session is not None:
+            found = session.run(part.batch.feeds, [shape.name for shape in shapes.values()])
+        is_open = session is not None and _is_open(session, part.batch)
+        rows = _SMALLEST_PART / part.batch.size if is_open else 1.0
         return {
-            name: int(math.prod(found[shape.name].tolist()) * self._item_bytes(name) * rows)
-            for name, shape in zip(self._made, shapes, strict=True)
+            name: (
+                tuple(found[shapes[name].name].tolist())
+                if name in shapes
+                else part.batch.feeds[name].shape,
+                rows,
+            )
+            for name in self._observers
         }
 
     def _item_bytes(self, name: str) -> int:
@@ -139,65 +160,82 @@ class Feeding:
         # A float32 copy is made of what is something else.
         return 4 if dtype is DataType.FLOAT else 4 + dtype.numpy.itemsize
 
-    def _groups(self, sizes: Mapping[str, int], limit: int) -> list[_Group]:
+    def _groups(
+        self, shapes: Mapping[str, tuple[tuple[int, ...], float]], limit: int
+    ) -> list[_Group]:
+        # What is fed lies in memory anyway.
+        sizes = {
+            name: int(math.prod(shape) * self._item_bytes(name) * rows) * (name in self._made)
+            for name, (shape, rows) in shapes.items()
+        }
+        kept = {
+            name: sum(observer.bytes_for(shapes[name][0]) for observer in observers)
+            for name, observers in self._observers.items()
+        }
         groups: list[list[str]] = [[]]
-        tables = sum(self._observers[name].table_bytes for name in self._fed)
-        room = limit - tables
-        for name in self._made:
-            needed = _IN_FLIGHT * sizes[name] + self._observers[name].table_bytes
-            if needed > limit - tables:
+        room = limit
+        for name in self._observers:
+            needed = _IN_FLIGHT * sizes[name] + kept[name]
+            if needed > limit:
                 raise InputError(
-                    f"observing '{name}' takes {needed + tables:,} bytes of memory, and the limit "
-                    f"is {limit:,}; raise the limit"
+                    f"observing '{name}' takes {needed:,} bytes of memory, and the limit is "
+                    f"{limit:,}; raise the limit"
                 )
-            if needed > room and groups[-1]:
+            if needed > room:
                 groups.append([])
-                room = limit - tables
+                room = limit
             groups[-1].append(name)
             room -= needed
-        return [_Group(names, self._rows(names, sizes, limit - tables)) for names in groups]
+        made = [[name for name in names if name in self._made] for names in groups]
+        return [
+            _Group(names, some, self._rows(some, sizes, limit - sum(kept[n] for n in names)))
+            for names, some in zip(groups, made, strict=True)
+        ]
 
-    def _rows(self, names: Sequence[str], sizes: Mapping[str, int], limit: int) -> int:
-        left = limit - sum(self._observers[name].table_bytes for name in names)
+    def _rows(self, names: Sequence[str], sizes: Mapping[str, int], left: int) -> int:
         row = max(1, sum(sizes[name] for name in names) // _SMALLEST_PART)
         return max(1, min(left // _IN_FLIGHT, RUN_BYTES) // row)
 
-    def _feed(self, session: Session | None, group: _Group, number: int, passes: int) -> int:
-        """Pass over the data once; gives the number of samples."""
-        names = [*(self._fed if number == 0 else []), *group.names]
-        samples, done = len(self._data), 0
-        for part, values in _computed(session, self._parts(session, group), group.names):
-            for name in names:
+    def _feed(self, session: Session | None, group: _Group, before: int) -> None:
+        """Pass over the data once, or over as much as the group's observers need."""
+        observers = [o for name in group.names for o in self._observers[name]]
+        done = 0
+        for part, values in _computed(session, self._parts(session, group), group.made):
+            for name in group.names:
                 array = values.pop(name) if name in values else part.batch.feeds[name]
                 # Samples that only fill up a last batch are not counted.
                 (real,) = part.batch.trim({name: array}).values()
-                self._show(name, np.asarray(real), part.is_last)
+                self._show(name, np.asarray(real), part)
+            done += part.batch.valid
             if part.is_last:
-                done += part.samples
-                if self._progress is not None:
-                    self._progress(number * samples + done, passes * samples)
-        return done
+                self.samples = max(self.samples, done)
+                self._progress.advance(before + done)
+                if all(observer.is_complete for observer in observers):
+                    return
 
-    def _show(self, name: str, values: Array, ends_batch: bool) -> None:
-        try:
-            self._observers[name].add(values)
-        except ValueError as error:
-            raise InputError(f"tensor '{name}' cannot be observed by channel: {error}") from error
-        if ends_batch:
-            self._observers[name].end_batch()
+    def _show(self, name: str, values: Array, part: _Part) -> None:
+        samples = self._positions[part.first : part.first + part.batch.valid]
+        for observer in self._observers[name]:
+            try:
+                observer.add(values, samples)
+            except ValueError as error:
+                raise InputError(f"tensor '{name}' cannot be observed {error}") from error
+            if part.is_last:
+                observer.end_batch()
 
     def _parts(self, session: Session | None, group: _Group) -> Iterator[_Part]:
-        rows = group.rows
+        rows, first = group.rows, 0
         for batch in self._data.batches():
-            if session is None or not _is_open(session, batch):
-                yield _Part(batch, batch.valid, True)
-                continue
-            if rows is None:
-                rows = _rows_that_fit(session, batch, group.names)
-            count = min(math.ceil(batch.size / rows), max(1, batch.size // 2))
-            cuts = [batch.size * i // count for i in range(count + 1)]
+            cuts = [0, batch.size]
+            if session is not None and _is_open(session, batch):
+                if rows is None:
+                    rows = _rows_that_fit(session, batch, group.made)
+                count = min(math.ceil(batch.size / rows), max(1, batch.size // 2))
+                cuts = [batch.size * i // count for i in range(count + 1)]
             for start, stop in pairwise(cuts):
-                yield _Part(_slice(batch, start, stop), batch.valid, stop == batch.size)
+                some = batch if len(cuts) == 2 else _slice(batch, start, stop)
+                yield _Part(some, first + start, stop == batch.size)
+            first += batch.valid
 
 
 @dataclass(frozen=True)
@@ -206,12 +244,12 @@ class _Part:
 
     Attributes:
         batch: The feeds.
-        samples: Number of samples in the whole batch.
+        first: Number of samples before it.
         is_last: Whether it completes the batch.
     """
 
     batch: Batch
-    samples: int
+    first: int
     is_last: bool
 
 
@@ -223,7 +261,7 @@ def _computed(
         for part in parts:
             yield part, {}
         return
-    with ThreadPoolExecutor(1, thread_name_prefix="onnxq-calibrate") as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix="onnxq-observe") as pool:
         waiting: tuple[_Part, Future[dict[str, Array]]] | None = None
         for part in parts:
             following = (part, pool.submit(session.run, part.batch.feeds, names))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -143,6 +145,23 @@ class Tally:
 
 EMPTY = Histogram(np.zeros(0, np.int32), np.zeros(0, np.int64))
 """The histogram of no values."""
+
+
+def as_float32(values: npt.NDArray[Any]) -> Float32Array:
+    """Numbers of any type as contiguous float32; what is too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def as_rows(values: npt.NDArray[Any]) -> Float32Array:
+    """Rows along the last axis, with all other axes run together, as float32.
+
+    Raises:
+        ValueError: there is no axis.
+    """
+    if not values.ndim:
+        raise ValueError("by rows: it is a scalar")
+    return as_float32(values).reshape(math.prod(values.shape[:-1]), values.shape[-1])
 
 
 def _number(bins: npt.NDArray[np.int32]) -> Float64Array:

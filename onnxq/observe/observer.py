@@ -1,62 +1,86 @@
-"""Observers: what is kept of a tensor's values while batches stream by."""
+"""Observers: what is kept of a tensor's values while samples stream by."""
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.observe.histogram import TABLE_BYTES, Float32Array, Tally
-from onnxq.observe.statistics import ChannelStatistics, Moving, Statistics
+from onnxq.observe.histogram import TABLE_BYTES, Tally, as_float32
+from onnxq.observe.statistics import Moving, Statistics
+from onnxq.runtime.specs import Array
+
+Indices = npt.NDArray[np.int64]
 
 
-class Observer:
-    """Sees every value of one tensor, batch by batch, in bounded memory.
+class Result(Protocol):
+    """What an observer finds out: a dataclass of numbers and arrays."""
 
-    Values of any float type are taken as float32. Neither order nor sharding of the batches
-    changes a bit of the statistics, except of the moving average and of the channels' sums.
+    def merge(self, other: Self) -> Self:
+        """What one pass over the values of both would find out.
+
+        Raises:
+            ValueError: they do not go together.
+        """
+
+
+class Observer(ABC):
+    """Sees every value of one tensor, in bounded memory.
+
+    Values of any float type are taken as float32.
+    """
+
+    @abstractmethod
+    def add(self, values: Array, samples: Indices) -> None:
+        """Take in values of any shape: a batch, or a part of one.
+
+        Args:
+            values: The values.
+            samples: Places, in the whole data, of the samples that they belong to.
+
+        Raises:
+            ValueError: they cannot be observed; the message goes on from "cannot be observed".
+        """
+
+    def end_batch(self) -> None:  # noqa: B027, few have anything to do
+        """Say that a batch is complete."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether further values would change nothing."""
+        return False
+
+    @abstractmethod
+    def result(self) -> Result | None:
+        """What was found out, or None where there was no value."""
+
+    @abstractmethod
+    def bytes_for(self, shape: tuple[int, ...]) -> int:
+        """Memory that it takes where it is shown values of a shape, beyond the values."""
+
+
+class RangeObserver(Observer):
+    """Ends and histogram. Neither order, batches nor shards change a bit of them.
 
     Args:
         histogram: Whether to count values into a histogram.
-        momentum: Weight of a new batch in the moving average of the ends; None keeps none.
-        axis: Axis for statistics by channel; None keeps none.
     """
 
-    def __init__(
-        self, *, histogram: bool = False, momentum: float | None = None, axis: int | None = None
-    ) -> None:
+    def __init__(self, histogram: bool = False) -> None:
         self._count = 0
         self._min = np.float32(np.inf)
         self._max = np.float32(-np.inf)
         self._not_finite = 0
         self._tally = Tally() if histogram else None
-        self._momentum = momentum
-        self._batch: tuple[float, float] | None = None
-        self._moving: Moving | None = None
-        self._axis = axis
-        self._channels: ChannelStatistics | None = None
 
-    @property
-    def has_values(self) -> bool:
-        """Whether any value was seen."""
-        return self._count > 0
-
-    @property
-    def table_bytes(self) -> int:
-        """Memory that the histogram may take while values are counted."""
-        return 0 if self._tally is None else TABLE_BYTES
-
-    def add(self, values: npt.NDArray[Any]) -> None:
-        """Take in values of any shape: a batch, or a part of one.
-
-        Raises:
-            ValueError: the tensor has no such axis, or another number of channels than before.
-        """
+    def add(self, values: Array, samples: Indices) -> None:
+        """Take in values of any shape."""
         if not values.size:
             return
-        with np.errstate(over="ignore"):
-            numbers = np.ascontiguousarray(values, dtype=np.float32)
+        numbers = as_float32(values)
         low, high = numbers.min(), numbers.max()
         self._count += numbers.size
         self._min, self._max = np.minimum(self._min, low), np.maximum(self._max, high)
@@ -64,37 +88,11 @@ class Observer:
             self._tally.add(numbers.reshape(-1))
         if not np.isfinite([low, high]).all():
             self._not_finite += int(np.count_nonzero(~np.isfinite(numbers)))
-        if self._momentum is not None:
-            before_low, before_high = self._batch or (low, high)
-            self._batch = (float(np.minimum(before_low, low)), float(np.maximum(before_high, high)))
-        if self._axis is not None:
-            self._add_channels(numbers, self._axis)
 
-    def end_batch(self) -> None:
-        """Say that a batch is complete: the moving average moves on."""
-        if self._batch is None or self._momentum is None:
-            return
-        low, high = self._batch
-        before, m = self._moving, self._momentum
-        if before is None:
-            self._moving = Moving(m, low, high, 1)
-        else:
-            self._moving = Moving(
-                m,
-                (1 - m) * before.min + m * low,
-                (1 - m) * before.max + m * high,
-                before.batches + 1,
-            )
-        self._batch = None
-
-    def statistics(self) -> Statistics:
-        """What was seen so far.
-
-        Raises:
-            ValueError: no value was seen.
-        """
+    def result(self) -> Statistics | None:
+        """The statistics, without a moving average."""
         if not self._count:
-            raise ValueError("no value was seen")
+            return None
         return Statistics(
             self._count,
             # Adding 0 makes one zero of -0 and 0, between which minimum and maximum choose by
@@ -103,19 +101,80 @@ class Observer:
             float(self._max) + 0.0,
             self._not_finite,
             None if self._tally is None else self._tally.histogram(),
-            self._moving,
-            self._channels,
         )
 
-    def _add_channels(self, numbers: Float32Array, axis: int) -> None:
-        if not -numbers.ndim <= axis < numbers.ndim:
-            raise ValueError(f"it has {numbers.ndim} axes, and none is axis {axis}")
-        others = tuple(a for a in range(numbers.ndim) if a != axis % numbers.ndim)
-        absmax = np.maximum(numbers.max(axis=others), -numbers.min(axis=others))
-        seen = ChannelStatistics(
-            axis,
-            absmax,
-            numbers.sum(axis=others, dtype=np.float64),
-            numbers.size // absmax.size,
-        )
-        self._channels = seen if self._channels is None else self._channels.merge(seen)
+    def bytes_for(self, shape: tuple[int, ...]) -> int:
+        """The histogram's table."""
+        return 0 if self._tally is None else TABLE_BYTES
+
+
+class MovingObserver(Observer):
+    """Moving average of the batches' ends: see `Moving` for what it depends on.
+
+    Args:
+        momentum: Weight of a new batch.
+    """
+
+    def __init__(self, momentum: float) -> None:
+        self._momentum = momentum
+        self._batch: tuple[float, float] | None = None
+        self._moving: Moving | None = None
+
+    def add(self, values: Array, samples: Indices) -> None:
+        """Take in values of any shape."""
+        if values.size:
+            numbers = as_float32(values)
+            low, high = numbers.min(), numbers.max()
+            before_low, before_high = self._batch or (low, high)
+            self._batch = (float(np.minimum(before_low, low)), float(np.maximum(before_high, high)))
+
+    def end_batch(self) -> None:
+        """Move the average on."""
+        if self._batch is None:
+            return
+        low, high = self._batch
+        before, m = self._moving, self._momentum
+        if before is not None:
+            low, high = (1 - m) * before.min + m * low, (1 - m) * before.max + m * high
+        self._moving = Moving(m, low, high, 1 if before is None else before.batches + 1)
+        self._batch = None
+
+    def result(self) -> Moving | None:
+        """The average after the last batch."""
+        return self._moving
+
+    def bytes_for(self, shape: tuple[int, ...]) -> int:
+        """Nothing to speak of."""
+        return 0
+
+
+class Folding(Observer):
+    """Merges what is found out of each batch, or part of one.
+
+    Args:
+        find: Gives the result of some values, of which there are any, and their samples.
+        bytes_for: Memory that it takes to find it in values of a shape.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[Array, Indices], Result],
+        bytes_for: Callable[[tuple[int, ...]], int],
+    ) -> None:
+        self._find = find
+        self._bytes_for = bytes_for
+        self._seen: Result | None = None
+
+    def add(self, values: Array, samples: Indices) -> None:
+        """Find out and merge."""
+        if values.size:
+            seen = self._find(values, samples)
+            self._seen = seen if self._seen is None else self._seen.merge(seen)
+
+    def result(self) -> Result | None:
+        """What was merged."""
+        return self._seen
+
+    def bytes_for(self, shape: tuple[int, ...]) -> int:
+        """As given."""
+        return self._bytes_for(shape)

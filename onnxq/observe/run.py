@@ -1,19 +1,98 @@
-"""Calibration: one streaming pass over the data."""
+"""Observing: one streaming pass over the data for all that is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import numpy as np
 
 from onnxq.data import Dataset
 from onnxq.errors import InputError
 from onnxq.ir import Graph
-from onnxq.observe.calibrators import Calibrator, MovingAverage, parse_calibrator
-from onnxq.observe.feeding import Feeding, Progress
-from onnxq.observe.observer import Observer
+from onnxq.needs import ChannelsOf, GramOf, MovingRangeOf, Need, RangeOf, RowsOf, SamplesOf
+from onnxq.observe.calibrators import Calibrator, parse_calibrator
+from onnxq.observe.feeding import Feeding
+from onnxq.observe.gram import GramObserver
+from onnxq.observe.observations import Observations, gathered
+from onnxq.observe.observer import Folding, MovingObserver, Observer, RangeObserver, Result
 from onnxq.observe.ranges import Ranges
+from onnxq.observe.sampling import SampledRows, SamplesObserver
+from onnxq.observe.statistics import ChannelStatistics
+from onnxq.progress import SILENT, Progress
 from onnxq.quant import UINT8, ZERO_POINT, Format, Scheme
+
+
+def observe(
+    graph: Graph,
+    data: Dataset,
+    needs: Iterable[Need],
+    *,
+    memory_limit: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    positions: Sequence[int] | None = None,
+    model_sha256: str = "",
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Observations:
+    """Find out what is needed of a graph's tensors by running it over data once.
+
+    Values are handed to observers and dropped, so memory does not grow with the number of samples.
+    Only what the needs ask for is computed, and the data is not read where there are none, nor
+    further than needed where only its first samples are.
+
+    Args:
+        graph: The float model.
+        data: Representative samples.
+        needs: What to find out; what another need covers is found out once.
+        memory_limit: Bytes that this may take beyond plain inference, and beyond results that are
+            not put into a folder. Where observing all tensors at a time takes more, the data is
+            passed over several times, which changes no bit.
+        folder: Where to put results as soon as they are found, to be memory-mapped; None keeps
+            them in memory.
+        positions: Rising places of the samples in the whole data, of which ``data`` is a shard;
+            0, 1, ... if None.
+        model_sha256: Hash to note in the result.
+        seed: Which rows are drawn.
+        threads: Threads inside one operator; all processors when None.
+        progress: Told of the stage ``observing`` and of samples.
+
+    Raises:
+        InputError: unknown tensor, one that cannot be observed as needed, a memory limit that is
+            too small, or onnxruntime cannot run the model on the data.
+    """
+    wanted = dict.fromkeys(needs)
+    kept = [n for n in wanted if not any(o != n and o.covers(n) for o in wanted)]
+    for need in kept:
+        if need.tensor not in graph.values:
+            raise InputError(f"the model has no tensor '{need.tensor}' to observe; check the name")
+    if not kept:
+        return Observations(0, {}, model_sha256, seed)
+    spool = None if folder is None else Path(folder)
+    observers: dict[str, dict[Need, Observer]] = {}
+    for need in kept:
+        observers.setdefault(need.tensor, {})[need] = _observer(need, seed, spool)
+    places = np.arange(len(data)) if positions is None else np.asarray(positions, np.int64)
+    with TemporaryDirectory(prefix="onnxq-") as models:
+        shown = {name: list(of.values()) for name, of in observers.items()}
+        feeding = Feeding(graph, data, shown, places, Path(models), threads, progress)
+
+        def found() -> Iterator[tuple[Need, Result]]:
+            for names in feeding.run(memory_limit):
+                for name in names:
+                    # Nothing holds them any longer: the next tensors' observers take the memory.
+                    del shown[name]
+                    yield from _results(observers.pop(name))
+
+        return gathered(
+            found(),
+            lambda results: Observations(feeding.samples, results, model_sha256, seed),
+            folder,
+        )
 
 
 def calibrate(
@@ -25,16 +104,14 @@ def calibrate(
     format: Format = UINT8,
     scheme: Scheme = ZERO_POINT,
     histograms: bool = False,
-    channels: Mapping[str, int] | None = None,
     memory_limit: int | None = None,
     model_sha256: str = "",
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Ranges:
     """Find the ranges of some tensors of a graph by running it over data once.
 
-    Values are handed to the tensors' observers and dropped, so memory does not grow with the
-    number of samples. Tensors that got no value (empty in every batch) have no range.
+    Tensors that got no value (empty in every batch) have no range.
 
     Args:
         graph: The float model.
@@ -45,40 +122,64 @@ def calibrate(
         scheme: Scheme that calibrators choose a range for.
         histograms: Keep histograms even where the calibrator needs none, so that others can be
             tried without running the model again.
-        channels: Axes of tensors whose statistics by channel are wanted, by name.
-        memory_limit: Bytes that this may take beyond plain inference. Where observing all tensors
-            at a time takes more, the data is passed over several times.
+        memory_limit: As of `observe`.
         model_sha256: Hash to note in the result.
         threads: Threads inside one operator; all processors when None.
-        progress: Told after every batch how far the pass is.
+        progress: As of `observe`.
 
     Raises:
-        InputError: unknown calibrator or tensor, a memory limit that is too small, or onnxruntime
-            cannot run the model on the data.
+        InputError: unknown calibrator, or what `observe` raises.
     """
     chosen = parse_calibrator(calibrator) if isinstance(calibrator, str) else calibrator
-    axes = channels or {}
-    names = list(dict.fromkeys([*tensors, *axes]))
-    for name in names:
-        if name not in graph.values:
-            raise InputError(f"the model has no tensor '{name}' to calibrate; check the name")
-    observers = {
-        name: Observer(
-            histogram=histograms or chosen.needs_histogram,
-            momentum=chosen.momentum if isinstance(chosen, MovingAverage) else None,
-            axis=axes.get(name),
-        )
-        for name in names
-    }
-    with TemporaryDirectory(prefix="onnxq-") as folder:
-        feeding = Feeding(graph, data, observers, Path(folder), threads, progress)
-        samples = feeding.run(memory_limit)
-    statistics = {name: o.statistics() for name, o in observers.items() if o.has_values}
+    needs = [need for name in tensors for need in chosen.needs(name)]
+    if histograms:
+        needs += [RangeOf(name, histogram=True) for name in tensors]
+    seen = observe(
+        graph,
+        data,
+        needs,
+        memory_limit=memory_limit,
+        model_sha256=model_sha256,
+        threads=threads,
+        progress=progress,
+    )
     return Ranges.choose(
-        statistics,
+        seen.statistics(),
         chosen,
-        samples=samples,
+        samples=seen.samples,
         model_sha256=model_sha256,
         format=format,
         scheme=scheme,
     )
+
+
+def _results(observers: dict[Need, Observer]) -> Iterator[tuple[Need, Result]]:
+    for need in [*observers]:
+        result = observers.pop(need).result()
+        if result is not None:
+            yield need, result
+
+
+def _observer(need: Need, seed: int, folder: Path | None) -> Observer:
+    match need:
+        case RangeOf():
+            return RangeObserver(need.histogram)
+        case MovingRangeOf():
+            return MovingObserver(need.momentum)
+        case ChannelsOf():
+            # A copy of the values is made for their magnitudes.
+            return Folding(
+                lambda values, _: ChannelStatistics.of(values, need.axis),
+                lambda shape: 4 * math.prod(shape),
+            )
+        case GramOf():
+            return GramObserver(need.windows)
+        case RowsOf():
+            # Rows so far, those of a batch and of both, and hashes of all rows of a batch.
+            return Folding(
+                lambda values, samples: SampledRows.of(values, samples, need.count, seed),
+                lambda shape: 16 * need.count * max((*shape[-1:], 1)) + 64 * math.prod(shape[:-1]),
+            )
+        case SamplesOf():
+            return SamplesObserver(need.count, folder)
+    raise TypeError(f"there is no observer for {need}")

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from onnxq.observe.histogram import Float32Array, Float64Array, Histogram
+from onnxq.observe.histogram import Float32Array, Float64Array, Histogram, as_float32
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Moving:
     max: float
     batches: int
 
-    def then(self, later: Moving) -> Moving:
+    def merge(self, other: Moving) -> Moving:
         """The average of two parts of the data, each weighted by its number of batches.
 
         That is not the average that one pass over both would give, but a fair one.
@@ -33,14 +34,14 @@ class Moving:
         Raises:
             ValueError: they have different momentums.
         """
-        if self.momentum != later.momentum:
+        if self.momentum != other.momentum:
             raise ValueError("moving averages with different momentums cannot be merged")
-        batches = self.batches + later.batches
-        share = later.batches / batches
+        batches = self.batches + other.batches
+        share = other.batches / batches
         return Moving(
             self.momentum,
-            (1 - share) * self.min + share * later.min,
-            (1 - share) * self.max + share * later.max,
+            (1 - share) * self.min + share * other.min,
+            (1 - share) * self.max + share * other.max,
             batches,
         )
 
@@ -52,32 +53,38 @@ class ChannelStatistics:
     Attributes:
         axis: The axis.
         absmax: Largest magnitude, float32, (channels,).
-        sum: Sum of the values, float64, (channels,). Unlike ranges and histograms it depends in
-            its last digits on the order of the batches.
+        sum: Sum of the values, float64, (channels,). Unlike `absmax` it depends in its last digits
+            on the order of the samples and on how they are cut into batches and shards.
+        magnitude: Sum of the magnitudes, the same.
         count: Number of values in each channel.
     """
 
     axis: int
     absmax: Float32Array
     sum: Float64Array
+    magnitude: Float64Array
     count: int
+
+    @classmethod
+    def of(cls, values: npt.NDArray[Any], axis: int) -> ChannelStatistics:
+        """Statistics of some values.
+
+        Raises:
+            ValueError: they have no such axis.
+        """
+        if not -values.ndim <= axis < values.ndim:
+            raise ValueError(f"by channel: it has {values.ndim} axes, and none is axis {axis}")
+        numbers = as_float32(values)
+        others = tuple(a for a in range(numbers.ndim) if a != axis % numbers.ndim)
+        magnitudes = np.abs(numbers)
+        absmax = magnitudes.max(axis=others)
+        total, magnitude = (n.sum(axis=others, dtype=np.float64) for n in (numbers, magnitudes))
+        return cls(axis, absmax, total, magnitude, numbers.size // absmax.size)
 
     @property
     def mean(self) -> Float64Array:
         """Mean of the values of each channel."""
         return np.asarray(self.sum / self.count)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, ChannelStatistics):
-            return NotImplemented
-        return (
-            (self.axis, self.count) == (other.axis, other.count)
-            and np.array_equal(self.absmax, other.absmax)
-            and np.array_equal(self.sum, other.sum)
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.axis, self.count, self.absmax.tobytes()))
 
     def merge(self, other: ChannelStatistics) -> ChannelStatistics:
         """Statistics of the values of both.
@@ -86,11 +93,12 @@ class ChannelStatistics:
             ValueError: they are of different axes, or numbers of channels.
         """
         if self.axis != other.axis or self.absmax.shape != other.absmax.shape:
-            raise ValueError("the numbers of channels differ")
+            raise ValueError("by channel: the numbers of channels differ")
         return ChannelStatistics(
             self.axis,
             np.maximum(self.absmax, other.absmax),
             self.sum + other.sum,
+            self.magnitude + other.magnitude,
             self.count + other.count,
         )
 
@@ -106,7 +114,6 @@ class Statistics:
         not_finite: Number of values that are NaN or infinite; 0 where they were not counted.
         histogram: How often finite values fell where; None where that was not wanted.
         moving: Moving average of the ends; None where that was not wanted.
-        channels: Statistics by channel; None where these were not wanted.
     """
 
     count: int
@@ -115,7 +122,6 @@ class Statistics:
     not_finite: int = 0
     histogram: Histogram | None = None
     moving: Moving | None = None
-    channels: ChannelStatistics | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -126,15 +132,13 @@ class Statistics:
         """Statistics of the values of both; what only one of them has is dropped.
 
         Raises:
-            ValueError: moving averages or channels do not go together.
+            ValueError: moving averages do not go together.
         """
-        histogram = moving = channels = None
+        histogram = moving = None
         if self.histogram is not None and other.histogram is not None:
             histogram = self.histogram.merge(other.histogram)
         if self.moving is not None and other.moving is not None:
-            moving = self.moving.then(other.moving)
-        if self.channels is not None and other.channels is not None:
-            channels = self.channels.merge(other.channels)
+            moving = self.moving.merge(other.moving)
         return Statistics(
             self.count + other.count,
             # minimum and maximum of numpy keep NaN, unlike Python's.
@@ -143,7 +147,6 @@ class Statistics:
             self.not_finite + other.not_finite,
             histogram,
             moving,
-            channels,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,13 +165,6 @@ class Statistics:
                 self.moving.max,
                 self.moving.batches,
             ]
-        if self.channels is not None:
-            body["channels"] = {
-                "axis": self.channels.axis,
-                "count": self.channels.count,
-                "absmax": [float(x) for x in self.channels.absmax],
-                "sum": [float(x) for x in self.channels.sum],
-            }
         return body
 
     @classmethod
@@ -179,20 +175,12 @@ class Statistics:
             ValueError, KeyError, TypeError: it is something else.
         """
         low, high = body["seen"]
-        histogram = moving = channels = None
+        histogram = moving = None
         if "histogram" in body:
             histogram = Histogram.decode(body["histogram"])
         if "moving" in body:
             momentum, average_low, average_high, batches = body["moving"]
             moving = Moving(float(momentum), float(average_low), float(average_high), int(batches))
-        if "channels" in body:
-            of = body["channels"]
-            channels = ChannelStatistics(
-                int(of["axis"]),
-                np.array(of["absmax"], np.float32),
-                np.array(of["sum"], np.float64),
-                int(of["count"]),
-            )
         return cls(
             int(body["count"]),
             float(low),
@@ -200,5 +188,4 @@ class Statistics:
             int(body["not_finite"]),
             histogram,
             moving,
-            channels,
         )

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import special
 
 from onnxq.errors import InputError
-from onnxq.observe import CALIBRATORS, Observer, Statistics, parse_calibrator
+from onnxq.observe import CALIBRATORS, Statistics, parse_calibrator
 from onnxq.observe.histogram import RELATIVE_WIDTH
 from onnxq.observe.search import ENTROPY_OCTAVES, MSE_OCTAVES, STEPS
 from onnxq.quant import (
@@ -27,17 +27,14 @@ from onnxq.quant import (
     fake_quantize,
     qparams_from_range,
 )
+from tests.observe.observing import observed
 
 GRIDS = [(UINT8, ZERO_POINT), (INT8, ABSMAX), (INT4, ABSMAX), (INT8, Scheme(False, True))]
 TOP = float(np.finfo(np.float32).max)
 
 
 def statistics(*batches: np.ndarray) -> Statistics:
-    observer = Observer(histogram=True, momentum=0.1)
-    for batch in batches:
-        observer.add(np.asarray(batch, np.float32))
-        observer.end_batch()
-    return observer.statistics()
+    return observed([np.asarray(batch, np.float32) for batch in batches], True, 0.1)
 
 
 def chosen(text: str, values: np.ndarray, format: Format, scheme: Scheme) -> tuple[float, float]:
@@ -364,9 +361,8 @@ def test_what_is_no_calibrator(text: str, message: str) -> None:
 
 
 def test_statistics_that_lack_what_is_needed() -> None:
-    observer = Observer()
-    observer.add(np.ones(3, np.float32))
+    seen = observed([np.ones(3, np.float32)])
     with pytest.raises(InputError, match="'mse' needs histograms"):
-        parse_calibrator("mse").range(observer.statistics(), UINT8, ZERO_POINT)
+        parse_calibrator("mse").range(seen, UINT8, ZERO_POINT)
     with pytest.raises(InputError, match="without a moving average of momentum"):
-        parse_calibrator("moving-average").range(observer.statistics(), UINT8, ZERO_POINT)
+        parse_calibrator("moving-average").range(seen, UINT8, ZERO_POINT)

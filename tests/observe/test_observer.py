@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnxq.observe import ChannelStatistics, Observer, Statistics
+from onnxq.observe import ChannelStatistics, Statistics
+from onnxq.observe.observer import MovingObserver, RangeObserver
+from tests.observe.observing import observed, shown
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 BATCHES = st.lists(
@@ -17,14 +19,6 @@ BATCHES = st.lists(
     min_size=1,
     max_size=6,
 ).filter(lambda batches: any(b.size for b in batches))
-
-
-def observed(batches: list[np.ndarray], **options: object) -> Statistics:
-    observer = Observer(**options)  # type: ignore[arg-type]
-    for batch in batches:
-        observer.add(batch)
-        observer.end_batch()
-    return observer.statistics()
 
 
 def _ends(seen: Statistics) -> bytes:
@@ -64,9 +58,8 @@ def test_zero_has_no_sign(numbers: list[float]) -> None:
 
 @pytest.mark.parametrize("batches", [[], [np.zeros((0, 3), np.float32)]])
 def test_without_values_there_are_no_statistics(batches: list[np.ndarray]) -> None:
-    with pytest.raises(ValueError, match="no value"):
-        observed(batches)
-    assert not Observer().has_values
+    for observer in (RangeObserver(True), MovingObserver(0.5)):
+        assert shown(observer, batches).result() is None
 
 
 def test_an_empty_batch_changes_nothing() -> None:
@@ -136,12 +129,12 @@ def test_the_moving_average_moves_with_every_batch() -> None:
 def test_parts_of_a_batch_are_one_batch_to_the_moving_average() -> None:
     rng = np.random.default_rng(0)
     batches = [rng.standard_normal(20).astype(np.float32) for _ in range(3)]
-    observer = Observer(momentum=0.25)
+    observer = MovingObserver(0.25)
     for batch in batches:
         for part in np.split(batch, [3, 11]):
-            observer.add(part)
+            observer.add(part, np.arange(len(part)))
         observer.end_batch()
-    assert observer.statistics() == observed(batches, momentum=0.25)
+    assert observer.result() == observed(batches, momentum=0.25).moving
 
 
 def test_moving_averages_of_shards_count_by_their_batches() -> None:
@@ -161,30 +154,28 @@ def test_channels_against_numpy(axis: int) -> None:
     kept = kept if axis else kept.swapaxes(0, 1)
     whole_axis = axis % 3
     parts = np.split(kept, 2, axis=1 if whole_axis == 0 else 0)
-    seen = observed(parts, axis=axis).channels
-    assert seen is not None
+    shards = [ChannelStatistics.of(part, axis) for part in parts]
     others = tuple(a for a in range(3) if a != whole_axis)
-    assert np.array_equal(seen.absmax, np.abs(kept).max(axis=others))
-    np.testing.assert_allclose(seen.mean, kept.astype(np.float64).mean(axis=others), atol=1e-12)
-    assert seen.count * len(seen.absmax) == kept.size
-    merged = observed(parts[1:], axis=axis).merge(observed(parts[:1], axis=axis)).channels
-    assert merged is not None and np.array_equal(merged.absmax, seen.absmax)
-    np.testing.assert_allclose(merged.sum, seen.sum, rtol=1e-12)
+    for seen in (shards[0].merge(shards[1]), shards[1].merge(shards[0])):
+        assert np.array_equal(seen.absmax, np.abs(kept).max(axis=others))
+        wide = kept.astype(np.float64)
+        np.testing.assert_allclose(seen.mean, wide.mean(axis=others), atol=1e-12)
+        np.testing.assert_allclose(seen.magnitude, np.abs(wide).sum(axis=others), rtol=1e-12)
+        assert seen.count * len(seen.absmax) == kept.size
 
 
 def test_channels_have_to_agree() -> None:
-    observer = Observer(axis=1)
-    observer.add(np.zeros((2, 3), np.float32))
+    seen = ChannelStatistics.of(np.zeros((2, 3), np.float32), 1)
     with pytest.raises(ValueError, match="channels differ"):
-        observer.add(np.zeros((2, 4), np.float32))
+        seen.merge(ChannelStatistics.of(np.zeros((2, 4), np.float32), 1))
     with pytest.raises(ValueError, match="2 axes, and none is axis 2"):
-        Observer(axis=2).add(np.zeros((2, 3), np.float32))
+        ChannelStatistics.of(np.zeros((2, 3), np.float32), 2)
 
 
 def test_statistics_read_back() -> None:
     values = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
-    seen = observed([values], histogram=True, momentum=0.5, axis=1)
-    assert isinstance(seen.channels, ChannelStatistics)
+    seen = observed([values], histogram=True, momentum=0.5)
+    assert seen.moving is not None
     assert Statistics.from_dict(seen.to_dict()) == seen
     plain = observed([values])
     assert Statistics.from_dict(plain.to_dict()) == plain

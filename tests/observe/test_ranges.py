@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from onnxq.errors import InputError
 from onnxq.observe import (
     CALIBRATORS,
-    Observer,
     Range,
     Ranges,
     Statistics,
@@ -22,6 +21,7 @@ from onnxq.observe import (
     parse_calibrator,
 )
 from onnxq.quant import ABSMAX, INT4
+from tests.observe.observing import observed
 
 SEEN = {"min": 0, "max": 1, "seen": [0, 1], "count": 1, "not_finite": 0}
 RANGES = Ranges("ab12", "minmax", 3, {"y": Range(-1.5, 2.0), "x": Range(0.0, 1e-30)})
@@ -143,10 +143,7 @@ def test_files_of_before_there_were_statistics_are_read() -> None:
 
 
 def _statistics(values: np.ndarray, momentum: float | None = None) -> Statistics:
-    observer = Observer(histogram=True, momentum=momentum)
-    observer.add(values)
-    observer.end_batch()
-    return observer.statistics()
+    return observed([values], True, momentum)
 
 
 def _ranges(values: np.ndarray, calibrator: str, samples: int = 1) -> Ranges:

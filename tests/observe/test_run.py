@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from onnxq.data import Dataset, read
 from onnxq.errors import InputError
 from onnxq.ir import Graph, infer_types, to_proto
-from onnxq.observe import CALIBRATORS, Range, Ranges, calibrate, merge
+from onnxq.needs import ChannelsOf, RangeOf
+from onnxq.observe import CALIBRATORS, Range, Ranges, calibrate, merge, observe
 from onnxq.observe.histogram import TABLE_BYTES
 from onnxq.passes.static.placement import place
 from onnxq.quant import ABSMAX, INT4
@@ -40,6 +41,24 @@ def _graph(batch: str = "N") -> Graph:
 
 def _data(graph: Graph, samples: np.ndarray, batch_size: int | None = None) -> Dataset:
     return read({"x": samples}, Session(to_proto(graph)).inputs, batch_size=batch_size)
+
+
+class Noted:
+    """Notes what is done, and of how much."""
+
+    def __init__(self, calls: list[tuple[int, int]]) -> None:
+        self._calls = calls
+        self._total = 0
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        assert name == "observing" and total is not None
+        self._total = total
+
+    def advance(self, done: int) -> None:
+        self._calls.append((done, self._total))
+
+    def finish(self) -> None:
+        raise AssertionError("further stages may follow")
 
 
 def _samples(count: int, seed: int = 0) -> np.ndarray:
@@ -139,13 +158,7 @@ def test_constants_and_outputs_can_be_observed() -> None:
 
 def test_progress_counts_samples() -> None:
     graph, calls = _graph(), []
-    calibrate(
-        graph,
-        _data(graph, _samples(5), 2),
-        ["h"],
-        progress=lambda done, total: calls.append((done, total)),
-        threads=1,
-    )
+    calibrate(graph, _data(graph, _samples(5), 2), ["h"], progress=Noted(calls), threads=1)
     assert calls == [(2, 5), (4, 5), (5, 5)]
 
 
@@ -234,17 +247,17 @@ def test_a_memory_limit_makes_groups_and_changes_no_bit(batch: str) -> None:
     data = _data(graph, samples, 8)
     names = ["x", "h", "r", "y", "w"]
     wanted = calibrate(graph, data, names, calibrator="mse")
-    # Room for the table of the fed input and of one more tensor at a time.
+    # Room for the tables of two tensors at a time.
     found = calibrate(
         graph,
         data,
         names,
         calibrator="mse",
         memory_limit=2 * TABLE_BYTES + 2000,
-        progress=lambda done, total: calls.append((done, total)),
+        progress=Noted(calls),
     )
     assert found.to_json() == wanted.to_json()
-    assert calls[-1] == (64, 64) and len(calls) == (8 if batch == "N" else 16)
+    assert calls[-1] == (48, 48) and len(calls) == (6 if batch == "N" else 12)
     roomy = calibrate(graph, data, names, calibrator="mse", memory_limit=1 << 30)
     assert roomy.to_json() == wanted.to_json()
 
@@ -291,22 +304,20 @@ def test_large_batches_are_fed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_channels_on_request() -> None:
     graph, samples = _graph(), _samples(12)
-    found = calibrate(graph, _data(graph, samples, 5), ["r"], channels={"h": 1, "x": -1})
-    assert set(found.ranges) == {"r", "h", "x"}
+    needs = [RangeOf("r"), ChannelsOf("h", 1), ChannelsOf("x", -1)]
+    found = observe(graph, _data(graph, samples, 5), needs)
     h = samples.astype(np.float64) @ graph.values["w"].numpy()
-    for name, kept in (("h", h), ("x", samples)):
-        seen = found.statistics[name].channels
-        assert seen is not None
+    for need, kept in ((needs[1], h), (needs[2], samples)):
+        seen = found.get(need)
         np.testing.assert_allclose(seen.absmax, np.abs(kept).max(axis=0), rtol=1e-5)
         np.testing.assert_allclose(seen.mean, kept.mean(axis=0), atol=1e-6)
-    assert found.statistics["r"].channels is None
-    assert Ranges.from_json(found.to_json()) == found
+    assert found.get(ChannelsOf("r", 1)) is None
 
 
 def test_channels_on_an_axis_that_is_not_there() -> None:
     graph = _graph()
     with pytest.raises(InputError, match="'h' cannot be observed by channel: it has 2 axes"):
-        calibrate(graph, _data(graph, _samples(2)), [], channels={"h": 2})
+        observe(graph, _data(graph, _samples(2)), [ChannelsOf("h", 2)])
 
 
 def test_half_precision_is_observed() -> None:
@@ -346,8 +357,6 @@ def test_a_real_model_has_the_same_ranges_however_it_is_fed() -> None:
     assert found(shuffled, 5).to_json() == wanted
     assert merge([found(part) for part in np.split(shuffled, 8)]).to_json() == wanted
     calls: list[tuple[int, int]] = []
-    limited = found(
-        images, memory_limit=8 << 20, progress=lambda done, total: calls.append((done, total))
-    )
+    limited = found(images, memory_limit=8 << 20, progress=Noted(calls))
     assert limited.to_json() == wanted
     assert calls[-1][1] > len(images), "one group is no test of several"

@@ -1,0 +1,146 @@
+"""Gram matrices of what products and convolutions multiply their weights with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxq.needs import Windows
+from onnxq.observe.histogram import Float32Array, Float64Array, as_float32, as_rows
+from onnxq.observe.observer import Indices, Observer
+from onnxq.runtime.specs import Array
+
+_BLOCK = 256
+"""Rows multiplied at a time. A fixed number, so that how samples are cut into batches changes no
+bit; large enough that the product takes the time, and not adding it to the sum."""
+
+
+@dataclass(frozen=True, eq=False)
+class GramMatrix:
+    """The Gram matrix of a tensor's rows.
+
+    Attributes:
+        matrix: XᵀX, symmetric, float64, (groups, columns, columns); one group where no windows are
+            taken. Not finite where the values are not.
+        rows: Number of rows of X.
+    """
+
+    matrix: Float64Array
+    rows: int
+
+    def merge(self, other: GramMatrix) -> GramMatrix:
+        """That of the rows of both; shards and their order change its last digits.
+
+        Raises:
+            ValueError: the rows have different lengths.
+        """
+        if self.matrix.shape != other.matrix.shape:
+            raise ValueError("their rows have different lengths")
+        return GramMatrix(np.asarray(self.matrix + other.matrix), self.rows + other.rows)
+
+
+class GramObserver(Observer):
+    """Sums XᵀX, exact products of float32 numbers added up in float64.
+
+    The same samples in the same order give the same bits however they are cut into batches.
+    Another order changes the last digits, as does merging shards: floating-point sums do.
+
+    Args:
+        windows: The windows of a convolution; None for rows along the last axis.
+    """
+
+    def __init__(self, windows: Windows | None = None) -> None:
+        self._windows = windows
+        self._sum: Float64Array | None = None
+        self._block = np.zeros((0, 0, 0))
+        self._filled = 0
+        self._rows = 0
+
+    def add(self, values: Array, samples: Indices) -> None:
+        """Take in values.
+
+        Raises:
+            ValueError: they have no rows or windows, or rows of another length than before.
+        """
+        windows = self._windows
+        for rows in [as_rows(values)[np.newaxis]] if windows is None else _taken(values, windows):
+            self._add(rows)
+
+    def _add(self, rows: Float32Array) -> None:
+        groups, count, columns = rows.shape
+        if not count or not columns:
+            return
+        if self._sum is None:
+            self._sum = np.zeros((groups, columns, columns))
+            self._block = np.empty((groups, _BLOCK, columns))
+        elif self._sum.shape != (groups, columns, columns):
+            raise ValueError(
+                f"by rows: they have {columns} columns, and had {self._sum.shape[-1]} before"
+            )
+        self._rows += count
+        done = 0
+        while done < count:
+            taken = min(count - done, _BLOCK - self._filled)
+            self._block[:, self._filled : self._filled + taken] = rows[:, done : done + taken]
+            self._filled += taken
+            done += taken
+            if self._filled == _BLOCK:
+                self._sum += _gram(self._block)
+                self._filled = 0
+
+    def result(self) -> GramMatrix | None:
+        """The matrix so far."""
+        if self._sum is None:
+            return None
+        return GramMatrix(self._sum + _gram(self._block[:, : self._filled]), self._rows)
+
+    def bytes_for(self, shape: tuple[int, ...]) -> int:
+        """The sum and one product, a block of rows, and padded values."""
+        if self._windows is None:
+            groups, columns, copied = 1, shape[-1] if shape else 0, 0
+        else:
+            groups = self._windows.group
+            columns = math.prod(self._windows.kernel_shape) * shape[1] // groups
+            copied = 8 * math.prod(shape)
+        return 8 * groups * columns * (2 * columns + 2 * _BLOCK) + copied
+
+
+def _gram(rows: Float64Array) -> Float64Array:
+    # Values that are not finite give a matrix that is not, which says enough.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(rows.transpose(0, 2, 1) @ rows)
+
+
+def _taken(values: Array, windows: Windows) -> Iterator[Float32Array]:
+    """The windows of values (samples, channels, *spatial), some at a time.
+
+    Each is (groups, positions, columns), with columns in the order of a weight's elements.
+
+    Raises:
+        ValueError: the values do not fit the windows.
+    """
+    kernel, axes = windows.kernel_shape, len(windows.kernel_shape)
+    if values.ndim != axes + 2 or values.shape[1] % windows.group:
+        raise ValueError(
+            f"by windows of {axes} axes in {windows.group} groups: its shape is {values.shape}"
+        )
+    strides, dilations = (given or (1,) * axes for given in (windows.strides, windows.dilations))
+    pads = windows.pads or (0,) * (2 * axes)
+    around = [(0, 0), (0, 0), *zip(pads[:axes], pads[axes:], strict=True)]
+    extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    view = np.lib.stride_tricks.sliding_window_view(
+        np.pad(as_float32(values), around), extents, axis=tuple(range(2, axes + 2))
+    )
+    steps = [slice(None, None, step) for step in (1, 1, *strides, *dilations)]
+    view = view[tuple(steps)]
+    columns = view.shape[1] // windows.group * math.prod(kernel)
+    # To (samples, positions, channels, kernel); copied no more than a block at a time.
+    view = np.moveaxis(view, 1, axes + 1)
+    lines = max(1, _BLOCK // max(1, math.prod(view.shape[2 : axes + 1])))
+    for sample in view:
+        for start in range(0, len(sample), lines):
+            some = sample[start : start + lines].reshape(-1, windows.group, columns)
+            yield some.transpose(1, 0, 2)
