@@ -128,6 +128,16 @@ def test_parts_know_nothing_of_their_strangers() -> None:
     assert not wrong
 
 
+def test_no_pass_is_imported_by_a_pass_or_its_helpers() -> None:
+    passes = {kind.__module__ for _, kind in PASSES}
+    wrong = [
+        f"{i.place}: imports {i.module}"
+        for i in IMPORTS
+        if part(i.importer) == "passes" and i.module in passes
+    ]
+    assert not wrong
+
+
 def test_networkx_is_imported_by_the_ir_only() -> None:
     assert {part(i.importer) for i in IMPORTS if part(i.module) == "networkx"} == {"ir"}
 

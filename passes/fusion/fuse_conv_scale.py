@@ -39,8 +39,8 @@ class FuseConvScale(Pass):
 
     - Mul, Div, Add and Sub after a Conv, ConvTranspose or Gemm with constant or missing bias. All
       but the addition also need the weight to be constant.
-    - Mul and Div after a MatMul with a constant weight on the right, also when a constant bias is
-      added in between; with the weight on the left, constants of one number.
+    - Mul and Div after a MatMul with a constant weight, also when a constant bias is added in
+      between; with the weight on the left, constants of one number.
     - Mul and Div by one number before any of these with constant weight.
 
     What lies in between may serve nothing else.

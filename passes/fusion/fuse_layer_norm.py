@@ -9,11 +9,10 @@ from onnxq.ir import Builder, Context, Graph, Match, Numerics, Pass, Rule, Value
 from onnxq.ir.pattern import Either, PatternBuilder, Variable
 from onnxq.passes.fusion.fusing import fuse, number, reduced
 from onnxq.passes.fusion.normalization import (
-    have_shape,
     made_parameter,
+    made_scale,
     normalized,
     normalized_axes,
-    ones,
 )
 
 _FIRST_OPSET = 17
@@ -68,17 +67,14 @@ def _shape(match: Match) -> tuple[int, ...] | None:
 
 
 def _is_layer_norm(match: Match) -> bool:
-    shape = _shape(match)
-    return shape is not None and have_shape(match, shape)
+    return _shape(match) is not None
 
 
 def _replacement(op: Builder, match: Match) -> Value:
     shape, eps = _shape(match), number(match["eps"])
     assert shape is not None and eps is not None
-    scale = made_parameter(op, match, "scale", shape)
-    inputs = [match["x"], ones(op, match, shape) if scale is None else scale]
     bias = made_parameter(op, match, "bias", shape)
-    inputs += [] if bias is None else [bias]
+    inputs = [match["x"], made_scale(op, match, shape), *([] if bias is None else [bias])]
     return op.LayerNormalization(*inputs, axis=-len(shape), epsilon=eps)
 
 

@@ -18,6 +18,7 @@ from onnxq.ir import (
     remove_unused,
 )
 from onnxq.ir.shape_values import constant_ints
+from onnxq.passes.fusion.fusing import number
 
 _FIRST_INPUT_OPSET = 11
 """From here on Pad takes the amounts as an input instead of an attribute."""
@@ -96,12 +97,7 @@ def _pad_value(pad: Node) -> float | None:
         return None
     if pad.graph.opset < _FIRST_INPUT_OPSET:
         return float(attribute_value(pad, "value"))
-    given = pad.input(2)
-    if given is None:
-        return 0.0
-    if not given.is_constant or given.data is None or given.data.size != 1:
-        return None
-    return float(given.numpy().reshape(()))
+    return 0.0 if pad.input(2) is None else number(pad.input(2))
 
 
 def _pads_with(use: Use, pad: Node, value: float) -> list[int] | None:

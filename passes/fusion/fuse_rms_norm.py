@@ -8,13 +8,7 @@ from typing import ClassVar
 from onnxq.ir import Builder, Context, Graph, Match, Numerics, Pass, Rule, Value
 from onnxq.ir.pattern import Either, PatternBuilder, Variable
 from onnxq.passes.fusion.fusing import fuse, number
-from onnxq.passes.fusion.normalization import (
-    have_shape,
-    made_parameter,
-    normalized,
-    normalized_axes,
-    ones,
-)
+from onnxq.passes.fusion.normalization import made_scale, normalized, normalized_axes
 
 _FIRST_OPSET = 23
 
@@ -58,7 +52,7 @@ def _pattern(op: PatternBuilder, x: Variable, eps: Variable, scale: Variable) ->
 
 def _is_rms_norm(match: Match) -> bool:
     shape = normalized_axes(match, match.node("square_mean"))
-    return shape is not None and have_shape(match, shape) and not _is_centred(match["x"])
+    return shape is not None and not _is_centred(match["x"])
 
 
 def _is_centred(x: Value) -> bool:
@@ -78,9 +72,7 @@ def _replacement(op: Builder, match: Match) -> Value:
     shape = normalized_axes(match, match.node("square_mean"))
     eps = number(match["eps"])
     assert shape is not None and eps is not None
-    scale = made_parameter(op, match, "scale", shape)
-    if scale is None:
-        scale = ones(op, match, shape)
+    scale = made_scale(op, match, shape)
     return op.RMSNormalization(match["x"], scale, axis=-len(shape), epsilon=eps)
 
 

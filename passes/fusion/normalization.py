@@ -21,8 +21,9 @@ def normalized(op: PatternBuilder, d: Term, eps: Variable) -> Either:
 def normalized_axes(match: Match, *reductions: Node) -> tuple[int, ...] | None:
     """Sizes of the axes normalized over, None if the match is no normalization of ``x``.
 
-    It is one if ``x`` is float32, all means go over the same last axes, their sizes are known and
-    the constant added to the variance is a number that is not negative.
+    It is one if ``x`` is float32, all means go over the same last axes, their sizes are known, the
+    constant added to the variance is a number that is not negative, and scale and bias, as far as
+    the match has them, fit the axes.
     """
     x, eps = match["x"], number(match["eps"])
     axes = kept_axes(reductions[0])
@@ -32,8 +33,11 @@ def normalized_axes(match: Match, *reductions: Node) -> tuple[int, ...] | None:
         return None
     if any(kept_axes(r) != axes for r in reductions[1:]) or not keeps_shape(match, x):
         return None
-    sizes = [d for d in x.shape[-len(axes) :] if isinstance(d, int)]
-    return tuple(sizes) if len(sizes) == len(axes) else None
+    sizes = tuple(d for d in x.shape[-len(axes) :] if isinstance(d, int))
+    parameters = [v for v in map(match.get, ("scale", "bias")) if v is not None]
+    if len(sizes) != len(axes) or any(parameter(v, sizes) is None for v in parameters):
+        return None
+    return sizes
 
 
 def made_parameter(op: Builder, match: Match, name: str, shape: tuple[int, ...]) -> Value | None:
@@ -46,12 +50,9 @@ def made_parameter(op: Builder, match: Match, name: str, shape: tuple[int, ...])
     return op.constant(found, value.name) if isinstance(found, np.ndarray) else found
 
 
-def ones(op: Builder, match: Match, shape: tuple[int, ...]) -> Value:
-    """A scale that changes nothing."""
-    return op.constant(np.ones(shape, np.float32), f"{match.root.output.name}_scale")
-
-
-def have_shape(match: Match, shape: tuple[int, ...]) -> bool:
-    """Whether the scale and bias of a match, as far as it has them, fit the normalized axes."""
-    found = (match.get(name) for name in ("scale", "bias"))
-    return all(value is None or parameter(value, shape) is not None for value in found)
+def made_scale(op: Builder, match: Match, shape: tuple[int, ...]) -> Value:
+    """Input for the scale: the match's, or one that changes nothing."""
+    scale = made_parameter(op, match, "scale", shape)
+    if scale is None:
+        scale = op.constant(np.ones(shape, np.float32), f"{match.root.output.name}_scale")
+    return scale

@@ -43,6 +43,14 @@ def test_outputs_by_name_and_what_only_they_needed() -> None:
     assert np.array_equal(run(before, feeds)["y"], run(after, kept)["y"])
 
 
+def test_what_was_dropped_from_one_model_is_dropped_from_the_next_too() -> None:
+    ctx, step = Context(), RemoveUnusedInterface("aux")
+    for _ in range(2):
+        graph = Graph.from_text(TEXT)
+        assert step.run(graph, ctx) == 2 and step.run(graph, ctx) == 0
+        assert [v.name for v in graph.outputs] == ["y", "w", "other"]
+
+
 def test_overridable_initializer_that_nothing_reads() -> None:
     graph = Graph.from_text(HEAD + "g (float[2] x, float[2] w) => (float[2] y) { y = Neg(x) }")
     graph.values["w"].data = Tensor(np.ones(2, np.float32))

@@ -55,6 +55,10 @@ PAIRS = {
         model("f = Mul(q, factor) " + SWAP + "a = MatMul(f, t) " + LAST),
         fused("0.3"),
     ),
+    "a divisor on keys": (
+        model(SWAP + "u = Div(t, divisor) a = MatMul(q, u) " + LAST),
+        fused("0.4"),
+    ),
     "a divisor on queries": (
         model("f = Div(q, divisor) " + SWAP + "b = MatMul(f, t) a = Add(mask, b) " + LAST),
         fused("0.4", ", mask"),

@@ -111,6 +111,13 @@ PAIRS = {
         CUBE + "{10, 20, 30, 40}, float[2] b = {50, 60}> { c = MatMul(x, w)  y = Add(b, c) }",
         1,
     ),
+    "MatMul with a bias, weight on the left": (
+        """g (float[2, 2] x) => (float[1, 2] y) <float[1, 2] w = {1, 2}, float[2] b = {5, 6},
+        float k = {10}> { c = MatMul(w, x)  d = Add(c, b)  y = Mul(d, k) }""",
+        """g (float[2, 2] x) => (float[1, 2] y) <float[1, 2] w = {10, 20}, float[2] b = {50, 60}>
+        { c = MatMul(w, x)  y = Add(c, b) }""",
+        1,
+    ),
     "Mul before Conv": (
         CONV
         + """{1, 2}, float[2] b = {3, 4}, float[1] k = {10}>
