@@ -1,10 +1,9 @@
-"""The IR: operators as nodes of one networkx graph, tensors as named values.
+"""The IR: operators that read and make named tensors.
 
-An edge of the networkx graph is one use of one tensor. It runs from the producing operator
-to the operator that uses it, and its key is the use: the reading node and its input slot. A
-subgraph (the body of an If, Loop or Scan) is a `Graph` of its own, held in an attribute; when
-one of its nodes reads a tensor of an outer graph, that use is an edge from the producer to the
-operator that holds the subgraph, so that order and liveness in the outer graph are right.
+Who reads a tensor is kept in one place, the tensor; order and the networkx graph are derived from
+that and made anew after changes. A subgraph (the body of an If, Loop or Scan) is a `Graph` of its
+own, held in an attribute; when one of its nodes reads a tensor of an outer graph, the outer graph
+counts the operator that holds the subgraph as a reader.
 """
 
 from __future__ import annotations
@@ -235,6 +234,10 @@ class Node:
         self._attributes = attributes
         self._subgraphs = tuple(g for a in attributes.values() for g in a.graphs())
 
+    def _trim(self) -> None:
+        while self._inputs and self._inputs[-1] is None:
+            self._inputs.pop()
+
     def __repr__(self) -> str:
         return f"<{self.label}>"
 
@@ -265,8 +268,8 @@ class ModelInfo:
 class Graph:
     """A model's graph, or a subgraph, and the verbs that change it.
 
-    Verbs: `add`, `remove`, `replace_uses`, `set_input`, `set_attribute`, `insert_on`,
-    `constant`, `make_constant`, `rename`, `add_input`, `remove_input`, `add_output`, `extract`,
+    Verbs: `add`, `remove`, `replace_uses`, `set_input`, `set_attribute`, `constant`,
+    `make_constant`, `rename`, `add_input`, `remove_input`, `add_output`, `extract`,
     `copy`, `fresh_name`, `check`.
     """
 
@@ -295,8 +298,9 @@ class Graph:
         self._inputs: list[Value] = []
         self._outputs: list[Value] = []
         self._values: dict[str, Value] = {}
-        self._nx: nx.MultiDiGraph[Node] = nx.MultiDiGraph()
+        self._nodes: dict[Node, None] = {}
         self._sorted: tuple[Node, ...] | None = None
+        self._networkx: nx.MultiDiGraph[Node] | None = None
         self._holders: dict[Node, None] = {}
 
     # Reading
@@ -318,8 +322,22 @@ class Graph:
 
     @property
     def networkx(self) -> nx.MultiDiGraph[Node]:
-        """The operators and their edges, for networkx's analyses; not to be changed."""
-        return self._nx
+        """A view for networkx's analyses, not to be changed; a new one after each change.
+
+        An edge is one use of one tensor, from the operator that makes it to the one that reads it
+        or holds the subgraph with the reader; its key is the use.
+        """
+        if self._networkx is None:
+            view: nx.MultiDiGraph[Node] = nx.MultiDiGraph()
+            view.add_nodes_from(self._nodes)
+            for value in self._values.values():
+                if value.producer is not None:
+                    readers = ((self._holder(use.node), use) for use in value._uses)
+                    view.add_edges_from(
+                        (value.producer, reader, use) for reader, use in readers if reader
+                    )
+            self._networkx = view
+        return self._networkx
 
     @property
     def opset(self) -> int:
@@ -327,14 +345,14 @@ class Graph:
         return self.model.opset
 
     def __len__(self) -> int:
-        return len(self._nx)
+        return len(self._nodes)
 
     def __bool__(self) -> bool:
         # A graph without nodes is a graph all the same.
         return True
 
     def __contains__(self, node: object) -> bool:
-        return node in self._nx
+        return node in self._nodes
 
     def nodes(self) -> tuple[Node, ...]:
         """The operators in topological order, as near to the order they were added as it goes.
@@ -395,10 +413,6 @@ class Graph:
                 found[holder] = None
         return list(found)
 
-    def predecessors(self, node: Node) -> list[Node]:
-        """The nodes whose outputs a node or its subgraphs read, each once."""
-        return list(self._nx.pred[node])
-
     def fresh_name(self, base: str) -> str:
         """A value name that nothing in the whole model uses yet."""
         return self._fresh(base, self._taken)
@@ -420,7 +434,8 @@ class Graph:
 
         Args:
             op_type: the operator.
-            inputs: values of this or an outer scope; None for one left out.
+            inputs: values of this or an outer scope; None for one left out. The node ends at
+                the last one that is given.
             attributes: plain Python values or `Attribute`.
             domain: the operator's domain.
             outputs: how many outputs it makes, or their names (None for one left out).
@@ -440,7 +455,7 @@ class Graph:
         names: Sequence[str | None] = [""] * outputs if isinstance(outputs, int) else outputs
         given = [output for output in names if output]
         for at, wanted in enumerate(given):
-            if wanted in given[:at] or self.find(wanted) is not None:
+            if wanted in given[:at] or not self._is_free(wanted):
                 raise InvariantError(f"two values of graph '{self.name}' are called '{wanted}'")
         for slot, output in enumerate(names):
             if output is None:
@@ -451,6 +466,7 @@ class Graph:
             value.producer, value._slot = node, slot
             node._outputs.append(value)
         node._inputs = list(inputs)
+        node._trim()
         self._attach(node)
         return node
 
@@ -458,8 +474,10 @@ class Graph:
         """Remove an operator nobody depends on any more, with its subgraphs.
 
         Raises:
-            InvariantError: one of its outputs is still used or is a graph output.
+            InvariantError: it belongs to another graph, or one of its outputs is still used or is
+                a graph output.
         """
+        self._require_member(node)
         for value in node._outputs:
             if value is not None and value.is_used:
                 raise InvariantError(
@@ -472,12 +490,12 @@ class Graph:
         for value in node._outputs:
             if value is not None:
                 self._forget(value)
-        self._nx.remove_node(node)
+        del self._nodes[node]
         if node.name:
             self._taken_nodes[node.name] -= 1
         self._holders.pop(node, None)
         node._graph = None
-        self._sorted = None
+        self._stale()
 
     def set_input(self, node: Node, slot: int, value: Value | None) -> None:
         """Make a node read another value at a slot (the node gets longer if need be).
@@ -491,16 +509,15 @@ class Graph:
         self._unlink(node._inputs[slot], node, slot)
         node._inputs[slot] = value
         self._link(value, node, slot)
-        while node._inputs and node._inputs[-1] is None:
-            node._inputs.pop()
-        self._stale()
+        node._trim()
 
     def set_attribute(self, node: Node, name: str, value: AttributeLike | None) -> None:
         """Set an attribute, or with None take it away.
 
         Raises:
-            InvariantError: it holds a subgraph that was made for another graph.
+            InvariantError: the node, or a subgraph that the value holds, belongs to another graph.
         """
+        self._require_member(node)
         new = None if value is None else Attribute.of(value)
         self._require_own(node, () if new is None else new.graphs())
         old = node._attributes.get(name)
@@ -532,36 +549,6 @@ class Graph:
                 use.node.graph.set_input(use.node, use.slot, new)
         if where is None and old.is_output and not old.is_input:
             self._replace_output(old, new)
-
-    def insert_on(
-        self,
-        value: Value,
-        op_type: str,
-        extra_inputs: Sequence[Value | None] = (),
-        attributes: Mapping[str, AttributeLike] | None = None,
-        *,
-        domain: str = "",
-        where: Callable[[Use], bool] | None = None,
-        name: str = "",
-        type: ValueType | None = None,
-    ) -> Value:
-        """Put an operator between a value and its readers; gives the operator's output.
-
-        ``where`` chooses the uses that read the new output (all by default). Graph outputs
-        keep reading ``value`` itself.
-        """
-        node = self.add(
-            op_type,
-            [value, *extra_inputs],
-            attributes,
-            domain=domain,
-            name=name,
-            types=[type],
-        )
-        for use in value.uses:
-            if use.node is not node and (where is None or where(use)):
-                use.node.graph.set_input(use.node, use.slot, node.output)
-        return node.output
 
     def constant(self, data: np.ndarray | Tensor, name: str = "constant") -> Value:
         """Add constant data under a name made unique."""
@@ -616,11 +603,12 @@ class Graph:
         """Give a value another name.
 
         Raises:
-            InvariantError: the name is taken in this scope or one it can see.
+            InvariantError: the name is taken in this scope, one it can see or one that sees it.
         """
+        self._require_member(value)
         if name == value._name:
             return
-        if self.find(name) is not None:
+        if not self._is_free(name):
             raise InvariantError(f"value '{value._name}' cannot be called '{name}': it is taken")
         del self._values[value._name]
         self._taken[value._name] -= 1
@@ -630,6 +618,7 @@ class Graph:
 
     def rename_node(self, node: Node, name: str) -> None:
         """Give a node another name, made unique; an empty one takes its name away."""
+        self._require_member(node)
         if node.name:
             self._taken_nodes[node.name] -= 1
         node.name = self._fresh(name, self._taken_nodes) if name else ""
@@ -640,8 +629,10 @@ class Graph:
         """Take away a constant that nobody reads.
 
         Raises:
-            InvariantError: somebody reads it, or it is an input or made by a node.
+            InvariantError: somebody reads it, or it is an input, made by a node or of another
+                graph.
         """
+        self._require_member(value)
         if value.is_used or value.is_input or value.producer is not None:
             raise InvariantError(f"value '{value._name}' cannot be discarded: it is in use")
         self._forget(value)
@@ -706,15 +697,24 @@ class Graph:
     def __repr__(self) -> str:
         return f"<Graph '{self.name}': {len(self)} nodes>"
 
-    # Links between values, nodes and the networkx graph
+    # Links between values and nodes
 
     def _define(self, name: str, value_type: ValueType | None) -> Value:
-        if not name or self.find(name) is not None:
+        if not name or not self._is_free(name):
             raise InvariantError(f"two values of graph '{self.name}' are called '{name}'")
         value = Value(self, name, value_type)
         self._values[name] = value
         self._taken[name] += 1
         return value
+
+    def _is_free(self, name: str) -> bool:
+        """Whether a value of this graph may have a name: nothing around it or in it has it."""
+        return not self._taken[name] or (self.find(name) is None and not self._holds(name))
+
+    def _holds(self, name: str) -> bool:
+        """Whether a graph nested in this one has a value of a name."""
+        nested = [subgraph for node in self._holders for subgraph in node._subgraphs]
+        return any(name in graph._values or graph._holds(name) for graph in nested)
 
     def _forget(self, value: Value) -> None:
         del self._values[value._name]
@@ -728,6 +728,10 @@ class Graph:
             suffix += 1
         self._next_suffix[base] = suffix + 1
         return f"{base}_{suffix}"
+
+    def _require_member(self, member: Node | Value) -> None:
+        if member._graph is not self:
+            raise InvariantError(f"{member!r} does not belong to graph '{self.name}'")
 
     def _require_visible(self, node: Node, value: Value | None) -> None:
         scope: Graph | None = self
@@ -749,35 +753,25 @@ class Graph:
 
     def _attach(self, node: Node) -> None:
         node._graph = self
-        self._nx.add_node(node)
+        self._nodes[node] = None
         if node.name:
             self._taken_nodes[node.name] += 1
         for slot, value in enumerate(node._inputs):
             self._link(value, node, slot)
         self._adopt_subgraphs(node, node._subgraphs)
-        self._sorted = None
+        self._stale()
 
     def _link(self, value: Value | None, node: Node, slot: int) -> None:
-        if value is None:
-            return
-        use = Use(node, slot)
-        value._uses[use] = None
-        self._add_edge(value, use)
-
-    def _add_edge(self, value: Value, use: Use) -> None:
-        holder = value._graph._holder(use.node)
-        if holder is not None and value.producer is not None:
-            value._graph._nx.add_edge(value.producer, holder, key=use)
-            value._graph._sorted = None
+        if value is not None:
+            value._uses[Use(node, slot)] = None
+            if value.producer is not None:
+                value._graph._stale()
 
     def _unlink(self, value: Value | None, node: Node, slot: int) -> None:
-        if value is None:
-            return
-        use = Use(node, slot)
-        holder = value._graph._holder(node)
-        del value._uses[use]
-        if holder is not None and value.producer is not None:
-            value._graph._nx.remove_edge(value.producer, holder, key=use)
+        if value is not None:
+            del value._uses[Use(node, slot)]
+            if value.producer is not None:
+                value._graph._stale()
 
     def _holder(self, node: Node) -> Node | None:
         """The node of this graph that is ``node`` or holds it in a subgraph."""
@@ -790,14 +784,13 @@ class Graph:
         return node if graph is self else None
 
     def _adopt_subgraphs(self, node: Node, subgraphs: Sequence[Graph]) -> None:
-        if subgraphs:
-            self._holders[node] = None
         for subgraph in subgraphs:
+            self._holders[node] = None
             subgraph.owner = node
-            for inner in subgraph.all_nodes():
-                for slot, value in enumerate(inner._inputs):
-                    if value is not None and value._graph is not inner._graph:
-                        self._add_edge(value, Use(inner, slot))
+        scope: Graph | None = self if subgraphs else None
+        while scope is not None:
+            scope._stale()
+            scope = scope.outer
 
     def _dissolve(self) -> None:
         """Take this subgraph apart, so that outer values forget the uses in it."""
@@ -825,19 +818,24 @@ class Graph:
         new._output_count = count
 
     def _stale(self) -> None:
-        self._sorted = None
+        self._sorted = self._networkx = None
 
-    def _sort(self) -> list[Node]:
-        # networkx's topological sorts give no stable order in linear time: this is a
-        # depth-first post-order over the nodes in the order they were added.
-        order: list[Node] = []
+    def _before(self, node: Node) -> Iterator[Node]:
+        """The operators whose outputs a node or its subgraphs read."""
+        for reader in (node, *(n for subgraph in node._subgraphs for n in subgraph.all_nodes())):
+            for value in reader._inputs:
+                if value is not None and value.producer is not None and value._graph is self:
+                    yield value.producer
+
+    def _sort(self) -> Iterator[Node]:
+        # A depth-first post-order over the nodes in the order they were added: networkx's would
+        # need its view after every change, and its topological sorts are stable or linear.
         done: set[Node] = set()
         open_nodes: set[Node] = set()
-        pred = self._nx.pred
-        for start in self._nx:
+        for start in self._nodes:
             if start in done:
                 continue
-            stack = [(start, iter(pred[start]))]
+            stack = [(start, self._before(start))]
             open_nodes.add(start)
             while stack:
                 node, remaining = stack[-1]
@@ -847,12 +845,11 @@ class Graph:
                             f"graph '{self.name}' has a cycle through node {before.label}"
                         )
                     if before not in done:
-                        stack.append((before, iter(pred[before])))
+                        stack.append((before, self._before(before)))
                         open_nodes.add(before)
                         break
                 else:
                     stack.pop()
                     open_nodes.discard(node)
                     done.add(node)
-                    order.append(node)
-        return order
+                    yield node
