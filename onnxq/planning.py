@@ -16,13 +16,13 @@ from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, load, save
 from onnxq.ir.save import check_writable
 from onnxq.job import Job, ModelLike, as_file, open_job
+from onnxq.observe import Ranges
 from onnxq.options import Options
 from onnxq.passes.cleanup.constant_initializers import ConstantInitializers
 from onnxq.plan import Assignment, Plan, assign, pareto_front
 from onnxq.plan.apply import apply, float_graph, needed_opset
 from onnxq.plan.assignment import Objective
 from onnxq.precision import FLOAT, parse_precision
-from onnxq.observe import Ranges
 from onnxq.prepare import find_ranges as ranges_of
 from onnxq.prepare import observed, prepare
 from onnxq.progress import SILENT, Progress

@@ -13,10 +13,8 @@ from onnxq.ir import Graph, Node, PassRecord
 from onnxq.job import Job
 from onnxq.needs import Need, RangeOf
 from onnxq.observe import Ranges, calibrate
-from onnxq.passes.notes import node_name
+from onnxq.passes.notes import BY_REQUEST, OVERRIDABLE, node_name
 from onnxq.passes.static.placement import (
-    BY_REQUEST,
-    OVERRIDABLE,
     Placement,
     known_range,
     place,
@@ -196,7 +194,7 @@ def _with_choices(prepared: Prepared) -> Prepared:
     for node in graph.nodes() if job.recipe.is_search else graph.all_nodes():
         name = node_name(node)
         if name in keep:
-            reasons[BY_REQUEST] += _computes(node, job.target)
+            reasons[BY_REQUEST.text] += _computes(node, job.target)
             continue
         asked = [p.precision for p in job.pins if fnmatch.fnmatchcase(name, p.nodes)][-1:]
         if node in placed.nodes and placed.nodes[node].role != "compute":

@@ -28,6 +28,8 @@ _FORM = re.compile(r"([\w-]+)\s*(?:\{(.*)\})?", re.DOTALL)
 def kinds_in(module: ModuleType, base: type[T]) -> Iterator[type[T]]:
     """Every class derived from ``base`` that a module, or a package's modules, define.
 
+    Those without a name, or that are abstract, are bases of others.
+
     Raises:
         ImportError: one of the modules cannot be imported.
     """
@@ -37,8 +39,8 @@ def kinds_in(module: ModuleType, base: type[T]) -> Iterator[type[T]]:
         modules += map(_imported, sorted(m.name for m in found))
     for each in modules:
         for _, kind in inspect.getmembers(each, inspect.isclass):
-            own = kind.__module__ == each.__name__ and not inspect.isabstract(kind)
-            if own and issubclass(kind, base):
+            is_own = kind.__module__ == each.__name__ and issubclass(kind, base)
+            if is_own and hasattr(kind, "name") and not inspect.isabstract(kind):
                 yield kind
 
 

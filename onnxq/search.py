@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxq.cost.measure import size_costs
-from onnxq.data import Batch, Dataset
 from onnxq.errors import InputError
 from onnxq.ir import Graph, PassRecord, save
 from onnxq.plan import Assignment, Plan, Problem, assign

@@ -9,11 +9,10 @@ from pathlib import Path
 from onnxq.cost import Costs, Measurements, flops_costs, measure_costs, size_costs
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, PassRecord
-from onnxq.passes.notes import node_name
+from onnxq.passes.notes import BY_REQUEST, node_name
 from onnxq.plan import Assignment, Plan, PlanNode, Problem, build_problem, plan_nodes
 from onnxq.plan.apply import apply, apply_precisions
 from onnxq.precision import FLOAT, Given
-from onnxq.passes.static.placement import BY_REQUEST
 from onnxq.prepare import Prepared
 from onnxq.sensitivity import Sensitivity, analyse
 from onnxq.tuning import tune
@@ -225,4 +224,3 @@ def _check_measurable(prepared: Prepared) -> None:
             f"the latency of target {job.target.name} cannot be measured here, because {missing}; "
             "take `--cost flops` or `--cost size`, or a table that `onnxq cost` measured there"
         )
-

@@ -14,7 +14,7 @@ from onnxq.ir import available_passes
 ROOT = Path(__file__).parents[1]
 
 ROWS = (
-    ("errors", "progress", "needs"),
+    ("errors", "progress", "needs", "registry"),
     ("ir",),
     ("quant",),
     ("targets",),
@@ -23,6 +23,7 @@ ROWS = (
     ("passes",),
     ("observe",),
     ("precision",),
+    ("tune",),
     ("sensitivity", "cost", "verify"),
     ("plan",),
     ("report",),
@@ -41,8 +42,9 @@ STRANGERS = {
 """What a part knows nothing of, though the order would allow it."""
 
 API = {
-    *("__init__", "bench", "calibration", "gguf", "inspection", "mixed", "optimize", "planning"),
-    *("recipe", "recipes", "rewrite", "stages", "study", "work"),
+    *("__init__", "bench", "comparison", "gguf", "inspection", "job", "optimization", "options"),
+    *("planning", "prepare", "promise", "proof", "recipe", "recipes", "rewriting", "search"),
+    *("study", "tuning", "work"),
 }
 """Modules that put the stages together: they import each other."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from onnxq.cli import options, settings
 from onnxq.cli.terminal import progress, show, write_json
 from onnxq.errors import InputError
 from onnxq.ir.save import check_writable
-from onnxq.observe import CALIBRATORS, Ranges, merge
+from onnxq.observe import Ranges, merge
+from onnxq.planning import find_ranges
 from onnxq.report import words
 from onnxq.report.text import grid
 

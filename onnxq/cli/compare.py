@@ -7,8 +7,8 @@ from pathlib import Path
 
 from onnxq.cli import options
 from onnxq.cli.terminal import progress, show, write_json
-from onnxq.ir.save import check_writable
 from onnxq.comparison import compare
+from onnxq.ir.save import check_writable
 from onnxq.report import check_folder, to_text, write_junit, write_report
 from onnxq.verify import QUANTITIES, Gate
 

@@ -118,7 +118,8 @@ def run(parsed: argparse.Namespace) -> int:
             progress=stages,
         )
     made.save(parsed.output)
-    write_json(parsed, {"schema": "onnxq/plan/1", "output": parsed.output, **asdict(replace(made, tuned={}))})
+    body = asdict(replace(made, tuned={}))
+    write_json(parsed, {"schema": "onnxq/plan/1", "output": parsed.output, **body})
     show(parsed, _summary(made), f"Wrote {parsed.output}.")
     return options.EXIT_OK
 

@@ -16,6 +16,7 @@ import networkx as nx
 from onnxq.errors import InputError, InvariantError
 from onnxq.ir.graph import Graph
 from onnxq.ir.infer import infer_types
+from onnxq.registry import from_form, kinds_in, split_forms, to_form
 
 ENTRY_POINT_GROUP = "onnxq.passes"
 Numerics = Literal["exact", "reassociates", "approximates"]

@@ -26,10 +26,10 @@ def build_problem(
 ) -> Problem:
     """The integer program of a graph.
 
-    Operators that clip belong to the node whose result they clip. A node that merely follows or moves values about is
-    in static integers only where all that it reads comes as integers and something reads its
-    result as such. One that moves values about has the very precision of what it reads. Nodes that
-    share a weight have one precision, so that it is stored once.
+    Operators that clip belong to the node whose result they clip. A node that merely follows or
+    moves values about is in static integers only where all that it reads comes as integers and
+    something reads its result as such. One that moves values about has the very precision of what
+    it reads. Nodes that share a weight have one precision, so that it is stored once.
 
     Where integers of 8 and of 16 bits meet there is no border: they are requantized, which costs
     about as much as the requantization that every integer kernel ends with.
@@ -51,8 +51,7 @@ def build_problem(
             continue
         lost = losses.get(name, {})
         found = [Choice(FLOAT, costs.of(name, FLOAT))] + [
-            _choice(rule, text, costs.of(name, text), lost.get(text, 0.0))
-            for text in choices[name]
+            _choice(rule, text, costs.of(name, text), lost.get(text, 0.0)) for text in choices[name]
         ]
         if name in pinned:
             found = [c for c in found if c.precision == pinned[name]]

@@ -23,9 +23,7 @@ class Float32(Precision):
         """See `Precision`."""
         return ""
 
-    def passes(
-        self, graph: Graph, nodes: Mapping[str, Precision], given: Given
-    ) -> Sequence[Pass]:
+    def passes(self, graph: Graph, nodes: Mapping[str, Precision], given: Given) -> Sequence[Pass]:
         """See `Precision`."""
         return ()
 

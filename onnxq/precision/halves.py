@@ -8,9 +8,12 @@ from typing import ClassVar
 
 from onnxq.ir import Graph, Node, Pass
 from onnxq.passes.halves.convert_float import ConvertFloat
+from onnxq.passes.notes import Reason
 from onnxq.passes.static.placement import Placement
 from onnxq.precision.precision import Given, Precision
 from onnxq.targets import Target
+
+NO_FLOATS = Reason("type", "it computes on no float32")
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,11 @@ class Halves(Precision):
 
     def refusal(self, node: Node, placed: Placement) -> str:
         """See `Precision`."""
-        return "" if ConvertFloat(format=self.name).takes(node) else "it cannot be in 16-bit floats"
+        conversion = ConvertFloat(format=self.name)
+        reason = conversion.reason(node) if conversion.takes(node) else NO_FLOATS
+        return "" if reason is None else reason.text
 
-    def passes(
-        self, graph: Graph, nodes: Mapping[str, Precision], given: Given
-    ) -> Sequence[Pass]:
+    def passes(self, graph: Graph, nodes: Mapping[str, Precision], given: Given) -> Sequence[Pass]:
         """See `Precision`."""
         return (ConvertFloat(format=self.name, only=tuple(nodes), ranges=given.bounds),)
 

@@ -38,11 +38,10 @@ class Int8Dynamic(Precision):
 
     def refusal(self, node: Node, placed: Placement) -> str:
         """See `Precision`."""
-        return str(self._pass().reason(node) or "")
+        reason = self._pass().reason(node)
+        return "" if reason is None else reason.text
 
-    def passes(
-        self, graph: Graph, nodes: Mapping[str, Precision], given: Given
-    ) -> Sequence[Pass]:
+    def passes(self, graph: Graph, nodes: Mapping[str, Precision], given: Given) -> Sequence[Pass]:
         """See `Precision`."""
         only, reduced = tuple(nodes), given.target.weight_scheme.reduced_range
         return (UnflattenGemm(only=only), self._pass(only=only, reduced_range=reduced))

@@ -77,9 +77,7 @@ class Precision(ABC):
         """
 
     @abstractmethod
-    def passes(
-        self, graph: Graph, nodes: Mapping[str, Precision], given: Given
-    ) -> Sequence[Pass]:
+    def passes(self, graph: Graph, nodes: Mapping[str, Precision], given: Given) -> Sequence[Pass]:
         """What brings nodes to it.
 
         Args:

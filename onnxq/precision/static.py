@@ -33,11 +33,9 @@ class Static(Precision):
         if rule is not None and rule.role != "absorb":
             return ""
         reason = placed.left_in_float.get(node)
-        return "it goes with the node whose result it clips" if reason is None else str(reason)
+        return "it goes with the node whose result it clips" if reason is None else reason.text
 
-    def passes(
-        self, graph: Graph, nodes: Mapping[str, Precision], given: Given
-    ) -> Sequence[Pass]:
+    def passes(self, graph: Graph, nodes: Mapping[str, Precision], given: Given) -> Sequence[Pass]:
         """See `Precision`."""
         target = given.target
         formats = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from onnxq.ir import Context, Graph, Node, Pass
@@ -44,21 +44,20 @@ class StoredWeights(Precision):
 
     def quantizing(self, **options: object) -> QuantizeWeights:
         """The pass that stores weights so."""
-        own = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
         return QuantizeWeights(format=self.format, **own, **options)
 
     def refusal(self, node: Node, placed: Placement) -> str:
         """See `Precision`."""
-        return str(self.quantizing().reason(node) or "")
+        reason = self.quantizing().reason(node)
+        return "" if reason is None else reason.text
 
     @property
     def described(self) -> str:
         """See `Precision`: widths are those of what is stored."""
         return f"int{self.weight_bits:g}-weight"
 
-    def passes(
-        self, graph: Graph, nodes: Mapping[str, Precision], given: Given
-    ) -> Sequence[Pass]:
+    def passes(self, graph: Graph, nodes: Mapping[str, Precision], given: Given) -> Sequence[Pass]:
         """See `Precision`."""
         tuned = {name: given.tuned[name] for name in nodes if name in given.tuned}
         return (self.quantizing(only=tuple(nodes), tuned=tuned),)

@@ -84,9 +84,7 @@ def analyse(
     nodes = _parts(graph, scene, choices)
     if method == "exhaustive":
         groups = {
-            (node, text): tuple(parts)
-            for node, own in nodes.items()
-            for text, parts in own.items()
+            (node, text): tuple(parts) for node, own in nodes.items() for text, parts in own.items()
         }
         runner: _Runner = _Whole(graph, scene, threads)
         limit = len(data) if max_samples is None else max_samples
@@ -146,9 +144,7 @@ _Parts = Mapping[str, Sequence[Part]]
 """A node's sources of noise, by the precision that brings them."""
 
 
-def _parts(
-    graph: Graph, scene: Scene, choices: Mapping[str, Sequence[str]]
-) -> dict[Node, _Parts]:
+def _parts(graph: Graph, scene: Scene, choices: Mapping[str, Sequence[str]]) -> dict[Node, _Parts]:
     """The nodes whose quantization adds noise, and the parts of it."""
     found: dict[Node, _Parts] = {}
     for node in graph.nodes():

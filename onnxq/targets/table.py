@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from onnxq.errors import InputError
 
+
 @cache
 def available_targets() -> tuple[str, ...]:
     """Names of the built-in targets."""

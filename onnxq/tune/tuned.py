@@ -16,10 +16,14 @@ Tuned = Mapping[str, Mapping[str, np.ndarray]]
 """Tensors by node and by what they are: ``scale``, ``zero_point``, ``values``."""
 
 
+_KNOWN = dict.fromkeys(("int2", "uint2", "int4", "uint4"), np.int8)
+"""What holds the integers that the file's format has no type for."""
+
+
 def to_bytes(tuned: Tuned) -> bytes:
     """The file's bytes; the same tensors give the same bytes."""
     tensors = {
-        f"{what}:{node}": np.ascontiguousarray(array)
+        f"{what}:{node}": np.ascontiguousarray(array.astype(_KNOWN.get(array.dtype.name, array.dtype)))
         for node, own in sorted(tuned.items())
         for what, array in sorted(own.items())
     }

@@ -104,9 +104,7 @@ def compare_files(
         layers = describe(candidate_graph)
     progress.finish()
     model = model_facts(float_graph, float_path, options.providers[0], options.backend)
-    output = model_facts(
-        candidate_graph, candidate_path, options.providers[0], options.backend
-    )
+    output = model_facts(candidate_graph, candidate_path, options.providers[0], options.backend)
     report = Report(
         model=model,
         output=output,
@@ -208,7 +206,9 @@ def _latencies(
         progress.stage(f"measuring latency on {provider}")
         if position:
             sessions = _sessions(float_path, candidate_path, options, provider)
-        slow, fast = load_backend(options.backend).time(sessions, one.feeds, seconds=options.latency_seconds)
+        slow, fast = load_backend(options.backend).time(
+            sessions, one.feeds, seconds=options.latency_seconds
+        )
         found.append(
             LatencyFacts(provider, options.threads, slow.p10_ms, fast.p10_ms, fast.speedup)
         )

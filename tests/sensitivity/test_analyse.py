@@ -14,12 +14,12 @@ from onnxq.data import read
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, load
 from onnxq.passes.static.insert_qdq import InsertQdq
+from onnxq.plan.apply import float_graph
 from onnxq.progress import SILENT
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session
 from onnxq.sensitivity import Sensitivity, analyse
 from onnxq.sensitivity.analyse import CERTAIN
-from onnxq.plan.apply import float_graph
 from onnxq.targets import load_target
 from tests.helpers import run
 from tests.networks import chain, dataset, inputs, quantizable

@@ -11,8 +11,8 @@ import pytest
 from onnxq.data import Dataset, read
 from onnxq.errors import InputError
 from onnxq.ir import Graph, PassRecord, save
-from onnxq.runtime import Session
 from onnxq.job import single_feed
+from onnxq.runtime import Session
 from onnxq.verify import CompareOptions, Gate, Report, compare_files
 from onnxq.verify.compare import LAYER_SAMPLES
 from onnxq.verify.facts import model_bytes
