@@ -4,6 +4,7 @@ from onnxq.ir.attribute import Attribute
 from onnxq.ir.graph import Graph, ModelInfo, Node, Use, Value
 from onnxq.ir.infer import infer_types
 from onnxq.ir.load import load
+from onnxq.ir.operators import attribute_value
 from onnxq.ir.opset import raise_opset
 from onnxq.ir.passes import (
     Context,
@@ -15,7 +16,7 @@ from onnxq.ir.passes import (
     default_passes,
     parse_passes,
 )
-from onnxq.ir.pattern import Builder, Match, Rule, attribute_value, remove_unused, rewrite
+from onnxq.ir.pattern import Builder, Match, Rule, remove_unused, rewrite
 from onnxq.ir.save import save, to_proto
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import DataType, OpaqueType, Shape, TensorType, ValueType

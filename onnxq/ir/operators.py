@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import onnx.defs
+import onnx.helper
 
+from onnxq.ir.attribute import Attribute
 from onnxq.ir.graph import Node, Value
 
 _RANDOM = frozenset(
@@ -31,6 +34,20 @@ def schema_of(node: Node) -> onnx.defs.OpSchema | None:
         return None
     version = model.opset_imports.get(node.domain)
     return None if version is None else _schema(node.op_type, version, node.domain)
+
+
+def attribute_value(node: Node, name: str) -> Any:
+    """An attribute's plain value, its default from the operator's definition if not set.
+
+    None if there is no such attribute, default or definition (see `schema_of`).
+    """
+    if name in node.attributes:
+        return node.get(name)
+    schema = schema_of(node)
+    declared = None if schema is None else schema.attributes.get(name)
+    if declared is None or not declared.default_value.name:
+        return None
+    return Attribute.of(onnx.helper.get_attribute_value(declared.default_value)).plain()
 
 
 @functools.cache

@@ -32,10 +32,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnx.defs
 
 from onnxq.ir.attribute import AttributeLike
 from onnxq.ir.graph import Graph, Node, Value
+from onnxq.ir.operators import attribute_value
 from onnxq.ir.passes import Context
 
 COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "Min", "Max", "Sum"})
@@ -279,23 +279,6 @@ def _remove(graph: Graph, node: Node) -> None:
             and value.name in graph.values
         ):
             graph.discard(value)
-
-
-def attribute_value(node: Node, name: str) -> Any:
-    """An attribute's plain value, its default from the operator's definition if not set."""
-    if name in node.attributes:
-        return node.get(name)
-    try:
-        schema = onnx.defs.get_schema(
-            node.op_type, node.graph.model.opset_imports.get(node.domain, 1), node.domain
-        )
-    except onnx.defs.SchemaError:
-        return None
-    declared = schema.attributes.get(name)
-    if declared is None or not declared.default_value.name:
-        return None
-    value = onnx.helper.get_attribute_value(declared.default_value)
-    return value.decode() if isinstance(value, bytes) else _plain(value)
 
 
 def _last_operators(term: Term) -> Iterator[str]:

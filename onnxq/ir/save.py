@@ -189,7 +189,10 @@ def _write_graph(graph: Graph, proto: onnx.GraphProto, store: TensorStore | None
         _write_value_info(value, proto.output.add())
     for node in graph.nodes():
         write_node(node, proto.node.add(), store)
-    for value in graph.values.values():
+    # As a file is read, whatever order rewrites made them in: a second run gives the same bytes.
+    given = [v for v in graph.values.values() if v.producer is None and not v.is_input]
+    made = [v for node in graph.nodes() for v in node.outputs if v is not None]
+    for value in (*graph.inputs, *given, *made):
         if value.data is not None:
             write_initializer(value, proto, store)
         if value.declared and not value.is_input and not value.is_output:

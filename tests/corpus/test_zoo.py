@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxq.ir import Graph, Pipeline, default_passes, load, save
+from onnxq.ir import Graph, Pipeline, default_passes, load, save, to_proto
 from onnxq.runtime import Session
 from tests.helpers import assert_equivalent, assert_same_outputs, random_feeds
 
@@ -68,6 +68,10 @@ def _optimized(before: Graph) -> Graph:
     pipeline.run(after)
     again = {r.name: r.rewrites for r in pipeline.run(after) if r.rewrites}
     assert not again, f"a second run rewrites: {again}"
+    saved = to_proto(after).SerializeToString(deterministic=True)
+    loaded = load(saved)
+    pipeline.run(loaded)
+    assert to_proto(loaded).SerializeToString(deterministic=True) == saved
     return after
 
 

@@ -651,6 +651,18 @@ def test_saving_is_deterministic(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_the_order_in_which_values_were_made_leaves_no_trace() -> None:
+    graph = a_graph()
+    a, kind = graph.values["a"], graph.values["y"].type
+    late = graph.add("Relu", [a], outputs=["late"], types=[kind]).output
+    late.declared = True
+    graph.rename(a, "early")
+    graph.make_constant(graph.values["o"])
+    written = to_proto(graph)
+    assert {"early", "late"} <= {entry.name for entry in written.graph.value_info}
+    assert to_proto(load(written)) == written
+
+
 def test_saved_files_have_the_usual_permissions(tmp_path: Path) -> None:
     usual = tmp_path / "usual"
     usual.touch()

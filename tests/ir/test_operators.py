@@ -3,7 +3,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from onnxq.ir import Graph
+from onnxq.ir import Graph, attribute_value
 from onnxq.ir.operators import is_deterministic, is_inference_dropout, is_packed, schema_of
 
 
@@ -33,9 +33,12 @@ def test_operators_that_onnx_does_not_define(node: str) -> None:
 
 
 def test_function_that_hides_an_operator() -> None:
-    function = '<domain: "", opset_import: ["": 21]> Relu (p) => (r) { r = Neg(p) }'
-    (call,) = graph_of("y = Relu(x)", more=function).nodes()
-    assert schema_of(call) is None
+    function = '<domain: "", opset_import: ["": 21]> Elu (p) => (r) { r = Neg(p) }'
+    for nodes, given in (("y = Elu(x)", None), ("y = Elu<alpha = 2.0>(x)", 2.0)):
+        (call,) = graph_of(nodes, more=function).nodes()
+        assert schema_of(call) is None and attribute_value(call, "alpha") == given
+    (node,) = graph_of("y = Elu(x)").nodes()
+    assert attribute_value(node, "alpha") == 1.0
 
 
 @pytest.mark.parametrize(
