@@ -272,7 +272,9 @@ def parse_target(name: str, text: str) -> Target:
 
 def _rule(target: str, op_type: str, fields: Mapping[str, Any]) -> OperatorRule:
     place = f"operators.{op_type}"
-    rule: OperatorRule = read_fields(OperatorRule, {**fields, "op_type": op_type}, target, f"{place}.")
+    rule: OperatorRule = read_fields(
+        OperatorRule, {**fields, "op_type": op_type}, target, f"{place}."
+    )
     if not onnx.defs.has(op_type):
         raise InputError(f"entry '{place}' of target '{target}' names no operator of ONNX")
     if rule.role == "compute" and (not rule.activations or rule.weight is None):
