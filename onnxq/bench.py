@@ -14,7 +14,7 @@ from onnxq.data import DataLike, read
 from onnxq.errors import InputError
 from onnxq.ir import load
 from onnxq.progress import SILENT, Progress
-from onnxq.runtime import Session, TensorSpec, interleaved
+from onnxq.runtime import TensorSpec, load_backend
 from onnxq.verify.facts import model_bytes
 
 OPEN_DIMENSION = 16
@@ -40,6 +40,7 @@ def bench(
     *,
     data: DataLike | None = None,
     providers: Sequence[str] = ("cpu",),
+    backend: str = "onnxruntime",
     threads: int = 1,
     seconds: float = 3.0,
     batch_size: int = 1,
@@ -52,6 +53,7 @@ def bench(
         models: Paths; the first is what the others are compared with.
         data: Samples, of which the first batch is fed; random inputs if None.
         providers: Execution providers to measure on.
+        backend: What runs the models.
         threads: Threads inside one operator.
         seconds: Time to spend on each provider.
         batch_size: Samples in a batch where the model leaves it open.
@@ -64,10 +66,10 @@ def bench(
     paths = [Path(m) for m in models]
     sizes = [model_bytes(load(path), path) for path in paths]
     known: dict[tuple[TensorSpec, ...], dict[str, np.ndarray]] = {}
-    rows = []
+    rows, runs = [], load_backend(backend)
     for provider in providers:
         progress.stage(f"measuring latency on {provider}")
-        sessions = [Session(path, provider=provider, threads=threads) for path in paths]
+        sessions = [runs.session(path, provider=provider, threads=threads) for path in paths]
         for session in sessions:
             # Models of one interface get the same feed; data may be readable only once.
             if session.inputs not in known:
@@ -82,7 +84,7 @@ def bench(
                 raise InputError(
                     f"'{path}' cannot be run on random inputs ({error}); give samples with --data"
                 ) from error
-        timings = interleaved(sessions, feeds, seconds=seconds)
+        timings = runs.time(sessions, feeds, seconds=seconds)
         for path, size, timing in zip(paths, sizes, timings, strict=True):
             rows.append(
                 BenchRow(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from onnxq.cost import Costs
@@ -75,5 +75,5 @@ class Options:
     memory_limit: int | None = None
     threads: int = 1
     seed: int = 0
-    work_folder: str | Path | None = None
+    work_folder: str | os.PathLike[str] | None = None
     debug: int = 0

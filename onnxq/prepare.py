@@ -6,6 +6,7 @@ import fnmatch
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from onnxq.errors import InputError, NothingToQuantizeError
@@ -96,7 +97,7 @@ class Prepared:
             return WorkFolder(None)
         basis = (job.sha256, job.digest, job.recipe.passes, *job.recipe.keep_float)
         more = (job.target.digest, self.graph.opset, job.options.constant_initializers)
-        return WorkFolder(job.options.work_folder, *basis, *more)
+        return WorkFolder(Path(job.options.work_folder), *basis, *map(str, more))
 
 
 def prepare(job: Job) -> Prepared:

@@ -39,8 +39,8 @@ def kinds_in(module: ModuleType, base: type[T]) -> Iterator[type[T]]:
         modules += map(_imported, sorted(m.name for m in found))
     for each in modules:
         for _, kind in inspect.getmembers(each, inspect.isclass):
-            is_own = kind.__module__ == each.__name__ and issubclass(kind, base)
-            if is_own and hasattr(kind, "name") and not inspect.isabstract(kind):
+            is_own = kind.__module__ == each.__name__ and hasattr(kind, "name")
+            if issubclass(kind, base) and is_own and not inspect.isabstract(kind):
                 yield kind
 
 

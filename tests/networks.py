@@ -13,8 +13,7 @@ from onnxq.ir import DataType, Graph, ModelInfo, TensorType, infer_types, load, 
 from onnxq.observe import calibrate
 from onnxq.passes.static.placement import place
 from onnxq.precision import Scene, parse_precision
-from onnxq.runtime import Session
-from onnxq.runtime.backend import Backend
+from onnxq.runtime import Backend, Session
 from onnxq.search import Candidate, Search
 from onnxq.targets import load_target
 

@@ -14,7 +14,7 @@ import pytest
 from onnxq.bench import BenchRow, bench, random_feeds
 from onnxq.errors import InputError
 from onnxq.ir import Graph, save
-from onnxq.runtime import Session, TensorSpec, Timing
+from onnxq.runtime import Backend, Session, TensorSpec, Timing
 
 MODULE = importlib.import_module("onnxq.bench")
 
@@ -39,7 +39,7 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     found = Recorder()
-    monkeypatch.setattr(MODULE, "interleaved", found)
+    monkeypatch.setattr(Backend, "time", found)
     return found
 
 

@@ -30,8 +30,7 @@ from onnxq.promise import (
     promise,
 )
 from onnxq.recipe import Recipe
-from onnxq.runtime import Session, integer_operators, interleaved, optimized_operators
-from onnxq.runtime.backend import Backend
+from onnxq.runtime import Backend, Session, integer_operators, interleaved, optimized_operators
 from onnxq.verify.result import MetricFacts
 from tests.networks import chain, inputs
 from tests.quantization import run_reference

@@ -15,8 +15,7 @@ from onnxq.errors import InputError
 from onnxq.ir import default_passes, raise_opset, to_proto
 from onnxq.optimization import optimize
 from onnxq.recipe import Recipe, built_in_recipes, load_recipe
-from onnxq.runtime import Session, integer_operators, interleaved
-from onnxq.runtime.backend import Backend
+from onnxq.runtime import Backend, Session, integer_operators, interleaved
 
 
 @pytest.mark.parametrize("name", built_in_recipes())

@@ -12,9 +12,11 @@ from rich.text import Text
 
 from onnxq.cli import options
 from onnxq.cli.terminal import show, write_json
+from onnxq.errors import InputError
+from onnxq.ir import parse_passes
 from onnxq.quant import Scheme
 from onnxq.report.text import grid
-from onnxq.runtime import missing_provider
+from onnxq.runtime import load_backend
 from onnxq.targets import OperatorRule, Target, available_targets, load_target
 
 HELP = "list the targets there are tables for, or show what one computes on integers"
@@ -22,6 +24,7 @@ HELP = "list the targets there are tables for, or show what one computes on inte
 EXAMPLES = """examples:
   onnxq targets
   onnxq targets tensorrt
+  onnxq targets mine.toml
 """
 
 SCHEMA = "onnxq/targets/1"
@@ -33,8 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "name",
         nargs="?",
         type=options.named,
-        metavar="NAME",
-        help="target to show as a whole; auto is this machine's processor (default: list all)",
+        metavar="NAME|FILE",
+        help="target to check and show as a whole; auto is this machine's processor (default: "
+        "list all)",
     )
     options.add_common(parser)
 
@@ -44,17 +48,30 @@ def run(parsed: argparse.Namespace) -> int:
     options.check_files(parsed)
     names = available_targets() if parsed.name is None else (parsed.name,)
     targets = [load_target(name) for name in names]
+    if parsed.name is not None:
+        _check_passes(targets[0])
     write_json(parsed, {"schema": SCHEMA, "targets": [_facts(target) for target in targets]})
     show(parsed, _overview(targets) if parsed.name is None else _whole(targets[0]))
     return options.EXIT_OK
 
 
+def _check_passes(target: Target) -> None:
+    for entry, text in (("passes", target.passes), ("finish", target.finish)):
+        try:
+            if text:
+                parse_passes(text)
+        except InputError as error:
+            raise InputError(f"entry '{entry}' of target '{target.name}': {error}") from error
+
+
 def _facts(target: Target) -> dict[str, Any]:
     return {
         "name": target.name,
+        "digest": target.digest,
         "description": target.description,
+        "backend": target.backend,
         "provider": target.provider,
-        "available": not missing_provider(target.provider),
+        "available": not _missing(target),
         "opset": target.opset,
         "activations": {
             "format": target.activation_format.name,
@@ -69,9 +86,14 @@ def _facts(target: Target) -> dict[str, Any]:
         "everything": target.everything,
         "precisions": list(target.precisions),
         "passes": target.passes,
+        "finish": target.finish,
         "operators": {name: _rule(rule) for name, rule in sorted(target.operators.items())},
         "reasons": dict(sorted(target.reasons.items())),
     }
+
+
+def _missing(target: Target) -> str:
+    return load_backend(target.backend).missing(target.provider)
 
 
 def _rule(rule: OperatorRule) -> dict[str, Any]:
@@ -90,7 +112,7 @@ def _overview(targets: list[Target]) -> Group:
             Text(target.name),
             Text(target.activation_format.name if target.has_integer_kernels else "float"),
             Text(", ".join(_weight_formats(target))),
-            Text(f"{target.provider}{', not here' * bool(missing_provider(target.provider))}"),
+            Text(f"{target.provider}{', not here' * bool(_missing(target))}"),
             Text(target.description),
         )
     ending = f"auto is {load_target('auto').name} on this machine."
@@ -122,8 +144,8 @@ def _whole(target: Target) -> Group:
 
 def _rows(target: Target) -> Iterator[tuple[str, str]]:
     yield "target", f"{target.name}: {target.description}"
-    missing = missing_provider(target.provider)
-    yield "provider", missing or f"{target.provider}, available here"
+    available = f"{target.provider}, available here with {target.backend}"
+    yield "provider", _missing(target) or available
     yield "precisions", ", ".join(target.precisions)
     activations = _scheme(target.activation_format.name, target.activation_scheme)
     if target.has_integer_kernels:
@@ -139,6 +161,8 @@ def _rows(target: Target) -> Iterator[tuple[str, str]]:
         yield "placement", "every operator that has a rule, wherever it stands"
     if target.passes:
         yield "passes", f"{target.passes}, before integers go in"
+    if target.finish:
+        yield "finish", f"{target.finish}, when all integers are in"
 
 
 def _scheme(format: str, scheme: Scheme) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from onnxq.ir import Graph, Node, Pass
 from onnxq.passes.layout.unflatten_gemm import UnflattenGemm
@@ -54,5 +54,5 @@ class Int8Dynamic(Precision):
         """See `Precision`."""
         return (Weights8(), DynamicActivations())
 
-    def _pass(self, **options: object) -> QuantizeDynamic:
-        return QuantizeDynamic(convolutions=self.convolutions, contrib=self.contrib, **options)  # type: ignore[arg-type]
+    def _pass(self, **options: Any) -> QuantizeDynamic:
+        return QuantizeDynamic(convolutions=self.convolutions, contrib=self.contrib, **options)

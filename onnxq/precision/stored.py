@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from onnxq.ir import Context, Graph, Node, Pass
 from onnxq.passes.static.placement import Placement
@@ -42,7 +42,7 @@ class StoredWeights(Precision):
         # The pass refuses options that make no sense.
         self.quantizing()
 
-    def quantizing(self, **options: object) -> QuantizeWeights:
+    def quantizing(self, **options: Any) -> QuantizeWeights:
         """The pass that stores weights so."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         return QuantizeWeights(format=self.format, **own, **options)

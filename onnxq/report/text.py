@@ -86,8 +86,9 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
         integer[name.rpartition(":")[2]] += amount
     kinds = words.listed(integer, _OPERATORS) if integer else ""
     if compiled := report.output.compiled:
-        kinds = f"of {words.count(compiled, 'operator')} that the provider compiled it is not known"
-    yield "integer", words.count(sum(integer.values()), "operator"), kinds
+        yield "integer", "not known", f"the provider compiled {words.count(compiled, 'operator')}"
+    else:
+        yield "integer", words.count(sum(integer.values()), "operator"), kinds
     yield (
         "precision",
         words.count(len(report.layers), "operator"),

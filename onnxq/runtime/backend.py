@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -106,13 +107,19 @@ class Backend(ABC):
 
 
 def available_backends() -> dict[str, type[Backend]]:
-    """Backends by name: those of this package, and of packages with an entry point."""
+    """Backends by name: those in modules of this package, and in modules of entry points."""
     package = importlib.import_module(__name__.rpartition(".")[0])
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        entry.load()
-    return {kind.name: kind for kind in Backend.__subclasses__()}
+    names = [m.name for m in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
+    modules = [importlib.import_module(name) for name in names]
+    modules += [entry.load() for entry in entry_points(group=ENTRY_POINT_GROUP)]
+    return {
+        kind.name: kind
+        for module in modules
+        for _, kind in inspect.getmembers(module, inspect.isclass)
+        if issubclass(kind, Backend)
+        and not inspect.isabstract(kind)
+        and kind.__module__ == module.__name__
+    }
 
 
 def load_backend(name: str) -> Backend:

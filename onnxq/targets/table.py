@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tomllib
 from collections.abc import Mapping
@@ -86,11 +87,12 @@ def read(kind: Any, value: Any, target: str, entry: str) -> Any:
     if kind is Any:
         return value
     if origin in (Union, UnionType):
-        for arg in args:
-            try:
-                return read(arg, value, target, entry)
-            except InputError:
-                continue
+        kinds = [arg for arg in args if arg is not NoneType]
+        if len(kinds) == 1:
+            return read(kinds[0], value, target, entry)
+        for each in kinds:
+            with contextlib.suppress(InputError):
+                return read(each, value, target, entry)
     elif origin is Literal:
         if value in args:
             return value
@@ -141,7 +143,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 def _words(kind: Any) -> str:
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return " or ".join(_words(arg) for arg in args if arg is not NoneType)
+        return " or ".join(map(_words, args))
     if origin is Literal:
         return " or ".join(f"'{arg}'" for arg in args)
     if origin is tuple:

@@ -23,7 +23,9 @@ _KNOWN = dict.fromkeys(("int2", "uint2", "int4", "uint4"), np.int8)
 def to_bytes(tuned: Tuned) -> bytes:
     """The file's bytes; the same tensors give the same bytes."""
     tensors = {
-        f"{what}:{node}": np.ascontiguousarray(array.astype(_KNOWN.get(array.dtype.name, array.dtype)))
+        f"{what}:{node}": np.ascontiguousarray(
+            array.astype(_KNOWN.get(array.dtype.name, array.dtype))
+        )
         for node, own in sorted(tuned.items())
         for what, array in sorted(own.items())
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import pytest
 
 from onnxq.cli import main
 from onnxq.optimization import optimize
-from onnxq.runtime import interleaved
+from onnxq.runtime import Backend, interleaved
 from tests.cli.models import Case, classifier, samples
 
 
@@ -80,9 +79,9 @@ def _hurried(measure, sessions, feeds, *, seconds):  # type: ignore[no-untyped-d
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Quick measuring, an environment of its own, and no temporary file left at the end."""
-    for module in ("onnxq.verify.compare", "onnxq.bench"):
-        measuring = importlib.import_module(module)
-        monkeypatch.setattr(measuring, "interleaved", partial(_hurried, interleaved))
+    hurried = partial(_hurried, interleaved)
+    monkeypatch.setattr("onnxq.verify.compare.interleaved", hurried)
+    monkeypatch.setattr(Backend, "time", hurried)
     for name in ("ONNXQ_DEBUG", "COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
     temporary = tmp_path.with_name(f"{tmp_path.name}-temporary")

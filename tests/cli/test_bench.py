@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from onnxq.cli import main
-from onnxq.runtime import Timing
+from onnxq.runtime import Backend, Timing
 from tests.cli.conftest import Command
 from tests.cli.models import Case, images
 from tests.cli.test_optimize import strict_json
@@ -33,7 +32,7 @@ def test_times_that_contradict_the_ratio_are_explained(
     def measured(*_: object, **__: object) -> list[Timing]:
         return [Timing(4.0, 1.0, 9.0, 10, 1.0), Timing(2.0, 1.0, 9.0, 10, speedup)]
 
-    monkeypatch.setattr(sys.modules["onnxq.bench"], "interleaved", measured)
+    monkeypatch.setattr(Backend, "time", measured)
     out = onnxq("bench", case.model, case.candidate).out
     assert f"{speedup:.2f}x" in out
     assert ("machine was busy" in out.splitlines()[-1]) == busy

@@ -72,6 +72,27 @@ def test_json(onnxq: Command, tmp_path: Path) -> None:
     assert one["targets"] == [facts["qnn"]]
 
 
+def test_a_file_is_shown_and_checked(onnxq: Command, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "qnn"\ndescription = "mine"\nfinish = "keep-float-weights"\n')
+    found = onnxq("targets", path)
+    assert found.code == 0
+    shown = " ".join(found.out.split())
+    assert "mine.toml: mine" in shown and "keep-float-weights, when all integers are in" in shown
+    (facts,) = json.loads(onnxq("targets", path, "--json", "-").out)["targets"]
+    qnn = json.loads(onnxq("targets", "qnn", "--json", "-").out)["targets"][0]
+    own = {"name": str(path), "description": "mine", "finish": "keep-float-weights"}
+    assert facts == {**qnn, **own, "digest": facts["digest"]} != qnn
+    for line, part in (
+        ("passes = 'fuse-everything'", "fuse-everything"),
+        ("finish = 'keep'", "keep"),
+        ("backend = 'abacus'", "there is no backend 'abacus'; available: onnxruntime"),
+        ("precisions = 'int8'", "entry 'precisions'"),
+    ):
+        path.write_text(f'extends = "qnn"\n{line}\n')
+        onnxq("targets", path).refused(part)
+
+
 def test_an_unknown_target(onnxq: Command) -> None:
     onnxq("targets", "tpu").refused("no target 'tpu'", "available: auto, cpu-arm")
 

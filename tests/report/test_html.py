@@ -100,6 +100,7 @@ REPORTS: dict[str, Report] = {
         metric=None, latency=None, latencies=(), outputs=(), layers=(), gates=(), passes=()
     ),
     "not written": a_report(output=replace(CANDIDATE, path="", integer_operators={})),
+    "compiled": a_report(output=replace(CANDIDATE, integer_operators={}, compiled=9)),
     "no memory known": a_report(peak_rss_bytes=0),
     "gates only": a_report(
         gates=(GateFacts("drop<=0.01", 0.0, True), GateFacts("drop>=-1", 0.0, True)), passed=True

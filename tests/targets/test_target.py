@@ -13,18 +13,11 @@ from onnxq.errors import InputError
 from onnxq.ir import available_passes, parse_passes
 from onnxq.plan.apply import PRECISIONS
 from onnxq.quant import FORMATS, INT8, qparams_from_range, value_range
+from onnxq.runtime import available_backends
 from onnxq.sensitivity import PARTS
-from onnxq.targets import load_target
+from onnxq.targets import OperatorRule, Target, available_targets, load_target
 from onnxq.targets import target as target_module
-from onnxq.targets.target import (
-    BiasRule,
-    OperatorRule,
-    Role,
-    Target,
-    _parse,
-    _table,
-    available_targets,
-)
+from onnxq.targets.target import BiasRule, Role, parse_target
 
 NAMES = available_targets()
 
@@ -53,8 +46,12 @@ def test_a_table_is_whole(name: str) -> None:
     assert not target.weight_scheme.symmetric or target.weight_format.signed
     full_names = ("cpu", "cuda", "tensorrt", "openvino", "qnn")
     assert target.provider in full_names
-    passes = parse_passes(target.passes) if target.passes else ()
-    assert {p.name for p in passes} <= set(available_passes())
+    for text in (target.passes, target.finish):
+        passes = parse_passes(text) if text else ()
+        assert {p.name for p in passes} <= set(available_passes())
+    # It is for onnxruntime's own kernels: compilers want one scale for an activation.
+    assert target.finish == ("keep-float-weights" if target.provider == "cpu" else "")
+    assert target.backend in available_backends()
     assert target.precisions and set(target.precisions) <= set(PRECISIONS) & set(PARTS)
     assert target.has_integer_kernels == ("int8" in target.precisions)
     assert [target.activation_format_of(bits).bits for bits in (8, 16)] == [8, 16]
@@ -181,11 +178,11 @@ def test_auto_is_this_processor(
         path.write_text(cpuinfo)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(target_module, "_CPUINFO", path)
-    load_target.cache_clear()
+    target_module._this_processor.cache_clear()
     try:
         assert load_target("auto").name == name
     finally:
-        load_target.cache_clear()
+        target_module._this_processor.cache_clear()
 
 
 def test_an_unknown_name() -> None:
@@ -193,14 +190,13 @@ def test_an_unknown_name() -> None:
         load_target("tpu")
 
 
-def _with_weights(per_channel: bool) -> Target:
-    table = _table("cpu-x64")
-    table["weight"] = {"format": "int8", "scheme": "absmax", "per_channel": per_channel}
-    return _parse("t", table)
+def _with_weights(per_channel: str) -> Target:
+    weight = f'{{ format = "int8", scheme = "absmax", per_channel = {per_channel} }}'
+    return parse_target("t", f'extends = "cpu-x64"\nweight = {weight}')
 
 
 def test_opset_and_granularity_of_weights() -> None:
-    channels, tensor = _with_weights(True), _with_weights(False)
+    channels, tensor = _with_weights("true"), _with_weights("false")
     assert (channels.opset, tensor.opset) == (13, 10)
     assert channels.weight_granularity(1).axis == 1
     assert channels.weight_granularity(None).axis is None

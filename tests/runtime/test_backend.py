@@ -1,0 +1,167 @@
+"""Backends: the registry, and onnxruntime in whatever package it comes."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime as ort
+import pytest
+
+from onnxq.bench import bench
+from onnxq.errors import InputError
+from onnxq.ir import load
+from onnxq.runtime import Session, backend, integer_operators, load_backend, optimized_operators
+from onnxq.runtime.providers import provider_options
+from onnxq.verify.facts import model_facts, versions
+
+openvino = pytest.mark.skipif(
+    "OpenVINOExecutionProvider" not in ort.get_available_providers(),
+    reason="no provider that compiles nodes: needs onnxruntime-openvino",
+)
+MODEL_BYTES = onnx.parser.parse_model(
+    '<ir_version: 8, opset_import: ["" : 19]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
+).SerializeToString()
+MODULE = importlib.import_module("onnxq.runtime.onnxruntime")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "m.onnx"
+    text = "g (float[2, 4] x) => (float[2, 4] y) { a = Relu(x) y = Softmax(a) }"
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 19]> {text}'), path)
+    return path
+
+
+@pytest.fixture
+def abacus(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("abacus", "tests.runtime.abacus", backend.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(
+        backend, "entry_points", lambda group: [entry] if group == entry.group else []
+    )
+
+
+@pytest.mark.usefixtures("abacus")
+def test_a_backend_of_another_package_measures_and_reports(model: Path) -> None:
+    runs = load_backend("abacus")
+    assert (runs.missing("wood"), runs.missing("cpu")) == ("", "there are no beads of cpu")
+    rows = bench([model, model], backend="abacus", providers=("wood",), seconds=0.01)
+    assert [(row.provider, row.runs >= 5) for row in rows] == [("wood", True)] * 2
+    facts = model_facts(load(model), model, "wood", "abacus")
+    assert (facts.integer_operators, facts.compiled) == ({"Beads": 3}, 2)
+    assert versions("abacus") == {**versions(), "abacus": "7"}
+
+
+def test_an_unknown_backend_is_told_with_those_there_are(abacus: None) -> None:
+    with pytest.raises(InputError, match=r"no backend 'sundial'; available: abacus, onnxruntime$"):
+        load_backend("sundial")
+
+
+def test_onnxruntime_is_there_without_anything_installed() -> None:
+    runs = load_backend("onnxruntime")
+    assert runs.missing("cpu") == "" and "'wood'" in runs.missing("wood")
+    assert runs.version.startswith(ort.__version__)
+    assert type(runs.session(MODEL_BYTES)) is Session
+
+
+@pytest.mark.parametrize(
+    ("packages", "said"),
+    [
+        ({"onnxruntime": ["onnxruntime"]}, ""),
+        ({"onnxruntime": ["onnxruntime", "onnxruntime"], "onnx": ["onnx"]}, ""),
+        ({"onnxruntime": ["onnxruntime-openvino"]}, " (onnxruntime-openvino)"),
+        ({"onnxruntime": ["onnxruntime-gpu", "onnxruntime"]}, " (onnxruntime, onnxruntime-gpu)"),
+        ({"onnx": ["onnx"]}, ""),
+    ],
+)
+def test_the_version_names_the_package_that_brings_the_module(
+    packages: dict[str, list[str]], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODULE, "packages_distributions", lambda: packages)
+    MODULE._version.cache_clear()
+    try:
+        assert versions()["onnxruntime"] == f"{ort.__version__}{said}"
+    finally:
+        MODULE._version.cache_clear()
+
+
+def test_profiles_name_every_operator_that_ran(model: Path) -> None:
+    feeds = {"x": np.ones((2, 4), np.float32)}
+    (times,) = load_backend("onnxruntime").profile([model], feeds, rounds=4)
+    assert sorted(time.op_type for time in times) == ["Relu", "Softmax"]
+    assert all(time.ms >= 0 for time in times)
+
+
+class Compiled:
+    """Stands in for onnxruntime with a provider that compiles: nothing can be written."""
+
+    class Node:
+        def __init__(self, domain: str, op_type: str) -> None:
+            self.domain, self.op_type = domain, op_type
+
+    class Part:
+        def __init__(self, ep_name: str, *nodes: Compiled.Node) -> None:
+            self.ep_name, self._nodes = ep_name, nodes
+
+        def get_nodes(self) -> tuple[Compiled.Node, ...]:
+            return self._nodes
+
+    def __init__(self, source: object, options: ort.SessionOptions, **_: object) -> None:
+        if options.optimized_model_filepath:
+            raise RuntimeError("Unable to serialize model as it contains compiled nodes.")
+        recorded = options.get_session_config_entry("session.record_ep_graph_assignment_info")
+        assert recorded == "1"
+
+    def get_providers(self) -> list[str]:
+        return ["OpenVINOExecutionProvider", "CPUExecutionProvider"]
+
+    def get_inputs(self) -> list[object]:
+        return []
+
+    get_outputs = get_inputs
+
+    def get_provider_graph_assignment_info(self) -> list[Part]:
+        relu, mine = self.Node("", "Relu"), self.Node("com.microsoft", "Gelu")
+        return [
+            self.Part("OpenVINOExecutionProvider", relu, self.Node("ai.onnx", "Relu")),
+            self.Part("CPUExecutionProvider", mine, self.Node("", "QLinearConv")),
+        ]
+
+
+def test_what_a_provider_compiled_is_counted_apart(
+    monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    names = ["OpenVINOExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: names)
+    monkeypatch.setattr(ort, "InferenceSession", Compiled)
+    counts = {"compiled:Relu": 2, "com.microsoft:Gelu": 1, "QLinearConv": 1}
+    assert optimized_operators(model, provider="openvino") == counts
+    assert integer_operators(model, provider="openvino") == {"QLinearConv": 1}
+    facts = model_facts(load(model), model, "openvino")
+    assert (facts.compiled, facts.integer_operators) == (2, {"QLinearConv": 1})
+
+
+def test_a_provider_is_told_how_many_threads_to_use() -> None:
+    assert provider_options("OpenVINOExecutionProvider", 3) == {"num_of_threads": "3"}
+    assert provider_options("OpenVINOExecutionProvider", 0) == {}
+    assert provider_options("CPUExecutionProvider", 3) == {}
+
+
+@openvino
+def test_openvino_runs_and_counts_what_it_compiled(model: Path) -> None:
+    assert optimized_operators(model, provider="openvino") == {
+        "compiled:Relu": 1,
+        "compiled:Softmax": 1,
+    }
+    x = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    compiled, plain = (Session(model, provider=p).run({"x": x})["y"] for p in ("openvino", "cpu"))
+    np.testing.assert_allclose(compiled, plain, rtol=1e-5)
+    rows = bench([model], providers=("cpu", "openvino"), seconds=0.01)
+    assert [row.provider for row in rows] == ["cpu", "openvino"]
+    # No operator of its own is left in the profile.
+    (times,) = load_backend("onnxruntime").profile([model], {"x": x}, provider="openvino")
+    assert [time.op_type for time in times if time.op_type in ("Relu", "Softmax")] == []
