@@ -334,7 +334,9 @@ class Graph:
                 if value.producer is not None:
                     readers = ((self._holder(use.node), use) for use in value._uses)
                     view.add_edges_from(
-                        (value.producer, reader, use) for reader, use in readers if reader
+                        (value.producer, reader, use)  # type: ignore[misc]
+                        for reader, use in readers
+                        if reader
                     )
             self._networkx = view
         return self._networkx

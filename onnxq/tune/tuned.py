@@ -16,10 +16,6 @@ Tuned = Mapping[str, Mapping[str, np.ndarray]]
 """Tensors by node and by what they are: ``scale``, ``zero_point``, ``values``."""
 
 
-_KNOWN = dict.fromkeys(("int2", "uint2", "int4", "uint4"), np.int8)
-"""What holds the integers that the file's format has no type for."""
-
-
 def to_bytes(tuned: Tuned) -> bytes:
     """The file's bytes; the same tensors give the same bytes."""
     tensors = {
@@ -67,3 +63,9 @@ def read_tuned(path: Path, wanted: str) -> Tuned:
         what, _, node = key.partition(":")
         tuned.setdefault(node, {})[what] = array
     return tuned
+
+
+def _known(array: np.ndarray) -> np.ndarray:
+    """The same numbers in a type that the file knows: it has no integers below 8 bits."""
+    is_small = array.dtype.name in ("int2", "uint2", "int4", "uint4")
+    return array.astype(np.int8) if is_small else array
