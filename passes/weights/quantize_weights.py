@@ -357,8 +357,6 @@ class _Quantization:
         inside = bias is not None and bias.shape == (columns,)
         inputs = [node.input(0), stored.values, stored.scale, stored.zero_point, None]
         inputs.append(bias if inside else None)
-        while inputs[-1] is None:
-            inputs.pop()
         product = graph.add(
             "MatMulNBits",
             inputs,
