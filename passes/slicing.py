@@ -64,13 +64,13 @@ def set_limits(node: Node, limits: list[Limits]) -> None:
         return
     has_steps = any(n.step != 1 for n in limits)
     for slot, (name, numbers) in enumerate(columns.items(), start=1):
-        old = node.input(slot)
-        stem = f"{node.output.name}_{name}" if old is None else old.name
-        new = None
         if name != "steps" or has_steps:
-            new = graph.constant(np.array(numbers, dtype=np.int64), stem)
-        graph.set_input(node, slot, new)
-        _discard(old)
+            stem = f"{node.output.name}_{name}"
+            graph.set_constant(node, slot, np.array(numbers, dtype=np.int64), stem)
+        elif (steps := node.input(slot)) is not None:
+            graph.set_input(node, slot, None)
+            if steps.is_constant and not steps.is_used:
+                steps.graph.discard(steps)
 
 
 def normal_axis(axis: int, value: Value | None) -> int | None:
@@ -78,8 +78,3 @@ def normal_axis(axis: int, value: Value | None) -> int | None:
     if axis >= 0:
         return axis
     return None if value is None or value.rank is None else axis + value.rank
-
-
-def _discard(value: Value | None) -> None:
-    if value is not None and value.is_constant and not value.is_used:
-        value.graph.discard(value)

@@ -269,7 +269,7 @@ class Graph:
     """A model's graph, or a subgraph, and the verbs that change it.
 
     Verbs: `add`, `remove`, `replace_uses`, `set_input`, `set_attribute`, `constant`,
-    `make_constant`, `rename`, `add_input`, `remove_input`, `add_output`, `extract`,
+    `set_constant`, `make_constant`, `rename`, `add_input`, `remove_input`, `add_output`, `extract`,
     `copy`, `fresh_name`, `check`.
     """
 
@@ -558,6 +558,24 @@ class Graph:
         value = self._define(self.fresh_name(name), TensorType(tensor.dtype, tensor.shape))
         value.data = tensor
         return value
+
+    def set_constant(
+        self, node: Node, slot: int, data: np.ndarray | Tensor, name: str = "constant"
+    ) -> None:
+        """Make a node read other numbers at a slot.
+
+        They get the name of the constant it read there, which goes if nothing else reads it; where
+        it read none, ``name``, made unique.
+        """
+        old = node.input(slot)
+        replaced = old if old is not None and old.is_constant else None
+        name = name if replaced is None else replaced._name
+        new = self.constant(data, name)
+        self.set_input(node, slot, new)
+        if replaced is not None and not replaced.is_used:
+            replaced._graph.discard(replaced)
+            if self._is_free(name):
+                self.rename(new, name)
 
     def make_constant(self, value: Value) -> None:
         """Take an input that has a default value out of the inputs: nobody can override it now.

@@ -163,7 +163,7 @@ def _feed_scalars_to_ranges(graph: Graph, ctx: Context) -> int:
         for slot, value in enumerate(node.inputs if node.is_op("Range") else ()):
             if value is None or not value.is_constant or value.shape != (1,):
                 continue
-            graph.set_input(node, slot, graph.constant(value.numpy().reshape(()), value.name))
+            graph.set_constant(node, slot, value.numpy().reshape(()))
             ctx.rewrote(f"{node.label}: reads '{value.name}' as a scalar")
             made += 1
     return made

@@ -27,7 +27,6 @@ from onnxq.passes.fusion.weighted import (
     moved_bias,
     rounded,
     scaled_weight,
-    set_constant,
 )
 
 _FIRST_BROADCAST_OPSET = 7
@@ -116,8 +115,8 @@ def _alone(
 def _fold(op: Builder, match: Match) -> Value:
     weight, bias = _folded(match)
     node = match.node("weighted")
-    set_constant(node, 1, weight)
-    set_constant(node, 2, bias)
+    op.graph.set_constant(node, 1, weight)
+    op.graph.set_constant(node, 2, bias, f"{node.output.name}_bias")
     if node.is_op("Gemm"):
         op.graph.set_attribute(node, "beta", None)
     return node.output

@@ -16,7 +16,6 @@ from onnxq.passes.fusion.weighted import (
     moved_bias,
     rounded,
     scaled_weight,
-    set_constant,
 )
 
 _FIRST_OPSET = 7
@@ -192,9 +191,10 @@ def _fold_after(op: Builder, match: Match) -> Value:
             op.graph.set_attribute(node, "beta", None)
         else:
             moved = np.broadcast_to(moved, (_channels(node),))
-        set_constant(node, 2, np.ascontiguousarray(moved))
+        name = f"{node.output.name}_bias"
+        op.graph.set_constant(node, 2, np.ascontiguousarray(moved), name)
     if not (factor == 1).all():
-        set_constant(node, 1, scaled_weight(node, w.numpy(), factor))
+        op.graph.set_constant(node, 1, scaled_weight(node, w.numpy(), factor))
     return node.output
 
 
@@ -226,13 +226,12 @@ def _fold_into_product(op: Builder, match: Match) -> Value:
     node, w, b = match.node("weighted"), match["w"], match.get("b")
     affine = _affine(match)
     assert affine is not None
-    set_constant(node, node.inputs.index(w), scaled_weight(node, w.numpy(), affine[0]))
+    op.graph.set_constant(node, node.inputs.index(w), scaled_weight(node, w.numpy(), affine[0]))
     if b is None:
         return node.output
     biased = match.node("biased")
     numbers = rounded(b.numpy().astype(np.float64) * affine[0], _dtype(w))
-    graph, slot = op.graph, biased.inputs.index(b)
-    graph.set_input(biased, slot, graph.constant(numbers, b.name))
+    op.graph.set_constant(biased, biased.inputs.index(b), numbers)
     return biased.output
 
 
@@ -271,7 +270,7 @@ def _fold_before(op: Builder, match: Match) -> Value:
     node, w, factor = match.node("weighted"), match["w"], _input_factor(match)
     assert factor is not None
     scaled = match.node("scale").output
-    set_constant(node, node.inputs.index(w), scaled_weight(node, w.numpy(), factor))
+    op.graph.set_constant(node, node.inputs.index(w), scaled_weight(node, w.numpy(), factor))
     op.graph.set_input(node, node.inputs.index(scaled), match["x"])
     return node.output
 

@@ -62,18 +62,6 @@ def moved_bias(
         return rounded(given * factor + shift, dtype)
 
 
-def set_constant(node: Node, slot: int, array: np.ndarray) -> None:
-    """Give a node another constant, under the name of the old one if nothing else reads that."""
-    graph, old = node.graph, node.input(slot)
-    name = ("", "weight", "bias")[slot] if old is None else old.name
-    new = graph.constant(array, name if old is not None else f"{node.output.name}_{name}")
-    graph.set_input(node, slot, new)
-    if old is not None and not old.is_used:
-        old.graph.discard(old)
-        if graph.fresh_name(name) == name:
-            graph.rename(new, name)
-
-
 def rounded(array: np.ndarray, dtype: np.dtype[np.generic]) -> np.ndarray:
     """Numbers in another dtype, infinite where they do not fit."""
     with np.errstate(all="ignore"):

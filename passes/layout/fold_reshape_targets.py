@@ -57,7 +57,7 @@ def _fold(node: Node) -> bool:
     if found is None:
         return False
     graph, name = node.graph, f"{node.output.name}_shape"
-    graph.set_input(node, 1, graph.constant(np.array(found, dtype=np.int64), name))
+    graph.set_constant(node, 1, np.array(found, dtype=np.int64), name)
     if 0 in found:
         graph.set_attribute(node, "allowzero", None)
     remove_computation(target)

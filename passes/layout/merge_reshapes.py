@@ -178,12 +178,8 @@ def _merge_shapes(second: Node, source: Value, between: Value) -> Node | None:
 
 
 def _set_shape_input(node: Node, numbers: list[int], what: str) -> None:
-    graph, old = node.graph, node.input(1)
-    graph.set_input(
-        node, 1, graph.constant(np.array(numbers, dtype=np.int64), f"{node.output.name}_{what}")
-    )
-    if old is not None and old.is_constant and not old.is_used:
-        old.graph.discard(old)
+    name = f"{node.output.name}_{what}"
+    node.graph.set_constant(node, 1, np.array(numbers, dtype=np.int64), name)
 
 
 def _target(second: Node, source: Shape | None, between: Shape | None) -> list[int] | None:

@@ -62,11 +62,11 @@ def apply(node: Node, perm: Perm, planned: Change) -> None:
         array = old.numpy()
         aligned = array.reshape((1,) * (len(perm) - array.ndim) + array.shape)
         moved = np.ascontiguousarray(aligned.transpose(inverse(perm)))
-        _set_constant(node, slot, moved, old.name)
+        graph.set_constant(node, slot, moved)
     for slot, numbers in planned.constants.items():
         old = node.input(slot)
-        name = f"{node.op_type.lower()}_axes" if old is None else old.name
-        _set_constant(node, slot, np.array(numbers, dtype=_index_type(node, old)), name)
+        axes = np.array(numbers, dtype=_index_type(node, old))
+        graph.set_constant(node, slot, axes, f"{node.op_type.lower()}_axes")
     for attribute, value in planned.attributes.items():
         graph.set_attribute(node, attribute, value)
 
@@ -86,14 +86,6 @@ def _index_type(node: Node, old: Value | None) -> np.dtype[np.generic]:
     given = old if old is not None else node.input(1)
     narrow = given is not None and given.dtype is not None and given.dtype.name == "INT32"
     return np.dtype(np.int32 if narrow and not node.op_type.startswith("Reduce") else np.int64)
-
-
-def _set_constant(node: Node, slot: int, array: np.ndarray, name: str) -> None:
-    graph, old = node.graph, node.input(slot)
-    new = graph.constant(array, name)
-    graph.set_input(node, slot, new)
-    if old is not None and old.is_constant and not old.is_used:
-        old.graph.discard(old)
 
 
 def _only_data(slots: Collection[int]) -> bool:

@@ -299,8 +299,6 @@ class _Stored(Rewriter):
         inside = bias is not None and bias.shape == (columns,)
         inputs = [node.input(0), weight.values, weight.scale, weight.zero_point, None]
         inputs.append(bias if inside else None)
-        while inputs[-1] is None:
-            inputs.pop()
         product = graph.add(
             "MatMulNBits",
             inputs,

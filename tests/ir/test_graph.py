@@ -233,6 +233,23 @@ def test_set_input_changes_links_and_length() -> None:
     graph.check()
 
 
+def test_set_constant() -> None:
+    graph = graph_of(NESTED)
+    add, inner, x = node_of(graph, "add"), node_of(graph, "inner"), graph.values["x"]
+    ones, twos = np.ones(2, np.float32), np.full(2, 2, np.float32)
+    graph.set_constant(add, 1, ones)
+    assert add.inputs[1] is graph.values["c_1"] and inner.inputs[1] is graph.values["c"]
+    inner.graph.set_constant(inner, 1, twos)
+    assert "c" not in graph.values and inner.inputs[1] is inner.graph.values["c"]
+    graph.set_constant(add, 1, twos)
+    assert add.inputs == (x, graph.values["c_1"]) and np.array_equal(add.inputs[1].numpy(), twos)
+    graph.set_constant(add, 0, ones, "in")
+    graph.set_constant(add, 3, Tensor(ones), "bias")
+    names = [None if v is None else v.name for v in add.inputs]
+    assert names == ["in", "c_1", None, "bias"] and graph.inputs[1] is x
+    graph.check()
+
+
 def test_set_attribute() -> None:
     graph = graph_of(NESTED)
     holder = node_of(graph, "if")
