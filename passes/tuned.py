@@ -111,7 +111,7 @@ def tuned_weight(
 
     def integers(name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         numbers = tensor(name, shape).astype(np.float32)
-        stored = to_storage(np.clip(numbers, low, high), format)
+        stored = to_storage(np.clip(np.nan_to_num(numbers), low, high), format)
         if not np.array_equal(from_storage(stored, format), numbers):
             raise InputError(
                 f"the tuned tensor {prefix}{name} of node '{node}' holds other values than those "
@@ -119,6 +119,7 @@ def tuned_weight(
             )
         return stored
 
+    scale = tensor("scale", wanted).astype(np.float32)
     zeros = integers("zero_point", wanted)
     if not zero_point and zeros.view(np.uint8).any():
         raise InputError(
@@ -127,7 +128,6 @@ def tuned_weight(
         )
     values = integers("values", shape) if f"{prefix}values" in tensors else None
     try:
-        scale = tensor("scale", wanted).astype(np.float32)
         limits = None if bounds == (format.qmin, format.qmax) else bounds
         qparams = QParams(format, scale, zeros, granularity.axis, granularity.block_size, limits)
     except InputError as error:

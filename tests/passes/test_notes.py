@@ -7,7 +7,15 @@ import json
 import pytest
 
 from onnxq.ir import Graph
-from onnxq.passes.notes import LEFT_IN_FLOAT_KEY, left_in_float, node_name, note_left_in_float
+from onnxq.passes.notes import (
+    LEFT_IN_FLOAT_KEY,
+    Reason,
+    left_in_float,
+    node_name,
+    note_left_in_float,
+)
+
+SLOW, LARGE = Reason("slow", "slow"), Reason("shape", "large")
 
 
 @pytest.fixture
@@ -20,9 +28,9 @@ def graph() -> Graph:
 
 def test_notes_are_merged_and_newer_ones_win(graph: Graph) -> None:
     first, second, third = graph.nodes()
-    note_left_in_float(graph, {first: "slow", second: "slow"})
+    note_left_in_float(graph, {first: SLOW, second: SLOW})
     assert json.loads(graph.model.metadata[LEFT_IN_FLOAT_KEY]) == {"slow": ["first", "b"]}
-    note_left_in_float(graph, {second: "large", third: "slow"})
+    note_left_in_float(graph, {second: LARGE, third: SLOW})
     assert left_in_float(graph) == {"first": "slow", "b": "large", "y": "slow"}
     note_left_in_float(graph, {}, ["first", "elsewhere"])
     assert json.loads(graph.model.metadata[LEFT_IN_FLOAT_KEY]) == {"large": ["b"], "slow": ["y"]}
@@ -31,7 +39,7 @@ def test_notes_are_merged_and_newer_ones_win(graph: Graph) -> None:
 def test_nothing_to_say_leaves_no_note(graph: Graph) -> None:
     note_left_in_float(graph, {})
     assert LEFT_IN_FLOAT_KEY not in graph.model.metadata
-    note_left_in_float(graph, {graph.nodes()[0]: "slow"})
+    note_left_in_float(graph, {graph.nodes()[0]: SLOW})
     note_left_in_float(graph, {}, ["first"])
     assert LEFT_IN_FLOAT_KEY not in graph.model.metadata
 
@@ -40,7 +48,7 @@ def test_nothing_to_say_leaves_no_note(graph: Graph) -> None:
 def test_what_others_wrote_is_replaced(graph: Graph, text: str) -> None:
     graph.model.metadata[LEFT_IN_FLOAT_KEY] = text
     assert left_in_float(graph) == {}
-    note_left_in_float(graph, {graph.nodes()[0]: "slow"})
+    note_left_in_float(graph, {graph.nodes()[0]: SLOW})
     assert left_in_float(graph) == {"first": "slow"}
 
 

@@ -305,6 +305,18 @@ def test_bounds_beyond_the_range_bound_nothing() -> None:
     assert [float(after.values[n].numpy()) for n in "lu"] == [-65504, 65504]
 
 
+@pytest.mark.parametrize("name", ["vanish", "overflow", "range"])
+def test_what_a_bound_is_called_changes_nothing(name: str) -> None:
+    text = f"""g (float[2, 2] x) => (float[2, 2] y)
+        <float l = {{-1e38}}, float {name} = {{1e38}}> {{
+        h = MatMul(x, x)  y = Clip(h, l, {name}) }}"""
+    assert converted(Graph.from_text(f"{HEAD} {text}"))[1] == 2
+    # A bound that becomes zero bounds everything.
+    text = text.replace("1e38}> {", "1e-30}> {")
+    after, made = converted(Graph.from_text(f"{HEAD} {text}"))
+    assert made == 1 and left_in_float(after) == {"y": f"all numbers of '{name}' vanish in float16"}
+
+
 @pytest.mark.parametrize(
     "number, kept",
     [(1e5, True), (65519.0, False), (65520.0, True), (-1e38, True), (2.9e-8, True), (6e-8, False)],
@@ -458,6 +470,36 @@ def test_embedding_is_worth_it() -> None:
         { z = Gather(w, i)  y = Cast<to = 1>(z) }""",
         made=1,
     )
+
+
+@pytest.mark.parametrize("format", ["float16", "bfloat16"])
+def test_naming_all_nodes_is_naming_none(format: str) -> None:
+    """Those that only move values and those in subgraphs too."""
+    text = f"""{HEAD} g (float[2, 2] x, bool c) => (float[2, 2] y, float[2, 2] z)
+        <float k = {{1e38}}>
+        {{ a = MatMul(x, x)  t = Transpose(a)  i = Identity(t)  s = Shape(i)  e = Exp(i)
+           r = Reshape(e, s)  m = Mul(r, k)  f = Tanh(m)
+           u = Cast<to = 11>(t)  d = Cast<to = 1>(u)
+           y = If(c) <then_branch = t1 () => (float[2, 2] p) {{ o = MatMul(d, a)  p = Relu(o) }},
+                      else_branch = e1 () => (float[2, 2] q) {{ q = Flatten(a) }}>
+           z = Add(f, t) }}"""
+    alone, made = converted(Graph.from_text(text), format=format)
+    step = ConvertFloat(format)
+    before = Graph.from_text(text)
+    infer_types(before)
+    nodes = {n.output.name: n for n in before.all_nodes()}
+    taken = tuple(name for name, n in nodes.items() if step.takes(n))
+    fitting = tuple(n for n in taken if step.reason(nodes[n]) is None)
+    assert {"a", "t", "i", "o", "p", "q"} <= set(fitting) < set(taken)
+    assert set(nodes) - set(taken) == {"s", "u", "d"}
+    named, named_made = converted(before, format=format, only=taken)
+    assert made == named_made >= 6
+    assert to_proto(named) == to_proto(alone)
+    some, _ = converted(before, format=format, only=fitting)
+    refused = {name: reason.text for name in taken if (reason := step.reason(nodes[name]))}
+    assert left_in_float(alone) == {**left_in_float(some), **refused}
+    some.model.metadata.update(alone.model.metadata)
+    assert to_proto(some) == to_proto(alone)
 
 
 def test_only_some_nodes() -> None:

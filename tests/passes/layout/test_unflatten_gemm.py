@@ -45,10 +45,11 @@ def test_without_bias_only_the_product_is_left() -> None:
     check_pair(UnflattenGemm(), flat("p = Gemm(m, w)"), restored("[lin] y = MatMul(x, w)", bias=""))
 
 
-def test_a_transposed_weight_is_turned() -> None:
-    text = flat("p = Gemm<transB=1>(m, w, b)").replace(WEIGHT, "float[2, 3] w = {1, 3, 5, 2, 4, 6}")
-    wanted = restored("[lin] p = MatMul(x, w_turned) [back] y = Add(p, b)")
-    check_pair(UnflattenGemm(), text, wanted.replace("] w =", "] w_turned ="))
+def test_a_transposed_weight_is_read_through_a_transpose() -> None:
+    turned = "float[2, 3] w = {1, 3, 5, 2, 4, 6}"
+    text = flat("p = Gemm<transB=1>(m, w, b)").replace(WEIGHT, turned)
+    wanted = restored("t = Transpose<perm=[1, 0]>(w) [lin] p = MatMul(x, t) [back] y = Add(p, b)")
+    check_pair(UnflattenGemm(), text, wanted.replace(WEIGHT, turned))
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,15 @@ def test_only_the_named_nodes() -> None:
     check_kept(UnflattenGemm(only=("other",)), flat())
     _, made = rewritten(UnflattenGemm(only=("lin",)), Graph.from_text(flat()))
     assert made == 1
+    check_kept(UnflattenGemm(keep_float=("lin",)), flat())
+
+
+@pytest.mark.parametrize("bias", [", b", ""])
+def test_a_product_without_a_name_is_called_after_its_output(bias: str) -> None:
+    graph = Graph.from_text(flat(f"p = Gemm(m, w{bias})").replace("[lin] ", ""))
+    steps = (UnflattenGemm(only=("p",)), QuantizeDynamic(only=("p",)))
+    records = Pipeline(steps, fixed_point=False).run(graph, Context())
+    assert [r.rewrites for r in records] == [1, 1]
 
 
 def test_undoes_flatten_matmul_add() -> None:

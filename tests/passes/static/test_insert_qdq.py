@@ -791,6 +791,55 @@ def test_gates_that_saturate_at_sixteen_bits(operator: str) -> None:
     assert errors["uint16"] < errors["uint8"] / 50
 
 
+@pytest.mark.parametrize("operator", ["HardSigmoid<alpha = 0.25>", "HardSwish"])
+def test_every_pair_around_a_gate_that_saturates_is_read(operator: str) -> None:
+    nodes = f"c = Conv(x, w) p = {operator}(c) y = Conv(p, w)"
+    after = quantized(newest(IMAGE, "float[1, 1, 1, 1] w = {1}", nodes))
+    assert all(v.is_used for node in after.nodes() for v in node.outputs)
+    # Where something else reads the pair it stays.
+    more = newest(f"{IMAGE[:-1]}, float[N, C, H, W] e)", "float[1, 1, 1, 1] w = {1}",
+                  f"{nodes} e = Exp(c)")  # fmt: skip
+    assert any(n.is_op("Exp") and n.inputs[0].producer.is_op("DequantizeLinear")
+               for n in quantized(more).nodes())  # fmt: skip
+
+
+def tuned_product(bias: float, **tensors: np.ndarray) -> Graph:
+    """A quantized product of two columns, whose weight has tuned tensors."""
+    before = text(
+        "(float[2, 2] x) => (float[2, 2] y)",
+        f"float[2, 2] w = {{1, 2, 3, 4}}, float[2] b = {{{bias}, 0}}",
+        "[fc] y = Gemm(x, w, b)",
+    )
+    infer_types(before)
+    bounds = dict.fromkeys("xy", (-1.0, 1.0))
+    step = InsertQdq(bounds, "cpu-x64", tuned={"fc": tensors})
+    assert str(step) == str(InsertQdq(bounds, "cpu-x64")), "data is no option"
+    step.run(before, Context())
+    before.check()
+    return before
+
+
+def test_a_tuned_weight_is_stored_as_it_is() -> None:
+    scale, zero = np.array([0.5, 0.25], np.float32), np.zeros(2, np.int8)
+    after = tuned_product(0.5, scale=scale, zero_point=zero)
+    assert after.values["w_q"].numpy().tolist() == [[2, 8], [6, 16]]
+    assert after.values["w_scale"].numpy().tolist() == scale.tolist()
+    values = np.array([[1, 7], [7, 15]])
+    after = tuned_product(0.5, scale=scale, zero_point=zero, values=values)
+    assert after.values["w_q"].numpy().tolist() == values.tolist()
+    assert after.values["w_scale"].numpy().tolist() == scale.tolist()
+    # A bias that does not fit int32 raises the scale; what the values mean is kept.
+    values = np.array([[16, 56], [112, 120]])
+    after = tuned_product(4.0, scale=scale * 2.0**-24, zero_point=zero, values=values)
+    assert after.values["w_scale"].numpy().tolist() == [2.0**-21, 2.0**-26]
+    assert after.values["w_q"].numpy().tolist() == [[1, 56], [7, 120]]
+
+
+def test_a_tuned_weight_that_does_not_fit_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"scale of node 'fc' has shape \(3,\); .* \(2,\)"):
+        tuned_product(0.5, scale=np.ones(3, np.float32), zero_point=np.zeros(3))
+
+
 def test_a_table_may_fix_ranges_for_sixteen_bits_alone() -> None:
     before = newest(IMAGE, AROUND[0], "c = Conv(x, w) y = Sigmoid(c)")
     bounds = dict.fromkeys("xcy", (0.0, 0.5))

@@ -50,6 +50,7 @@ def test_onnxruntime_leaves_the_weight_alone(clipped: bool) -> None:
     after = before.copy()
     assert KeepFloatWeights().run(after, Context()) == 1
     assert KeepFloatWeights().run(after, Context()) == 0
+    assert all(v.is_used for node in after.nodes() for v in node.outputs)
     assert_equivalent(before, after, feeds=feeds)
     wanted = run_reference(before, feeds)["y"]
     noise = {}

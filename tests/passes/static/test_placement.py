@@ -6,25 +6,33 @@ import numpy as np
 import pytest
 
 from onnxq.ir import DataType, Graph, ModelInfo, TensorType, infer_types
-from onnxq.passes.static.placement import Placement, place, reads_weight
+from onnxq.passes.notes import BY_REQUEST, Reason
+from onnxq.passes.static.placement import Placement, place, place_within, reads_weight
 from onnxq.targets import load_target
 
 HEAD = '<ir_version: 8, opset_import: ["": 17, "custom": 1]>'
 W = "float[1, 1, 1, 1] w = {1}"
 
 
+IMAGE = "(float[1, 1, 4, 4] x) => (float[N, C, H, W] y)"
+
+
+def typed(nodes: str, constants: str = W, interface: str = IMAGE, head: str = HEAD) -> Graph:
+    graph = Graph.from_text(f"{head} g {interface} <{constants}> {{ {nodes} }}")
+    infer_types(graph)
+    return graph
+
+
 def placed(
     nodes: str,
     constants: str = W,
-    interface: str = "(float[1, 1, 4, 4] x) => (float[N, C, H, W] y)",
+    interface: str = IMAGE,
     *,
     target: str = "cpu-x64",
     keep: frozenset[str] = frozenset(),
     head: str = HEAD,
 ) -> Placement:
-    graph = Graph.from_text(f"{head} g {interface} <{constants}> {{ {nodes} }}")
-    infer_types(graph)
-    found = place(graph, load_target(target), keep)
+    found = place(typed(nodes, constants, interface, head), load_target(target), keep)
     assert not set(found.nodes) & set(found.left_in_float)
     return found
 
@@ -38,7 +46,7 @@ def roots(found: Placement) -> dict[str, str]:
 
 
 def reasons(found: Placement) -> dict[str, str]:
-    return {n.output.name: reason for n, reason in found.left_in_float.items()}
+    return {n.output.name: reason.text for n, reason in found.left_in_float.items()}
 
 
 @pytest.mark.parametrize(
@@ -263,14 +271,13 @@ def test_nodes_kept_in_float_absorb_nothing_and_are_not_absorbed() -> None:
     infer_types(graph)
     target = load_target("cpu-x64")
     kept = place(graph, target, frozenset({"relu"}))
-    assert kept.left_in_float == {relu: "kept in float by request"}
+    assert kept.left_in_float == {relu: BY_REQUEST}
     assert [v.name for v in kept.roots] == ["x", conv.output.name]
     kept = place(graph, target, frozenset({"conv"}))
-    assert kept.left_in_float == {
-        conv: "kept in float by request",
-        relu: "not between integer operators",
-    }
-    assert place(graph, target, left_in_float={conv: "why"}).left_in_float[conv] == "why"
+    apart = Reason("neighbours", "not between integer operators")
+    assert kept.left_in_float == {conv: BY_REQUEST, relu: apart}
+    why = Reason("chosen", "why")
+    assert place(graph, target, left_in_float={conv: why}).left_in_float[conv] == why
 
 
 def test_a_node_without_a_name_is_not_meant_by_an_empty_one() -> None:
@@ -284,3 +291,38 @@ def test_what_is_quantized_already_is_left_alone() -> None:
     )
     assert reasons(found) == {"y": "it is quantized already"}
     assert not found.nodes and not found.roots
+
+
+@pytest.mark.parametrize(
+    ("bounds", "reason"),
+    [
+        (None, "calibration gave no range for 'b'"),
+        ((-np.inf, 1.0), "'b' has infinite or NaN values"),
+        ((0.0, np.nan), "'b' has infinite or NaN values"),
+        ((-1e9, 1.0), "'b' holds -1e+09, which masks everything else"),
+        ((-1e8, 1.0), ""),
+    ],
+)
+def test_nodes_without_a_usable_range_fall_out_and_others_with_them(
+    bounds: tuple[float, float] | None, reason: str
+) -> None:
+    """The Relu is between integers no more once the second Conv is none."""
+    nodes = "a = Conv(x, w) r = Relu(a) p = Neg(r) b = Neg(p) y = Conv(b, w)"
+    graph = typed(nodes)
+    ranges = {name: (-1.0, 1.0) for name in "xary"} | ({"b": bounds} if bounds else {})
+    found = place_within(graph, load_target("cpu-x64"), ranges)
+    full = place(graph, load_target("cpu-x64"))
+    assert quantized(full) == ["Conv a", "Relu r", "Conv y"]
+    if not reason:
+        assert found == full
+        return
+    assert quantized(found) == ["Conv a", "Relu r"]
+    assert {n.output.name: r for n, r in found.left_in_float.items() if r.kind == "range"} == {
+        "y": Reason("range", reason)
+    }
+    conv = next(n for n in graph.nodes() if n.output.name == "a")
+    why = Reason("chosen", "why")
+    none = place_within(graph, load_target("cpu-x64"), ranges, left_in_float={conv: why})
+    assert not none.nodes and reasons(none)["a"] == "why" and reasons(none)["y"] == reason
+    kept = place_within(graph, load_target("cpu-x64"), {}, frozenset({"y"}))
+    assert not kept.nodes and not kept.observed()

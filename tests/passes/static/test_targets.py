@@ -38,7 +38,7 @@ def roots(found: Placement) -> dict[str, str]:
 
 
 def reasons(found: Placement) -> dict[str, str]:
-    return {node.output.name: reason for node, reason in found.left_in_float.items()}
+    return {node.output.name: reason.text for node, reason in found.left_in_float.items()}
 
 
 def test_where_everything_is_quantized_operators_need_no_integers_beside_them() -> None:

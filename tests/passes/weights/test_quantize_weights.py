@@ -582,7 +582,7 @@ def test_the_opset_it_needs(options: dict[str, object], opset: int) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "int5"}, "knows no format 'int5'; use one of int2"),
+        ({"format": "int9"}, "knows no format 'int9'; use one of int2"),
         ({"scheme": "log"}, "knows no scheme 'log'; use one of absmax, zero-point"),
         ({"search": "best"}, "knows no search 'best'"),
         ({"operators": "own"}, "knows no operators 'own'"),
