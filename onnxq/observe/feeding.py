@@ -111,7 +111,7 @@ class Feeding:
             whole = load(optimized)
         if memory_limit is not None:
             groups = self._groups(whole, memory_limit)
-        self._progress.stage("observing", len(groups) * len(self._data))
+        self._progress.stage("calibrating", len(groups) * len(self._data))
         for number, group in enumerate(groups):
             if whole is not None:
                 session = self._cut(whole, group.made) if group.made else None

@@ -59,7 +59,7 @@ def observe(
         model_sha256: Hash to note in the result.
         seed: Which rows are drawn.
         threads: Threads inside one operator; all processors when None.
-        progress: Told of the stage ``observing`` and of samples.
+        progress: Told of the stage ``calibrating`` and of samples.
 
     Raises:
         InputError: unknown tensor, one that cannot be observed as needed, a memory limit that is
