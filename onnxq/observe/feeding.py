@@ -110,8 +110,8 @@ class Feeding:
             Session(model, threads=self._threads, config=_WEIGHTS_APART, save_optimized=optimized)
             whole = load(optimized)
         if memory_limit is not None:
-            groups = self._groups(self._shapes(whole), memory_limit)
-        self._progress.stage("observing", len(groups) * len(self._data))
+            groups = self._groups(whole, memory_limit)
+        self._progress.stage("calibrating", len(groups) * len(self._data))
         for number, group in enumerate(groups):
             if whole is not None:
                 session = self._cut(whole, group.made) if group.made else None
@@ -126,56 +126,43 @@ class Feeding:
         save(part, path)
         return Session(path, threads=self._threads, optimization="none", config=_YIELDING)
 
-    def _shapes(self, whole: Graph | None) -> dict[str, tuple[tuple[int, ...], float]]:
-        """Shapes of the tensors where the smallest part of a batch is fed that can be measured.
+    def _bytes(self, whole: Graph | None) -> dict[str, tuple[int, int]]:
+        """Bytes of the tensors in the smallest part of a batch that can be fed.
 
-        Beside each, by what to multiply its size to get that in the smallest part that is fed.
+        Beside each, those that its observers take.
         """
-        shapes, session = {}, None
+        names, session, found = {}, None, {}
         if whole is not None:
             graph = whole.copy()
-            for name in self._made:
-                shapes[name] = graph.add("Shape", [graph.values[name]]).output
+            shapes = {n: graph.add("Shape", [graph.values[n]]).output for n in self._made}
+            names = {name: shape.name for name, shape in shapes.items()}
             path = self._folder / "shapes.onnx"
             save(graph.extract(graph.inputs, shapes.values()), path)
             session = Session(path, threads=self._threads, optimization="none", config=_YIELDING)
-        part = next(self._parts(session, _Group((), (), 1)))
-        found: dict[str, Array] = {}
+        batch = next(self._parts(session, _Group((), (), 1))).batch
         if session is not None:
-            found = session.run(part.batch.feeds, [shape.name for shape in shapes.values()])
-        is_open = session is not None and _is_open(session, part.batch)
-        rows = _SMALLEST_PART / part.batch.size if is_open else 1.0
-        return {
-            name: (
-                tuple(found[shapes[name].name].tolist())
-                if name in shapes
-                else part.batch.feeds[name].shape,
-                rows,
-            )
-            for name in self._observers
-        }
+            found = session.run(batch.feeds, [*names.values()])
+        rows = _SMALLEST_PART / batch.size if session and _is_open(session, batch) else 1.0
+        sizes = {}
+        for name, observers in self._observers.items():
+            # What is fed lies in memory anyway.
+            made = name in names
+            shape = tuple(found[names[name]].tolist()) if made else batch.feeds[name].shape
+            size = int(math.prod(shape) * self._item_bytes(name) * rows) if made else 0
+            sizes[name] = size, sum(observer.bytes_for(shape) for observer in observers)
+        return sizes
 
     def _item_bytes(self, name: str) -> int:
         dtype = self._graph.values[name].dtype or DataType.FLOAT
         # A float32 copy is made of what is something else.
         return 4 if dtype is DataType.FLOAT else 4 + dtype.numpy.itemsize
 
-    def _groups(
-        self, shapes: Mapping[str, tuple[tuple[int, ...], float]], limit: int
-    ) -> list[_Group]:
-        # What is fed lies in memory anyway.
-        sizes = {
-            name: int(math.prod(shape) * self._item_bytes(name) * rows) * (name in self._made)
-            for name, (shape, rows) in shapes.items()
-        }
-        kept = {
-            name: sum(observer.bytes_for(shapes[name][0]) for observer in observers)
-            for name, observers in self._observers.items()
-        }
+    def _groups(self, whole: Graph | None, limit: int) -> list[_Group]:
+        sizes = self._bytes(whole)
         groups: list[list[str]] = [[]]
         room = limit
-        for name in self._observers:
-            needed = _IN_FLIGHT * sizes[name] + kept[name]
+        for name, (size, kept) in sizes.items():
+            needed = _IN_FLIGHT * size + kept
             if needed > limit:
                 raise InputError(
                     f"observing '{name}' takes {needed:,} bytes of memory, and the limit is "
@@ -186,15 +173,15 @@ class Feeding:
                 room = limit
             groups[-1].append(name)
             room -= needed
-        made = [[name for name in names if name in self._made] for names in groups]
-        return [
-            _Group(names, some, self._rows(some, sizes, limit - sum(kept[n] for n in names)))
-            for names, some in zip(groups, made, strict=True)
-        ]
+        return [self._group(names, sizes, limit) for names in groups]
 
-    def _rows(self, names: Sequence[str], sizes: Mapping[str, int], left: int) -> int:
-        row = max(1, sum(sizes[name] for name in names) // _SMALLEST_PART)
-        return max(1, min(left // _IN_FLIGHT, RUN_BYTES) // row)
+    def _group(
+        self, names: Sequence[str], sizes: Mapping[str, tuple[int, int]], limit: int
+    ) -> _Group:
+        given, kept = (sum(of) for of in zip(*(sizes[name] for name in names), strict=True))
+        left = min((limit - kept) // _IN_FLIGHT, RUN_BYTES)
+        rows = max(1, left // max(1, given // _SMALLEST_PART))
+        return _Group(names, [name for name in names if name in self._made], rows)
 
     def _feed(self, session: Session | None, group: _Group, before: int) -> None:
         """Pass over the data once, or over as much as the group's observers need."""

@@ -13,9 +13,11 @@ from onnxq.observe.histogram import Float32Array, Float64Array, as_float32, as_r
 from onnxq.observe.observer import Indices, Observer
 from onnxq.runtime.specs import Array
 
-_BLOCK = 256
-"""Rows multiplied at a time. A fixed number, so that how samples are cut into batches changes no
-bit; large enough that the product takes the time, and not adding it to the sum."""
+_BLOCK_ELEMENTS = 1 << 17
+_BLOCK_ROWS = 256
+"""Rows multiplied at a time: at least so many, and where they are short as many as have so many
+elements. It depends on nothing else, so that how samples are cut into batches changes no bit, and
+is large enough that the product takes the time, not adding it to the sum or waking threads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +77,7 @@ class GramObserver(Observer):
             return
         if self._sum is None:
             self._sum = np.zeros((groups, columns, columns))
-            self._block = np.empty((groups, _BLOCK, columns))
+            self._block = np.empty((groups, _rows_at_a_time(groups * columns), columns))
         elif self._sum.shape != (groups, columns, columns):
             raise ValueError(
                 f"by rows: they have {columns} columns, and had {self._sum.shape[-1]} before"
@@ -83,11 +85,11 @@ class GramObserver(Observer):
         self._rows += count
         done = 0
         while done < count:
-            taken = min(count - done, _BLOCK - self._filled)
+            taken = min(count - done, self._block.shape[1] - self._filled)
             self._block[:, self._filled : self._filled + taken] = rows[:, done : done + taken]
             self._filled += taken
             done += taken
-            if self._filled == _BLOCK:
+            if self._filled == self._block.shape[1]:
                 self._sum += _gram(self._block)
                 self._filled = 0
 
@@ -98,14 +100,18 @@ class GramObserver(Observer):
         return GramMatrix(self._sum + _gram(self._block[:, : self._filled]), self._rows)
 
     def bytes_for(self, shape: tuple[int, ...]) -> int:
-        """The sum and one product, a block of rows, and padded values."""
+        """The sum, a product to add to it, two blocks of rows, and padded values."""
         if self._windows is None:
-            groups, columns, copied = 1, shape[-1] if shape else 0, 0
+            groups, columns, padded = 1, math.prod(shape[-1:]), 0
         else:
-            groups = self._windows.group
-            columns = math.prod(self._windows.kernel_shape) * shape[1] // groups
-            copied = 8 * math.prod(shape)
-        return 8 * groups * columns * (2 * columns + 2 * _BLOCK) + copied
+            groups, padded = self._windows.group, 8 * math.prod(shape)
+            columns = math.prod(self._windows.kernel_shape) * math.prod(shape[1:2]) // groups
+        rows = 2 * (columns + _rows_at_a_time(groups * columns))
+        return 8 * groups * columns * rows + padded
+
+
+def _rows_at_a_time(columns: int) -> int:
+    return max(_BLOCK_ROWS, _BLOCK_ELEMENTS // max(1, columns))
 
 
 def _gram(rows: Float64Array) -> Float64Array:
@@ -139,7 +145,8 @@ def _taken(values: Array, windows: Windows) -> Iterator[Float32Array]:
     columns = view.shape[1] // windows.group * math.prod(kernel)
     # To (samples, positions, channels, kernel); copied no more than a block at a time.
     view = np.moveaxis(view, 1, axes + 1)
-    lines = max(1, _BLOCK // max(1, math.prod(view.shape[2 : axes + 1])))
+    line = columns * windows.group * max(1, math.prod(view.shape[2 : axes + 1]))
+    lines = max(1, _BLOCK_ELEMENTS // line)
     for sample in view:
         for start in range(0, len(sample), lines):
             some = sample[start : start + lines].reshape(-1, windows.group, columns)

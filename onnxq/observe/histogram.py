@@ -150,7 +150,7 @@ EMPTY = Histogram(np.zeros(0, np.int32), np.zeros(0, np.int64))
 def as_float32(values: npt.NDArray[Any]) -> Float32Array:
     """Numbers of any type as contiguous float32; what is too large becomes infinite."""
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(values, dtype=np.float32)
+        return np.asarray(values, np.float32, order="C")
 
 
 def as_rows(values: npt.NDArray[Any]) -> Float32Array:

@@ -36,6 +36,7 @@ _ANSWERS: dict[type[Need], type[Any]] = {
     RowsOf: SampledRows,
     SamplesOf: SampledValues,
 }
+_KINDS = {kind.__name__: kind for kind in _ANSWERS}
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,7 @@ def _stored(file: BinaryIO, array: Array) -> dict[str, Any]:
 
 def _read(entry: Mapping[str, Any], stored: Array) -> tuple[Need, Result]:
     asked = dict(entry["need"])
-    name = asked.pop("kind")
-    kind = next(k for k in _ANSWERS if k.__name__ == name)
+    kind = _KINDS[asked.pop("kind")]
     if asked.get("windows"):
         given = asked["windows"]
         listed: dict[str, Any] = {

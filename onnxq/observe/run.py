@@ -59,7 +59,7 @@ def observe(
         model_sha256: Hash to note in the result.
         seed: Which rows are drawn.
         threads: Threads inside one operator; all processors when None.
-        progress: Told of the stage ``observing`` and of samples.
+        progress: Told of the stage ``calibrating`` and of samples.
 
     Raises:
         InputError: unknown tensor, one that cannot be observed as needed, a memory limit that is
@@ -72,21 +72,23 @@ def observe(
             raise InputError(f"the model has no tensor '{need.tensor}' to observe; check the name")
     if not kept:
         return Observations(0, {}, model_sha256, seed)
-    spool = None if folder is None else Path(folder)
-    observers: dict[str, dict[Need, Observer]] = {}
-    for need in kept:
-        observers.setdefault(need.tensor, {})[need] = _observer(need, seed, spool)
     places = np.arange(len(data)) if positions is None else np.asarray(positions, np.int64)
-    with TemporaryDirectory(prefix="onnxq-") as models:
-        shown = {name: list(of.values()) for name, of in observers.items()}
-        feeding = Feeding(graph, data, shown, places, Path(models), threads, progress)
+    # What is still mapped cannot be removed everywhere.
+    with TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as name:
+        scratch = Path(name)
+        observers: dict[str, dict[Need, Observer]] = {}
+        for number, need in enumerate(kept):
+            observer = _observer(need, seed, scratch / f"samples-{number}")
+            observers.setdefault(need.tensor, {})[need] = observer
+        shown = {tensor: list(of.values()) for tensor, of in observers.items()}
+        feeding = Feeding(graph, data, shown, places, scratch, threads, progress)
 
         def found() -> Iterator[tuple[Need, Result]]:
             for names in feeding.run(memory_limit):
-                for name in names:
+                for tensor in names:
                     # Nothing holds them any longer: the next tensors' observers take the memory.
-                    del shown[name]
-                    yield from _results(observers.pop(name))
+                    del shown[tensor]
+                    yield from _results(observers.pop(tensor))
 
         return gathered(
             found(),
@@ -160,7 +162,7 @@ def _results(observers: dict[Need, Observer]) -> Iterator[tuple[Need, Result]]:
             yield need, result
 
 
-def _observer(need: Need, seed: int, folder: Path | None) -> Observer:
+def _observer(need: Need, seed: int, path: Path) -> Observer:
     match need:
         case RangeOf():
             return RangeObserver(need.histogram)
@@ -181,5 +183,5 @@ def _observer(need: Need, seed: int, folder: Path | None) -> Observer:
                 lambda shape: 16 * need.count * max((*shape[-1:], 1)) + 64 * math.prod(shape[:-1]),
             )
         case SamplesOf():
-            return SamplesObserver(need.count, folder)
+            return SamplesObserver(need.count, path)
     raise TypeError(f"there is no observer for {need}")

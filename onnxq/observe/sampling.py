@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -123,13 +121,12 @@ class SamplesObserver(Observer):
 
     Args:
         wanted: Number of samples to keep.
-        folder: Where to keep them while they are collected; where temporary files lie if None.
+        path: The file to keep them in.
     """
 
-    def __init__(self, wanted: int, folder: Path | None = None) -> None:
+    def __init__(self, wanted: int, path: Path) -> None:
         self._wanted = wanted
-        self._folder = folder
-        self._file: IO[bytes] | None = None
+        self._path = path
         self._dtype: np.dtype[np.generic] | None = None
         self._samples: list[int] = []
         self._shapes: list[tuple[int, ...]] = []
@@ -153,30 +150,27 @@ class SamplesObserver(Observer):
         kept = values if values.dtype.kind in "biu" else as_float32(values)
         if self._dtype not in (None, kept.dtype):
             raise ValueError(f"by sample: it is {kept.dtype}, and was {self._dtype} before")
-        if self._file is None:
-            # Has no name, and so goes away with the last memory map of it.
-            self._file = TemporaryFile(dir=self._folder)  # noqa: SIM115
         self._dtype = kept.dtype
         each = [kept] if len(samples) == 1 else kept[:, np.newaxis]
-        for sample, value in zip(samples, each, strict=True):
-            if self.is_complete:
-                return
-            self._samples.append(int(sample))
-            self._shapes.append(value.shape)
-            self._file.write(value.tobytes())
+        with self._path.open("ab") as file:
+            for sample, value in zip(samples, each, strict=True):
+                if self.is_complete:
+                    return
+                self._samples.append(int(sample))
+                self._shapes.append(value.shape)
+                file.write(value.tobytes())
 
     def result(self) -> SampledValues | None:
         """The values, memory-mapped."""
-        if self._file is None or self._dtype is None:
+        if self._dtype is None:
             return None
-        self._file.flush()
-        some = self._file.tell() > 0
+        some = self._path.stat().st_size > 0
         return SampledValues(
             self._wanted,
             np.array(self._samples, np.int64),
             np.array(self._shapes, np.int64),
             # Nothing cannot be mapped.
-            np.memmap(self._file, self._dtype, "r") if some else np.zeros(0, self._dtype),
+            np.memmap(self._path, self._dtype, "r") if some else np.zeros(0, self._dtype),
         )
 
     def bytes_for(self, shape: tuple[int, ...]) -> int:

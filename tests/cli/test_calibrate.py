@@ -106,7 +106,7 @@ def test_optimize_takes_a_calibrator(onnxq: Command, case: Case, tmp_path: Path)
         (("--calibrator", "mse{clipping=-1}"), ("option 'clipping'", "above 0")),
         (("--memory-limit", "lots"), ("'lots' is not a size such as 500MB or 2GB",)),
         (("--memory-limit", "0"), ("'0' is not a size",)),
-        (("--memory-limit", "10B"), ("observing 'r0'", "limit is 10; raise")),
+        (("--memory-limit", "10B"), ("observing 'x'", "limit is 10; raise")),
         (("--target", "moon"), ("no target 'moon'",)),
         (("--from", "nowhere.json"), ("takes the place of MODEL and --data",)),
     ],

@@ -51,7 +51,7 @@ class Noted:
         self._total = 0
 
     def stage(self, name: str, total: int | None = None) -> None:
-        assert name == "observing" and total is not None
+        assert name == "calibrating" and total is not None
         self._total = total
 
     def advance(self, done: int) -> None:
