@@ -221,7 +221,7 @@ def _makes_floats(node: Node) -> bool:
 
 
 def _no_rule(node: Node, target: Target) -> str:
-    reason = f"target {target.name} does not quantize {node.op_type}"
+    reason = f"target {target.label} does not quantize {node.op_type}"
     known = target.reasons.get(node.op_type) if not node.domain else None
     return f"{reason}: {known}" if known else reason
 
