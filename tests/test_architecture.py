@@ -14,7 +14,8 @@ from onnxq.ir import available_passes
 ROOT = Path(__file__).parents[1]
 
 ROWS = (
-    ("errors", "progress", "needs", "registry"),
+    ("errors",),
+    ("progress", "needs", "registry"),
     ("ir",),
     ("quant",),
     ("targets",),

@@ -97,7 +97,7 @@ class Target:
     """A place to run models: its formats, schemes and operators.
 
     Attributes:
-        name: As on the command line.
+        name: As on the command line, by which it is loaded again.
         description: One line for people.
         backend: Name of the backend that runs and times models for it.
         provider: What the backend is to run them on: onnxruntime's execution provider.
@@ -135,6 +135,11 @@ class Target:
     precisions: tuple[str, ...]
     operators: Mapping[str, OperatorRule]
     reasons: Mapping[str, str]
+
+    @property
+    def label(self) -> str:
+        """Name for what is written into models: a file's without its folder."""
+        return Path(self.name).name
 
     @property
     def digest(self) -> str:

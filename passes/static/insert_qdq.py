@@ -159,7 +159,7 @@ class InsertQdq(Pass):
         _Insertion(graph, self, target, placed, formats, ctx).run()
         _note_left_in_float(graph, placed, quantized)
         if quantized:
-            note_target(graph, target.name)
+            note_target(graph, target.label)
         return len(placed.nodes)
 
     def _left_out(self, placed: Placement, target: Target) -> dict[Node, Reason]:

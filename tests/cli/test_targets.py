@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from onnxq.runtime import available_providers
+from onnxq.runtime import available_providers, missing_provider
 from onnxq.targets import available_targets, load_target
 from onnxq.verify import Report
 from tests.cli.conftest import Command
@@ -101,6 +101,8 @@ def test_an_unknown_target(onnxq: Command) -> None:
 def test_a_model_for_a_device_that_is_not_here(
     onnxq: Command, case: Case, tmp_path: Path, target: str
 ) -> None:
+    if not missing_provider(load_target(target).provider):
+        pytest.skip("the device is here")
     out, path = tmp_path / "out.onnx", tmp_path / "r.json"
     found = onnxq(
         "optimize", case.model, "--data", case.data, "-o", out, "--recipe", "int8",
@@ -150,3 +152,24 @@ def test_a_plan_for_a_device_needs_costs_that_can_be_had(
     made = tmp_path / "out.onnx"
     assert onnxq("apply", case.model, out, "-o", made).code == 0
     onnx.checker.check_model(made, full_check=True)
+
+
+def test_a_model_for_a_target_of_the_users_own(onnxq: Command, case: Case, tmp_path: Path) -> None:
+    made = []
+    for number, text in enumerate(("", 'without = ["Gemm", "MatMul"]')):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        table, out = folder / "mine.toml", folder / "out.onnx"
+        table.write_text(f'extends = "cpu-x64"\n{text}\n')
+        found = onnxq(
+            "optimize", case.model, "--data", case.data, "-o", out, "--recipe", "int8",
+            "--target", table, "--min-speedup", "0",
+        )  # fmt: skip
+        assert (found.code, found.err) == (0, "")
+        made.append(onnx.load(out))
+    kinds = [[node.op_type for node in model.graph.node] for model in made]
+    assert kinds[0].count("DequantizeLinear") > kinds[1].count("DequantizeLinear") > 0
+    notes = [{p.key: p.value for p in model.metadata_props} for model in made]
+    assert [n["onnxq.target"] for n in notes] == ["mine.toml"] * 2
+    assert "target mine.toml does not quantize" in notes[1]["onnxq.left_in_float"]
+    assert str(tmp_path) not in str(notes), "models tell nothing of the machine"

@@ -43,7 +43,8 @@ def write(folder: Path, text: str, name: str = "mine.toml") -> str:
 def test_a_file_is_a_target_of_its_own(tmp_path: Path) -> None:
     path = write(tmp_path, WHOLE)
     target = load_target(path)
-    assert (target.name, target.backend, target.provider) == (path, "onnxruntime", "cpu")
+    assert (target.name, target.label) == (path, "mine.toml")
+    assert (target.backend, target.provider) == ("onnxruntime", "cpu")
     assert (target.passes, target.finish) == ("", "keep-float-weights")
     assert target.activation_format.name == "int16" and target.activation_scheme.power_of_two
     assert target.weight_scheme.narrow_range and target.weight_per_channel
