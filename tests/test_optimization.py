@@ -255,8 +255,8 @@ def test_the_number_of_calibration_samples(model: Path) -> None:
     ):
         recorder = Recorder()
         optimize(model, {"x": x}, progress=recorder, **FAST, **options)  # type: ignore[arg-type]
-        assert (recorder.totals["observing"], recorder.totals["verifying"]) == wanted
-    assert list(recorder.totals)[:4] == ["rewriting", "observing", "quantizing", "verifying"]
+        assert (recorder.totals["calibrating"], recorder.totals["verifying"]) == wanted
+    assert list(recorder.totals)[:4] == ["rewriting", "calibrating", "quantizing", "verifying"]
 
 
 def test_a_fixed_batch_is_fed_as_it_is() -> None:

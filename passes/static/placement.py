@@ -275,13 +275,8 @@ def _makes_floats(node: Node) -> bool:
     return any(v is not None and (v.dtype is None or v.dtype.is_float) for v in node.outputs)
 
 
-<<<<<<< HEAD
 def _no_rule(node: Node, target: Target) -> Reason:
-    text = f"target {target.name} does not quantize {node.op_type}"
-=======
-def _no_rule(node: Node, target: Target) -> str:
-    reason = f"target {target.label} does not quantize {node.op_type}"
->>>>>>> w-targets
+    text = f"target {target.label} does not quantize {node.op_type}"
     known = target.reasons.get(node.op_type) if not node.domain else None
     return Reason("operator", f"{text}: {known}" if known else text)
 
