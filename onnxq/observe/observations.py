@@ -206,18 +206,15 @@ def _stored(file: BinaryIO, array: Array) -> dict[str, Any]:
 def _read(entry: Mapping[str, Any], stored: Array) -> tuple[Need, Result]:
     asked = dict(entry["need"])
     kind = _KINDS[asked.pop("kind")]
-    if asked.get("windows"):
-        given = asked["windows"]
-        listed: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in given.items()
-        }
-        asked["windows"] = Windows(**listed)
+    if given := asked.get("windows"):
+        # JSON has no tuples.
+        tuples: dict[str, Any] = {k: tuple(v) for k, v in given.items() if isinstance(v, list)}
+        asked["windows"] = Windows(**{**given, **tuples})
     answer, body = _ANSWERS[kind], entry["result"]
     if answer is Statistics:
         return kind(**asked), Statistics.from_dict(body)
-    return kind(**asked), answer(
-        **{k: _mapped(stored, v) if isinstance(v, dict) else v for k, v in body.items()}
-    )
+    values = {k: _mapped(stored, v) if isinstance(v, dict) else v for k, v in body.items()}
+    return kind(**asked), answer(**values)
 
 
 def _mapped(stored: Array, where: Mapping[str, Any]) -> Array:

@@ -51,7 +51,7 @@ def observe(
         needs: What to find out; what another need covers is found out once.
         memory_limit: Bytes that this may take beyond plain inference, and beyond results that are
             not put into a folder. Where observing all tensors at a time takes more, the data is
-            passed over several times, which changes no bit.
+            passed over several times, which changes no bit but the last ones of channels' sums.
         folder: Where to put results as soon as they are found, to be memory-mapped; None keeps
             them in memory.
         positions: Rising places of the samples in the whole data, of which ``data`` is a shard;
@@ -66,7 +66,10 @@ def observe(
             too small, or onnxruntime cannot run the model on the data.
     """
     wanted = dict.fromkeys(needs)
-    kept = [n for n in wanted if not any(o != n and o.covers(n) for o in wanted)]
+    alike: dict[str, list[Need]] = {}
+    for need in wanted:
+        alike.setdefault(need.tensor, []).append(need)
+    kept = [n for n in wanted if not any(o != n and o.covers(n) for o in alike[n.tensor])]
     for need in kept:
         if need.tensor not in graph.values:
             raise InputError(f"the model has no tensor '{need.tensor}' to observe; check the name")

@@ -159,6 +159,12 @@ def test_what_another_need_covers_is_found_once() -> None:
     assert not RangeOf("h", True).covers(SamplesOf("h", 0))
 
 
+def test_what_fills_up_a_batch_is_not_observed() -> None:
+    free, fixed = _graph(), Graph.from_text(TEXT.replace("[N", "[5"))
+    wanted = observe(free, _data(free, 5), NEEDS)
+    assert _everything(observe(fixed, _data(fixed), NEEDS)) == _everything(wanted)
+
+
 @pytest.mark.parametrize("size", [1, 3, 13])
 def test_a_memory_limit_changes_no_bit(size: int, tmp_path: Path) -> None:
     graph = _graph()
@@ -266,6 +272,12 @@ def test_an_unknown_tensor() -> None:
     graph = _graph()
     with pytest.raises(InputError, match="no tensor 'z' to observe"):
         observe(graph, _data(graph), [RangeOf("h"), GramOf("z")])
+
+
+def test_a_need_of_no_known_kind() -> None:
+    graph = _graph()
+    with pytest.raises(TypeError, match="no observer for Need"):
+        observe(graph, _data(graph), [Need("x")])
 
 
 def test_memory_stays_below_the_limit(tmp_path: Path) -> None:
