@@ -331,11 +331,10 @@ class Graph:
             view: nx.MultiDiGraph[Node] = nx.MultiDiGraph()
             view.add_nodes_from(self._nodes)
             for value in self._values.values():
-                if value.producer is not None:
-                    readers = ((self._holder(use.node), use) for use in value._uses)
-                    view.add_edges_from(
-                        (value.producer, reader, use) for reader, use in readers if reader
-                    )
+                for use in value._uses:
+                    reader = self._holder(use.node)
+                    if value.producer is not None and reader is not None:
+                        view.add_edge(value.producer, reader, key=use)
             self._networkx = view
         return self._networkx
 
