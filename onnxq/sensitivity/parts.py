@@ -75,17 +75,17 @@ class Perturbation:
         assert node is not None
         if self.weight is not None:
             slot, numbers = self.weight
-            graph.set_input(node, slot, graph.constant(numbers, f"{self.node}_weight"))
+            node.set_input(slot, graph.constant(numbers, f"{self.node}_weight"))
         for slot, params in self.inputs:
             value = node.inputs[slot]
             assert value is not None
-            graph.set_input(node, slot, _pair(graph, value, params))
+            node.set_input(slot, _pair(graph, value, params))
         for name, params in self.outputs:
             value = graph.values[name]
             readers = value.uses
             given = _pair(graph, value, params)
             for use in readers:
-                use.node.graph.set_input(use.node, use.slot, given)
+                use.node.set_input(use.slot, given)
             if value.is_output:
                 graph.set_outputs([given if v is value else v for v in graph.outputs])
 

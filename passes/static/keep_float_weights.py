@@ -47,7 +47,7 @@ class KeepFloatWeights(Pass):
         kept = 0
         for node in list(graph.nodes()):
             if _is_taken_for_integer(node):
-                graph.set_input(node, 0, _by_channel(graph, node))
+                node.set_input(0, _by_channel(graph, node))
                 kept += 1
         return kept
 
