@@ -293,7 +293,7 @@ def _put(graph: Graph, value: Value, new: GroupedTensor | npt.NDArray[Any]) -> s
         types=[TensorType(DataType.FLOAT, new.codes.shape)],
     ).output
     for use in value.uses:
-        use.node.graph.set_input(use.node, use.slot, restored)
+        use.node.set_input(use.slot, restored)
     graph.set_outputs([restored if v is value else v for v in graph.outputs])
     graph.discard(value)
     return params.format.name

@@ -68,7 +68,7 @@ def set_limits(node: Node, limits: list[Limits]) -> None:
             stem = f"{node.output.name}_{name}"
             graph.set_constant(node, slot, np.array(numbers, dtype=np.int64), stem)
         elif (steps := node.input(slot)) is not None:
-            graph.set_input(node, slot, None)
+            node.set_input(slot, None)
             if steps.is_constant and not steps.is_used:
                 steps.graph.discard(steps)
 

@@ -197,8 +197,8 @@ class Swap(Pass):
     def run(self, graph: Graph, ctx: Context) -> int:
         (node,) = graph.nodes()
         first, second, *_ = node.inputs
-        graph.set_input(node, 0, second)
-        graph.set_input(node, 1, first)
+        node.set_input(0, second)
+        node.set_input(1, first)
         return 1
 
 

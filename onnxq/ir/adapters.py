@@ -100,7 +100,7 @@ def _group_normalization(node: Node) -> None:
     for slot in (1, 2):
         upright = graph.add("Reshape", [node.input(slot), column]).output
         repeated = graph.add("Expand", [upright, table]).output
-        graph.set_input(node, slot, graph.add("Reshape", [repeated, flat]).output)
+        node.set_input(slot, graph.add("Reshape", [repeated, flat]).output)
 
 
 def _scan(node: Node) -> None:

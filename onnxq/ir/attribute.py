@@ -78,6 +78,18 @@ class Attribute:
             return tuple(_decoded(v) for v in self.value)
         return self.value
 
+    def bits(self) -> str:
+        """Text that is equal for equal bits only: 0.0 and -0.0 differ, and NaNs do not."""
+        several = self.value if isinstance(self.value, tuple) else (self.value,)
+        return repr([_bits(item) for item in several])
+
+
+def _bits(item: Any) -> Any:
+    if isinstance(item, Tensor):
+        return item.digest()
+    plain = isinstance(item, int | float | bytes) or not hasattr(item, "SerializeToString")
+    return item if plain else item.SerializeToString(deterministic=True)
+
 
 def _decoded(value: bytes) -> str | bytes:
     try:

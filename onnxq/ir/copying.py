@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
+import networkx as nx
+
 from onnxq.errors import InvariantError
 from onnxq.ir.attribute import Attribute
 from onnxq.ir.collector import collector_paused
@@ -136,20 +138,16 @@ def _between(
     graph: Graph, inputs: list[Value], outputs: list[Value]
 ) -> tuple[set[Node], set[Value]]:
     """The nodes needed to compute ``outputs`` from ``inputs``, and every value they touch."""
-    nodes: set[Node] = set()
-    values: set[Value] = set()
-    pending = list(outputs)
-    while pending:
-        value = pending.pop()
-        if value in values:
-            continue
-        values.add(value)
+    known, made = set(inputs), nx.reverse_view(graph.networkx)
+    unknown = nx.subgraph_view(
+        made, filter_edge=lambda _reader, _maker, use: use.node.input(use.slot) not in known
+    )
+    ends = [v.producer for v in outputs if v not in known and v.producer in graph]
+    nodes = {node for layer in nx.bfs_layers(unknown, ends) for node in layer}
+    values = {*outputs, *(v for node in nodes for v in reads(node))}
+    for value in values:
         if value.graph is not graph:
             raise InvariantError(f"value '{value.name}' belongs to another graph")
-        if value in inputs or value.producer is None or value.producer in nodes:
-            continue
-        nodes.add(value.producer)
-        pending.extend(reads(value.producer))
     return nodes, values
 
 

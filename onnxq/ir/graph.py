@@ -134,7 +134,7 @@ class Node:
     """An operator: what it computes and which values it reads and makes.
 
     ``None`` among inputs or outputs stands for an optional one that is left out. Change a
-    node only through the verbs of its `Graph`.
+    node only through `set_input` and the verbs of its `Graph`.
     """
 
     __slots__ = (
@@ -226,6 +226,20 @@ class Node:
         """Whether this is one of these operators of a domain."""
         return self.domain == domain and self.op_type in op_types
 
+    def set_input(self, slot: int, value: Value | None) -> None:
+        """Read another value at a slot (the node gets longer if need be).
+
+        Raises:
+            InvariantError: the value belongs to a scope that the node's graph cannot see.
+        """
+        self.graph._require_visible(self, value)
+        while len(self._inputs) <= slot:
+            self._inputs.append(None)
+        self.graph._unlink(self._inputs[slot], self, slot)
+        self._inputs[slot] = value
+        self.graph._link(value, self, slot)
+        self._trim()
+
     def subgraphs(self) -> Iterator[Graph]:
         """The graphs held in attributes."""
         return iter(self._subgraphs)
@@ -268,7 +282,7 @@ class ModelInfo:
 class Graph:
     """A model's graph, or a subgraph, and the verbs that change it.
 
-    Verbs: `add`, `remove`, `replace_uses`, `set_input`, `set_attribute`, `constant`,
+    Verbs: `Node.set_input`, `add`, `remove`, `replace_uses`, `set_attribute`, `constant`,
     `set_constant`, `make_constant`, `rename`, `add_input`, `remove_input`, `add_output`, `extract`,
     `copy`, `fresh_name`, `check`.
     """
@@ -331,13 +345,10 @@ class Graph:
             view: nx.MultiDiGraph[Node] = nx.MultiDiGraph()
             view.add_nodes_from(self._nodes)
             for value in self._values.values():
-                if value.producer is not None:
-                    readers = ((self._holder(use.node), use) for use in value._uses)
-                    view.add_edges_from(
-                        (value.producer, reader, use)  # type: ignore[misc]
-                        for reader, use in readers
-                        if reader
-                    )
+                for use in value._uses:
+                    reader = self._holder(use.node)
+                    if value.producer is not None and reader is not None:
+                        view.add_edge(value.producer, reader, key=use)
             self._networkx = view
         return self._networkx
 
@@ -499,20 +510,6 @@ class Graph:
         node._graph = None
         self._stale()
 
-    def set_input(self, node: Node, slot: int, value: Value | None) -> None:
-        """Make a node read another value at a slot (the node gets longer if need be).
-
-        Raises:
-            InvariantError: the value belongs to a scope that the node's graph cannot see.
-        """
-        self._require_visible(node, value)
-        while len(node._inputs) <= slot:
-            node._inputs.append(None)
-        self._unlink(node._inputs[slot], node, slot)
-        node._inputs[slot] = value
-        self._link(value, node, slot)
-        node._trim()
-
     def set_attribute(self, node: Node, name: str, value: AttributeLike | None) -> None:
         """Set an attribute, or with None take it away.
 
@@ -548,7 +545,7 @@ class Graph:
             return
         for use in old.uses:
             if where is None or where(use):
-                use.node.graph.set_input(use.node, use.slot, new)
+                use.node.set_input(use.slot, new)
         if where is None and old.is_output and not old.is_input:
             self._replace_output(old, new)
 
@@ -567,11 +564,12 @@ class Graph:
         They get the name of the constant it read there, which goes if nothing else reads it; where
         it read none, ``name``, made unique.
         """
+        self._require_member(node)
         old = node.input(slot)
         replaced = old if old is not None and old.is_constant else None
         name = name if replaced is None else replaced._name
         new = self.constant(data, name)
-        self.set_input(node, slot, new)
+        node.set_input(slot, new)
         if replaced is not None and not replaced.is_used:
             replaced._graph.discard(replaced)
             if self._is_free(name):

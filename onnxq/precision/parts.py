@@ -97,7 +97,7 @@ class Weights8(Part):
                 value.numpy(), INT8, scene.target.weight_scheme, granularity, name=value.name
             )
             faked = fake_quantize(value.numpy(), params, name=value.name)
-            graph.set_input(own, slot, graph.constant(faked, f"{value.name}_faked"))
+            own.set_input(slot, graph.constant(faked, f"{value.name}_faked"))
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class StaticActivations(Part):
             value, read = node.input(slot), own.input(slot)
             if value is not None and not value.is_constant and value in scene.placed.roots:
                 assert read is not None
-                graph.set_input(own, slot, _pair(graph, read, scene.qparams(value, self.bits)))
+                own.set_input(slot, _pair(graph, read, scene.qparams(value, self.bits)))
         for value, makers in scene.placed.integer.items():
             if makers[0] is node:
                 _behind(graph, graph.values[value.name], scene.qparams(value, self.bits))
@@ -145,7 +145,7 @@ class DynamicActivations(Part):
         own = twin(graph, node)
         read = own.input(0)
         assert read is not None
-        graph.set_input(own, 0, _pair(graph, read, None))
+        own.set_input(0, _pair(graph, read, None))
 
 
 def twin(graph: Graph, node: Node) -> Node:
@@ -174,7 +174,7 @@ def _behind(graph: Graph, value: Value, params: QParams) -> None:
     readers = value.uses
     given = _pair(graph, value, params)
     for use in readers:
-        use.node.graph.set_input(use.node, use.slot, given)
+        use.node.set_input(use.slot, given)
     if value.is_output:
         graph.set_outputs([given if v is value else v for v in graph.outputs])
 

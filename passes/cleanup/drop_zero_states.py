@@ -42,7 +42,7 @@ class DropZeroStates(Pass):
                 state = node.input(slot)
                 if state is None or not _is_zero(state):
                     continue
-                node.graph.set_input(node, slot, None)
+                node.set_input(slot, None)
                 ctx.rewrote(f"{node.label}: without the zeros in '{state.name}'")
                 remove_computation(state)
                 made += 1

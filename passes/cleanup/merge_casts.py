@@ -131,7 +131,7 @@ def _casts_alike(a: DataType, b: DataType, c: DataType) -> bool:
 def _read_past(outer: Node, source: Value) -> None:
     graph, inner = outer.graph, outer.inputs[0]
     assert inner is not None and inner.producer is not None
-    graph.set_input(outer, 0, source)
+    outer.set_input(0, source)
     if source.dtype == outer.get("to") and _may_go(outer, source):
         graph.replace_uses(outer.output, source)
         remove_unused(graph, [outer])

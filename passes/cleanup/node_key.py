@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
 
-from onnxq.ir import Attribute, Node, Tensor
+from onnxq.ir import Node
 from onnxq.ir.operators import is_deterministic, is_packed
 
 
@@ -25,21 +24,6 @@ def node_key(node: Node, inputs: Hashable) -> Hashable | None:
         node.op_type,
         inputs,
         tuple(value is None for value in node.outputs),
-        tuple(sorted((name, _comparable(a)) for name, a in node.attributes.items())),
+        tuple(sorted((name, a.kind, a.bits()) for name, a in node.attributes.items())),
         node.device_configurations,
     )
-
-
-def _comparable(attribute: Attribute) -> tuple[int, str]:
-    """An attribute so that only equal bits compare equal: 0.0 and -0.0 do not, NaNs do."""
-    value = attribute.value
-    several = value if isinstance(value, tuple) else (value,)
-    return attribute.kind, repr([_bits(item) for item in several])
-
-
-def _bits(item: Any) -> Any:
-    if isinstance(item, Tensor):
-        return item.digest()
-    if isinstance(item, int | float | bytes):
-        return item
-    return item.SerializeToString(deterministic=True)

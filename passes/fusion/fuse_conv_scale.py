@@ -271,7 +271,7 @@ def _fold_before(op: Builder, match: Match) -> Value:
     assert factor is not None
     scaled = match.node("scale").output
     op.graph.set_constant(node, node.inputs.index(w), scaled_weight(node, w.numpy(), factor))
-    op.graph.set_input(node, node.inputs.index(scaled), match["x"])
+    node.set_input(node.inputs.index(scaled), match["x"])
     return node.output
 
 

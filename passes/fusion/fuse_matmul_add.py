@@ -128,7 +128,7 @@ def _absorb(transpose: Node) -> None:
         name = ("transA", "transB")[use.slot]
         flipped = int(not attribute_value(use.node, name))
         use.node.graph.set_attribute(use.node, name, flipped or None)
-        use.node.graph.set_input(use.node, use.slot, read)
+        use.node.set_input(use.slot, read)
     if read.type is None and isinstance(transpose.output.type, TensorType):
         shape = transpose.output.type.shape
         read.type = TensorType(transpose.output.type.dtype, None if shape is None else shape[::-1])

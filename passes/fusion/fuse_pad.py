@@ -82,7 +82,7 @@ def _fuse(pad: Node) -> bool:
         return False
     for use, pads in zip(uses, planned, strict=True):
         graph = use.node.graph
-        graph.set_input(use.node, use.slot, read)
+        use.node.set_input(use.slot, read)
         graph.set_attribute(use.node, "pads", pads)
         graph.set_attribute(use.node, "auto_pad", None)
         if use.node.is_op("AveragePool"):

@@ -301,7 +301,7 @@ class _Conversion:
         self, old: Value, new: Value, uses: Iterable[tuple[Node, int]], givers: Iterable[Graph]
     ) -> None:
         for node, slot in uses:
-            node.graph.set_input(node, slot, new)
+            node.set_input(slot, new)
         for graph in givers:
             if graph is self._graph:
                 new = self._take_name(old, new)

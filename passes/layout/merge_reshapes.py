@@ -141,7 +141,7 @@ def _merge_axes(first: Node, second: Node, source: Value) -> Node | None:
     if any(axis >= len(left) for axis in inner) or any(axis >= rank for axis in outer):
         return None
     graph, axes = second.graph, sorted((*outer, *(left[axis] for axis in inner)))
-    graph.set_input(second, 0, source)
+    second.set_input(0, source)
     if graph.opset < _FIRST_AXES_INPUT_OPSET:
         graph.set_attribute(second, "axes", axes)
     else:
@@ -155,13 +155,13 @@ def _merge_shapes(second: Node, source: Value, between: Value) -> Node | None:
     if second.is_op("Reshape") and constant_ints(second.input(1)) is None:
         if not second.get("allowzero", 0):
             return None
-        graph.set_input(second, 0, source)
+        second.set_input(0, source)
         return second
     target = _target(second, source.shape, between.shape)
     if target is None:
         return None
     if second.is_op("Reshape"):
-        graph.set_input(second, 0, source)
+        second.set_input(0, source)
         if target != constant_ints(second.input(1)):
             _set_shape_input(second, target, "shape")
         return second

@@ -76,7 +76,7 @@ def _go_into_readers(inner: Node, ctx: Context) -> int:
     ctx.rewrote(f"{inner.label}: into the Slices after it")
     for node, limits in planned:
         assert limits is not None
-        node.graph.set_input(node, 0, value)
+        node.set_input(0, value)
         set_limits(node, limits)
     remove_unused(inner.graph, [inner])
     return 1
@@ -283,6 +283,5 @@ def _stand_in(parts: list[Value], run: list[_Cut]) -> tuple[int, Value]:
 
 
 def _set_inputs(node: Node, inputs: list[Value | None]) -> None:
-    graph = node.graph
     for slot in range(max(len(inputs), len(node.inputs)) - 1, -1, -1):
-        graph.set_input(node, slot, inputs[slot] if slot < len(inputs) else None)
+        node.set_input(slot, inputs[slot] if slot < len(inputs) else None)

@@ -75,7 +75,7 @@ def _merge_chains(graph: Graph, ctx: Context) -> int:
             continue
         source = before.inputs[0]
         assert source is not None
-        graph.set_input(node, 0, source)
+        node.set_input(0, source)
         graph.set_attribute(node, "perm", [first[axis] for axis in perm])
         remove_unused(graph, [before])
         ctx.rewrote(f"{node.label}: does what {before.label} did too")
@@ -253,7 +253,7 @@ class _Regions:
         self._turn(self._transposes(value), self.layouts[value], read)
         for use in value.uses:
             if use.node in self.changes:
-                self.graph.set_input(use.node, use.slot, read)
+                use.node.set_input(use.slot, read)
         remove_unused(self.graph, [source])
 
     def _reorder(self, value: Value) -> None:
@@ -269,7 +269,7 @@ class _Regions:
         back = self.graph.add("Transpose", [value], {"perm": list(perm)}, types=[was]).output
         for use in outside:
             if use is not None:
-                use.node.graph.set_input(use.node, use.slot, back)
+                use.node.set_input(use.slot, back)
         if value.is_output:
             self.graph.set_outputs([back if v is value else v for v in self.graph.outputs])
         self.graph.rename(back, name)
@@ -282,7 +282,7 @@ class _Regions:
         for node in transposes:
             stated = _perm(node)
             assert stated is not None
-            self.graph.set_input(node, 0, read)
+            node.set_input(0, read)
             self.graph.set_attribute(node, "perm", [perm[axis] for axis in stated])
 
 

@@ -277,11 +277,11 @@ class _Insertion:
             if format not in restored:
                 source = value if given is None else restored[given]
                 restored[format] = self._insert_pair(source, value, format)
-            use.node.graph.set_input(use.node, use.slot, restored[format])
+            use.node.set_input(use.slot, restored[format])
         if given is not None and value.is_output:
             (quantized,) = (use.node for use in value.uses)
             self._graph.replace_uses(value, restored[given])
-            self._graph.set_input(quantized, 0, value)
+            quantized.set_input(0, value)
 
     def _insert_pair(self, source: Value, value: Value, format: Format) -> Value:
         """A pair for a value, on the value itself or behind a pair of it in another format."""
@@ -400,7 +400,7 @@ class _Insertion:
             self._stored[key] = self._dequantize(
                 integers, *self._scale(value.name, params), params, value.name
             )
-        self._graph.set_input(node, slot, self._stored[key])
+        node.set_input(slot, self._stored[key])
         if not value.uses and not value.is_output:
             self._graph.discard(value)
 

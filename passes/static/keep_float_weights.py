@@ -49,7 +49,7 @@ class KeepFloatWeights(Pass):
             if _is_taken_for_integer(node):
                 value = node.input(0)
                 assert value is not None and value.producer is not None
-                graph.set_input(node, 0, _by_channel(graph, value))
+                node.set_input(0, _by_channel(graph, value))
                 remove_unused(graph, [value.producer])
                 kept += 1
         return kept

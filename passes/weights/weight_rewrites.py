@@ -96,7 +96,7 @@ def has_float_weight(node: Node) -> bool:
 def set_weight(node: Node, slot: int, value: Value) -> None:
     """Make a node read another weight; the old one goes if nobody else reads it."""
     old = node.input(slot)
-    node.graph.set_input(node, slot, value)
+    node.set_input(slot, value)
     drop_unused([old])
 
 
@@ -142,9 +142,9 @@ def plain_gemm(node: Node) -> None:
         turned = graph.add(
             "Transpose", [x], {"perm": [1, 0]}, types=[TensorType(dtype, shape)]
         ).output
-        graph.set_input(node, 0, turned)
+        node.set_input(0, turned)
     if bias is not None:
-        graph.set_input(node, 2, _plain_bias(node, bias))
+        node.set_input(2, _plain_bias(node, bias))
         drop_unused([bias])
     for name in ("transA", "transB", "alpha", "beta"):
         if name in node.attributes:

@@ -178,7 +178,7 @@ class Swap(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         (head,) = (node for node in graph.nodes() if node.name == "head")
-        graph.set_input(head, 1, graph.values["w0"])
+        head.set_input(1, graph.values["w0"])
         return 1
 
 

@@ -104,7 +104,7 @@ def test_order_is_topological_and_otherwise_as_added() -> None:
     assert [n.name for n in graph.nodes()] == ["add", "neg", "mul"]
     # A node that comes late and is read early stands right before its first reader.
     late = graph.add("Relu", [graph.values["a"]], name="late")
-    graph.set_input(node_of(graph, "neg"), 0, late.output)
+    node_of(graph, "neg").set_input(0, late.output)
     assert [n.name for n in graph.nodes()] == ["add", "late", "neg", "mul"]
     graph.check()
 
@@ -178,7 +178,7 @@ def test_what_add_refuses_leaves_the_graph_as_it_was() -> None:
     with pytest.raises(InvariantError, match="Neg in graph 'then' cannot read 'f'"):
         inner.add("Neg", [list(graph.all_graphs())[-1].values["f"]])
     with pytest.raises(InvariantError, match="Add in graph 'g' cannot read 't'"):
-        graph.set_input(node_of(graph, "add"), 0, inner.values["t"])
+        node_of(graph, "add").set_input(0, inner.values["t"])
     with pytest.raises(InvariantError, match="subgraph 'other' of If in graph 'g'"):
         graph.add("If", [x], {"then_branch": Graph("other", outer=inner)})
     with pytest.raises(TypeError, match="no attribute type"):
@@ -223,12 +223,12 @@ def test_remove() -> None:
 def test_set_input_changes_links_and_length() -> None:
     graph = graph_of(CHAIN)
     mul, a, c = node_of(graph, "mul"), graph.values["a"], graph.values["c"]
-    graph.set_input(mul, 1, c)
+    mul.set_input(1, c)
     assert mul.inputs[1] is c and Use(mul, 1) in c.uses and Use(mul, 1) not in a.uses
-    graph.set_input(mul, 4, a)
+    mul.set_input(4, a)
     assert mul.inputs[2:] == (None, None, a)
     graph.check()
-    graph.set_input(mul, 4, None)
+    mul.set_input(4, None)
     assert mul.inputs == (graph.values["n"], c)
     graph.check()
 
@@ -430,6 +430,7 @@ def test_what_belongs_to_another_graph_is_refused_before_anything_changes() -> N
         lambda: graph.remove(unused),
         lambda: graph.set_attribute(unused, "note", 1),
         lambda: graph.rename_node(unused, "n"),
+        lambda: graph.set_constant(unused, 0, np.zeros(1)),
         lambda: graph.rename(spare, "s"),
         lambda: graph.discard(spare),
         lambda: graph.set_attribute(inner, "note", 1),
@@ -468,7 +469,7 @@ def test_copy_is_equal_and_independent() -> None:
     assert other.values["c"].data is graph.values["c"].data
     other.check()
     inner = node_of(other, "inner")
-    inner.graph.set_input(inner, 0, other.values["x"])
+    inner.set_input(0, other.values["x"])
     other.model.metadata["new"] = "1"
     other.model.opset_imports["com.acme"] = 1
     other.set_attribute(node_of(other, "if"), "note", 1)
@@ -648,14 +649,14 @@ def test_check_names_what_is_broken(case: str) -> None:
 
 def test_check_finds_a_cycle() -> None:
     graph = graph_of(CHAIN)
-    graph.set_input(node_of(graph, "add"), 0, graph.values["n"])
+    node_of(graph, "add").set_input(0, graph.values["n"])
     with pytest.raises(InvariantError, match=r"graph 'g' has a cycle through node '(add|neg)'"):
         graph.check()
 
 
 def test_cycle_through_a_subgraph() -> None:
     graph = graph_of(NESTED)
-    graph.set_input(node_of(graph, "add"), 0, graph.values["y"])
+    node_of(graph, "add").set_input(0, graph.values["y"])
     with pytest.raises(InvariantError, match="cycle"):
         graph.check()
 
@@ -691,7 +692,7 @@ def test_links_stay_right_under_any_editing(plan: list[tuple[int, int, int]]) ->
             node = after[second % len(after)]
             made = {v for v in nx.descendants(graph.networkx, node)} | {node}
             if value.producer not in made and node.op_type != "If":
-                graph.set_input(node, second % 2, value)
+                node.set_input(second % 2, value)
         elif verb == 4:
             earlier = values[second % len(values)]
             below = (

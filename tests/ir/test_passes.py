@@ -69,7 +69,7 @@ class Merge(Pass):
             value = node.inputs[0]
             first = value.producer if value is not None else None
             if node.is_op("Relu") and first is not None and first.is_op("Relu"):
-                graph.set_input(node, 0, first.inputs[0])
+                node.set_input(0, first.inputs[0])
                 graph.remove(first)
                 made += 1
         return made

@@ -256,7 +256,7 @@ def test_overridable_weight_stays() -> None:
     graph.add_input("v", TensorType(DataType.FLOAT, (2, 2))).data = Tensor(
         np.ones((2, 2), np.float32)
     )
-    graph.set_input(graph.nodes()[0], 1, graph.values["v"])
+    graph.nodes()[0].set_input(1, graph.values["v"])
     assert fuse(graph)[1] == 0
 
 

@@ -200,7 +200,7 @@ def test_nodes_in_subgraphs_are_quantized(where: str) -> None:
     if where == "inside":
         for branch in (g for g in before.all_graphs() if g.outer is not None):
             own = branch.constant(normal(32, 24, seed=5), "own")
-            branch.set_input(branch.nodes()[-1], 1, own)
+            branch.nodes()[-1].set_input(1, own)
     if where == "inside":
         before.discard(before.values["w"])
     after = quantized(QuantizeDynamic(), before, 2)

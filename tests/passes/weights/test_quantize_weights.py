@@ -402,7 +402,7 @@ def test_nodes_in_subgraphs_have_their_weights_there(owner: str) -> None:
     if owner == "branch":
         for branch in (g for g in before.all_graphs() if g.outer is not None):
             own = branch.constant(normal(96, 40, seed=5), "own")
-            branch.set_input(branch.nodes()[-1], 1, own)
+            branch.nodes()[-1].set_input(1, own)
         before.discard(before.values["w"])
         before.discard(before.values["u"])
     after = quantized(QuantizeWeights(), before, 2)
