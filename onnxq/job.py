@@ -16,7 +16,7 @@ from onnxq.bench import random_feeds
 from onnxq.data import Batch, DataLike, Dataset, read
 from onnxq.data.dataset import CALIBRATION_LIMIT
 from onnxq.errors import InputError
-from onnxq.ir import Context, Graph, load, save
+from onnxq.ir import Context, Graph, load, parse_passes, save
 from onnxq.observe import Calibrator, parse_calibrator
 from onnxq.options import Options
 from onnxq.passes.cleanup.constant_initializers import ConstantInitializers
@@ -114,6 +114,8 @@ def open_job(
     """
     recipe, target = load_recipe(options.recipe), load_target(options.target)
     calibrator = parse_calibrator(options.calibrator or recipe.calibrator)
+    for text in filter(None, (target.passes, target.finish)):
+        parse_passes(text)
     if tuple(options.methods) not in (("auto",), ("none",)):
         for method in options.methods:
             parse_tuner(method)

@@ -94,7 +94,7 @@ class Prepared:
         """Where to keep what is found out about it."""
         job = self.job
         if job.options.work_folder is None:
-            return WorkFolder(None)
+            return WorkFolder()
         basis = (job.sha256, job.digest, job.recipe.passes, *job.recipe.keep_float)
         more = (job.target.digest, self.graph.opset, job.options.constant_initializers)
         return WorkFolder(Path(job.options.work_folder), *basis, *map(str, more))

@@ -9,10 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
-import onnxruntime
-
 from onnxq.data import Dataset
 from onnxq.errors import InputError
+from onnxq.runtime import load_backend
 
 
 class Savable(Protocol):
@@ -37,7 +36,7 @@ class WorkFolder:
         basis: What every result depends on: model, data, recipe, target.
     """
 
-    def __init__(self, folder: Path | None, *basis: str) -> None:
+    def __init__(self, folder: Path | None = None, *basis: str) -> None:
         self._folder = folder
         self._basis = basis
 
@@ -55,7 +54,7 @@ class WorkFolder:
         """
         if self._folder is None:
             return make()
-        versions = [version("onnxq"), onnxruntime.__version__]
+        versions = [version("onnxq"), load_backend("onnxruntime").version]
         key = json.dumps([versions, self._basis, depends], sort_keys=True, default=str)
         name = f"{stage}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         path = self._folder / name
@@ -83,5 +82,7 @@ def data_digest(data: Dataset) -> str:
         for name in sorted(batch.feeds):
             array = batch.feeds[name]
             digest.update(f"{name}{array.dtype}{array.shape}{batch.valid}".encode())
-            digest.update(array.tobytes())
+            # Arrays of objects, such as texts, hold pointers.
+            plain = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
+            digest.update(plain)
     return digest.hexdigest()

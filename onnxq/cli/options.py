@@ -179,6 +179,8 @@ def _read_files(given: Mapping[str, Any]) -> Iterator[str]:
     for key in ("float", "candidate", "data", "eval", "recipe", "plan", "costs"):
         if given.get(key):
             yield given[key]
+    if str(given.get("target", "")).endswith(".toml"):
+        yield given["target"]
     yield from given.get("models") or ()
     yield from given.get("diff") or ()
 

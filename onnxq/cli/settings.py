@@ -67,8 +67,9 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         default="auto",
-        metavar="T",
-        help=f"where it is to run: auto, {', '.join(available_targets())} (default auto)",
+        metavar="NAME|FILE",
+        help=f"where it is to run: auto, {', '.join(available_targets())}, or a .toml file "
+        "(default auto)",
     )
 
 

@@ -115,7 +115,7 @@ def measure_costs(
             [protos[name] for name in missing], feeds, provider=provider, threads=threads
         )
         for name, times in zip(missing, profiles, strict=True):
-            found[name] = _by_node(graph, times)
+            found[name] = _by_node(graph, times) or _shared_out(nodes, placed, name, times)
             known.put(keys[name], found[name] or {})
     costs = {
         name: {p: (times or {}).get(name, 0.0) for p, times in found.items()}
@@ -181,6 +181,15 @@ def _elements(value: Value | None) -> float:
 
 def _signature(here: Mapping[str, str], *what: str) -> str:
     return json.dumps([dict(here), *what], sort_keys=True)
+
+
+def _shared_out(
+    nodes: Sequence[Node], placed: Placement, precision: str, times: Sequence[NodeTime]
+) -> dict[str, float]:
+    """Milliseconds of a model whose nodes a provider compiles into one, by what they multiply."""
+    work = {n: c[precision] for n, c in flops_costs(nodes, placed, [precision]).nodes.items()}
+    share = sum(time.ms for time in times) / (sum(work.values()) or 1.0)
+    return {name: amount * share for name, amount in work.items()}
 
 
 def _by_node(graph: Graph, times: Sequence[NodeTime]) -> dict[str, float]:

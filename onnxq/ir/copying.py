@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import networkx as nx
 
@@ -138,8 +139,10 @@ def _between(
     graph: Graph, inputs: list[Value], outputs: list[Value]
 ) -> tuple[set[Node], set[Value]]:
     """The nodes needed to compute ``outputs`` from ``inputs``, and every value they touch."""
-    known, made = set(inputs), nx.reverse_view(graph.networkx)
-    unknown = nx.subgraph_view(
+    # The stubs know neither views of multigraphs nor their keys.
+    made: Any = nx.reverse_view(graph.networkx)  # type: ignore[type-var]
+    known = set(inputs)
+    unknown: Any = nx.subgraph_view(
         made, filter_edge=lambda _reader, _maker, use: use.node.input(use.slot) not in known
     )
     ends = [v.producer for v in outputs if v not in known and v.producer in graph]
