@@ -142,9 +142,11 @@ def _between(
     # The stubs know neither views of multigraphs nor their keys.
     made: Any = nx.reverse_view(graph.networkx)  # type: ignore[type-var]
     known = set(inputs)
-    unknown: Any = nx.subgraph_view(
-        made, filter_edge=lambda _reader, _maker, use: use.node.input(use.slot) not in known
-    )
+
+    def is_unknown(_reader: Node, _maker: Node, use: Any) -> bool:
+        return use.node.input(use.slot) not in known
+
+    unknown: Any = nx.subgraph_view(made, filter_edge=is_unknown)
     ends = [v.producer for v in outputs if v not in known and v.producer in graph]
     nodes = {node for layer in nx.bfs_layers(unknown, ends) for node in layer}
     values = {*outputs, *(v for node in nodes for v in reads(node))}
