@@ -34,10 +34,8 @@ def ternary(
     The best scale for a set of weights that are not 0 is the mean of their magnitudes, and the
     best set of each size holds the largest magnitudes, so that the threshold `d` of the least
     squared error is the one with the largest `sum(|w| > d: |w|)**2 / count(|w| > d)` (Li and Liu,
-    "Ternary Weight Networks", 2016, equations 4 and 5).
-
-    Here it is that maximum over all magnitudes, in order. Every weight then lies nearest to its own
-    value, so that `quantize` gives the same values.
+    "Ternary Weight Networks", 2016, equations 4 and 5). It is sought over all magnitudes, in order.
+    Every weight then lies nearest to its own value, so that `quantize` gives the same values.
 
     Groups of only zeros take the smallest scale of the others. Scales are at least MIN_SCALE.
 

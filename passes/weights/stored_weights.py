@@ -160,7 +160,9 @@ class WeightStore:
         Raises:
             CannotStoreError: the weight has infinite or NaN values, or does not suit the format.
         """
-        key = (weight, layout, graph, owner)
+        # Without the values, which would be kept until all weights are stored.
+        tuned = layout.tuned and replace(layout.tuned, values=None)
+        key = (weight, replace(layout, tuned=tuned), graph, owner)
         if key not in self._stored:
             assert weight.data is not None
             values, scale, zero_point, qparams = _arranged(weight.data, layout, weight.name)
