@@ -19,9 +19,7 @@ Tuned = Mapping[str, Mapping[str, np.ndarray]]
 def to_bytes(tuned: Tuned) -> bytes:
     """The file's bytes; the same tensors give the same bytes."""
     tensors = {
-        f"{what}:{node}": np.ascontiguousarray(
-            array.astype(_KNOWN.get(array.dtype.name, array.dtype))
-        )
+        f"{what}:{node}": np.ascontiguousarray(_known(array))
         for node, own in sorted(tuned.items())
         for what, array in sorted(own.items())
     }
