@@ -117,7 +117,9 @@ def random_feeds(
     feeds = {}
     for spec in specs:
         if spec.dtype is None or spec.shape is None or spec.dtype.kind in "OUS":
-            raise InputError(f"there are no random values for the input {spec}; give samples")
+            raise InputError(
+                f"there are no random values for the input {spec}; give samples with --data"
+            )
         shape = [
             d if isinstance(d, int) else (batch_size if axis == 0 else OPEN_DIMENSION)
             for axis, d in enumerate(spec.shape)

@@ -20,9 +20,9 @@ from onnxq.observe import Ranges
 from onnxq.options import Options
 from onnxq.passes.cleanup.constant_initializers import ConstantInitializers
 from onnxq.plan import Assignment, Plan, assign, pareto_front
-from onnxq.plan.apply import apply, float_graph, needed_opset
+from onnxq.plan.apply import apply, float_graph, parsed
 from onnxq.plan.assignment import Objective
-from onnxq.precision import FLOAT, parse_precision
+from onnxq.precision import FLOAT
 from onnxq.prepare import find_ranges as ranges_of
 from onnxq.prepare import observed, prepare
 from onnxq.progress import SILENT, Progress
@@ -288,21 +288,22 @@ def apply_plan(
 
 def _applied(source: Graph, plan: Plan, progress: Progress, debug: int) -> Graph:
     target, ctx = load_target(plan.target), Context(debug)
-    opset = max(plan.opset, needed_opset(plan.precisions().values(), target))
+    wanted = parsed(plan.precisions())
+    opset = max([plan.opset, *(p.needed_opset(target) for p in wanted.values())])
     graph, _ = float_graph(source, plan.passes, target, opset, ctx, progress)
     # Plans are made on copies, which list their values in another order.
     graph = graph.copy()
     progress.stage("quantizing")
     apply(graph, plan, target, ctx)
-    precisions, by_hand = plan.precisions(), set(plan.by_hand())
+    by_hand = set(plan.by_hand())
     for layer in describe(graph):
-        wanted = precisions.get(layer.node, FLOAT)
-        is_kept = wanted == FLOAT or layer.precision == parse_precision(wanted).described
-        if layer.node in by_hand and not is_kept:
-            raise InputError(
-                f"the node '{layer.node}' cannot have the precision '{wanted}' that the plan gives "
-                f"it by hand: {layer.op_type} comes out as {layer.precision}"
-            )
+        precision = wanted[layer.node] if layer.node in by_hand else None
+        if precision is None or layer.precision == precision.described or precision.name == FLOAT:
+            continue
+        raise InputError(
+            f"the node '{layer.node}' cannot have the precision '{precision}' that the plan gives "
+            f"it by hand: {layer.op_type} comes out as {layer.precision}"
+        )
     return graph
 
 
