@@ -156,6 +156,13 @@ def test_a_folder_in_the_place_of_a_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=f"'{name}' in it is a folder"):
         check_folder(tmp_path)
+    with pytest.raises(InputError, match=f"{name}.*is a folder"):
+        write_report(a_report(), tmp_path)
+
+
+def test_only_files_that_are_to_be_written_can_be_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "report.json").mkdir()
+    check_folder(tmp_path, ("sensitivity.html",))
 
 
 def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

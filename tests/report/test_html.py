@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -183,6 +182,12 @@ def test_every_gate_layer_output_pass_and_model_has_a_row() -> None:
     assert ["insert-qdq", "2", "250 ms"] in rows
     assert ["float", "m.onnx", "7", "17", "aa"] in rows
     assert ["candidate", "q.onnx", "19", "17", "bb"] in rows
+
+
+def test_every_gate_that_limits_the_drop_is_drawn() -> None:
+    gates = ("drop<0.02", "drop<=0.03", "drop>=-0.04", "sqnr<=0.05")
+    page = Page(to_html(a_report(gates=tuple(GateFacts(expr, 0.0, True) for expr in gates))))
+    assert re.findall("allowed: (.*?) points", page.text) == ["2.00", "3.00"]
 
 
 def test_candidates_of_a_search_and_notes() -> None:
