@@ -9,7 +9,8 @@ from onnxq.cli import options
 from onnxq.cli.terminal import progress, show, write_json
 from onnxq.comparison import compare
 from onnxq.ir.save import check_writable
-from onnxq.report import check_folder, to_text, write_junit, write_report
+from onnxq.ir.textfile import write_text
+from onnxq.report import check_folder, to_junit, to_text, write_report
 from onnxq.verify import QUANTITIES, Gate
 
 HELP = "compare a candidate with the float model: metric, outputs, layers, size, latency"
@@ -78,7 +79,7 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.report:
         write_report(report, Path(parsed.report))
     if parsed.junit:
-        write_junit(report, Path(parsed.junit))
+        write_text(Path(parsed.junit), to_junit(report))
     write_json(parsed, report.to_dict())
     show(parsed, to_text(report, layers=True))
     return options.EXIT_OK if report.passed else options.EXIT_GATE

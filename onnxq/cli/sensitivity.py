@@ -14,8 +14,8 @@ from onnxq.cli.terminal import progress, show, write_json
 from onnxq.ir.save import check_writable
 from onnxq.planning import find_sensitivity
 from onnxq.report import words
-from onnxq.report.folder import check_writable_in, make_folder
-from onnxq.report.sensitivity import HTML_NAME, write_html
+from onnxq.report.folder import check_folder, write_texts
+from onnxq.report.sensitivity import HTML_NAME, to_html
 from onnxq.report.text import grid
 from onnxq.sensitivity import Sensitivity
 from onnxq.sensitivity.loss import PROXIES
@@ -63,7 +63,7 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.output:
         check_writable(Path(parsed.output))
     if parsed.report:
-        check_writable_in(Path(parsed.report), (HTML_NAME,))
+        check_folder(Path(parsed.report), (HTML_NAME,))
     with progress(parsed) as stages:
         found = find_sensitivity(
             parsed.model,
@@ -76,10 +76,8 @@ def run(parsed: argparse.Namespace) -> int:
         found.save(parsed.output)
         endings.append(f"Wrote {parsed.output}.")
     if parsed.report:
-        make_folder(Path(parsed.report))
-        page = Path(parsed.report) / HTML_NAME
-        write_html(found, page, parsed.model)
-        endings.append(f"The report is in {page}.")
+        write_texts(Path(parsed.report), {HTML_NAME: to_html(found, parsed.model)})
+        endings.append(f"The report is in {Path(parsed.report) / HTML_NAME}.")
     write_json(parsed, {**found.to_dict(), "model": parsed.model, "output": parsed.output})
     show(parsed, _tables(found), " ".join(endings))
     return options.EXIT_OK
