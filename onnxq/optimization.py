@@ -115,8 +115,8 @@ def _check(job: Job) -> None:
     """Refuse before long work what cannot be measured."""
     held_out, options, missing = job.held_out, job.options, job.missing_provider()
     if held_out is None:
-        # Says that one sample is too few.
-        job.samples.split(options.seed)
+        # Says that there are too few samples.
+        job.samples.split(options.seed, options.samples)
     elif choose_metric(options.metric, held_out.has_labels, held_out.labels_ndim) is None:
         promise(None, options)
     if missing and job.recipe.is_search:

@@ -14,7 +14,7 @@ from onnxq.ir import Graph, Node, PassRecord
 from onnxq.job import Job
 from onnxq.needs import Need, RangeOf
 from onnxq.observe import Ranges, calibrate
-from onnxq.passes.notes import BY_REQUEST, OVERRIDABLE, node_name
+from onnxq.passes.notes import BY_REQUEST, OVERRIDABLE, UNRELATED, Reason, node_name
 from onnxq.passes.static.placement import (
     Placement,
     known_range,
@@ -38,6 +38,7 @@ class Prepared:
         records: What the float passes did.
         placed: Where static integers can go, with all quantized that can be.
         choices: Precisions that each node can have beside float, by the node's name.
+        refusals: Why a node that one might expect to can have none of them.
         pinned: Precisions set by hand, by the node's name.
         ranges: Ranges of the tensors that static integers need; None until they were observed.
         tunings: What tuners computed so far, by node and precision.
@@ -48,6 +49,7 @@ class Prepared:
     records: tuple[PassRecord, ...]
     placed: Placement
     choices: Mapping[str, tuple[str, ...]]
+    refusals: Mapping[str, Reason]
     pinned: Mapping[str, str]
     ranges: Ranges | None = None
     tunings: dict[tuple[str, str], Any] = field(default_factory=dict, compare=False)
@@ -117,7 +119,7 @@ def prepare(job: Job) -> Prepared:
     placed = Placement()
     if any(parse_precision(text).is_static for text in wanted):
         placed = place(graph, job.target, frozenset(job.recipe.keep_float))
-    return _with_choices(Prepared(job, graph, tuple(records), placed, {}, {}))
+    return _with_choices(Prepared(job, graph, tuple(records), placed, {}, {}, {}))
 
 
 def find_ranges(prepared: Prepared, *, histograms: bool = False) -> Ranges:
@@ -191,12 +193,10 @@ def _with_choices(prepared: Prepared) -> Prepared:
                 "name; `onnxq rewrite` writes the model in which to look it up"
             )
     choices: dict[str, tuple[str, ...]] = {}
-    reasons: Counter[str] = Counter()
+    refusals: dict[str, Reason] = {}
+    computing: list[Reason] = []
     for node in graph.nodes() if job.recipe.is_search else graph.all_nodes():
         name = node_name(node)
-        if name in keep:
-            reasons[BY_REQUEST.text] += _computes(node, job.target)
-            continue
         asked = [p.precision for p in job.pins if fnmatch.fnmatchcase(name, p.nodes)][-1:]
         if node in placed.nodes and placed.nodes[node].role != "compute":
             # What follows may go along with what was pinned.
@@ -206,13 +206,17 @@ def _with_choices(prepared: Prepared) -> Prepared:
             for text in dict.fromkeys([*job.precisions, *asked])
         }
         found = tuple(text for text, reason in refused.items() if not reason and text != FLOAT)
-        if found:
+        reason = BY_REQUEST if name in keep else next(filter(None, refused.values()), None)
+        if found and name not in keep:
             choices[name] = found
-        elif _computes(node, job.target):
-            reasons[next(iter(refused.values()))] += 1
+        elif reason is not None and reason.kind != UNRELATED:
+            refusals[name] = reason
+            computing += [reason] * _computes(node, job.target)
     if not choices:
-        raise NothingToQuantizeError(f"nothing in the model can be quantized: {_why(reasons, job)}")
-    return replace(prepared, choices=choices, pinned=_pinned(job.pins, choices))
+        why = _why(computing, job.target)
+        raise NothingToQuantizeError(f"nothing in the model can be quantized: {why}")
+    pinned = _pinned(job.pins, choices)
+    return replace(prepared, choices=choices, refusals=refusals, pinned=pinned)
 
 
 def _pinned(pins: Sequence[Pin], choices: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -245,12 +249,11 @@ def _computes(node: Node, target: Target) -> bool:
     return rule is not None and rule.role == "compute"
 
 
-def _why(reasons: Counter[str], job: Job) -> str:
+def _why(reasons: Sequence[Reason], target: Target) -> str:
     """Why nothing can be quantized, in the words of most of the operators that compute."""
     if not reasons:
-        computing = sorted(n for n, r in job.target.operators.items() if r.role == "compute")
+        computing = sorted(n for n, r in target.operators.items() if r.role == "compute")
         return f"it has no {', '.join(computing)} outside of subgraphs and functions"
-    reason = reasons.most_common(1)[0][0]
-    if reason == OVERRIDABLE.text:
-        reason += "; if none does, add --constant-initializers"
-    return reason
+    reason = Counter(reasons).most_common(1)[0][0]
+    more = "; if none does, add --constant-initializers" if reason == OVERRIDABLE else ""
+    return f"{reason.text}{more}"

@@ -9,10 +9,10 @@ from pathlib import Path
 from onnxq.cost import Costs, Measurements, flops_costs, measure_costs, size_costs
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, PassRecord
-from onnxq.passes.notes import BY_REQUEST, node_name
+from onnxq.passes.notes import node_name
 from onnxq.plan import Assignment, Plan, PlanNode, Problem, build_problem, plan_nodes
 from onnxq.plan.apply import apply, apply_precisions
-from onnxq.precision import FLOAT, Given
+from onnxq.precision import FLOAT, Given, parse_precision
 from onnxq.prepare import Prepared
 from onnxq.sensitivity import Sensitivity, analyse
 from onnxq.tuning import tune
@@ -92,7 +92,7 @@ def plan_of(prepared: Prepared, nodes: Sequence[PlanNode]) -> Plan:
 
 def uniform_plan(prepared: Prepared, precision: str) -> Plan:
     """The plan of a recipe: every node that can have a precision has it, pins respected."""
-    nodes = []
+    nodes, is_static = [], parse_precision(precision).is_static
     named = {node_name(node): node for node in prepared.graph.all_nodes()}
     for name, node in named.items():
         own = prepared.choices.get(name, ())
@@ -100,8 +100,9 @@ def uniform_plan(prepared: Prepared, precision: str) -> Plan:
             nodes.append(PlanNode(name, node.op_type, prepared.pinned[name], pinned=True))
         elif precision in own:
             nodes.append(PlanNode(name, node.op_type, precision))
-        elif name in prepared.job.recipe.keep_float:
-            nodes.append(PlanNode(name, node.op_type, FLOAT, BY_REQUEST.text))
+        elif name in prepared.refusals and not is_static:
+            # What static integers leave out, their pass notes itself.
+            nodes.append(PlanNode(name, node.op_type, FLOAT, prepared.refusals[name].text))
     return plan_of(prepared, nodes)
 
 

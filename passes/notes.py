@@ -31,13 +31,16 @@ class Reason:
             ``overridable`` (a weight that is not constant, could be made so, or may be given by
             callers), ``type``, ``shape``, ``attribute``, ``opset``, ``range`` (of activations),
             ``finite``, ``overflow`` and ``vanish`` (of constants), ``neighbours`` (what stands
-            around it), ``runtime`` (a defect of runtimes), ``slow``.
+            around it), ``runtime`` (a defect of runtimes), ``slow``; `UNRELATED`.
         text: One clause for readers, and for the model's metadata.
     """
 
     kind: str
     text: str
 
+
+UNRELATED = "unrelated"
+"""Kind of the reason of nodes that nobody would expect to be quantized so."""
 
 OVERRIDABLE = Reason("overridable", "its weight is also an input, which callers may override")
 """Reason that the pass constant-initializers does away with."""

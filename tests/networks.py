@@ -104,7 +104,7 @@ def choices(scene: Scene, *precisions: str) -> dict[str, tuple[str, ...]]:
     graph = next(iter(scene.placed.nodes)).graph
     found = {
         node.name: tuple(
-            p for p in precisions if not parse_precision(p).refusal(node, scene.placed)
+            p for p in precisions if parse_precision(p).refusal(node, scene.placed) is None
         )
         for node in graph.nodes()
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxq.ir import Graph, Node, Pass
+from onnxq.passes.notes import Reason
 from onnxq.passes.static.placement import Placement
 from onnxq.precision.precision import Given, Precision
 from onnxq.targets import Target
@@ -19,9 +20,9 @@ class Float32(Precision):
     name: ClassVar[str] = "float32"
     description: ClassVar[str] = "as it is"
 
-    def refusal(self, node: Node, placed: Placement) -> str:
+    def refusal(self, node: Node, placed: Placement) -> Reason | None:
         """See `Precision`."""
-        return ""
+        return None
 
     def passes(self, graph: Graph, nodes: Mapping[str, Precision], given: Given) -> Sequence[Pass]:
         """See `Precision`."""

@@ -8,12 +8,12 @@ from typing import ClassVar
 
 from onnxq.ir import Graph, Node, Pass
 from onnxq.passes.halves.convert_float import ConvertFloat
-from onnxq.passes.notes import Reason
+from onnxq.passes.notes import UNRELATED, Reason
 from onnxq.passes.static.placement import Placement
 from onnxq.precision.precision import Given, Precision
 from onnxq.targets import Target
 
-NO_FLOATS = Reason("type", "it computes on no float32")
+_NO_FLOATS = Reason(UNRELATED, "it computes on no float32")
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,10 @@ class Halves(Precision):
     activation_bits: ClassVar[int] = 16
     relative_time: ClassVar[float] = 0.5
 
-    def refusal(self, node: Node, placed: Placement) -> str:
+    def refusal(self, node: Node, placed: Placement) -> Reason | None:
         """See `Precision`."""
         conversion = ConvertFloat(format=self.name)
-        reason = conversion.reason(node) if conversion.takes(node) else NO_FLOATS
-        return "" if reason is None else reason.text
+        return conversion.reason(node) if conversion.takes(node) else _NO_FLOATS
 
     def passes(self, graph: Graph, nodes: Mapping[str, Precision], given: Given) -> Sequence[Pass]:
         """See `Precision`."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from onnxq.ir import Graph, Node, Pass
 from onnxq.passes.layout.unflatten_gemm import UnflattenGemm
+from onnxq.passes.notes import Reason
 from onnxq.passes.static.placement import Placement
 from onnxq.passes.weights.quantize_dynamic import QuantizeDynamic
 from onnxq.precision.parts import DynamicActivations, Part, Weights8
@@ -36,10 +37,9 @@ class Int8Dynamic(Precision):
     convolutions: bool = False
     contrib: bool = False
 
-    def refusal(self, node: Node, placed: Placement) -> str:
+    def refusal(self, node: Node, placed: Placement) -> Reason | None:
         """See `Precision`."""
-        reason = self._pass().reason(node)
-        return "" if reason is None else reason.text
+        return self._pass().reason(node)
 
     def passes(self, graph: Graph, nodes: Mapping[str, Precision], given: Given) -> Sequence[Pass]:
         """See `Precision`."""

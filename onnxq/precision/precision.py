@@ -14,6 +14,7 @@ import numpy as np
 from onnxq.errors import InputError
 from onnxq.ir import Graph, Node, Pass
 from onnxq.needs import Need
+from onnxq.passes.notes import Reason
 from onnxq.passes.static.placement import Placement
 from onnxq.precision.parts import Part
 from onnxq.registry import from_form, kinds_in, to_form
@@ -70,8 +71,8 @@ class Precision(ABC):
     tuner: ClassVar[str] = ""
 
     @abstractmethod
-    def refusal(self, node: Node, placed: Placement) -> str:
-        """Why a node cannot have it; empty if it can.
+    def refusal(self, node: Node, placed: Placement) -> Reason | None:
+        """Why a node cannot have it, `UNRELATED` where nobody would expect it to.
 
         ``placed`` says where static integers can go.
         """

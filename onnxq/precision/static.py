@@ -8,11 +8,14 @@ from typing import ClassVar
 
 from onnxq.ir import Graph, Node, Pass
 from onnxq.needs import Need, RangeOf
+from onnxq.passes.notes import UNRELATED, Reason
 from onnxq.passes.static.insert_qdq import InsertQdq
 from onnxq.passes.static.placement import Placement
 from onnxq.precision.parts import Part, StaticActivations, Weights8
 from onnxq.precision.precision import Bounds, Given, Precision
 from onnxq.targets import Target
+
+_CLIPS = Reason(UNRELATED, "it goes with the node whose result it clips")
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,12 @@ class Static(Precision):
     weight_bits: ClassVar[float] = 8
     is_static: ClassVar[bool] = True
 
-    def refusal(self, node: Node, placed: Placement) -> str:
+    def refusal(self, node: Node, placed: Placement) -> Reason | None:
         """See `Precision`: operators that clip go with the node whose result they clip."""
         rule = placed.nodes.get(node)
         if rule is not None and rule.role != "absorb":
-            return ""
-        reason = placed.left_in_float.get(node)
-        return "it goes with the node whose result it clips" if reason is None else reason.text
+            return None
+        return placed.left_in_float.get(node, _CLIPS)
 
     def passes(self, graph: Graph, nodes: Mapping[str, Precision], given: Given) -> Sequence[Pass]:
         """See `Precision`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from onnxq.ir import Context, Graph, Node, Pass
+from onnxq.passes.notes import Reason
 from onnxq.passes.static.placement import Placement
 from onnxq.passes.weights.quantize_weights import QuantizeWeights
 from onnxq.precision.parts import Part, Scene, twin
@@ -47,10 +48,9 @@ class StoredWeights(Precision):
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         return QuantizeWeights(format=self.format, **own, **options)
 
-    def refusal(self, node: Node, placed: Placement) -> str:
+    def refusal(self, node: Node, placed: Placement) -> Reason | None:
         """See `Precision`."""
-        reason = self.quantizing().reason(node)
-        return "" if reason is None else reason.text
+        return self.quantizing().reason(node)
 
     @property
     def described(self) -> str:

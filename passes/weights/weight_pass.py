@@ -164,7 +164,7 @@ class Rewriter(ABC):
     def plan(self, node: Node) -> Rewrite | Reason:
         """How a node is rewritten, or why it is not; changes nothing."""
         if not self.takes(node):
-            return Reason("operator", f"{self._name} is not for it")
+            return Reason(UNRELATED, f"{self._name} is not for it")
         if node_name(node) in self._keep_float:
             return BY_REQUEST
         return self._handlers[node.op_type](node)
