@@ -9,7 +9,7 @@ from pathlib import Path
 from onnxq.cost import Costs, Measurements, flops_costs, measure_costs, size_costs
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, PassRecord
-from onnxq.passes.notes import node_name
+from onnxq.passes.notes import BY_REQUEST, node_name
 from onnxq.plan import Assignment, Plan, PlanNode, Problem, build_problem, plan_nodes
 from onnxq.plan.apply import apply, apply_precisions
 from onnxq.precision import FLOAT, Given, parse_precision
@@ -100,9 +100,9 @@ def uniform_plan(prepared: Prepared, precision: str) -> Plan:
             nodes.append(PlanNode(name, node.op_type, prepared.pinned[name], pinned=True))
         elif precision in own:
             nodes.append(PlanNode(name, node.op_type, precision))
-        elif name in prepared.refusals and not is_static:
-            # What static integers leave out, their pass notes itself.
-            nodes.append(PlanNode(name, node.op_type, FLOAT, prepared.refusals[name].text))
+        elif (reason := prepared.refusals.get(name)) and not (is_static and reason != BY_REQUEST):
+            # What else static integers leave out, their pass notes itself.
+            nodes.append(PlanNode(name, node.op_type, FLOAT, reason.text))
     return plan_of(prepared, nodes)
 
 

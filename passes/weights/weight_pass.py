@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, Node, Numerics, Pass
-from onnxq.passes.notes import BY_REQUEST, Reason, node_name, note_left_in_float
+from onnxq.passes.notes import BY_REQUEST, UNRELATED, Reason, node_name, note_left_in_float
 from onnxq.passes.tuned import RECURRENCE, Tuned, tuned_weight
 from onnxq.passes.weights.stored_weights import (
     CannotStoreError,
