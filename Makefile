@@ -1,32 +1,51 @@
-# Every target prepares .venv first; a fresh machine needs only Python and make.
+# Every target prepares the environment it needs; a fresh machine needs only Python and make.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test slow lint clean
+# Exact versions of all that is installed, build tools included; `make constraints` writes them.
+PINNED := constraints/pinned.txt
+OLDEST := constraints/oldest.txt
+
+PIP := -m pip install --quiet --disable-pip-version-check
+# Constraints as variables hold for the environments that pip builds packages in, too.
+held_to = PIP_CONSTRAINT=$(1) PIP_BUILD_CONSTRAINT=$(1)
+resolve = echo "setuptools>=77" | UV_CUSTOM_COMPILE_COMMAND="make constraints" \
+	$(BIN)/uv pip compile pyproject.toml - --quiet --upgrade \
+	--universal --python-version 3.11 --no-annotate
+
+.PHONY: help demo test slow lint compat oldest newest constraints clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   quantize models/digits_resnet.onnx and compare it with the float model"
-	@echo "make test   the tests, with coverage"
-	@echo "make slow   the tests marked slow (those on a model corpus need ONNXQ_CORPUS)"
-	@echo "make lint   ruff and mypy"
-	@echo "make clean  remove the environment, the caches and everything built"
+	@echo "make demo         quantize models/digits_resnet.onnx and compare it with the float model"
+	@echo "make test         the tests, with coverage"
+	@echo "make slow         the tests marked slow (those on a model corpus need ONNXQ_CORPUS)"
+	@echo "make lint         ruff and mypy"
+	@echo "make oldest       the tests with the oldest dependencies that pyproject.toml allows"
+	@echo "make newest       the tests with the newest ones there are"
+	@echo "make compat       both"
+	@echo "make constraints  write the versions that all but 'newest' install, in constraints/"
+	@echo "make clean        remove the environments, the caches and everything built"
 
-$(BIN)/python:
+%/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || \
 	{ echo "onnxq needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is not one:" \
 	"name one with 'make PYTHON=python3.12 ...'." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $*
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+$(VENV)/.installed: pyproject.toml $(PINNED) | $(BIN)/python
+	$(call held_to,$(PINNED)) $(BIN)/python $(PIP) --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,lint]"
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(call held_to,$(PINNED)) $(BIN)/python $(PIP) --editable ".[test,lint]"
+	@touch $@
+
+$(VENV)-oldest/.installed: pyproject.toml $(OLDEST) | $(VENV)-oldest/bin/python
+	$(call held_to,$(OLDEST)) $(VENV)-oldest/bin/python $(PIP) --editable ".[test]"
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -45,7 +64,23 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+compat: oldest newest
+
+oldest: $(VENV)-oldest/.installed
+	$(VENV)-oldest/bin/python -m pytest -n auto
+
+# Nothing holds this one, so it is brought up to date each time.
+newest: | $(VENV)-newest/bin/python
+	$(VENV)-newest/bin/python $(PIP) --upgrade --upgrade-strategy eager --editable ".[test]"
+	$(VENV)-newest/bin/python -m pip --disable-pip-version-check list
+	$(VENV)-newest/bin/python -m pytest -n auto
+
+constraints: | $(BIN)/python
+	$(BIN)/python $(PIP) --upgrade uv
+	$(resolve) --extra test --extra lint --output-file $(PINNED)
+	$(resolve) --extra test --resolution lowest-direct --output-file $(OLDEST)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .coverage htmlcov .hypothesis
-	rm -rf .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist *.egg-info .coverage htmlcov
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,11 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnxruntime
+import pytest
 
 from onnxq.ir import Attribute, DataType, Graph, Node, Tensor, TensorType, Value, to_proto
 from onnxq.runtime import Session
 
 Feeds = Mapping[str, np.ndarray]
+
+RUNTIME = tuple(int(number) for number in onnxruntime.__version__.split(".")[:2])
+"""Version of onnxruntime, for tests that state what it does with a model."""
+
+OPSET_26 = pytest.param(
+    26, marks=pytest.mark.skipif(RUNTIME < (1, 25), reason="onnxruntime 1.24 ends at opset 25")
+)
 
 
 def run(graph: Graph, feeds: Feeds) -> dict[str, Any]:

@@ -21,11 +21,11 @@ class KeepFloatWeights(Pass):
     """Let a float operator between integers read its activation through scales for each channel.
 
     Where a Conv, ConvTranspose or Gemm reads a DequantizeLinear and gives to a QuantizeLinear,
-    onnxruntime (1.31) takes it for one whose weight somebody forgot: at session start it quantizes
-    the weight to int8 with a single scale and runs the integer kernel. An operator that a plan or
-    a recipe left in float, because 8 bits are too few for it, would get fewer than that. It does so
-    only behind a DequantizeLinear with one scale, so the operator gets one of its own, whose scale
-    and zero-point are the same numbers, repeated for each channel: the same values.
+    onnxruntime (1.24 to 1.32) takes it for one whose weight somebody forgot: at session start it
+    quantizes the weight to int8 with a single scale and runs the integer kernel. An operator that a
+    plan or a recipe left in float, because 8 bits are too few for it, would get fewer than that. It
+    does so only behind a DequantizeLinear with one scale, so the operator gets one of its own,
+    whose scale and zero-point are the same numbers, repeated for each channel: the same values.
 
     Rewritten, from opset 13 on: the activation of such an operator with a constant float32 weight,
     where the axis 1 of the activation has a known size.

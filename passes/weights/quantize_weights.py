@@ -45,7 +45,8 @@ class QuantizeWeights(WeightPass):
     No data is needed. Weights of products are stored as [inputs, outputs], whatever
     transposes the model has, and in blocks along the inputs: that is the form onnxruntime fuses to
     MatMulNBits, which computes with 8-bit activations by itself (session option
-    ``session.qdq_matmulnbits_accuracy_level``: 4 by default, 0 computes in float).
+    ``session.qdq_matmulnbits_accuracy_level``: 4 by default, 0 computes in float): from 1.25 on
+    integers of 2, 4 and 8 bits, in 1.24 blocks of 4 bits before a MatMul.
 
     Rewritten, in subgraphs too, to standard ONNX:
 
@@ -61,7 +62,8 @@ class QuantizeWeights(WeightPass):
       bits, but all of the table is restored each time, 100 to 500 times slower.
 
     With ``operators="contrib"`` products become MatMulNBits and gathers GatherBlockQuantized where
-    format and block size allow; only onnxruntime runs these.
+    format and block size allow; only onnxruntime runs these. Before 1.27 its GatherBlockQuantized
+    refuses 2 bits and misreads zero-points of 4 bits.
 
     Measured with a 1024 x 1024 weight on one thread, times as fast as float with 1 row and with
     128 rows (standard and contrib alike, where both exist):
@@ -86,12 +88,12 @@ class QuantizeWeights(WeightPass):
     Left in float, each with its reason in the model's metadata: weights that are not constant, are
     overridable, not float32 or have infinite or NaN values, or are read in several graphs
     (onnxruntime fails to load what it fuses then), a MatMul whose weight is its first input, and
-    products with 2-bit weights whose number of outputs is no multiple of 4: what onnxruntime 1.31
-    fuses there reads beyond the weights and gives other garbage each time.
+    products with 2-bit weights whose number of outputs is no multiple of 4: what onnxruntime
+    (1.25 to 1.32) fuses there reads beyond the weights and gives other garbage each time.
     A node whose weight comes from a DequantizeLinear already is left as it is.
 
-    A weight that several operators read in one form is stored once. onnxruntime does not fuse
-    such ones, nor any that share a scale: ``copies`` stores one for each operator instead.
+    A weight that several operators read in one form is stored once. onnxruntime does not fuse such
+    ones from 1.27 on, nor any that share a scale: ``copies`` stores one for each operator instead.
 
     Large weights are quantized slice by slice and wait in a temporary file to be saved: a model of
     4 GB takes 0.5 GB of memory and 2.4 to 3.1 times the processor time of copying its file, in two

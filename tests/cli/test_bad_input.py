@@ -12,6 +12,7 @@ from onnx import helper
 
 from tests.cli.conftest import Command
 from tests.cli.models import SAMPLES, Case, classifier, images
+from tests.helpers import RUNTIME
 
 
 @pytest.fixture
@@ -126,7 +127,8 @@ def test_a_model_with_a_wrong_shape(refuse, tmp_path: Path) -> None:
     model.graph.initializer[5].raw_data = bytes(5 * 9 * 4)
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
-    refuse(str(path), model=path)
+    # Before 1.28 onnxruntime finds out when it runs the model, in a file of our own.
+    refuse(str(path) if RUNTIME >= (1, 28) else "Gemm", model=path)
 
 
 def test_a_model_whose_external_data_is_gone(refuse, tmp_path: Path) -> None:

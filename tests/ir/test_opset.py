@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxq.errors import InputError
 from onnxq.ir import Graph, Tensor, load, raise_opset, to_proto
 from onnxq.runtime import Session
-from tests.helpers import assert_same_outputs, random_feeds, run
+from tests.helpers import OPSET_26, assert_same_outputs, random_feeds, run
 
 
 def _text(opset: int, interface: str, nodes: str, constants: str = "", more: str = "") -> Graph:
@@ -65,7 +65,7 @@ CHANGED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("version", [11, 13, 19, 21, 26])
+@pytest.mark.parametrize("version", [11, 13, 19, 21, OPSET_26])
 @pytest.mark.parametrize("name", CHANGED)
 def test_outputs_of_operators_that_changed_stay(name: str, version: int) -> None:
     graph = _text(*CHANGED[name])

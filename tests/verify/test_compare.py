@@ -54,9 +54,10 @@ def _samples(count: int = 20) -> np.ndarray:
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
-    """A float model and its quantized form."""
+    """A float model and its quantized form, with weights that overflow on no processor."""
     before = _graph()
-    after = quantized(before, observed_bounds(before.copy(), {"x": _samples()}))
+    bounds = observed_bounds(before.copy(), {"x": _samples()})
+    after = quantized(before, bounds, target="cpu-x64-avx2")
     save(before, tmp_path / "m.onnx")
     save(after, tmp_path / "q.onnx")
     return tmp_path / "m.onnx", tmp_path / "q.onnx"

@@ -27,7 +27,7 @@ from onnxq.quant import (
 from onnxq.quant.grouped import GROUPED_TYPES, grouped_quantize
 from onnxq.quant.search import SCALE_SEARCHES
 from onnxq.runtime.operators import optimized_operators
-from tests.helpers import assert_same_graph, random_feeds, run
+from tests.helpers import RUNTIME, assert_same_graph, random_feeds, run
 from tests.passes.weights.stored import (
     NEWEST,
     assert_runtimes_agree,
@@ -68,6 +68,19 @@ def check(before: Graph, after: Graph, least: float, other_dims: int = 5) -> Non
         assert np.abs(found[name] - optimized[name]).max() <= LEVELS * np.abs(wanted).max(), name
 
 
+def is_fused(format: str, block_size: int = 32, nodes: str = "y = MatMul(x, w)") -> bool:
+    """Whether onnxruntime makes one MatMulNBits of a product and the restoring of its weight.
+
+    From 1.25 on it does for every integer of up to 8 bits; 1.24 for blocks of 4 bits before a
+    MatMul. The Transpose of a Gemm it puts back before it fuses anything.
+    """
+    if format in ("int16", "uint16") or format.startswith("float") or "transA" in nodes:
+        return False
+    if RUNTIME >= (1, 25):
+        return True
+    return format in ("int4", "uint4", "q4_0") and block_size > 0 and "Gemm" not in nodes
+
+
 def test_a_product_reads_blocks() -> None:
     before = text(
         "(float[M, 3] x) => (float[M, 2] z)",
@@ -99,10 +112,10 @@ def test_every_format(format: str, scheme: str, block_size: int) -> None:
     after = quantized(step, before, 1)
     check(before, after, SQNR[format] - (2 if block_size != 32 else 0))
     counted = dict(optimized_operators(to_proto(after)))
-    if format in ("int16", "uint16") or format.startswith("float"):
-        assert counted == {"DequantizeLinear": 1, "MatMul": 1}
-    else:
+    if is_fused(format, block_size):
         assert counted == {"com.microsoft:MatMulNBits": 1}
+    else:
+        assert counted == {"DequantizeLinear": 1, "MatMul": 1}
     bits = step.stored_format.bits
     assert stored_bytes(after) <= 96 * 40 * bits / 8 + 40 * 3 * 6
 
@@ -132,9 +145,8 @@ def test_products_of_every_form_are_fused(
     before = product(nodes, interface)
     after = quantized(QuantizeWeights(format=format, operators=operators), before, 1)
     counted = optimized_operators(to_proto(after))
-    if "transA" in nodes and operators == "standard":
-        # onnxruntime puts the Transpose back into the Gemm before it fuses anything else.
-        assert dict(counted) == {"DequantizeLinear": 1, "Gemm": 1}
+    if operators == "standard" and not is_fused(format, nodes=nodes):
+        assert counted["DequantizeLinear"] == counted["Gemm"] + counted["MatMul"] == 1
     else:
         assert dict(counted) == {
             **({"Transpose": 1} if "transA" in nodes else {}),
@@ -212,6 +224,10 @@ def _quantize_linear(
 def test_contrib_operators_give_what_standard_ones_give(
     bits: int, scheme: str, inputs: int, signed: bool
 ) -> None:
+    if RUNTIME < (1, 27) and (bits == 2 or (bits == 4 and scheme == "zero-point")):
+        pytest.skip(
+            "GatherBlockQuantized misreads 4-bit zero-points and refuses 2 bits before 1.27"
+        )
     before = with_constants(
         f"(float[M, {inputs}] x, int64[I] i) => (float[M, 12] y, float[I, {inputs}] z)",
         {"w": normal(inputs, 12) + 0.5, "t": normal(30, inputs, seed=1) + 0.5},
@@ -364,7 +380,8 @@ def shared(copies: bool) -> Graph:
 def test_a_shared_weight_is_stored_once_or_copied_on_request() -> None:
     after = shared(False)
     assert len(dequantizers(after)) == 1
-    assert "com.microsoft:MatMulNBits" not in optimized_operators(to_proto(after))
+    fused = 2 if RUNTIME < (1, 27) else 0
+    assert optimized_operators(to_proto(after))["com.microsoft:MatMulNBits"] == fused
     copies = shared(True)
     assert len(dequantizers(copies)) == 2
     assert optimized_operators(to_proto(copies))["com.microsoft:MatMulNBits"] == 2
