@@ -74,7 +74,8 @@ def _samples(count: int) -> np.ndarray:
     return rng.standard_normal((count, CHANNELS, 4, 4)).astype(np.float32)
 
 
-LEAST_SQNR = {"int2-weight": 0.0, "ternary": 0.0, "binary": 0.0, "int4-weight": 12.0, "q4_0": 12.0}
+LEAST_SQNR = {"int2-weight": 0.0, "ternary": 0.0, "binary": 0.0, "int3-weight": 6.0}
+LEAST_SQNR |= {"int4-weight": 12.0, "q4_0": 12.0}
 
 RUNNABLE = [name for name in built_in_recipes() if name != "bfloat16"]
 
@@ -93,8 +94,11 @@ def test_what_a_built_in_recipe_makes(name: str, monkeypatch: pytest.MonkeyPatch
     proto = to_proto(made.graph)
     onnx.checker.check_model(proto, full_check=True)
     assert report.output.integer_operators == dict(integer_operators(proto))
-    if name in ("float16", "int16-act"):
+    if name == "float16":
         assert not report.output.integer_operators
+    elif name == "int16-act":
+        # From 1.32 on, onnxruntime fuses the product behind activations of 16 bits, too.
+        assert set(report.output.integer_operators) <= {"com.microsoft:MatMulNBits"}
     elif name != "mixed":
         assert report.output.integer_operators
         assert report.size.ratio > (1.7 if name == "int8-dynamic" else 2)
