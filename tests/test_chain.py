@@ -23,7 +23,7 @@ from onnxq.planning import apply_plan, find_costs, find_ranges, find_sensitivity
 from onnxq.precision import FLOAT, parse_precision, searchable
 from onnxq.prepare import Prepared, observed, prepare
 from onnxq.recipe import built_in_recipes, load_recipe
-from onnxq.search import Candidate, Search
+from onnxq.search import Candidate, Search, preferred
 from onnxq.sensitivity import Sensitivity
 from onnxq.study import Study, apply_to, plan_of, uniform
 from onnxq.verify.precision import describe
@@ -165,7 +165,8 @@ def test_what_a_tuner_computed_lies_beside_the_plan(model: Path, tmp_path: Path)
         ("conv", "gemm", "matmul"), "mse"
     )
     saved = Plan.load(plan)
-    assert saved == made.plan and set(saved.tuned) == {"conv", "gemm", "matmul"}
+    assert saved.to_toml() == made.plan.to_toml()
+    assert set(saved.tuned) == {"conv", "gemm", "matmul"}
     assert {"scale", "zero_point"} <= set(saved.tuned["gemm"])
     assert f'file = "{beside.name}"' in plan.read_text() and saved.tuned_sha256 in plan.read_text()
     assert computing(apply_plan(model, saved)) == computing(made.graph)
@@ -299,7 +300,8 @@ def _with_nothing() -> tuple[Graph, dict[str, np.ndarray]]:
          float large = {1000000}, int64[1] zero = {0}>
         { most = ReduceMax<axes = [1], keepdims = 0>(x) c = Greater(most, large)
           rows = Compress<axis = 0>(x, c) powers = MatMul(rows, w)
-          sum = ReduceSum<keepdims = 1>(powers, zero) outer = MatMul(x, v) y = Add(outer, sum) }""")
+          sum = ReduceSum<keepdims = 1>(powers, zero) one = Exp(sum)
+          outer = MatMul(x, v) y = Mul(outer, one) }""")
     return graph, {"x": np.random.default_rng(0).uniform(-1, 1, (16, 4)).astype(np.float32)}
 
 
@@ -328,7 +330,7 @@ def test_plans_hold_finite_ranges_only(name: str, kind: str, tmp_path: Path) -> 
     plan = make_plan(tmp_path / "m.onnx", data, recipe=name)
     plan.save(tmp_path / "p.toml")
     again = Plan.load(tmp_path / "p.toml")
-    assert again == plan
+    assert again.to_toml() == plan.to_toml()
     first, second = (apply_plan(tmp_path / "m.onnx", p) for p in (plan, again))
     assert computing(first) == computing(second)
     if name == "float16":
@@ -352,12 +354,14 @@ def _searched(**options: object) -> tuple[Optimized, list[Candidate]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Search, "prove", prove)
         given = {"min_speedup": 0.0, "target": "cpu-x64"} | options
-        return optimize(proto_of(chain(6)), inputs(chain(6), 32), **given), seen  # type: ignore
+        data = inputs(chain(6), 32)
+        labels = run(chain(6), data)["y"].argmax(axis=1)
+        return optimize(proto_of(chain(6)), {**data, "labels": labels}, **given), seen  # type: ignore
 
 
 def test_a_budget_is_tightened_even_where_every_candidate_fails() -> None:
     """A pin rules the float model out, so nothing holds at first."""
-    found, candidates = _searched(min_sqnr=200.0, pins=["conv1=int8"])
+    found, candidates = _searched(max_drop=-0.5, pins=["conv1=int8"])
     assert not found.passed
     assert any("loss at most" in c.label for c in candidates)
     # Where nothing holds, the one that comes closest to the promise is given.
@@ -369,10 +373,13 @@ def test_a_budget_is_tightened_even_where_every_candidate_fails() -> None:
 
 def test_after_failed_proofs_the_best_candidate_stays() -> None:
     """All keep the promise of accuracy, and none that of speed: the fastest is what there is."""
-    found, candidates = _searched(min_sqnr=10.0, min_speedup=50.0, pins=["conv1=int8"])
-    assert not found.passed and len(candidates) > 2
-    fastest = max(candidates, key=lambda c: c.speedup)
-    assert computing(found.graph) == computing(fastest.graph)
+    promise = {"max_drop": 1.0, "min_speedup": 50.0}
+    several = ("int8", "int8-weight", "int8-dynamic")
+    found, candidates = _searched(precisions=several, **promise)
+    assert not found.passed and len(candidates) > 3
+    best = preferred(candidates)[0]
+    assert best is not candidates[-1]
+    assert computing(found.graph) == computing(best.graph)
 
 
 def test_a_plan_is_written_without_a_model(model: Path, tmp_path: Path) -> None:
