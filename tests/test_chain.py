@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from onnxq.cost import Costs
-from onnxq.data import Dataset
+from onnxq.data import Dataset, read
 from onnxq.errors import InputError
-from onnxq.ir import Context, DataType, Graph, ModelInfo, TensorType, infer_types, load, save
+from onnxq.ir import Context, DataType, Graph, ModelInfo, TensorType, infer_types, save
 from onnxq.ir import to_proto as proto_of
 from onnxq.job import Job, open_job
 from onnxq.optimization import Optimized, optimize
 from onnxq.options import Options
-from onnxq.plan import Pin, Plan, PlanNode
+from onnxq.plan import Plan, PlanNode
 from onnxq.planning import apply_plan, find_costs, find_ranges, find_sensitivity, make_plan
 from onnxq.precision import FLOAT, parse_precision, searchable
 from onnxq.prepare import Prepared, observed, prepare
 from onnxq.recipe import built_in_recipes, load_recipe
+from onnxq.runtime import Session
 from onnxq.search import Candidate, Search, preferred
 from onnxq.sensitivity import Sensitivity
 from onnxq.study import Study, apply_to, plan_of, uniform
@@ -366,7 +365,7 @@ def test_a_budget_is_tightened_even_where_every_candidate_fails() -> None:
     assert any("loss at most" in c.label for c in candidates)
     # Where nothing holds, the one that comes closest to the promise is given.
     verified = [c.report.sqnr_db for c in candidates if c.report is not None]
-    assert len(verified) == len(candidates) > 3
+    assert len(verified) == len(candidates) > 2
     assert found.report.sqnr_db == pytest.approx(max(verified), abs=0.01)
     assert max(verified) > min(verified) + 3
 
@@ -386,7 +385,7 @@ def test_a_plan_is_written_without_a_model(model: Path, tmp_path: Path) -> None:
     plan = tmp_path / "p.toml"
     for name in ("int8", "mixed"):
         found = optimize(model, DATA, recipe=name, plan_output=plan, **ANYTHING)
-        assert found.written is None and Plan.load(plan).nodes == found.plan.nodes
+        assert found.written is None and Plan.load(plan).to_toml() == found.plan.to_toml()
         plan.unlink()
     optimize(model, DATA, recipe="int8", plan_output=plan, min_speedup=0.0, min_sqnr=200.0)
     assert not plan.exists(), "a promise broke"
@@ -470,13 +469,11 @@ def test_the_work_folder_tells_targets_of_one_name_apart(model: Path, tmp_path: 
 
 
 def _texts(*words: str) -> Dataset:
-    from onnxq.data import read
-    from onnxq.runtime import TensorSpec
-
-    spec = TensorSpec("s", np.dtype(object), (None, 1))
+    graph = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
+        g (string[N, 1] s) => (string[N, 1] t) { t = Identity(s) }""")
     # Strings of their own, so that equal ones do not lie in one place.
     array = np.array([["".join(word)] for word in map(list, words)], dtype=object)
-    return read({"s": array}, (spec,))
+    return read({"s": array}, Session(proto_of(graph)).inputs)
 
 
 def test_texts_are_told_apart_by_their_contents() -> None:

@@ -210,8 +210,14 @@ def test_weights_that_are_inputs_too_are_made_constants_again(tmp_path: Path) ->
         (Options(target="toaster"), "no target 'toaster'"),
         (Options(calibrator="dowsing"), "dowsing"),
         (Options(precisions=("int7",)), "cannot choose 'int7'"),
-        (Options(precisions=("float16",)), "a search cannot choose 'float16'; use some of int16-act, "),
-        (Options(precisions=("int8", "bfloat16")), "cannot choose 'bfloat16'; use some of .*int8-dynamic, "),
+        (
+            Options(precisions=("float16",)),
+            "a search cannot choose 'float16'; use some of int16-act, ",
+        ),
+        (
+            Options(precisions=("int8", "bfloat16")),
+            "cannot choose 'bfloat16'; use some of .*int8-dynamic, ",
+        ),
         (Options(opset=999), "999"),
     ],
 )
