@@ -171,11 +171,11 @@ def observed(prepared: Prepared) -> Prepared:
         NothingToQuantizeError: no node has usable ranges.
     """
     found = replace(prepared, ranges=find_ranges(prepared))
-    if not prepared.placed.nodes:
-        return found
-    keep = frozenset(prepared.job.recipe.keep_float)
-    placed = place_within(prepared.graph, prepared.target, found.bounds(), keep)
-    return _with_choices(replace(found, placed=placed))
+    if prepared.placed.nodes:
+        keep = frozenset(prepared.job.recipe.keep_float)
+        placed = place_within(prepared.graph, prepared.target, found.bounds(), keep)
+        found = replace(found, placed=placed)
+    return _with_choices(found)
 
 
 def _with_choices(prepared: Prepared) -> Prepared:
@@ -202,7 +202,7 @@ def _with_choices(prepared: Prepared) -> Prepared:
             # What follows may go along with what was pinned.
             asked += [p.precision for p in job.pins if parse_precision(p.precision).is_static]
         refused = {
-            text: parse_precision(text).refusal(node, placed)
+            text: parse_precision(text).refusal(node, placed) or _unbounded(prepared, text, node)
             for text in dict.fromkeys([*job.precisions, *asked])
         }
         found = tuple(text for text, reason in refused.items() if not reason and text != FLOAT)
@@ -217,6 +217,17 @@ def _with_choices(prepared: Prepared) -> Prepared:
         raise NothingToQuantizeError(f"nothing in the model can be quantized: {why}")
     pinned = _pinned(job.pins, choices)
     return replace(prepared, choices=choices, refusals=refusals, pinned=pinned)
+
+
+def _unbounded(prepared: Prepared, text: str, node: Node) -> str:
+    """Why what was observed speaks against a precision; placement has seen to static ones."""
+    precision = parse_precision(text)
+    if prepared.ranges is None or precision.is_static:
+        return ""
+    seen = prepared.ranges.ranges
+    tensors = [need.tensor for need in precision.needs([node], prepared.placed)]
+    wrong = next((name for name in tensors if name in seen and not seen[name].is_finite), "")
+    return f"'{wrong}' has infinite or NaN values" if wrong else ""
 
 
 def _pinned(pins: Sequence[Pin], choices: Mapping[str, tuple[str, ...]]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 from collections.abc import Iterator
@@ -139,6 +140,15 @@ def test_no_pass_is_imported_by_a_pass_or_its_helpers() -> None:
         if part(i.importer) == "passes" and i.module in passes
     ]
     assert not wrong
+
+
+def test_no_public_name_hides_the_module_of_its_name() -> None:
+    hidden = []
+    for module, path in SOURCES.items():
+        if path.name == "__init__.py":
+            public = getattr(importlib.import_module(module), "__all__", ())
+            hidden += [f"{module}.{name}" for name in public if f"{module}.{name}" in SOURCES]
+    assert not hidden
 
 
 def test_networkx_is_imported_by_the_ir_only() -> None:

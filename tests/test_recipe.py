@@ -75,7 +75,8 @@ def _samples(count: int) -> np.ndarray:
     return rng.standard_normal((count, CHANNELS, 4, 4)).astype(np.float32)
 
 
-LEAST_SQNR = {"int2-weight": 0.0, "ternary": 0.0, "binary": 0.0, "int4-weight": 12.0, "q4_0": 12.0}
+LEAST_SQNR = {"int2-weight": 0.0, "ternary": 0.0, "binary": 0.0, "int3-weight": 6.0}
+LEAST_SQNR |= {"int4-weight": 12.0, "q4_0": 12.0}
 
 RUNNABLE = [name for name in built_in_recipes() if name != "bfloat16"]
 

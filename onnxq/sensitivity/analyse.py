@@ -101,7 +101,7 @@ def analyse(
     progress.stage("analysing sensitivity", len(samples))
     found = {key: _Sample() for key in groups}
     done, reliability = 0, 0.0
-    for batch in _chunks(samples):
+    for batch in _chunks(graph, samples):
         reference = runner.start(batch)
         for key, parts in groups.items():
             outputs = runner.run(key, parts)
@@ -157,10 +157,12 @@ def _parts(graph: Graph, scene: Scene, choices: Mapping[str, Sequence[str]]) -> 
     return found
 
 
-def _chunks(data: Dataset) -> Iterator[Batch]:
-    """Batches, cut smaller where every input and the labels run over samples."""
+def _chunks(graph: Graph, data: Dataset) -> Iterator[Batch]:
+    """Batches, cut smaller where every input runs over samples and leaves their number open."""
+    inputs = [v for v in graph.inputs if v.data is None]
+    is_open = all(v.shape and not isinstance(v.shape[0], int) for v in inputs)
     for batch in data.batches():
-        shared = all(a.ndim and a.shape[0] == batch.size for a in batch.feeds.values())
+        shared = is_open and all(a.ndim and len(a) == batch.size for a in batch.feeds.values())
         if batch.size <= CHUNK or not shared or batch.valid != batch.size:
             yield batch
             continue

@@ -19,7 +19,7 @@ Tuned = Mapping[str, Mapping[str, np.ndarray]]
 def to_bytes(tuned: Tuned) -> bytes:
     """The file's bytes; the same tensors give the same bytes."""
     tensors = {
-        f"{what}:{node}": np.ascontiguousarray(_known(array))
+        f"{what}:{node}": np.asarray(_known(array), order="C")
         for node, own in sorted(tuned.items())
         for what, array in sorted(own.items())
     }

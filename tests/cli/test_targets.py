@@ -28,7 +28,7 @@ def test_the_list_names_every_target(onnxq: Command) -> None:
     assert set(rows) == set(available_targets())
     assert rows["tensorrt"].split()[1:6] == ["int8", "int8", "tensorrt,", "not", "here"]
     assert rows["cpu-x64"].split()[1:4] == ["uint8", "int8", "cpu"]
-    assert rows["cuda"].split()[1:4] == ["float", "int4,", "int8"]
+    assert rows["cuda"].split()[1:4] == ["float", "int4,", "int3,"]
     assert lines[-1] == f"auto is {load_target('auto').name} on this machine."
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
+import numpy as np
 import pytest
 import tomli_w
 from hypothesis import given
@@ -62,6 +65,50 @@ def test_ranges_and_names_keep_every_bit(
     nodes = tuple(PlanNode(name, "Conv", "int8", planned="int8") for name in names)
     plan = Plan("abc", "cpu-x64", ranges=ranges, nodes=nodes)
     assert Plan.from_toml(plan.to_toml()) == plan
+
+
+TUNED = {
+    "stem": {
+        "scale": np.array([[0.1], [0.2]], np.float32),
+        "zero_point": np.zeros((2, 1), ml_dtypes.int2),
+        "values": np.array([[-2, 1], [0, -1]], ml_dtypes.int2),
+    },
+    'odd: "name"': {"scale": np.array(0.5, np.float32)},
+}
+
+
+def test_methods_and_tensors_outlive_the_file(tmp_path: Path) -> None:
+    nodes = (replace(PLAN.nodes[0], method="mse"), *PLAN.nodes[1:])
+    plan = replace(PLAN, nodes=nodes, tuned=TUNED)
+    plan.save(tmp_path / "p.toml")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.safetensors", "p.toml"]
+    found = Plan.load(tmp_path / "p.toml")
+    assert [node.method for node in found.nodes] == ["mse", "", ""]
+    assert found.tuned.keys() == TUNED.keys()
+    for node, own in TUNED.items():
+        assert found.tuned[node].keys() == own.keys()
+        for what, array in own.items():
+            read = found.tuned[node][what]
+            assert read.shape == array.shape
+            np.testing.assert_array_equal(read.astype(np.float32), array.astype(np.float32))
+    assert found.to_toml() == plan.to_toml() and found.tuned_sha256 == plan.tuned_sha256
+    written = (tmp_path / "p.safetensors").read_bytes()
+    assert plan.tuned_sha256 == hashlib.sha256(written).hexdigest()
+    turned = {node: dict(reversed(own.items())) for node, own in reversed(TUNED.items())}
+    assert replace(plan, tuned=turned).tuned_sha256 == plan.tuned_sha256
+    changed = {**TUNED, "stem": {**TUNED["stem"], "scale": np.ones((2, 1), np.float32)}}
+    (difference_,) = difference(replace(plan, pins=()), replace(plan, pins=(), tuned=changed))
+    assert difference_.what == "tuned_sha256"
+
+
+def test_tensors_that_are_none(tmp_path: Path) -> None:
+    replace(PLAN, tuned=TUNED).save(tmp_path / "p.toml")
+    (tmp_path / "p.safetensors").write_text("no tensors")
+    text = (tmp_path / "p.toml").read_text()
+    wrong = hashlib.sha256(b"no tensors").hexdigest()
+    (tmp_path / "p.toml").write_text(text.replace(replace(PLAN, tuned=TUNED).tuned_sha256, wrong))
+    with pytest.raises(InputError, match=r"p.safetensors' holds no tensors: .*; plan again"):
+        Plan.load(tmp_path / "p.toml")
 
 
 def test_ranges_found_in_another_order_make_the_same_text() -> None:
@@ -156,6 +203,7 @@ NODE = {"name": "a", "op_type": "Conv", "precision": "int8"}
         (edited({"ranges": {"x": [1.0, -1.0]}}), "range of 'x' is 1.0 to -1.0"),
         (edited({"ranges": {"x": [0.0, float("inf")]}}), "range of 'x'"),
         (edited({"ranges": {"x": [0.0]}}), "wrong entry"),
+        (edited({"tuned": {"file": "p.safetensors"}}), "lacks the entry 'sha256'"),
     ],
 )
 def test_other_files_are_refused(text: str, part: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from onnxq.data import read
 from onnxq.errors import InputError
-from onnxq.ir import Context, Graph, load
+from onnxq.ir import Context, DataType, Graph, TensorType, infer_types, load
 from onnxq.passes.static.insert_qdq import InsertQdq
 from onnxq.plan.apply import float_graph
 from onnxq.runtime import Session
@@ -131,6 +131,15 @@ def test_samples_are_drawn_until_the_ranking_is_certain() -> None:
     found = analysed(graph)
     assert 4 <= found.samples <= 24
     assert found.reliability >= CERTAIN or found.samples == 24
+
+
+def test_a_fixed_batch_is_not_cut() -> None:
+    graph = chain()
+    x = graph.inputs[0]
+    x.type = TensorType(DataType.FLOAT, (6, *(x.shape or ())[1:]))
+    infer_types(graph)
+    assert analysed(graph, max_samples=12).samples == 12
+    assert set(losses(analysed(graph))) == set(losses(analysed(chain())))
 
 
 def test_the_same_analysis_gives_the_same_text() -> None:
