@@ -18,45 +18,45 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from cases import Case, trained_cases
 
 from onnxq.data import Batch, Dataset
 from onnxq.errors import InputError
-from onnxq.ir import Context, Graph, Pipeline, load, parse_passes, save
-from onnxq.observe import calibrate
-from onnxq.passes.static.insert_qdq import InsertQdq
-from onnxq.progress import SILENT
+from onnxq.ir import save
+from onnxq.job import open_job, single_feed
+from onnxq.options import Options
+from onnxq.prepare import observed, prepare
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session, integer_operators, interleaved
-from onnxq.stages import float_graph, place_integers, single_feed
-from onnxq.targets import load_target
+from onnxq.study import apply_to, uniform_plan
 from onnxq.verify import CompareOptions, Report, compare_files
 from onnxq.verify.facts import versions
 
 HELD_OUT = 1000
+ABSMAX = ", scheme=absmax"
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to quantize: quantizing passes, and for static integers calibrator and target."""
+    """One way to quantize: a precision in text form, and calibrator, target and tuner with it."""
 
     name: str
-    passes: str
+    precision: str
     calibrator: str = "minmax"
     target: str = "cpu-x64"
+    tuner: str = "none"
 
 
-def _static(name: str, **options: str) -> Method:
-    return Method(f"static {name}", "insert-qdq", **options)
+def _static(name: str, precision: str = "int8", **options: str) -> Method:
+    return Method(f"static {name}", precision, **options)
 
 
-def _weights(name: str, format: str, block: int, more: str = "") -> Method:
+def _weights(name: str, precision: str, block: int, more: str = "", **options: str) -> Method:
     size = f"block {block}" if block else "channel"
-    options = f"format={format}, block_size={block}{more}"
-    return Method(f"{name}, {size}", f"quantize-weights{{{options}}}")
+    return Method(f"{name}, {size}", f"{precision}{{block_size={block}{more}}}", **options)
 
 
 METHODS = (
@@ -69,23 +69,24 @@ METHODS = (
     _static("zero-point, auto", calibrator="auto"),
     _static("absmax (target generic)", target="generic"),
     _static("7-bit weights (target cpu-x64-avx2)", target="cpu-x64-avx2"),
-    _static("16-bit activations (target qnn-a16)", target="qnn-a16"),
-    Method("dynamic", "quantize-dynamic"),
-    _weights("int8 weights", "int8", 0),
-    *(_weights("int8 weights", "int8", block) for block in (32, 64, 128)),
-    *(_weights("int4 weights", "int4", block) for block in (32, 64, 128)),
-    _weights("int4 weights, mse", "int4", 32, ", search=mse"),
-    _weights("uint4 weights, zero-point", "uint4", 32, ", scheme=zero-point"),
-    *(_weights("int2 weights", "int2", block) for block in (32, 64, 128)),
-    _weights("int2 weights, mse", "int2", 32, ", search=mse"),
+    _static("16-bit activations (target qnn-a16)", "int16-act", target="qnn-a16"),
+    Method("dynamic", "int8-dynamic"),
+    _weights("int8 weights", "int8-weight", 0),
+    *(_weights("int8 weights", "int8-weight", block) for block in (32, 64, 128)),
+    *(_weights("int4 weights", "int4-weight", block, ABSMAX) for block in (32, 64, 128)),
+    _weights("int4 weights, mse", "int4-weight", 32, ABSMAX, tuner="mse"),
+    _weights("int4 weights, zero-point", "int4-weight", 32),
+    _weights("int3 weights", "int3-weight", 32),
+    *(_weights("int2 weights", "int2-weight", block) for block in (32, 64, 128)),
+    _weights("int2 weights, mse", "int2-weight", 32, tuner="mse"),
     _weights("Q8_0", "q8_0", 32),
     _weights("Q4_0", "q4_0", 32),
     _weights("ternary", "ternary", 32),
     _weights("ternary", "ternary", 128),
     _weights("binary", "binary", 32),
     _weights("binary", "binary", 128),
-    Method("float16", "convert-float{format=float16}"),
-    Method("bfloat16", "convert-float{format=bfloat16}"),
+    Method("float16", "float16"),
+    Method("bfloat16", "bfloat16"),
 )
 
 
@@ -106,11 +107,9 @@ class _Bench:
     def __init__(self, case: Case, folder: Path) -> None:
         self._case = case
         self._folder = folder
-        self._source = load(case.model)
-        self._samples, held_out = case.parts()
+        held_out = case.parts()[1]
         self._held_out: Dataset = held_out.take(HELD_OUT)
         self._one: Batch = single_feed(held_out, Session(case.model).inputs)
-        self._graphs: dict[tuple[str, int], Graph] = {}
 
     def rows(self, threads: int, seconds: float) -> list[Row]:
         """Make and verify every variant, then time them all in turn."""
@@ -135,36 +134,17 @@ class _Bench:
         return found
 
     def _make(self, method: Method, path: Path) -> None:
-        table, steps = load_target(method.target), Recipe()
-        passes = parse_passes(method.passes)
-        static = any(isinstance(step, InsertQdq) for step in passes)
-        needed = [getattr(step, "needed_opset", 0) for step in passes]
-        opset = max(*needed, table.opset if static else 0, self._source.opset)
-        key = (table.passes, opset)
-        if key not in self._graphs:
-            self._graphs[key], _ = float_graph(self._source, steps, table, opset, 0, SILENT)
-        graph = self._graphs[key].copy()
-        if static:
-            placed = place_integers(graph, steps, table)
-            ranges = calibrate(
-                graph,
-                self._samples,
-                placed.observed(),
-                calibrator=method.calibrator,
-                format=table.activation_format,
-                scheme=table.activation_scheme,
-            )
-            bounds = {name: (r.min, r.max) for name, r in ranges.ranges.items()}
-            passes = tuple(
-                replace(step, ranges=bounds, target=table.name)
-                if isinstance(step, InsertQdq)
-                else step
-                for step in passes
-            )
-        made = Pipeline(passes, fixed_point=False).run(graph, Context())
-        if not any(record.rewrites for record in made):
-            raise InputError("it changes nothing in this model")
-        save(graph, path)
+        options = Options(
+            recipe=Recipe(precision=method.precision),
+            target=method.target,
+            calibrator=method.calibrator,
+            methods=(method.tuner,),
+        )
+        case = self._case
+        with open_job(case.model, case.data, options, eval_data=case.eval_data) as job:
+            prepared = observed(prepare(job))
+            plan = uniform_plan(prepared, method.precision)
+            save(apply_to(prepared, plan, job.context)[0], path)
 
     def _verify(self, path: Path, threads: int) -> Report:
         options = CompareOptions(threads=threads, layers=False, latency=False)

@@ -3,9 +3,9 @@
 Usage: python benchmarks/forms.py [FORM ...] [--where alone float int8] [--seconds S] [--operators]
 
 FORM is the beginning of a form's name; without one all are measured. A form stands alone, between
-two float MatMuls (1x1 Convs for those of images), or between the same quantized by insert-qdq
-with the passes that this processor's target asks for. Both forms are measured in turn in one
-process on one thread. The last column is the speed of the fused form relative to the unfused one:
+two float MatMuls (1x1 Convs for those of images), or between the same in static 8-bit integers with
+the passes that this processor's target asks for. Both forms are measured in turn in one process on
+one thread. The last column is the speed of the fused form relative to the unfused one:
 above 1 the fusion pays. onnxruntime fuses much by itself at session start; `--operators` adds
 what it really runs.
 
@@ -30,17 +30,14 @@ import onnx.numpy_helper
 import onnx.parser
 from onnxruntime.quantization import quantize_dynamic
 
+from onnxq import Recipe, apply_plan, make_plan
 from onnxq.data import read
-from onnxq.ir import Pipeline, default_passes, infer_types, load, parse_passes, to_proto
+from onnxq.ir import Pipeline, default_passes, load, parse_passes, to_proto
 from onnxq.ir.load import from_proto
-from onnxq.observe import calibrate
+from onnxq.job import single_feed
 from onnxq.passes.fusion.residual_as_sum import ResidualAsSum
-from onnxq.passes.static.insert_qdq import InsertQdq
-from onnxq.passes.static.placement import place
 from onnxq.runtime import Session, interleaved
 from onnxq.runtime.operators import optimized_operators
-from onnxq.stages import single_feed
-from onnxq.targets import load_target
 
 PLACES = ("alone", "float", "int8")
 """Where a form stands: by itself, between float operators, between integer operators."""
@@ -388,15 +385,11 @@ def _run(passes: str, model: onnx.ModelProto) -> onnx.ModelProto:
 
 def quantized(model: onnx.ModelProto, feeds: Feeds) -> onnx.ModelProto:
     """The model in static 8-bit integers, as `onnxq.optimize` places them on this machine."""
-    target = load_target("auto")
-    graph = from_proto(model)
-    Pipeline(parse_passes(target.passes)).run(graph)
-    infer_types(graph)
-    data = read([feeds], Session(model).inputs)
-    ranges = calibrate(graph, data, place(graph, target).observed()).ranges
-    step = InsertQdq({name: (r.min, r.max) for name, r in ranges.items()})
-    Pipeline((step,), fixed_point=False).run(graph)
-    return to_proto(graph)
+    # Any other float pass might fuse the form.
+    recipe = Recipe(passes="eliminate-dead", precision="int8")
+    # Half of the data is held out.
+    plan = make_plan(model, [feeds, feeds], recipe=recipe)
+    return to_proto(apply_plan(model, plan))
 
 
 def random_feeds(model: onnx.ModelProto) -> Feeds:

@@ -20,13 +20,10 @@ from pathlib import Path
 from cases import Case, structure_cases, trained_cases
 from scipy.stats import spearmanr
 
-from onnxq.ir import load
-from onnxq.observe import calibrate, parse_calibrator
-from onnxq.progress import SILENT
-from onnxq.recipe import Recipe
-from onnxq.sensitivity import Quantizable, Sensitivity, analyse
-from onnxq.stages import float_graph, place_integers
-from onnxq.targets import load_target
+from onnxq.job import open_job
+from onnxq.options import Options
+from onnxq.prepare import observed, prepare
+from onnxq.sensitivity import Sensitivity, analyse
 
 PRECISION = "int8"
 
@@ -48,20 +45,15 @@ def main() -> None:
 
 
 def _row(case: Case, samples: int) -> str:
-    table, steps = load_target("auto"), Recipe()
-    source = load(case.model)
-    graph, _ = float_graph(source, steps, table, max(table.opset, source.opset), 0, SILENT)
-    placed = place_integers(graph, steps, table)
-    data = case.parts()[0]
-    data = data.take(min(samples, len(data)))
-    ranges = calibrate(graph, data, placed.observed(), calibrator=parse_calibrator("minmax"))
-    bounds = {name: (r.min, r.max) for name, r in ranges.ranges.items()}
-    quantizable = Quantizable(placed, table, bounds)
-    started = time.perf_counter()
-    quick = analyse(graph, data, quantizable, [PRECISION])
-    middle = time.perf_counter()
-    slow = analyse(graph, data, quantizable, [PRECISION], method="exhaustive")
-    seconds = (time.perf_counter() - middle, middle - started)
+    options = Options(precisions=(PRECISION,), samples=samples)
+    with open_job(case.model, case.data, options, eval_data=case.eval_data) as job:
+        prepared = observed(prepare(job))
+        graph, scene, choices = prepared.graph, prepared.scene(), prepared.choices
+        started = time.perf_counter()
+        quick = analyse(graph, job.samples, scene, choices)
+        middle = time.perf_counter()
+        slow = analyse(graph, job.samples, scene, choices, method="exhaustive")
+        seconds = (time.perf_counter() - middle, middle - started)
     ours, theirs = _losses(quick), _losses(slow)
     names = list(theirs)
     agreement = spearmanr([ours[n] for n in names], [theirs[n] for n in names]).statistic

@@ -13,7 +13,7 @@ from onnxq.errors import InputError
 from onnxq.ir import Pass, default_passes, parse_passes
 from onnxq.ir.textfile import read_text
 from onnxq.observe import parse_calibrator
-from onnxq.precision import parse_precision, require_searchable
+from onnxq.precision import FLOAT, available_precisions, parse_precision, require_searchable
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,18 @@ class Recipe:
 def load_recipe(name: str | Recipe) -> Recipe:
     """A built-in recipe by name, or one from a TOML file by path.
 
+    The name of a precision, with options if need be, is the recipe that gives it to all nodes.
+
     Raises:
         InputError: there is no such recipe or file, or the file has an unknown or wrong entry.
     """
     if isinstance(name, Recipe):
         return name
-    if name in built_in_recipes():
+    if name in _files():
         text = (files("onnxq") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
         return _parse(name, text)
+    if name.partition("{")[0].strip() in built_in_recipes():
+        return Recipe(parse_precision(name).description, precision=name)
     path = Path(name)
     if path.suffix != ".toml":
         raise InputError(
@@ -72,11 +76,13 @@ def load_recipe(name: str | Recipe) -> Recipe:
 
 
 def built_in_recipes() -> tuple[str, ...]:
-    """Names of the recipes that come with onnxq."""
+    """Names of the recipes that come with onnxq: those with a file, and one for each precision."""
+    return tuple(sorted({*_files(), *available_precisions()} - {FLOAT}))
+
+
+def _files() -> list[str]:
     folder = files("onnxq") / "recipes"
-    return tuple(
-        sorted(e.name.removesuffix(".toml") for e in folder.iterdir() if e.name.endswith(".toml"))
-    )
+    return [e.name.removesuffix(".toml") for e in folder.iterdir() if e.name.endswith(".toml")]
 
 
 def _parse(name: str, text: str) -> Recipe:

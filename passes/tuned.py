@@ -23,9 +23,10 @@ from onnxq.quant import (
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 """``scale``, ``zero_point`` and maybe ``values``, already rounded. The scale has a number for each
-group of the node's weight as the float model holds it, whatever a pass makes of its axes, times a
-Gemm's ``alpha``; zero-points have the scale's shape and values the weight's, in any type that holds
-them. What recurrent operators keep between steps has the same names behind `RECURRENCE`."""
+group of the node's weight as the float model holds it, whatever a pass makes of its axes (but times
+the ``alpha`` of a Gemm that a pass puts into the weight); zero-points have the scale's shape and
+values the weight's, in any type that holds them. The second weight of a recurrent operator has the
+same names behind `RECURRENCE`."""
 
 Tuned = Mapping[str, Tensors]
 """Tensors by the name of the node."""

@@ -50,7 +50,8 @@ def test_sensitivity_of_the_precisions_asked_for(model: Path, data: dict[str, np
     options = Options(precisions=("int8", "int4-weight"))
     found = find_sensitivity(model, data, options)
     assert found.precisions() == ["int8", "int4-weight"]
-    assert {name for name, _ in found.ranking("int4-weight")} == {"head"}
+    weighty = {"conv0", "conv1", "conv2", "conv3", "head"}
+    assert {name for name, _ in found.ranking("int4-weight")} == weighty
     assert dict(found.ranking("int4-weight"))["head"] > dict(found.ranking("int8"))["head"]
     assert find_sensitivity(to_proto(load(model)), data, options).nodes == found.nodes
 
@@ -67,7 +68,7 @@ def test_costs_of_a_model_that_takes_text() -> None:
     graph = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 4] x, string[N] s) => (float[N, 2] y, string[N] t)
         <float[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}> { y = MatMul(x, w) t = Identity(s) }""")
-    with pytest.raises(InputError, match="made up for the input 's'; give --data"):
+    with pytest.raises(InputError, match=r"no random values for .* s string \[N\]; .*with --data"):
         find_costs(to_proto(graph))
 
 
@@ -158,7 +159,7 @@ def test_a_plan_edited_by_hand(model: Path, data: dict[str, np.ndarray], tmp_pat
     ("pin", "message"),
     [
         (Pin("conv0", "int8-dynamic"), "'conv0' cannot have the precision 'int8-dynamic'"),
-        (Pin("conv0", "int7"), "precision 'int7', which there is not"),
+        (Pin("conv0", "int7"), "'conv0' is to have 'int7', but there is no precision 'int7'"),
         (Pin("nobody", "int8"), "pin 'nobody' matches no node of the plan"),
     ],
 )
@@ -209,8 +210,14 @@ def test_weights_that_are_inputs_too_are_made_constants_again(tmp_path: Path) ->
         (Options(target="toaster"), "no target 'toaster'"),
         (Options(calibrator="dowsing"), "dowsing"),
         (Options(precisions=("int7",)), "cannot choose 'int7'"),
-        (Options(precisions=("float16",)), "a search cannot choose 'float16'; use some of int8, "),
-        (Options(precisions=("int8", "bfloat16")), "cannot choose 'bfloat16'; use some of int8, "),
+        (
+            Options(precisions=("float16",)),
+            "a search cannot choose 'float16'; use some of int16-act, ",
+        ),
+        (
+            Options(precisions=("int8", "bfloat16")),
+            "cannot choose 'bfloat16'; use some of .*int8-dynamic, ",
+        ),
         (Options(opset=999), "999"),
     ],
 )

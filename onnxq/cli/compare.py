@@ -8,8 +8,9 @@ from pathlib import Path
 from onnxq.cli.options import IMAGES, image_options
 from onnxq.cli.terminal import EXIT_GATE, EXIT_OK, Outcome
 from onnxq.comparison import compare
+from onnxq.ir.textfile import write_text
 from onnxq.progress import Progress
-from onnxq.report import check_folder, to_text, write_junit, write_report
+from onnxq.report import check_folder, to_junit, to_text, write_report
 from onnxq.verify import QUANTITIES
 
 HELP = "compare a candidate with the float model: metric, outputs, layers, size, latency"
@@ -52,6 +53,6 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
     if parsed.report:
         write_report(report, Path(parsed.report))
     if parsed.junit:
-        write_junit(report, Path(parsed.junit))
+        write_text(Path(parsed.junit), to_junit(report))
     code = EXIT_OK if report.passed else EXIT_GATE
     return Outcome(report.to_dict(), to_text(report, layers=True), code=code)

@@ -14,8 +14,8 @@ from onnxq.cli.terminal import Outcome, table
 from onnxq.planning import find_sensitivity
 from onnxq.progress import Progress
 from onnxq.report import words
-from onnxq.report.folder import check_writable_in, make_folder
-from onnxq.report.sensitivity import HTML_NAME, write_html
+from onnxq.report.folder import check_folder, write_texts
+from onnxq.report.sensitivity import HTML_NAME, to_html
 from onnxq.sensitivity import Sensitivity
 
 HELP = "rank the nodes by what quantizing each costs in accuracy"
@@ -37,15 +37,14 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
     folder = Path(parsed.report) if parsed.report else None
     if folder:
-        check_writable_in(folder, (HTML_NAME,))
+        check_folder(folder, (HTML_NAME,))
     found = find_sensitivity(parsed.model, parsed.data, given(parsed), progress=progress)
     endings = []
     if parsed.output:
         found.save(parsed.output)
         endings.append(f"Wrote {parsed.output}.")
     if folder:
-        make_folder(folder)
-        write_html(found, folder / HTML_NAME, parsed.model)
+        write_texts(folder, {HTML_NAME: to_html(found, parsed.model)})
         endings.append(f"The report is in {folder / HTML_NAME}.")
     body = {**found.to_dict(), "model": parsed.model, "output": parsed.output}
     return Outcome(body, _tables(found), " ".join(endings))

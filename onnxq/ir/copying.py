@@ -139,18 +139,17 @@ def _between(
     graph: Graph, inputs: list[Value], outputs: list[Value]
 ) -> tuple[set[Node], set[Value]]:
     """The nodes needed to compute ``outputs`` from ``inputs``, and every value they touch."""
-    # The stubs know neither views of multigraphs nor their keys.
-    made: Any = nx.reverse_view(graph.networkx)  # type: ignore[type-var]
     known = set(inputs)
-    unknown: Any = nx.subgraph_view(
-        made, filter_edge=lambda _reader, _maker, use: use.node.input(use.slot) not in known
-    )
+
+    def is_unknown(_reader: Node, _maker: Node, use: Any) -> bool:
+        return use.node.input(use.slot) not in known
+
+    makers = nx.subgraph_view(graph.networkx.reverse(copy=False), filter_edge=is_unknown)
     ends = [v.producer for v in outputs if v not in known and v.producer in graph]
-    nodes = {node for layer in nx.bfs_layers(unknown, ends) for node in layer}
+    nodes = {node for layer in nx.bfs_layers(makers, ends) for node in layer}
     values = {*outputs, *(v for node in nodes for v in reads(node))}
     for value in values:
-        if value.graph is not graph:
-            raise InvariantError(f"value '{value.name}' belongs to another graph")
+        graph._require_member(value)
     return nodes, values
 
 

@@ -749,7 +749,10 @@ class Graph:
 
     def _require_member(self, member: Node | Value) -> None:
         if member._graph is not self:
-            raise InvariantError(f"{member!r} does not belong to graph '{self.name}'")
+            what = f"node {member.label}" if isinstance(member, Node) else f"value '{member.name}'"
+            raise InvariantError(
+                f"{what} belongs to another graph or to none, not to '{self.name}'"
+            )
 
     def _require_visible(self, node: Node, value: Value | None) -> None:
         scope: Graph | None = self

@@ -124,16 +124,26 @@ def apply(graph: Graph, plan: Plan, target: Target, ctx: Context | None = None) 
     return apply_precisions(graph, precisions, given, reasons, ctx)
 
 
+def parsed(precisions: Mapping[str, str]) -> dict[str, Precision]:
+    """Precisions by node name, from their text forms.
+
+    Raises:
+        InputError: naming the node and what is wrong with its precision.
+    """
+    found = {}
+    for name, text in precisions.items():
+        try:
+            found[name] = parse_precision(text)
+        except InputError as error:
+            raise InputError(f"the node '{name}' is to have '{text}', but {error}") from error
+    return found
+
+
 def _groups(precisions: Mapping[str, str]) -> list[dict[str, Precision]]:
     """Nodes that get their precisions together, in the order in which they do."""
     groups: dict[tuple[int, str], dict[str, Precision]] = {}
-    for name, text in precisions.items():
-        if text == FLOAT:
-            continue
-        try:
-            precision = parse_precision(text)
-        except InputError as error:
-            raise InputError(f"the node '{name}' is to have '{text}', but {error}") from error
-        key = (precision.order, "" if precision.is_static else text)
-        groups.setdefault(key, {})[name] = precision
+    for name, precision in parsed(precisions).items():
+        if precision.name != FLOAT:
+            key = (precision.order, "" if precision.is_static else precisions[name])
+            groups.setdefault(key, {})[name] = precision
     return [group for _, group in sorted(groups.items(), key=lambda item: item[0][0])]

@@ -43,7 +43,6 @@ from onnxq.quant.grouped import (
     is_exact_in_onnx,
 )
 from onnxq.quant.low_bit import binary, ternary
-from onnxq.quant.measure import MeasuredError, quantization_error
 from onnxq.quant.qparams import (
     MIN_SCALE,
     QParams,
@@ -116,7 +115,6 @@ __all__ = [
     "GroupedTensor",
     "GroupedType",
     "MeanSquaredError",
-    "MeasuredError",
     "Percentile",
     "QParams",
     "QuantizedTensor",
@@ -134,7 +132,6 @@ __all__ = [
     "per_block",
     "per_channel",
     "qparams_from_range",
-    "quantization_error",
     "quantize",
     "quantize_bias",
     "quantize_weight",

@@ -6,8 +6,6 @@ block, as a binary or ternary weight network defines it.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 
@@ -23,18 +21,12 @@ from onnxq.quant.scheme import Granularity
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
-Threshold = Literal["optimal", "mean"]
-"""From which magnitude on a ternary weight is not 0; see `ternary`."""
-
-_MEAN_SHARE = 0.7
-
 
 def ternary(
     weight: npt.ArrayLike,
     granularity: Granularity,
     *,
     format: Format = INT2,
-    threshold: Threshold = "optimal",
     name: str = "",
 ) -> QuantizedTensor:
     """Weight as -1, 0 and +1 times a scale.
@@ -42,11 +34,8 @@ def ternary(
     The best scale for a set of weights that are not 0 is the mean of their magnitudes, and the
     best set of each size holds the largest magnitudes, so that the threshold `d` of the least
     squared error is the one with the largest `sum(|w| > d: |w|)**2 / count(|w| > d)` (Li and Liu,
-    "Ternary Weight Networks", 2016, equations 4 and 5).
-
-    - ``optimal`` takes that maximum over all magnitudes, in order. Every weight then lies nearest
-      to its own value, so that `quantize` gives the same values.
-    - ``mean`` takes their approximation of it, `0.7 mean(|w|)` (equation 6).
+    "Ternary Weight Networks", 2016, equations 4 and 5). It is sought over all magnitudes, in order.
+    Every weight then lies nearest to its own value, so that `quantize` gives the same values.
 
     Groups of only zeros take the smallest scale of the others. Scales are at least MIN_SCALE.
 
@@ -55,7 +44,6 @@ def ternary(
         granularity: Which values share a scale; a negative axis is counted from the end.
         format: Integers to store the values in: 2 bits, or more where the opset is below 25.
             Unsigned ones have zero-point 1.
-        threshold: See above.
         name: The tensor's name, for error messages.
 
     Returns:
@@ -65,29 +53,13 @@ def ternary(
         InputError: NaN or infinity in the weight, no such axis, or a float format.
     """
     values, grouping = _prepared(weight, granularity, format, name)
-    if threshold == "optimal":
-        scale: Float64Array = np.zeros(grouping.scale_shape)
-        views = grouping.aligned_scales(scale)
-        for batch in grouping.batches(values):
-            into = views[batch.part][batch.index]
-            into[...] = _optimal_scale(batch).reshape(into.shape)
-        qparams = _qparams(scale, format, grouping)
-        return QuantizedTensor(quantize(values, qparams, name=name), qparams)
-    limit = _MEAN_SHARE * _mean_magnitude(values, grouping)
-    total, count = np.zeros(grouping.scale_shape), np.zeros(grouping.scale_shape)
-    for part, least, sums, counts in grouping.pieces(values, limit, total, count):
-        magnitude = np.abs(part).astype(np.float64)
-        kept = magnitude > least
-        sums += np.where(kept, magnitude, 0.0).sum(axis=grouping.value_axes, keepdims=True)
-        counts += kept.sum(axis=grouping.value_axes, keepdims=True)
-    qparams = _qparams(total / np.maximum(count, 1), format, grouping)
-    zero_point = float(_zero_point(format))
-    result = np.empty(values.shape, format.storage)
-    inputs = grouping.pieces(values, limit)
-    for (part, least), (out,) in zip(inputs, grouping.pieces(result), strict=True):
-        signs = np.where(np.abs(part).astype(np.float64) > least, np.sign(part), 0)
-        out[...] = to_storage(signs + zero_point, format)
-    return QuantizedTensor(result, qparams)
+    scale: Float64Array = np.zeros(grouping.scale_shape)
+    views = grouping.aligned_scales(scale)
+    for batch in grouping.batches(values):
+        into = views[batch.part][batch.index]
+        into[...] = _optimal_scale(batch).reshape(into.shape)
+    qparams = _qparams(scale, format, grouping)
+    return QuantizedTensor(quantize(values, qparams, name=name), qparams)
 
 
 def binary(

@@ -3,18 +3,7 @@
 from __future__ import annotations
 
 from onnxq.report.folder import check_folder, write_report
-from onnxq.report.html import to_html, write_html
-from onnxq.report.json import write_json
-from onnxq.report.junit import to_junit, write_junit
+from onnxq.report.pages import to_html, to_junit
 from onnxq.report.text import to_text
 
-__all__ = [
-    "check_folder",
-    "to_html",
-    "to_junit",
-    "to_text",
-    "write_html",
-    "write_json",
-    "write_junit",
-    "write_report",
-]
+__all__ = ["check_folder", "to_html", "to_junit", "to_text", "write_report"]

@@ -1,12 +1,13 @@
-"""How certain a promise about the metric is, in words."""
+"""What was promised about the drop of the metric, and how certain it is, in words."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from onnxq.report import words
 from onnxq.verify.gates import Gate
-from onnxq.verify.result import MetricFacts, Report
+from onnxq.verify.result import GateFacts, MetricFacts, Report
 
 
 def certainty(report: Report) -> tuple[str, ...]:
@@ -20,9 +21,14 @@ def certainty(report: Report) -> tuple[str, ...]:
     if metric is None or metric.confidence is None:
         return ()
     high = metric.confidence[1]
-    gates = (Gate.parse(gate.expr) for gate in report.gates if gate.passed)
-    bounds = (g.bound for g in gates if g.quantity == "drop" and g.comparison in ("<", "<="))
+    bounds = allowed_drops(gate for gate in report.gates if gate.passed)
     return tuple(_sentence(metric, high, bound) for bound in bounds if high > bound)
+
+
+def allowed_drops(gates: Iterable[GateFacts]) -> list[float]:
+    """The largest drop that each gate on it allows."""
+    parsed = (Gate.parse(gate.expr) for gate in gates)
+    return [g.bound for g in parsed if g.quantity == "drop" and g.comparison in ("<", "<=")]
 
 
 def _sentence(metric: MetricFacts, high: float, bound: float) -> str:

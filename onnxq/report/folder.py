@@ -1,18 +1,17 @@
-"""All forms of a report in one folder."""
+"""Forms of a report in one folder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onnxq.errors import InputError
 from onnxq.ir.save import check_writable
-from onnxq.report.html import write_html
-from onnxq.report.json import write_json
-from onnxq.report.junit import write_junit
+from onnxq.ir.textfile import write_text
+from onnxq.report.pages import to_html, to_junit
 from onnxq.verify.result import Report
 
-JSON_NAME, HTML_NAME, JUNIT_NAME = "report.json", "report.html", "junit.xml"
+NAMES = ("report.json", "report.html", "junit.xml")
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -21,35 +20,26 @@ def write_report(report: Report, folder: Path) -> None:
     Raises:
         InputError: the folder cannot be made, or a file cannot be written.
     """
-    make_folder(folder)
-    write_json(report, folder / JSON_NAME)
-    write_html(report, folder / HTML_NAME)
-    write_junit(report, folder / JUNIT_NAME)
+    texts = (report.to_json(), to_html(report), to_junit(report))
+    write_texts(folder, dict(zip(NAMES, texts, strict=True)))
 
 
-def check_folder(folder: Path) -> None:
-    """Find out before long work whether `write_report` could write; makes nothing.
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write files by their names, each complete or not at all; the folder is made if need be.
 
     Raises:
-        InputError: a file is in the way, or writing is not allowed.
-    """
-    check_writable_in(folder, (JSON_NAME, HTML_NAME, JUNIT_NAME))
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder for a report, if it is not there.
-
-    Raises:
-        InputError: it cannot be made.
+        InputError: the folder cannot be made, or a file cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unusable(folder, error.strerror or str(error)) from error
+    for name, text in texts.items():
+        write_text(folder / name, text)
 
 
-def check_writable_in(folder: Path, names: Sequence[str]) -> None:
-    """Find out whether files could be written in a folder that may have to be made.
+def check_folder(folder: Path, names: Sequence[str] = NAMES) -> None:
+    """Find out before long work whether files could be written; makes nothing.
 
     Raises:
         InputError: a file or folder is in the way, or writing is not allowed.

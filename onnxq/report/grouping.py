@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from onnxq.precision import available_precisions, parse_precision
 from onnxq.verify.result import LayerFacts
-
-_QUANTIZED = ("int8", "int8-dynamic", "int8-weight", "int4-weight", "int2-weight", "int16-act")
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,11 @@ def left_in_float(layers: Iterable[LayerFacts]) -> tuple[LeftInFloat, ...]:
 
     A plan has reasons for what it quantizes, too: those are left out.
     """
+    known = (parse_precision(name) for name in available_precisions())
+    quantized = {precision.described for precision in known if precision.weight_bits < 16}
     by_reason: dict[str, list[LayerFacts]] = {}
     for layer in layers:
-        if layer.reason and layer.precision not in _QUANTIZED:
+        if layer.reason and layer.precision not in quantized:
             by_reason.setdefault(layer.reason, []).append(layer)
     groups = [LeftInFloat(reason, tuple(found)) for reason, found in by_reason.items()]
     return tuple(sorted(groups, key=lambda group: -len(group.layers)))

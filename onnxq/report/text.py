@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -26,15 +26,15 @@ def to_text(report: Report, *, layers: bool = False) -> RenderableType:
         report: What was found out.
         layers: Whether to list the layers with the lowest SQNR, too.
     """
-    parts: list[RenderableType] = [_figures(report)]
+    parts: list[RenderableType] = [_listing(_rows(report))]
     if report.candidates:
         parts += [Text(), _candidates(report)]
     if report.gates:
-        parts += [Text(), _gates(report)]
+        parts += [Text(), _listing(_gates(report))]
     if report.notes:
         parts += [Text(), *(Text(words.printable(note)) for note in report.notes)]
     if layers and any(layer.sqnr_db is not None for layer in report.layers):
-        parts += [Text(), _weakest(report)]
+        parts += [Text(), _listing(_weakest(report), numbers=True)]
     return Group(*parts)
 
 
@@ -46,15 +46,6 @@ def grid(*, fold: bool = False) -> Table:
     """
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=not fold, overflow="fold")
-    return table
-
-
-def _figures(report: Report) -> Table:
-    table = grid()
-    table.add_column(overflow="fold")
-    table.add_column(overflow="fold")
-    for row in _rows(report):
-        table.add_row(*(Text(cell) for cell in row))
     return table
 
 
@@ -99,11 +90,9 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
 
 def _left_in_float(report: Report) -> Iterator[tuple[str, str, str]]:
     groups = left_in_float(report.layers)
-    label = "left in float"
-    for group in groups[:_REASONS]:
+    for place, group in enumerate(groups[:_REASONS]):
         kinds = words.listed(group.operators, _OPERATORS)
-        yield label, kinds, words.printable(group.reason)
-        label = ""
+        yield "" if place else "left in float", kinds, words.printable(group.reason)
     hidden = groups[_REASONS:]
     if hidden:
         total = sum(len(group.layers) for group in hidden)
@@ -127,29 +116,27 @@ def _candidates(report: Report) -> Table:
     return table
 
 
-def _gates(report: Report) -> Table:
-    table = grid()
-    table.add_column()
-    table.add_column()
-    label = "gates"
-    for gate in report.gates:
+def _gates(report: Report) -> Iterator[tuple[str, str, Text]]:
+    for place, gate in enumerate(report.gates):
         value = "not measured" if gate.value is None else f"measured {words.number(gate.value)}"
         verdict = Text("held", "green") if gate.passed else Text("FAILED", "bold red")
-        table.add_row(Text(label), Text(gate.expr), Text(f"{value}: ") + verdict)
-        label = ""
-    return table
+        yield "" if place else "gates", gate.expr, Text(f"{value}: ") + verdict
 
 
-def _weakest(report: Report) -> Table:
-    table = grid()
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(overflow="fold")
+def _weakest(report: Report) -> Iterator[tuple[str, str, str]]:
     label = "weakest layers"
     for layer in weakest(report.layers, _WEAKEST):
         what = words.printable(f"{layer.node} ({layer.op_type}, {layer.precision})")
-        sqnr = "" if layer.sqnr_db is None else words.decibels(layer.sqnr_db)
-        table.add_row(Text(label), Text(sqnr), Text(what))
+        yield label, "" if layer.sqnr_db is None else words.decibels(layer.sqnr_db), what
         label = ""
-    if not table.rows:
-        table.add_row(Text(label), Text("none"), Text("every layer is exact"))
+    if label:
+        yield label, "none", "every layer is exact"
+
+
+def _listing(rows: Iterable[tuple[str, str, str | Text]], numbers: bool = False) -> Table:
+    table = grid()
+    table.add_column(justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     return table

@@ -100,19 +100,18 @@ def number(value: float) -> str:
 
 def metric_value(metric: MetricFacts, value: float) -> str:
     """A metric's value: proportions in percent, everything else as it is."""
-    if metric.name in _PROPORTIONS:
-        return f"{_unsigned_zero(value * 100.0, 2)} %"
-    return number(value)
+    return bare_drop(metric, value) + (" %" if metric.name in _PROPORTIONS else "")
 
 
 def metric_drop(metric: MetricFacts, value: float) -> str:
     """A difference of two metric values: proportions in percentage points."""
-    return f"{bare_drop(metric, value)} points" if is_proportion(metric) else number(value)
+    return bare_drop(metric, value) + (" points" if metric.name in _PROPORTIONS else "")
 
 
 def bare_drop(metric: MetricFacts, value: float) -> str:
     """`metric_drop` without its unit."""
-    return _unsigned_zero(value * 100.0, 2) if is_proportion(metric) else number(value)
+    share = metric.name in _PROPORTIONS
+    return _unsigned_zero(value * 100.0, 2) if share else number(value)
 
 
 def candidate_drop(metric: MetricFacts | None, drop: float | None) -> str:
@@ -126,11 +125,6 @@ def drop_interval(metric: MetricFacts) -> str:
         return ""
     low, high = metric.confidence
     return f"{bare_drop(metric, low)} to {metric_drop(metric, high)}"
-
-
-def is_proportion(metric: MetricFacts) -> bool:
-    """Whether the metric is a share of samples, shown in percent."""
-    return metric.name in _PROPORTIONS
 
 
 def cost(kind: str, value: float) -> str:

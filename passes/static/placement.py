@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxq.ir import DataType, Graph, Node, Use, Value, attribute_value
-from onnxq.passes.notes import BY_REQUEST, NOT_FINITE, OVERRIDABLE, Reason
+from onnxq.passes.notes import BY_REQUEST, NOT_FINITE, OVERRIDABLE, Reason, node_name
 from onnxq.quant import Format, Granularity
 from onnxq.targets import OperatorRule, Target
 
@@ -265,7 +265,7 @@ def _known_to_stay(graph: Graph, keep_float: frozenset[str]) -> dict[Node, Reaso
     for node in graph.nodes():
         if any(v and v.producer and v.producer.is_op("DequantizeLinear") for v in node.inputs):
             stay[node] = ALREADY_QUANTIZED
-        elif node.name and node.name in keep_float:
+        elif node_name(node) in keep_float:
             stay[node] = BY_REQUEST
     return {n: r for n, r in stay.items() if _makes_floats(n) and not n.is_op(*_PAIR)}
 

@@ -9,8 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.ir import Attribute, DataType, Graph, Node, Shape, TensorType, Value
-from onnxq.ir.attribute import AttributeLike
+from onnxq.ir import Attribute, DataType, Graph, Node, TensorType, Value
 from onnxq.passes.notes import Reason
 from onnxq.passes.weights.stored_weights import Arrays, Layout, Rounding, Stored
 from onnxq.passes.weights.weight_pass import Rewrite, Rewriter, WeightPass
@@ -25,6 +24,7 @@ from onnxq.quant import INT8, PER_TENSOR, Granularity, QParams, Scheme, per_bloc
 OPSET = 13
 """Lowest opset that has all that the pass emits: DequantizeLinear with a scale per channel."""
 
+_FLOAT = DataType.FLOAT
 _CONVOLUTION_LOSES = Reason(
     "slow", "convolutions on dynamic integers are far slower than float ones"
 )
@@ -85,9 +85,6 @@ class QuantizeDynamic(WeightPass):
     def needed_opset(self) -> int:
         """Lowest opset of a graph that the pass takes."""
         return OPSET
-
-    def _subject(self) -> str:
-        return "dynamic quantization needs"
 
     def _rewriter(self) -> Rewriter:
         return _Dynamic(self)
@@ -152,18 +149,22 @@ class _Dynamic(Rewriter):
         bias: Value | None,
     ) -> None:
         """Put an operator on integers, and what restores its result, in place of a float one."""
-        graph, shape, x = node.graph, node.output.shape, node.input(0)
+        graph, shape, x, stem = node.graph, node.output.shape, node.input(0), node.output.name
         assert x is not None
-        add = _Adder(graph, node.output.name, shape)
+
+        def add(op_type: str, ending: str, inputs: list[Value], **attributes: int) -> Value:
+            names, types = [graph.fresh_name(f"{stem}_{ending}")], [TensorType(_FLOAT, shape)]
+            return graph.add(op_type, inputs, attributes, outputs=names, types=types).output
+
         quantized, scale, zero_point = self._quantized(graph, x)
         product = graph.add(
             operator,
             [quantized, stored.values, zero_point],
             attributes,
-            outputs=[graph.fresh_name(f"{node.output.name}_i")],
+            outputs=[graph.fresh_name(f"{stem}_i")],
             types=[TensorType(DataType.INT32, shape)],
         )
-        numbers = add("Cast", "f", [product.output], {"to": int(DataType.FLOAT)})
+        numbers = add("Cast", "f", [product.output], to=int(_FLOAT))
         factor = graph.add("Mul", [scale, stored.scale], types=[stored.scale.type]).output
         made = add("Mul", "m", [numbers, factor])
         if bias is not None:
@@ -180,7 +181,7 @@ class _Dynamic(Rewriter):
                 outputs=names,
                 types=[
                     TensorType(DataType.UINT8, x.shape),
-                    TensorType(DataType.FLOAT, ()),
+                    TensorType(_FLOAT, ()),
                     TensorType(DataType.UINT8, ()),
                 ],
             )
@@ -223,28 +224,8 @@ def _replace_lstm(node: Node, stored: Sequence[Stored]) -> None:
     replace_node(node, made.outputs, made)
 
 
-class _Adder:
-    """Adds operators whose outputs are floats of one shape and have names of one stem."""
-
-    def __init__(self, graph: Graph, stem: str, shape: Shape | None) -> None:
-        self._graph, self._stem = graph, stem
-        self._type = TensorType(DataType.FLOAT, shape)
-
-    def __call__(
-        self,
-        op_type: str,
-        ending: str,
-        inputs: list[Value | None],
-        attributes: dict[str, AttributeLike] | None = None,
-    ) -> Value:
-        name = self._graph.fresh_name(f"{self._stem}_{ending}")
-        return self._graph.add(
-            op_type, inputs, attributes, outputs=[name], types=[self._type]
-        ).output
-
-
 def _activation_reason(x: Value | None) -> Reason | None:
-    if x is None or x.dtype is not DataType.FLOAT:
+    if x is None or x.dtype is not _FLOAT:
         return Reason("type", "its input 0 is not float32")
     return Reason("neighbours", "its input 0 is constant") if x.is_constant else None
 
@@ -264,7 +245,7 @@ def _bias_by_channel(graph: Graph, bias: Value, spatial: int) -> Value:
     return graph.add(
         "Unsqueeze",
         [bias, graph.constant(np.array(axes, np.int64), "axes")],
-        types=[TensorType(DataType.FLOAT, shape)],
+        types=[TensorType(_FLOAT, shape)],
     ).output
 
 

@@ -20,8 +20,6 @@ from onnxq.passes.weights.weight_pass import Rewrite, Rewriter, WeightPass
 from onnxq.passes.weights.weight_rewrites import (
     CONTRIB_DOMAIN,
     ConstantWeight,
-    find_weight,
-    is_own,
     plain_gemm,
     replace_node,
 )
@@ -172,9 +170,6 @@ class QuantizeWeights(WeightPass):
         by_block = self.block_size and self.operators == "standard"
         return max(self.stored_format.opset, _BLOCK_OPSET if by_block else _CHANNEL_OPSET)
 
-    def _subject(self) -> str:
-        return f"{self.format} weights in this form need"
-
     def _rewriter(self) -> Rewriter:
         return _Stored(self, self._quantizer)
 
@@ -205,10 +200,11 @@ class _Stored(Rewriter):
         return found
 
     def _find(self, node: Node, slot: int) -> ConstantWeight | Reason:
-        weight = find_weight(node, slot)
-        if isinstance(weight, Reason) or is_own(node, weight.value):
+        weight = super()._find(node, slot)
+        if isinstance(weight, Reason):
             return weight
-        return _SEVERAL_GRAPHS
+        is_own = all(use.node.graph is node.graph for use in weight.value.uses)
+        return weight if is_own else _SEVERAL_GRAPHS
 
     def _stored(self, node: Node, weight: ConstantWeight, layout: Layout) -> Stored:
         owner = node if self._options.copies else None

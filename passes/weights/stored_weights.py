@@ -136,20 +136,6 @@ class Stored:
     zero_point: Value | None
     qparams: QParams
 
-    def dequantized(self) -> Value:
-        """The float weight, from a DequantizeLinear added to the constants' graph."""
-        graph, granularity = self.values.graph, self.qparams.granularity
-        attributes = {} if granularity.axis is None else {"axis": granularity.axis}
-        if granularity.block_size is not None:
-            attributes["block_size"] = granularity.block_size
-        return graph.add(
-            "DequantizeLinear",
-            [self.values, self.scale, *([self.zero_point] if self.zero_point else [])],
-            attributes,
-            outputs=[graph.fresh_name(self.values.name.removesuffix("_q") + "_dq")],
-            types=[TensorType(DataType.FLOAT, self.values.shape)],
-        ).output
-
 
 class CannotStoreError(Exception):
     """A weight cannot be stored in few bits."""
@@ -174,7 +160,9 @@ class WeightStore:
         Raises:
             CannotStoreError: the weight has infinite or NaN values, or does not suit the format.
         """
-        key = (weight, layout, graph, owner)
+        # Without the values, which would be kept until all weights are stored.
+        tuned = layout.tuned and replace(layout.tuned, values=None)
+        key = (weight, replace(layout, tuned=tuned), graph, owner)
         if key not in self._stored:
             assert weight.data is not None
             values, scale, zero_point, qparams = _arranged(weight.data, layout, weight.name)
@@ -198,7 +186,16 @@ class WeightStore:
     def dequantized(self, stored: Stored) -> Value:
         """The float weight, from one DequantizeLinear for all who want it."""
         if stored not in self._dequantized:
-            self._dequantized[stored] = stored.dequantized()
+            values, granularity = stored.values, stored.qparams.granularity
+            read = [values, stored.scale, *([stored.zero_point] if stored.zero_point else [])]
+            attributes = {"axis": granularity.axis, "block_size": granularity.block_size}
+            self._dequantized[stored] = values.graph.add(
+                "DequantizeLinear",
+                read,
+                {name: given for name, given in attributes.items() if given is not None},
+                outputs=[values.graph.fresh_name(values.name.removesuffix("_q") + "_dq")],
+                types=[TensorType(DataType.FLOAT, values.shape)],
+            ).output
         return self._dequantized[stored]
 
 

@@ -18,6 +18,7 @@ from onnxq.passes.weights.stored_weights import (
     CannotStoreError,
     Layout,
     Quantizer,
+    Rounding,
     Stored,
     WeightStore,
     tuned_tensors,
@@ -28,11 +29,10 @@ from onnxq.passes.weights.weight_rewrites import (
     gather_rows,
     has_float_weight,
     plain_gemm,
-    row_layout,
     rows_reason,
     set_weight,
 )
-from onnxq.quant import Granularity
+from onnxq.quant import INT8, Granularity, per_block
 from onnxq.quant.search import PLAIN, ScaleSearch
 
 Weights = Sequence[tuple[ConstantWeight, Layout]]
@@ -68,10 +68,6 @@ class WeightPass(Pass):
     @abstractmethod
     def needed_opset(self) -> int:
         """Lowest opset of a graph that the pass takes."""
-
-    @abstractmethod
-    def _subject(self) -> str:
-        """What needs that opset, with its verb."""
 
     @abstractmethod
     def _rewriter(self) -> Rewriter:
@@ -118,8 +114,9 @@ class WeightPass(Pass):
             InputError: the graph's opset is too low, or tuned tensors do not fit their node.
         """
         if graph.opset < self.needed_opset:
+            form = replace(self, only=(), keep_float=())
             raise InputError(
-                f"{self._subject()} opset {self.needed_opset} and the model has {graph.opset}; "
+                f"{form} needs opset {self.needed_opset} and the model has {graph.opset}; "
                 "raise the model's opset first"
             )
         rewriter = self._rewriter()
@@ -237,7 +234,9 @@ class Rewriter(ABC):
         return rows_reason(node, table) or self._rows(node, table)
 
     def _rows(self, node: Node, table: ConstantWeight) -> Rewrite:
-        layout = row_layout(table, self._search)
+        """Rows in int8, each with a scale of its own."""
+        rounding, granularity = Rounding(INT8, search=self._search), per_block(1, table.shape[1])
+        layout = Layout(rounding, granularity, zero_point=False)
         return Rewrite([(table, layout)], lambda stored: gather_rows(node, stored[0]))
 
     def _recurrent(self, node: Node) -> Rewrite | Reason:

@@ -10,9 +10,7 @@ import numpy as np
 
 from onnxq.ir import DataType, Node, TensorType, Value, remove_unused
 from onnxq.passes.notes import OVERRIDABLE, Reason
-from onnxq.passes.weights.stored_weights import Layout, Rounding, Stored
-from onnxq.quant import INT8, per_block
-from onnxq.quant.search import PLAIN, ScaleSearch
+from onnxq.passes.weights.stored_weights import Stored
 
 CONTRIB_DOMAIN = "com.microsoft"
 
@@ -70,11 +68,6 @@ def _computed(value: Value) -> Reason:
             )
         maker = source.producer if source is not None else None
     return Reason("computed", "its weight is not constant")
-
-
-def is_own(node: Node, weight: Value) -> bool:
-    """Whether only nodes of this node's own graph read a weight."""
-    return all(use.node.graph is node.graph for use in weight.uses)
 
 
 def has_float_weight(node: Node) -> bool:
@@ -178,12 +171,6 @@ def rows_reason(node: Node, table: ConstantWeight) -> Reason | None:
     if node.get("axis", 0) not in (0, -2):
         return Reason("attribute", "it does not gather rows")
     return None
-
-
-def row_layout(table: ConstantWeight, search: ScaleSearch = PLAIN) -> Layout:
-    """Rows in int8, each with a scale of its own."""
-    granularity = per_block(1, table.shape[1])
-    return Layout(Rounding(INT8, search=search), granularity, zero_point=False)
 
 
 def gather_rows(node: Node, stored: Stored) -> None:

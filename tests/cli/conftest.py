@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,24 +63,22 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     onnx.save(model, found.model)
     np.savez(found.data, **samples(model))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("onnxq.verify.compare.interleaved", partial(_hurried, interleaved))
+        patch.setattr(Backend, "time", staticmethod(_hurried))
         options = {"output": found.candidate, "recipe": "int8", "min_speedup": 0.0}
         result = optimize(found.model, found.data, **options)  # type: ignore[arg-type]
     assert result.passed
     return found
 
 
-def _hurried(measure, sessions, feeds, *, seconds):  # type: ignore[no-untyped-def]
+def _hurried(sessions, feeds, *, seconds):  # type: ignore[no-untyped-def]
     """Five rounds, whatever time there would be."""
-    return measure(sessions, feeds, rounds=5)
+    return interleaved(sessions, feeds, rounds=5)
 
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Quick measuring, an environment of its own, and no temporary file left at the end."""
-    hurried = partial(_hurried, interleaved)
-    monkeypatch.setattr("onnxq.verify.compare.interleaved", hurried)
-    monkeypatch.setattr(Backend, "time", hurried)
+    monkeypatch.setattr(Backend, "time", staticmethod(_hurried))
     for name in ("ONNXQ_DEBUG", "COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
     temporary = tmp_path.with_name(f"{tmp_path.name}-temporary")

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxq.data import read
 from onnxq.ir import Graph, save
 from onnxq.observe import CALIBRATORS, Ranges
+from onnxq.runtime import Session
 from tests.cli.conftest import Command
 from tests.cli.models import SAMPLES, Case
 from tests.cli.test_optimize import strict_json
@@ -31,13 +33,15 @@ def test_every_calibrator(onnxq: Command, case: Case, tmp_path: Path, name: str)
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines()[-1] == f"Wrote {out}."
     ranges = Ranges.load(out)
-    assert (ranges.calibrator, ranges.samples) == (name, SAMPLES)
+    # The samples that `optimize` keeps for verifying are not seen.
+    assert (ranges.calibrator, ranges.samples) == (name, SAMPLES // 2)
     assert ranges.ranges.keys() == ranges.statistics.keys()
     assert all(s.histogram is not None for s in ranges.statistics.values())
-    with np.load(case.data) as file:
-        x = file["x"]
+    specs = Session(case.model).inputs
+    seen = [b.feeds["x"] for b in read(str(case.data), specs).split(0)[0].batches()]
     if name == "minmax":
-        assert (ranges.ranges["x"].min, ranges.ranges["x"].max) == (x.min(), x.max())
+        ends = min(x.min() for x in seen), max(x.max() for x in seen)
+        assert (ranges.ranges["x"].min, ranges.ranges["x"].max) == ends
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -56,7 +60,7 @@ def test_a_memory_limit_and_batches_change_no_range(
     onnxq: Command, case: Case, found: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "ranges.json"
-    arguments = ("--memory-limit", "1.2MB", "--batch-size", "7", "--threads", "1")
+    arguments = ("--memory-limit", "1.2MB", "--batch-size", "7")
     done = onnxq("calibrate", case.model, "--data", case.data, "-o", out, *arguments)
     assert (done.code, done.err) == (0, "")
     ours, whole = Ranges.load(out), Ranges.load(found)
@@ -81,7 +85,7 @@ def test_shards_are_merged(onnxq: Command, found: Path, tmp_path: Path) -> None:
     done = onnxq("calibrate", "--from", found, "--from", found, "-o", out)
     assert (done.code, done.err) == (0, "")
     one, both = Ranges.load(found), Ranges.load(out)
-    assert both.ranges == one.ranges and both.samples == 2 * SAMPLES
+    assert both.ranges == one.ranges and both.samples == SAMPLES
     name = next(iter(one.statistics))
     assert both.statistics[name].count == 2 * one.statistics[name].count
 
@@ -141,7 +145,7 @@ def test_infinite_values_are_refused_with_the_tensor_s_name(onnxq: Command, tmp_
         { logarithm = Log(x) y = MatMul(logarithm, w) }""")
     model, data, out = tmp_path / "m.onnx", tmp_path / "d.npz", tmp_path / "r.json"
     save(graph, model)
-    np.savez(data, x=np.array([[0.0, 1.0], [2.0, 3.0]], np.float32))
+    np.savez(data, x=np.array([[0.0, 1.0], [0.0, 3.0]], np.float32))
     done = onnxq("calibrate", model, "--data", data, "-o", out, "--calibrator", "auto")
     assert (done.code, done.err) == (0, "")
     assert "refused" in done.out and "'logarithm' has infinite or NaN values" in done.out

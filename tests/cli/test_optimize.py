@@ -250,19 +250,16 @@ def test_progress_on_a_terminal(
     assert not terminal.getvalue().strip("\0")
 
 
-@pytest.mark.parametrize("place", ["calibrate", "compare_files", "Path.replace"])
+@pytest.mark.parametrize(
+    "place", ["onnxq.prepare.calibrate", "onnxq.proof.compare_files", "pathlib.Path.replace"]
+)
 def test_an_interrupt_leaves_nothing(
     run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    if place == "Path.replace":
-        monkeypatch.setattr(Path, "replace", interrupted)
-    else:
-        import sys
-
-        monkeypatch.setattr(sys.modules["onnxq.optimization"], place, interrupted)
+    monkeypatch.setattr(place, interrupted)
     found = run("-o", tmp_path / "out.onnx", "--json", tmp_path / "r.json")
     assert (found.code, found.out, found.err) == (130, "", "onnxq: error: interrupted\n")
     assert not list(tmp_path.iterdir())

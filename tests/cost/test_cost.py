@@ -14,6 +14,10 @@ from onnxq.passes.static.placement import place
 from onnxq.targets import load_target
 from tests.networks import CHANNELS, CLASSES, PIXELS, chain, inputs
 
+GRAPH = chain(3)
+PLACED = place(GRAPH, load_target("cpu-x64"))
+NODES = [node for node in GRAPH.nodes() if node.op_type != "Relu"]
+
 TABLE = Costs(
     "latency",
     "abc",
@@ -55,8 +59,7 @@ def test_other_files_are_refused(text: str, part: str, tmp_path: Path) -> None:
 
 
 def test_bytes_are_those_of_the_weights() -> None:
-    graph = chain(3)
-    found = size_costs(graph, place(graph, load_target("cpu-x64")), ["int8", "int4-weight"])
+    found = size_costs(NODES, ["int8", "int4-weight"])
     elements = CHANNELS * CHANNELS * 9
     assert found.nodes["conv1"] == {
         "float32": elements * 4,
@@ -69,8 +72,7 @@ def test_bytes_are_those_of_the_weights() -> None:
 
 
 def test_operations_are_counted() -> None:
-    graph = chain(3)
-    found = flops_costs(graph, place(graph, load_target("cpu-x64")), ["int8"])
+    found = flops_costs(NODES, PLACED, ["int8"])
     pixels = PIXELS * PIXELS
     assert found.nodes["conv0"]["float32"] == CHANNELS * pixels * 2 * 9
     assert found.nodes["conv1"]["float32"] == CHANNELS * pixels * CHANNELS * 9
@@ -83,8 +85,7 @@ def test_operations_are_counted() -> None:
 
 def test_operations_by_precision() -> None:
     precisions = ["int8", "int16-act", "int8-dynamic", "int8-weight", "int4-weight"]
-    graph = chain()
-    found = flops_costs(graph, place(graph, load_target("cpu-x64")), precisions).nodes["conv1"]
+    found = flops_costs(NODES, PLACED, precisions).nodes["conv1"]
     shares = {precision: found[precision] / found["float32"] for precision in precisions}
     assert shares["int8"] < shares["int8-dynamic"] < shares["int16-act"] < 1
     # The product of weights that are only stored in integers is one of floats.
@@ -92,19 +93,15 @@ def test_operations_by_precision() -> None:
 
 
 def test_measured_times_are_of_every_node_and_border(tmp_path: Path) -> None:
-    graph = chain(3)
-    placed = place(graph, load_target("cpu-x64"))
-    feeds = inputs(graph, 1)
+    what = (GRAPH, NODES, PLACED, {}, inputs(GRAPH, 1))
     known = Measurements(tmp_path)
-    found = measure_costs(graph, placed, {}, feeds, model_sha256="abc", measurements=known)
+    found = measure_costs(*what, model_sha256="abc", measurements=known)
     assert (found.kind, found.model_sha256) == ("latency", "abc")
     assert set(found.nodes) == {"conv0", "conv1", "conv2", "residual", "pool", "flat", "head"}
     assert all(found.nodes[f"conv{n}"]["float32"] > 0 for n in range(3))
-    assert set(found.borders) == {value.name for value in placed.roots}
+    assert set(found.borders) == {value.name for value in PLACED.roots}
     assert all(q > 0 and d > 0 for q, d in found.borders.values())
-    again = measure_costs(
-        graph, placed, {}, feeds, model_sha256="abc", measurements=Measurements(tmp_path)
-    )
+    again = measure_costs(*what, model_sha256="abc", measurements=Measurements(tmp_path))
     assert again == found, "what is on disk is not measured again"
 
 

@@ -8,10 +8,9 @@ from onnxq.cost import Costs
 from onnxq.ir import Graph, infer_types
 from onnxq.passes.static.placement import place
 from onnxq.plan import Problem, assign, build_problem
+from onnxq.precision import FLOAT, Scene
 from onnxq.targets import load_target
-from tests.networks import chain, shared
-
-FLOAT = "float32"
+from tests.networks import chain, choices, shared
 
 
 def program(
@@ -23,15 +22,12 @@ def program(
     pinned: dict[str, str] | None = None,
 ) -> Problem:
     infer_types(graph)
-    placed = place(graph, load_target("cpu-x64"))
-    known = {
-        node.name: dict.fromkeys(precisions, 0.0)
-        for node, rule in placed.nodes.items()
-        if rule.role == "compute"
-    }
+    target = load_target("cpu-x64")
+    placed = place(graph, target)
+    able = choices(Scene(placed, target), *precisions)
     borders = {value.name: (border, border) for value in placed.roots}
     table = Costs("latency", "", {}, costs, borders)
-    return build_problem(graph, placed, known | (losses or {}), table, precisions, pinned)
+    return build_problem(graph, placed, able, losses or {}, table, pinned)
 
 
 def chosen(problem: Problem, **options: float) -> dict[str, str]:
@@ -104,12 +100,10 @@ def test_nodes_of_one_weight_have_one_precision() -> None:
 
 def test_dynamic_precision_has_no_borders_and_is_for_matrices() -> None:
     costs = ROW | {"head": {FLOAT: 0.2, "int8": 0.1, "int8-dynamic": 0.05}}
-    losses = {"head": {"int8": 0.0, "int8-dynamic": 0.0}}
-    losses |= {f"conv{n}": {"int8": 0.0} for n in range(4)}
-    problem = program(chain(), costs, 5.0, losses, ("int8", "int8-dynamic"))
-    choices = {item.name: [c.precision for c in item.choices] for item in problem.items}
-    assert choices["head"] == [FLOAT, "int8", "int8-dynamic"]
-    assert choices["conv0"] == [FLOAT, "int8"] == choices["pool"]
+    problem = program(chain(), costs, 5.0, precisions=("int8", "int8-dynamic"))
+    own = {item.name: [c.precision for c in item.choices] for item in problem.items}
+    assert own["head"] == [FLOAT, "int8", "int8-dynamic"]
+    assert own["conv0"] == [FLOAT, "int8"] == own["pool"]
     assert chosen(problem) == dict.fromkeys(ROW, FLOAT) | {"head": "int8-dynamic"}
 
 
@@ -127,8 +121,8 @@ def test_both_widths_of_integers_have_no_border_between_them() -> None:
     both = ("int8", "int16-act")
     costs = {name: c | {"int16-act": c["int8"]} for name, c in ROW.items()}
     problem = program(chain(), costs, 0.125, precisions=both)
-    choices = {item.name: [c.precision for c in item.choices] for item in problem.items}
-    assert all(found == [FLOAT, *both] for found in choices.values())
+    own = {item.name: [c.precision for c in item.choices] for item in problem.items}
+    assert all(found == [FLOAT, *both] for found in own.values())
     narrow = dict.fromkeys(ROW, "int8")
     wide = narrow | {"conv1": "int16-act"}
     assert problem.is_possible(wide)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.ir import Context, Graph, infer_types, raise_opset
+from onnxq.ir import Context, Graph, Node, infer_types, raise_opset
 from onnxq.passes.static.insert_qdq import InsertQdq
-from onnxq.sensitivity import PARTS
+from onnxq.precision import Given, Part, Scene, parse_precision, searchable
 from tests.helpers import run
-from tests.networks import chain, dataset, inputs, quantizable
+from tests.networks import chain, dataset, inputs, scene
 
 
 def outputs(graph: Graph, feeds: dict[str, np.ndarray]) -> np.ndarray:
@@ -19,24 +19,44 @@ def outputs(graph: Graph, feeds: dict[str, np.ndarray]) -> np.ndarray:
     return np.asarray(output, dtype=np.float64)
 
 
+def newest() -> Graph:
+    """A network of an opset that has every format."""
+    graph = raise_opset(chain(), 25)
+    infer_types(graph)
+    return graph
+
+
+def named(graph: Graph, name: str) -> Node:
+    (node,) = (n for n in graph.nodes() if n.name == name)
+    return node
+
+
+def part_of(precision: str, kind: str) -> Part:
+    (part,) = (p for p in parse_precision(precision).parts() if p.name.startswith(kind))
+    return part
+
+
+def perturbed(graph: Graph, node: Node, part: Part, found: Scene) -> Graph:
+    changed = graph.copy()
+    part.apply(changed, node, found)
+    return changed
+
+
 @pytest.mark.parametrize("name", ["conv0", "conv1", "conv3", "head"])
 @pytest.mark.parametrize("target", ["cpu-x64", "generic"])
 @pytest.mark.parametrize(("precision", "format"), [("int8", ""), ("int16-act", "uint16")])
 def test_all_parts_together_are_what_the_pass_does(
     name: str, target: str, precision: str, format: str
 ) -> None:
-    graph = raise_opset(chain(), 21)
-    infer_types(graph)
+    graph = newest()
     feeds = inputs(graph)
-    found = quantizable(graph, dataset(graph, feeds), target)
+    found = scene(graph, dataset(graph, feeds), target)
     faked, real = graph.copy(), graph.copy()
-    for node, rule in found.nodes():
-        if node.name == name:
-            for part in PARTS[precision]:
-                made = found.perturbation(node, rule, part)
-                assert made is not None
-                made.apply(faked)
-    step = InsertQdq(found.ranges, target, only=(name,), activations=format)
+    node = named(graph, name)
+    for part in parse_precision(precision).parts():
+        assert part.fits(node, found)
+        part.apply(faked, node, found)
+    step = InsertQdq(found.bounds, target, only=(name,), activations=format)
     assert step.run(real, Context())
     exact, ours, theirs = (outputs(g, feeds) for g in (graph, faked, real))
     noise = np.square(theirs - exact).sum()
@@ -45,81 +65,107 @@ def test_all_parts_together_are_what_the_pass_does(
     assert np.square(ours - theirs).sum() <= 1e-3 * noise
 
 
+PARTS = {part.name: part for text in searchable() for part in parse_precision(text).parts()}
+"""All parts that there are, by name."""
+
+
 def test_parts_touch_nothing_but_their_node() -> None:
-    graph = chain()
-    found = quantizable(graph, dataset(graph, inputs(graph)))
-    for node, rule in found.nodes():
-        for part in dict.fromkeys(p for parts in PARTS.values() for p in parts):
-            made = found.perturbation(node, rule, part)
-            if made is None:
+    graph = newest()
+    found = scene(graph, dataset(graph, inputs(graph)))
+    tested = set()
+    for node in graph.nodes():
+        for name, part in PARTS.items():
+            if not part.fits(node, found):
                 continue
-            changed = graph.copy()
-            made.apply(changed)
+            tested.add(name)
+            changed = perturbed(graph, node, part, found)
             changed.check()
             weights = {v.name for v in graph.initializers()}
             replaced = weights - {v.name for v in changed.initializers() if v.uses}
-            assert len(replaced) <= (1 if part.startswith("weights") else 0)
+            assert len(replaced) <= (1 if name.startswith("weights") else 0)
             assert [n.op_type for n in changed.nodes() if n.op_type == "Conv"] == ["Conv"] * 4
+    # The matrix has too few inputs for the blocks of these two.
+    assert tested == set(PARTS) - {"weights:q4_0", "weights:q8_0"}
 
 
 def test_nodes_without_a_part() -> None:
-    graph = chain()
-    found = quantizable(graph, dataset(graph, inputs(graph)))
+    graph = newest()
+    found = scene(graph, dataset(graph, inputs(graph)))
     made = {
-        (node.name, part): found.perturbation(node, rule, part) is not None
-        for node, rule in found.nodes()
-        for part in ("weights:int8", "weights:int4", "activations:dynamic", "activations:int8")
+        (node.name, kind, text): part_of(text, kind).fits(node, found)
+        for node in graph.nodes()
+        for kind, text in (
+            ("weights", "int8"),
+            ("weights", "int4-weight"),
+            ("activations", "int8-dynamic"),
+            ("activations", "int8"),
+        )
     }
-    assert made["conv1", "weights:int8"] and made["conv1", "activations:int8"]
-    assert not made["conv1", "activations:dynamic"], "no fast kernel for convolutions"
-    assert not made["conv1", "weights:int4"], "blocks are for matrices"
-    assert made["head", "activations:dynamic"] and made["head", "weights:int4"]
-    assert not made["residual", "weights:int8"] and made["residual", "activations:int8"]
+    assert made["conv1", "weights", "int8"] and made["conv1", "activations", "int8"]
+    assert not made["conv1", "activations", "int8-dynamic"], "no fast kernel for convolutions"
+    assert made["head", "activations", "int8-dynamic"] and made["head", "weights", "int4-weight"]
+    assert (
+        not made["residual", "weights", "int8"] and not made["residual", "weights", "int4-weight"]
+    )
+    assert not part_of("q8_0", "weights").fits(named(graph, "head"), found), "8 inputs are no block"
+    assert made["residual", "activations", "int8"]
 
 
 def test_more_bits_lose_less() -> None:
-    graph = chain()
+    graph = newest()
     feeds = inputs(graph)
-    found = quantizable(graph, dataset(graph, feeds))
+    found = scene(graph, dataset(graph, feeds))
     exact = outputs(graph, feeds)
-    (head,) = ((n, r) for n, r in found.nodes() if n.name == "head")
     losses = []
-    for part in ("weights:int2", "weights:int4", "weights:int8"):
-        changed = graph.copy()
-        made = found.perturbation(*head, part)
-        assert made is not None
-        made.apply(changed)
+    for text in ("int2-weight", "int3-weight", "int4-weight", "int8"):
+        changed = perturbed(graph, named(graph, "head"), part_of(text, "weights"), found)
         losses.append(np.square(outputs(changed, feeds) - exact).sum())
-    assert losses[0] > 4 * losses[1] > 16 * losses[2] > 0
+    assert losses[0] > 2 * losses[1] > 4 * losses[2] > 16 * losses[3] > 0
+
+
+def test_a_weight_is_faked_as_the_pass_of_its_precision_stores_it() -> None:
+    graph = newest()
+    feeds = inputs(graph)
+    found = scene(graph, dataset(graph, feeds))
+    head = named(graph, "head")
+    for text in ("int4-weight", "int4-weight{block_size=4}", "int3-weight", "ternary"):
+        changed, real = perturbed(graph, head, part_of(text, "weights"), found), graph.copy()
+        precision = parse_precision(text)
+        for step in precision.passes(real, {"head": precision}, Given(found.target)):
+            assert step.run(real, Context())
+        np.testing.assert_array_equal(outputs(changed, feeds), outputs(real, feeds))
 
 
 def test_activations_of_sixteen_bits_lose_less_than_of_eight() -> None:
-    graph = raise_opset(chain(), 21)
-    infer_types(graph)
+    graph = newest()
     feeds = inputs(graph)
-    found = quantizable(graph, dataset(graph, feeds))
+    found = scene(graph, dataset(graph, feeds))
     exact = outputs(graph, feeds)
-    for node, rule in found.nodes():
-        losses = []
-        for part in ("activations:int8", "activations:int16"):
-            made = found.perturbation(node, rule, part)
-            if made is None or not (made.inputs or made.outputs):
-                continue
-            changed = graph.copy()
-            made.apply(changed)
-            losses.append(np.square(outputs(changed, feeds) - exact).sum())
-        narrow, wide = losses
+    # What only moves values about adds no noise of its own.
+    compared = [n for n in found.placed.nodes if PARTS["activations:int8"].fits(n, found)]
+    assert {node.name for node in compared} >= {"conv0", "conv3", "residual", "head"}
+    for node in compared:
+        narrow, wide = (
+            np.square(
+                outputs(perturbed(graph, node, PARTS[f"activations:int{bits}"], found), feeds)
+                - exact
+            ).sum()
+            for bits in (8, 16)
+        )
         # Noise is less by the square of 257, where it is not that of float32 itself.
         assert 0 < wide < narrow / 10_000, node.name
 
 
 def test_parts_have_the_width_they_name_whatever_the_target_prefers() -> None:
-    graph = chain()
+    graph = newest()
     for target in ("cpu-x64", "qnn-a16"):
-        found = quantizable(graph, dataset(graph, inputs(graph)), target)
-        for node, rule in found.nodes():
-            for part, bits in (("activations:int8", 8), ("activations:int16", 16)):
-                made = found.perturbation(node, rule, part)
-                assert made is not None
-                params = [p for _, p in (*made.inputs, *made.outputs)]
-                assert params and all(p is not None and p.format.bits == bits for p in params)
+        found = scene(graph, dataset(graph, inputs(graph)), target)
+        for node in found.placed.nodes:
+            for bits in (8, 16):
+                part = PARTS[f"activations:int{bits}"]
+                if not part.fits(node, found):
+                    continue
+                changed = perturbed(graph, node, part, found)
+                zeros = [n.input(2) for n in changed.nodes() if n.op_type == "QuantizeLinear"]
+                assert zeros
+                assert all(z is not None and z.numpy().dtype.itemsize == bits // 8 for z in zeros)

@@ -77,10 +77,6 @@ def test_known_values() -> None:
     optimal = ternary(w, per_channel(0))
     assert optimal.values.astype(int).tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
     assert optimal.qparams.scale.tolist() == [3.0, 2.0]
-    # 0.7 times the means, 1.025 and 0.875.
-    mean = ternary(w, per_channel(0), threshold="mean")
-    assert mean.values.astype(int).tolist() == [[1, -1, 0, 0], [0, 0, 0, 1]]
-    assert mean.qparams.scale.tolist() == [2.0, 2.0]
     two = binary(w, per_channel(0))
     assert two.values.astype(int).tolist() == [[1, -1, 1, 1], [1, 1, -1, 1]]
     assert two.qparams.scale.tolist() == np.float32([1.025, 0.875]).tolist()
@@ -92,7 +88,6 @@ def test_normal_weights_have_the_threshold_and_scale_of_theory() -> None:
     optimal = ternary(w, PER_TENSOR)
     assert float(optimal.qparams.scale) == pytest.approx(1.224, rel=0.01)
     assert _error(w, optimal) / len(w) == pytest.approx(0.1902, rel=0.01)
-    assert _error(w, optimal) <= _error(w, ternary(w, PER_TENSOR, threshold="mean"))
     two = binary(w, PER_TENSOR)
     assert float(two.qparams.scale) == pytest.approx(np.sqrt(2 / np.pi), rel=0.01)
     assert _error(w, two) / len(w) == pytest.approx(1 - 2 / np.pi, rel=0.01)
@@ -102,26 +97,24 @@ def test_normal_weights_have_the_threshold_and_scale_of_theory() -> None:
 @pytest.mark.parametrize("format", [INT2, UINT2, INT4, INT8, UINT8], ids=lambda f: f.name)
 def test_every_format_holds_the_same_weights(format: Format, granularity: Granularity) -> None:
     w = np.random.default_rng(1).standard_normal((12, 70)).astype(np.float32)
-    for method, threshold in [(ternary, "optimal"), (ternary, "mean"), (binary, "")]:
-        options = {"threshold": threshold} if threshold else {}
-        quantized = method(w, granularity, format=format, **options)
+    for method in (ternary, binary):
+        quantized = method(w, granularity, format=format)
         assert quantized.values.dtype == format.storage
         assert quantized.qparams.format is format
-        in_two_bits = method(w, granularity, **options)
+        in_two_bits = method(w, granularity)
         np.testing.assert_array_equal(quantized.dequantize(), in_two_bits.dequantize())
         # The stored values are those that quantizing what they stand for gives.
         again = quantize(quantized.dequantize(), quantized.qparams)
         np.testing.assert_array_equal(again, quantized.values)
-        if threshold == "optimal":
+        if method is ternary:
             np.testing.assert_array_equal(quantize(w, quantized.qparams), quantized.values)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
-@pytest.mark.parametrize("threshold", ["optimal", "mean"])
-def test_groups_are_as_if_alone(granularity: Granularity, threshold: str) -> None:
+def test_groups_are_as_if_alone(granularity: Granularity) -> None:
     w = np.random.default_rng(2).standard_normal((10, 70)).astype(np.float32)
     axis, size = granularity.axis, granularity.block_size
-    together = ternary(w, granularity, threshold=threshold)
+    together = ternary(w, granularity)
     pair = binary(w, granularity)
     for index in np.ndindex(together.qparams.scale.shape):
         if axis is None:
@@ -132,7 +125,7 @@ def test_groups_are_as_if_alone(granularity: Granularity, threshold: str) -> Non
             cut: list[slice | int] = list(index)
             cut[axis] = slice(index[axis] * size, (index[axis] + 1) * size)
             part = w[tuple(cut)]
-        alone = ternary(part, PER_TENSOR, threshold=threshold).qparams.scale
+        alone = ternary(part, PER_TENSOR).qparams.scale
         assert together.qparams.scale[index] == pytest.approx(float(alone), rel=1e-6)
         mean = np.abs(part.astype(np.float64)).mean()
         assert pair.qparams.scale[index] == pytest.approx(mean, rel=1e-6)
@@ -163,11 +156,7 @@ def test_zeros_and_tiny_weights() -> None:
 @pytest.mark.parametrize("granularity", [PER_TENSOR, per_channel(0), per_block(0, 2)], ids=str)
 def test_empty_arrays(shape: tuple[int, ...], granularity: Granularity) -> None:
     w = np.zeros(shape, np.float32)
-    for quantized in (
-        ternary(w, granularity),
-        ternary(w, granularity, threshold="mean"),
-        binary(w, granularity),
-    ):
+    for quantized in (ternary(w, granularity), binary(w, granularity)):
         assert quantized.values.shape == shape
         assert quantized.dequantize().shape == shape
 

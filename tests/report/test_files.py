@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from onnxq.errors import InputError
-from onnxq.report import check_folder, to_junit, write_json, write_junit, write_report
+from onnxq.report import check_folder, to_html, to_junit, write_report
 from onnxq.verify import Report
 from onnxq.verify.result import GateFacts, MetricFacts
 from tests.report.hostile import SCRIPT, hostile_report, is_clean
@@ -43,16 +43,18 @@ def properties(suite: ElementTree.Element) -> dict[str | None, str | None]:
     return {p.get("name"): p.get("value") for p in suite.iter("property")}
 
 
-@pytest.mark.parametrize("report", [a_report(), a_report(metric=None, latency=None)])
-def test_json_round_trip(tmp_path: Path, report: Report) -> None:
-    write_json(report, tmp_path / "r.json")
-    assert Report.from_json((tmp_path / "r.json").read_text()) == report
-    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+@pytest.mark.parametrize(
+    "report", [a_report(), a_report(metric=None, latency=None), hostile_report()]
+)
+def test_the_files_hold_the_report(tmp_path: Path, report: Report) -> None:
+    write_report(report, tmp_path)
+    assert Report.from_json((tmp_path / "report.json").read_text("ascii")) == report
+    assert (tmp_path / "report.html").read_bytes().decode("utf-8") == to_html(report)
+    assert (tmp_path / "junit.xml").read_bytes().decode("utf-8") == to_junit(report)
 
 
-def test_json_has_exactly_the_keys_of_the_contract(tmp_path: Path) -> None:
-    write_json(a_report(), tmp_path / "r.json")
-    body = json.loads((tmp_path / "r.json").read_text())
+def test_json_has_exactly_the_keys_of_the_contract() -> None:
+    body = json.loads(a_report().to_json())
     assert next(iter(body)) == "schema" and set(body) == set(KEYS)
     assert body["schema"] == "onnxq/report/1"
     for key, wanted in KEYS.items():
@@ -61,19 +63,6 @@ def test_json_has_exactly_the_keys_of_the_contract(tmp_path: Path) -> None:
             assert wanted is None or set(element) == set(wanted.split()), key
     (output, exact) = body["outputs"]
     assert (output["sqnr_db"], exact["sqnr_db"]) == (35.5, "inf"), "JSON has no infinity"
-
-
-def test_json_keeps_any_name(tmp_path: Path) -> None:
-    write_json(hostile_report(), tmp_path / "r.json")
-    assert Report.from_json((tmp_path / "r.json").read_text("ascii")) == hostile_report()
-
-
-def test_json_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is a folder"):
-        write_json(a_report(), tmp_path)
-    with pytest.raises(InputError, match="does not exist"):
-        write_json(a_report(), tmp_path / "no" / "r.json")
-    assert not list(tmp_path.iterdir())
 
 
 def test_junit_has_a_case_for_every_gate() -> None:
@@ -122,9 +111,8 @@ def test_junit_without_gates_or_output() -> None:
     assert root[0].get("name") == "onnxq m.onnx"
 
 
-def test_junit_with_hostile_names(tmp_path: Path) -> None:
-    write_junit(hostile_report(), tmp_path / "j.xml")
-    text = (tmp_path / "j.xml").read_bytes().decode("utf-8")
+def test_junit_with_hostile_names() -> None:
+    text = to_junit(hostile_report())
     assert is_clean(text) and "<script" not in text
     assert text.startswith("<?xml version='1.0' encoding='utf-8'?>")
     root = ElementTree.fromstring(text.encode())
@@ -168,6 +156,13 @@ def test_a_folder_in_the_place_of_a_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=f"'{name}' in it is a folder"):
         check_folder(tmp_path)
+    with pytest.raises(InputError, match=f"{name}.*is a folder"):
+        write_report(a_report(), tmp_path)
+
+
+def test_only_files_that_are_to_be_written_can_be_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "report.json").mkdir()
+    check_folder(tmp_path, ("sensitivity.html",))
 
 
 def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from onnxq.precision import available_precisions, parse_precision
 from onnxq.report import to_text
 from onnxq.report.grouping import left_in_float, weakest
 from onnxq.verify import Report
@@ -202,3 +203,11 @@ def test_reasons_of_a_plan_are_not_left_in_float() -> None:
         LayerFacts("c", "MatMul", "int8-dynamic", 30.0, None, "pinned by hand"),
     )
     assert [group.reason for group in left_in_float(layers)] == ["too much for the promise"]
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, p in available_precisions().items() if p.weight_bits < 16]
+)
+def test_no_quantized_precision_is_left_in_float(name: str) -> None:
+    found = parse_precision(name).described
+    assert not left_in_float([LayerFacts("a", "MatMul", found, 30.0, None, "chosen")])

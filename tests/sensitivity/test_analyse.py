@@ -15,22 +15,21 @@ from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, load
 from onnxq.passes.static.insert_qdq import InsertQdq
 from onnxq.plan.apply import float_graph
-from onnxq.progress import SILENT
-from onnxq.recipe import Recipe
 from onnxq.runtime import Session
 from onnxq.sensitivity import Sensitivity, analyse
 from onnxq.sensitivity.analyse import CERTAIN
 from onnxq.targets import load_target
 from tests.helpers import run
-from tests.networks import chain, dataset, inputs, quantizable
+from tests.networks import chain, choices, dataset, inputs, scene
 
 MODELS = Path(__file__).parents[2] / "models"
 
 
-def analysed(graph: Graph, **options: object) -> Sensitivity:
+def analysed(graph: Graph, *precisions: str, **options: object) -> Sensitivity:
     data = dataset(graph, inputs(graph))
-    options = {"precisions": ["int8"]} | options
-    return analyse(graph, data, quantizable(graph, data), **options)  # type: ignore[arg-type]
+    found = scene(graph, data)
+    own = choices(found, *(precisions or ("int8",)))
+    return analyse(graph, data, found, own, **options)  # type: ignore[arg-type]
 
 
 def losses(found: Sensitivity, precision: str = "int8") -> dict[str, float]:
@@ -39,12 +38,13 @@ def losses(found: Sensitivity, precision: str = "int8") -> dict[str, float]:
 
 def test_agrees_with_one_node_at_a_time_on_a_trained_network() -> None:
     path = MODELS / "digits_resnet.onnx"
-    table = load_target("cpu-x64")
-    graph, _ = float_graph(load(path), Recipe(), table, table.opset, 0, SILENT)
+    target = load_target("cpu-x64")
+    graph, _ = float_graph(load(path), "default", target, target.opset)
     data = read(MODELS / "digits.npz", Session(path).inputs).split(0)[0].take(24)
-    found = quantizable(graph, data)
-    quick = analyse(graph, data, found, ["int8"])
-    slow = analyse(graph, data, found, ["int8"], method="exhaustive")
+    found = scene(graph, data)
+    own = choices(found, "int8")
+    quick = analyse(graph, data, found, own)
+    slow = analyse(graph, data, found, own, method="exhaustive")
     ours, theirs = losses(quick), losses(slow)
     assert set(ours) == set(theirs) and len(ours) > 15
     assert quick.samples < slow.samples == 24
@@ -59,7 +59,7 @@ def test_exhaustive_is_what_the_pass_does_to_one_node() -> None:
     graph = chain()
     feeds = inputs(graph)
     found = losses(analysed(graph, method="exhaustive"))
-    bounds = quantizable(graph, dataset(graph, feeds)).ranges
+    bounds = scene(graph, dataset(graph, feeds)).bounds
     exact = run(graph, feeds)["y"].astype(np.float64)
     for name in ("conv0", "conv2", "head"):
         real = graph.copy()
@@ -75,7 +75,7 @@ def test_a_proxy_is_what_it_says(proxy: str) -> None:
     feeds = inputs(graph)
     found = losses(analysed(graph, method="exhaustive", proxy=proxy))["head"]
     real = graph.copy()
-    bounds = quantizable(graph, dataset(graph, feeds)).ranges
+    bounds = scene(graph, dataset(graph, feeds)).bounds
     InsertQdq(bounds, "cpu-x64", only=("head",)).run(real, Context())
     exact, ours = (run(g, feeds)["y"].astype(np.float64) for g in (graph, real))
     p, q = (np.exp(y) / np.exp(y).sum(axis=1, keepdims=True) for y in (exact, ours))
@@ -88,12 +88,13 @@ def test_a_proxy_is_what_it_says(proxy: str) -> None:
 
 
 def test_the_default_gives_weights_and_activations_apart() -> None:
-    (head,) = (
-        n for n in analysed(chain(), precisions=["int8", "int8-dynamic"]).nodes if n.node == "head"
-    )
-    assert set(head.losses) == {"weights:int8", "activations:int8", "activations:dynamic"}
+    found = analysed(chain(), "int8", "int8-dynamic", "int8-weight")
+    (head,) = (n for n in found.nodes if n.node == "head")
+    stored = "weights:int8-weight"
+    parts = {"weights:int8", "activations:int8", "activations:dynamic"}
+    assert set(head.losses) == parts | {stored}
     assert head.loss("int8") == head.losses["weights:int8"] + head.losses["activations:int8"]
-    assert head.loss("int8-weight") == head.losses["weights:int8"]
+    assert head.loss("int8-weight") == head.losses[stored]
     assert head.loss("int4-weight") is None and head.loss("float32") == 0.0
     assert head.part("int8-dynamic", "activations") == head.losses["activations:dynamic"]
     assert head.part("int8-weight", "activations") is None
@@ -136,13 +137,12 @@ def test_the_same_analysis_gives_the_same_text() -> None:
     assert analysed(chain()).to_json() == analysed(chain()).to_json()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"precisions": ["int7"]}, "no precision 'int7'"),
-        ({"proxy": "beauty"}, "no proxy 'beauty'"),
-    ],
-)
-def test_names_that_do_not_exist(options: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        analysed(chain(), **options)
+def test_names_that_do_not_exist() -> None:
+    graph = chain()
+    data = dataset(graph, inputs(graph))
+    found = scene(graph, data)
+    for name in ("int7", "float16"):
+        with pytest.raises(InputError, match=f"a search cannot choose '{name}'"):
+            analyse(graph, data, found, {"head": ("int8", name)})
+    with pytest.raises(InputError, match="no proxy 'beauty'"):
+        analysed(graph, proxy="beauty")

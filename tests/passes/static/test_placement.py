@@ -282,6 +282,7 @@ def test_nodes_kept_in_float_absorb_nothing_and_are_not_absorbed() -> None:
 
 def test_a_node_without_a_name_is_not_meant_by_an_empty_one() -> None:
     assert not placed("y = Conv(x, w)", keep=frozenset({""})).left_in_float
+    assert reasons(placed("y = Conv(x, w)", keep=frozenset({"y"}))) == {"y": BY_REQUEST.text}
 
 
 def test_what_is_quantized_already_is_left_alone() -> None:

@@ -573,7 +573,7 @@ def test_the_opset_it_needs(options: dict[str, object], opset: int) -> None:
     for given_opset in (opset - 1, opset):
         before.model.opset_imports[""] = given_opset
         if given_opset < opset:
-            with pytest.raises(InputError, match=f"need opset {opset} and the model has"):
+            with pytest.raises(InputError, match=f"needs opset {opset} and the model has"):
                 step.run(before, Context())
         else:
             quantized(step, before, 1)
