@@ -28,9 +28,9 @@ from onnxq.prepare import observed, prepare
 from onnxq.progress import SILENT, Progress
 from onnxq.promise import DEFAULT_MIN_SQNR
 from onnxq.sensitivity import Sensitivity
-from onnxq.study import study, uniform_plan
 from onnxq.study import find_costs as costs_of
 from onnxq.study import find_losses as losses_of
+from onnxq.study import study, uniform_plan
 from onnxq.targets import load_target
 from onnxq.verify.facts import file_sha256
 from onnxq.verify.precision import describe
