@@ -61,10 +61,7 @@ def _facts(target: Target) -> dict[str, Any]:
         "provider": target.provider,
         "available": not _missing(target),
         "opset": target.opset,
-        "activations": {
-            "format": target.activation_format.name,
-            **vars(target.activation_scheme),
-        },
+        "activations": {"format": target.activation_format.name, **vars(target.activation_scheme)},
         "weights": {
             "format": target.weight_format.name,
             **vars(target.weight_scheme),
