@@ -72,8 +72,13 @@ def bench(
         sessions = [runs.session(path, provider=provider, threads=threads) for path in paths]
         for session in sessions:
             # Models of one interface get the same feed; data may be readable only once.
-            if session.inputs not in known:
-                known[session.inputs] = _feeds(session.inputs, data, batch_size, seed)
+            if session.inputs in known:
+                continue
+            known[session.inputs] = (
+                random_feeds(session.inputs, batch_size=batch_size, seed=seed)
+                if data is None
+                else next(read(data, session.inputs, batch_size=batch_size).batches()).feeds
+            )
         feeds = [known[session.inputs] for session in sessions]
         for session, fed, path in zip(sessions, feeds, paths, strict=True):
             try:
@@ -85,19 +90,10 @@ def bench(
                     f"'{path}' cannot be run on random inputs ({error}); give samples with --data"
                 ) from error
         timings = runs.time(sessions, feeds, seconds=seconds)
-        for path, size, timing in zip(paths, sizes, timings, strict=True):
-            rows.append(
-                BenchRow(
-                    str(path),
-                    provider,
-                    timing.median_ms,
-                    timing.p10_ms,
-                    timing.p90_ms,
-                    timing.speedup,
-                    timing.runs,
-                    size,
-                )
-            )
+        rows += [
+            BenchRow(str(path), provider, **vars(timing), bytes=size)
+            for path, size, timing in zip(paths, sizes, timings, strict=True)
+        ]
     progress.finish()
     return rows
 
@@ -134,16 +130,8 @@ def random_feeds(
 def _random(
     generator: np.random.Generator, dtype: np.dtype[Any], shape: Sequence[int]
 ) -> np.ndarray:
-    if dtype.kind in "iu":
-        return np.asarray(generator.integers(0, 10, shape)).astype(dtype)
-    if dtype.kind == "b":
-        return np.asarray(generator.integers(0, 2, shape)).astype(dtype)
+    if dtype.kind in "iub":
+        return np.asarray(generator.integers(0, 2 if dtype.kind == "b" else 10, shape)).astype(
+            dtype
+        )
     return np.asarray(generator.standard_normal(shape)).astype(dtype)
-
-
-def _feeds(
-    specs: Sequence[TensorSpec], data: DataLike | None, batch_size: int, seed: int
-) -> dict[str, np.ndarray]:
-    if data is None:
-        return random_feeds(specs, batch_size=batch_size, seed=seed)
-    return next(read(data, specs, batch_size=batch_size).batches()).feeds

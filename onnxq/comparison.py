@@ -53,28 +53,19 @@ def compare(
     """
     started = time.perf_counter()
     parsed = tuple(g if isinstance(g, Gate) else Gate.parse(g) for g in gates)
+    options = CompareOptions(
+        metric=metric, providers=tuple(providers), threads=threads, layers=layers, gates=parsed
+    )
     with as_file(float_model) as (path, _), as_file(candidate) as (candidate_path, _):
         load(path)
         load(candidate_path)
         specs = Session(path).inputs
-        dataset = read(data, specs, batch_size=batch_size, images=images)
-        dataset = held_out_part(dataset)
+        dataset = held_out_part(read(data, specs, batch_size=batch_size, images=images))
         if samples is not None:
             dataset = dataset.take(samples)
+        feed = single_feed(dataset, specs)
         report = compare_files(
-            path,
-            candidate_path,
-            dataset,
-            single_feed(dataset, specs),
-            CompareOptions(
-                metric=metric,
-                providers=tuple(providers),
-                threads=threads,
-                layers=layers,
-                gates=parsed,
-            ),
-            started=started,
-            progress=progress,
+            path, candidate_path, dataset, feed, options, started=started, progress=progress
         )
     return replace(
         report,

@@ -164,12 +164,8 @@ def _package() -> ModuleType:
 def _describe(writer: Any, graph: Graph) -> None:
     writer.add_name(graph.name)
     info = graph.model
-    for key, text in (
-        ("onnx.producer_name", info.producer_name),
-        ("onnx.producer_version", info.producer_version),
-        ("onnx.domain", info.domain),
-    ):
-        writer.add_string(key, text)
+    for key in ("producer_name", "producer_version", "domain"):
+        writer.add_string(f"onnx.{key}", getattr(info, key))
     writer.add_uint32("onnx.opset", graph.opset)
     writer.add_uint32("onnx.ir_version", info.ir_version)
 
@@ -234,12 +230,9 @@ def _check_fit(graph: Graph, tensors: Iterable[Any], path: str | os.PathLike[str
         elif value.data.shape != shape or value.dtype not in _FLOATS:
             held = f"{value.dtype.label if value.dtype else ''}{list(value.data.shape)}"
             unfit.append(f"'{tensor.name}' is {list(shape)} and the model's is {held}")
-    if unknown or unfit:
-        parts = []
-        if unknown:
-            parts.append(f"the model has no weight called {_listed(unknown)}")
-        if unfit:
-            parts.append(f"shapes or types differ: {_listed(unfit)}")
+    wrong = (("the model has no weight called", unknown), ("shapes or types differ:", unfit))
+    parts = [f"{what} {_listed(names)}" for what, names in wrong if names]
+    if parts:
         raise InputError(f"the GGUF file '{path}' does not fit the model: {'; '.join(parts)}")
 
 

@@ -28,9 +28,9 @@ from onnxq.prepare import observed, prepare
 from onnxq.progress import SILENT, Progress
 from onnxq.promise import DEFAULT_MIN_SQNR
 from onnxq.sensitivity import Sensitivity
-from onnxq.study import Study, study, uniform_plan
 from onnxq.study import find_costs as costs_of
 from onnxq.study import find_losses as losses_of
+from onnxq.study import study, uniform_plan
 from onnxq.targets import load_target
 from onnxq.verify.facts import file_sha256
 from onnxq.verify.precision import describe
@@ -98,17 +98,7 @@ def find_sensitivity(
 ) -> Sensitivity:
     """Predict what quantizing each node costs in accuracy, see `onnxq.sensitivity.analyse`.
 
-    Args:
-        model: Path, serialized bytes or ``ModelProto`` of the float model.
-        data: Representative samples, see `onnxq.data.read`; the part that `optimize` would
-            calibrate on counts.
-        options: See `Options`.
-        progress: Told of stages.
-        **changes: Single fields of `Options`.
-
-    Raises:
-        InputError: the model, the data or an option cannot be used, or nothing in the model can
-            be quantized.
+    The arguments, and what is raised, are those of `make_plan`, without the limit.
     """
     with _opened(model, data, options, changes, progress) as job:
         return losses_of(observed(prepare(job)))
@@ -124,19 +114,8 @@ def find_costs(
 ) -> Costs:
     """What every node costs in every precision, and every border between integers and floats.
 
-    Only latencies need data.
-
-    Args:
-        model: Path, serialized bytes or ``ModelProto`` of the float model.
-        data: Samples to run the model on; made up if None, which only models take that run on any
-            numbers.
-        options: See `Options`.
-        progress: Told of stages.
-        **changes: Single fields of `Options`.
-
-    Raises:
-        InputError: the model, the data or an option cannot be used, or nothing in the model can
-            be quantized.
+    Only latencies need data; without it, samples are made up, which only models take that run on
+    any numbers. The arguments, and what is raised, are those of `make_plan`, without the limit.
     """
     with _opened(model, data, options, changes, progress) as job:
         prepared = prepare(job)
@@ -156,16 +135,7 @@ def find_ranges(
     They come with histograms, so that `Ranges.with_calibrator` can try other calibrators without
     running the model again.
 
-    Args:
-        model: Path, serialized bytes or ``ModelProto`` of the float model.
-        data: Representative samples, see `onnxq.data.read`.
-        options: See `Options`.
-        progress: Told of stages.
-        **changes: Single fields of `Options`.
-
-    Raises:
-        InputError: the model, the data or an option cannot be used, or nothing in the model can
-            be quantized.
+    The arguments, and what is raised, are those of `make_plan`, without the limit.
     """
     with _opened(model, data, options, changes, progress) as job:
         return ranges_of(prepare(job), histograms=True)
@@ -194,7 +164,8 @@ def make_plan(
         **changes: Single fields of `Options`.
 
     Raises:
-        InputError: the model, the data or an option cannot be used, or no plan keeps the limit.
+        InputError: the model, the data or an option cannot be used, nothing in the model can be
+            quantized, or no plan keeps the limit.
     """
     limit = limit or Limit()
     with _opened(model, data, options, changes, progress) as job:
@@ -203,18 +174,16 @@ def make_plan(
         table = job.options.cost_table
         kind = job.options.cost if table is None else table.kind
         objective, budget, promise = limit.resolved(kind)
-        found = _studied(job)
+        found = study(observed(prepare(job)))
         problem = found.problem()
         free = _possible(assign(problem))
         chosen = assign(problem, objective=objective, budget=budget)
         if chosen is None:
-            least = free.cost
+            least = f"cost there is, is {free.cost:.6g}"
             if objective == "cost":
-                least = _possible(assign(problem, objective="loss")).loss
-            raise InputError(
-                f"no plan keeps '{promise}': the least {'loss' if objective == 'cost' else 'cost'} "
-                f"there is, is {least:.6g}"
-            )
+                lossless = _possible(assign(problem, objective="loss"))
+                least = f"loss there is, is {lossless.loss:.6g}"
+            raise InputError(f"no plan keeps '{promise}': the least {least}")
         return found.plan(problem, chosen, free, [promise])
 
 
@@ -228,13 +197,10 @@ def find_front(
 ) -> list[FrontPoint]:
     """Plans of which none is better than another in both cost and loss, the cheapest first.
 
-    The arguments are those of `make_plan`.
-
-    Raises:
-        InputError: the model, the data or an option cannot be used.
+    The arguments, and what is raised, are those of `make_plan`, without the limit.
     """
     with _opened(model, data, options, changes, progress) as job:
-        found = _studied(job)
+        found = study(observed(prepare(job)))
         progress.stage("solving")
         points = pareto_front(found.problem())
         _possible(points[0] if points else None)
@@ -318,10 +284,6 @@ def _opened(
     with open_job(model, data, replace(options or Options(), **changes), progress=progress) as job:
         yield job
     progress.finish()
-
-
-def _studied(job: Job) -> Study:
-    return study(observed(prepare(job)))
 
 
 def _possible(found: Assignment | None) -> Assignment:

@@ -123,10 +123,11 @@ def _check(
         found = session.run({name: array for name, array in feeds.items() if name in wanted})
     except InputError as error:
         return PassDifference(step.name, math.inf, str(error))
-    for name in expected:
-        if name not in found:
-            return PassDifference(step.name, math.inf, f"the output '{name}' is gone")
-    return PassDifference(step.name, _difference(expected, found))
+    gone = next((name for name in expected if name not in found), None)
+    if gone is not None:
+        return PassDifference(step.name, math.inf, f"the output '{gone}' is gone")
+    worst = max((_relative(wanted, found[name]) for name, wanted in expected.items()), default=0.0)
+    return PassDifference(step.name, worst)
 
 
 def _passes(passes: str | Sequence[Pass] | None) -> tuple[Pass, ...]:
@@ -135,12 +136,8 @@ def _passes(passes: str | Sequence[Pass] | None) -> tuple[Pass, ...]:
     return parse_passes(passes) if isinstance(passes, str) else tuple(passes)
 
 
-def _difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> float:
-    """Largest difference of any output, relative to its largest magnitude."""
-    return max((_relative(wanted, found[name]) for name, wanted in expected.items()), default=0.0)
-
-
 def _relative(wanted: Any, given: Any) -> float:
+    """Largest difference relative to the largest magnitude that was wanted."""
     if isinstance(wanted, list):
         pairs = zip(wanted, given, strict=False)
         same_length = len(wanted) == len(given)

@@ -315,6 +315,9 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert load(out).values["first.weight"].producer is not None
     text = refused(capsys, "gguf", "import", source, path, "-o", path)
     assert "would replace" in text
+    assert "would replace" in refused(capsys, "gguf", "export", source, "-o", source)
+    assert "no GGUF" in refused(capsys, "gguf", "export", source, path, "-o", tmp_path / "v.gguf")
+    assert "takes GGUF" in refused(capsys, "gguf", "import", source, "-o", out)
     assert "no.gguf" in refused(capsys, "gguf", "import", source, tmp_path / "no.gguf", "-o", out)
     assert "cannot read" in refused(capsys, "gguf", "import", source, tmp_path, "-o", out)
     assert "required" in refused(capsys, "gguf")

@@ -24,8 +24,8 @@ from onnxq.cli import (
     sensitivity,
     targets,
 )
-from onnxq.cli.options import EXIT_INPUT, debug_level
-from onnxq.cli.terminal import emit
+from onnxq.cli.options import check_files, debug_level, declare
+from onnxq.cli.terminal import EXIT_INPUT, Outcome, emit, progress, show, write_json
 from onnxq.errors import InputError
 from onnxq.report.words import printable
 
@@ -108,8 +108,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         emit()
         return int(leaving.code or 0)
     debug_level()
-    code: int = parsed.run(parsed)
-    return code
+    check_files(parsed)
+    with progress(parsed) as stages:
+        found: Outcome = parsed.run(parsed, stages)
+    write_json(parsed, found.body)
+    show(parsed, found.shown, found.ending)
+    return found.code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,8 +135,9 @@ def _parser() -> argparse.ArgumentParser:
             epilog=module.EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        module.add_options(command)
-        command.set_defaults(run=module.run, parser=command)
+        declare(command, module.NEEDS, module.TAKES, getattr(module, "CHANGES", {}))
+        makes_model = getattr(module, "MAKES_MODEL", False)
+        command.set_defaults(run=module.run, parser=command, makes_model=makes_model)
     return parser
 
 

@@ -1,31 +1,275 @@
-"""Options that several commands share, and how their values are read."""
+"""Every option there is, declared once; a command names those it takes."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from onnxq.cli import values
 from onnxq.data import ImageOptions
 from onnxq.errors import InputError
+from onnxq.gguf import TYPES
 from onnxq.ir.save import check_writable
+from onnxq.observe import CALIBRATORS
+from onnxq.options import DEFAULT_RECIPE, Options
+from onnxq.precision import searchable
+from onnxq.recipe import built_in_recipes
+from onnxq.sensitivity.loss import PROXIES
+from onnxq.targets import available_targets
+from onnxq.tune import available_tuners
 
-EXIT_OK, EXIT_GATE, EXIT_INPUT = 0, 1, 2
+Keywords = dict[str, Any]
 
-_WRITTEN = (
-    ("-o", "output"),
-    ("--plan-out", "plan_out"),
-    ("--junit", "junit"),
-    ("--json", "json"),
+_GROUPS = {
+    "promise": None,
+    "plan": None,
+    "limit": "one of these (default: --min-sqnr 15)",
+    "images": "for data that is a folder of images; x = (pixel * scale - mean) / std",
+}
+"""Groups of options in the help, and what is said of each; of limits only one may be given."""
+
+
+def _value(
+    metavar: str | tuple[str, str],
+    help: str,
+    read: Callable[[str], Any] = values.named,
+    **keywords: Any,
+) -> Keywords:
+    return {"metavar": metavar, "help": help, "type": read, **keywords}
+
+
+def _values(metavar: str, help: str, **keywords: Any) -> Keywords:
+    return _value(metavar, f"{help} (repeatable)", action="append", **keywords)
+
+
+def _choice(choices: tuple[str, ...], help: str, **keywords: Any) -> Keywords:
+    return {"choices": choices, "help": help, **keywords}
+
+
+def _switch(help: str, **keywords: Any) -> Keywords:
+    return {"action": "store_true", "help": help, **keywords}
+
+
+def _promise(metavar: str, help: str) -> Keywords:
+    return _value(metavar, help, values.number, group="promise")
+
+
+def _image(metavar: str, help: str, read: Callable[[str], Any]) -> Keywords:
+    return _value(metavar, help, read, group="images")
+
+
+_DECLARED: Mapping[str, Keywords] = {
+    "action": {"metavar": "ACTION", "help": "export or import", "choices": ("export", "import")},
+    "model": _value("MODEL", "float model, an .onnx file"),
+    "models": _value("MODEL", "models; the first is 1.00", nargs="+"),
+    "float": _value("FLOAT", "float model"),
+    "candidate": _value("CANDIDATE", "model to judge"),
+    "plan": _value("PLAN", "the plan, a .toml file"),
+    "weights": _value("GGUF", "file with the tensors"),
+    "name": _value(
+        "NAME|FILE",
+        "target to check and show as a whole; auto is this machine's processor (default: list all)",
+    ),
+    "--data": _value(
+        "DATA",
+        "representative samples: .npz, folder of .npz, test data or images, module:function",
+    ),
+    "--output -o": _value("OUT", "file to write"),
+    "--eval": _value("DATA", "held-out samples (default: part of DATA)"),
+    "--recipe": _value(
+        "NAME|FILE",
+        f"what to do: {', '.join(built_in_recipes())}, or a .toml file (default {DEFAULT_RECIPE}: "
+        "the fastest mixture of precisions that keeps the promise)",
+        str,
+    ),
+    "--target": _value(
+        "NAME|FILE",
+        f"where it is to run: auto, {', '.join(available_targets())}, or a .toml file (default "
+        "auto)",
+        str,
+    ),
+    "--precision": _values(
+        "P",
+        f"consider this precision: {', '.join(searchable())}; default: the target's",
+        dest="precisions",
+    ),
+    "--calibrator": _value(
+        "C",
+        f"how ranges are found: {', '.join(CALIBRATORS)}, with options as "
+        "percentile{percentile=99.9} (default: the recipe's)",
+    ),
+    "--methods": _value(
+        "auto|none|LIST",
+        f"methods that compute weights and scales: {', '.join(available_tuners())} (default auto: "
+        "those that the precisions name)",
+        values.names,
+    ),
+    "--from": _value(
+        "RANGES",
+        "choose from what was seen before, instead of running a model; several are merged",
+        dest="sources",
+        action="append",
+    ),
+    "--metric": _value("M", "accuracy, top-5, bits-per-byte, sqnr or module:function", str),
+    "--max-drop": _promise(
+        "D", "largest drop of the metric (default 0.01; bits-per-byte: 2 %% of float's)"
+    ),
+    "--min-speedup": _promise("X", "smallest speedup (default 1)"),
+    "--min-sqnr": _promise("DB", "smallest SQNR of any output in dB (default without labels: 15)"),
+    "--max-size-ratio": _promise("X", "largest size of the file relative to the float one, as 0.5"),
+    "--keep-failed": _switch("write the model even if a promise broke", group="promise"),
+    "--diff": _value(("A", "B"), "print in what two plans differ, instead of making one", nargs=2),
+    "--pareto": _switch("print plans of which none is better than another in both cost and loss"),
+    "--cost": _choice(
+        ("latency", "size", "flops"),
+        "latency is measured here, the others are computed (default latency)",
+    ),
+    "--cost-table": _value("FILE", "costs that `onnxq cost` found elsewhere", dest="costs"),
+    "--method": _choice(
+        ("suffix", "exhaustive"),
+        "exhaustive runs the whole model for each node on all samples (default suffix)",
+        dest="sensitivity",
+    ),
+    "--proxy": _choice(
+        tuple(PROXIES),
+        "; ".join(f"{name}: {what}" for name, what in PROXIES.items()) + " (default noise)",
+    ),
+    "--budget": _value("LOSS", "largest predicted loss", values.number, group="limit"),
+    "--max-latency": _value(
+        "MS",
+        "largest predicted latency in ms; the plan loses as little as it can",
+        values.seconds,
+        group="limit",
+    ),
+    "--max-bytes": _value(
+        "N",
+        "largest size of the weights, with --cost size; likewise",
+        values.positive,
+        group="limit",
+    ),
+    "--plan-out": _value(
+        "FILE", "write the plan of the model that was made, for `onnxq apply`", group="plan"
+    ),
+    "--pin": _values(
+        "PATTERN=P",
+        "precision of the nodes whose name matches, as 'head*=float32'",
+        dest="pins",
+        group="plan",
+    ),
+    "--work-dir": _value(
+        "DIR",
+        "keep ranges, sensitivity and costs here, for another run",
+        dest="work_folder",
+        group="plan",
+    ),
+    "--gate": _values("EXPR", "a promise", type=str),
+    "--no-layers": _switch("leave out the error of every layer"),
+    "--junit": _value("FILE", "write the gates as JUnit XML"),
+    "--report": _value("FOLDER", "write report.json, .html and junit.xml"),
+    "--passes -p": _value(
+        "PASSES", 'passes with options, as "fold-constants{limit=1024},fuse-batch-norm"', str
+    ),
+    "--list": _switch("list the passes there are"),
+    "--bisect-passes": _switch(
+        "find the first pass that changes the outputs on random inputs; writes nothing"
+    ),
+    "--external-data": _switch("keep large tensors in OUT.data"),
+    "--type": _choice(TYPES, "type of the weights (default q8_0)"),
+    "--nodes": _switch("list every node"),
+    "--samples": _value("N", "use only about so many samples", values.positive),
+    "--calibration-samples": _value(
+        "N",
+        "samples to calibrate on (default: half of DATA, at most 512)",
+        values.positive,
+        dest="samples",
+    ),
+    "--memory-limit": _value(
+        "SIZE",
+        "memory to observe with beyond plain inference, as 500MB or 2GB; the data is passed over "
+        "several times if it is short",
+        values.memory,
+    ),
+    "--constant-initializers": _switch(
+        "treat weights that are listed as inputs, too, as constants"
+    ),
+    "--opset": _value(
+        "N",
+        "raise the model to at least this opset (default: only as far as the formats need)",
+        values.positive,
+    ),
+    "--seed": _value(
+        "N",
+        "chooses the held-out part, and samples where only some are used (default 0)",
+        values.whole,
+    ),
+    "--provider": _values(
+        "P",
+        "execution provider to measure on: cpu, cuda, openvino, ...; default cpu",
+        type=str,
+    ),
+    "--seconds": _value(
+        "S", "time to spend on each provider (default 3)", values.seconds, default=3.0
+    ),
+    "--threads": _value("N", "threads inside one operator (default 1)", values.threads, default=1),
+    "--batch-size": _value(
+        "N", "samples in a batch where the model leaves it open", values.positive
+    ),
+    "--image-size": _image("HxW", "default: the model's", values.size),
+    "--image-mean": _image("M[,M,M]", "default 0", values.numbers),
+    "--image-std": _image("S[,S,S]", "default 1", values.numbers),
+    "--image-scale": _image("F", "default 1/255", values.number),
+    "--image-layout": _choice(("NCHW", "NHWC"), "default: by the channels", group="images"),
+    "--image-color": _choice(("RGB", "BGR", "L"), "default: RGB or L", group="images"),
+    "--image-resize": _choice(("crop", "stretch"), "default crop", group="images"),
+    "--json": _value("PATH", "write the result as JSON; - is standard output"),
+    "--quiet -q": _switch("print nothing but errors"),
+}
+"""By name and short form, what argparse is told of an option, and its group."""
+
+_NAMED = {flags.split()[0]: (flags.split()[::-1], told) for flags, told in _DECLARED.items()}
+
+IMAGES = " ".join(name for name in _NAMED if name.startswith("--image"))
+"""How a folder of images becomes input."""
+
+STUDY = (
+    "--precision --recipe --target --calibrator --methods --samples --constant-initializers "
+    f"--opset --seed --work-dir --threads --batch-size {IMAGES}"
 )
-"""Options that name a file to write."""
+"""How a model is read, rewritten and observed."""
 
-MOST_THREADS = 1024
-"""More than any processor has; onnxruntime would try to start them all."""
+_WRITTEN = {"output": "-o", "plan_out": "--plan-out", "junit": "--junit", "json": "--json"}
+_READ = ("float", "candidate", "data", "eval", "recipe", "plan", "costs", "weights", "model")
+
+
+def declare(
+    parser: argparse.ArgumentParser, needs: str, takes: str, changes: Mapping[str, Keywords]
+) -> None:
+    """Add a command's options, and those that every command takes.
+
+    Args:
+        parser: The command's parser.
+        needs: Names of what has to be given.
+        takes: Names of what may be given.
+        changes: What differs from the declaration in this command.
+    """
+    groups: dict[str, argparse._ActionsContainer] = {"": parser}
+    required = needs.split()
+    for name in [*required, *takes.split(), "--json", "--quiet"]:
+        flags, declared = _NAMED[name]
+        keywords = {"group": "", **declared, **changes.get(name, {})}
+        group = keywords.pop("group")
+        if group not in groups:
+            titled = parser.add_argument_group(group, _GROUPS[group])
+            groups[group] = titled.add_mutually_exclusive_group() if group == "limit" else titled
+        if name.startswith("-"):
+            keywords["required"] = name in required
+        elif name not in required:
+            keywords["nargs"] = "?"
+        groups[group].add_argument(*flags, **keywords)
 
 
 def debug_level() -> int:
@@ -36,96 +280,12 @@ def debug_level() -> int:
     return int(text)
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """What every command takes."""
-    parser.add_argument(
-        "--json",
-        type=named,
-        metavar="PATH",
-        help="write the result as JSON; - is standard output",
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
-
-
-def add_samples(parser: argparse.ArgumentParser) -> None:
-    """How much of the data to use."""
-    parser.add_argument(
-        "--samples", type=positive, metavar="N", help="use only about so many samples"
-    )
-
-
-def add_memory_limit(parser: argparse.ArgumentParser) -> None:
-    """How much memory observing may take."""
-    parser.add_argument(
-        "--memory-limit",
-        type=_bytes,
-        metavar="SIZE",
-        help="memory to observe with beyond plain inference, as 500MB or 2GB; the data is passed "
-        "over several times if it is short",
-    )
-
-
-def add_metric(parser: argparse.ArgumentParser) -> None:
-    """What to judge the outputs by."""
-    parser.add_argument(
-        "--metric", metavar="M", help="accuracy, top-5, bits-per-byte, sqnr or module:function"
-    )
-
-
-def add_report(parser: argparse.ArgumentParser) -> None:
-    """Where to write the report."""
-    parser.add_argument(
-        "--report",
-        type=named,
-        metavar="FOLDER",
-        help="write report.json, .html and junit.xml",
-    )
-
-
-def add_batch_size(parser: argparse.ArgumentParser) -> None:
-    """How many samples run together."""
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        metavar="N",
-        help="samples in a batch where the model leaves it open",
-    )
-
-
-def add_measuring(parser: argparse.ArgumentParser) -> None:
-    """How to run models."""
-    parser.add_argument(
-        "--threads",
-        type=_threads,
-        default=1,
-        metavar="N",
-        help="threads inside one operator (default 1)",
-    )
-    add_batch_size(parser)
-
-
-def add_providers(parser: argparse.ArgumentParser) -> None:
-    """Where to run models."""
-    parser.add_argument(
-        "--provider",
-        action="append",
-        metavar="P",
-        help="execution provider to measure on: cpu, cuda, openvino, ... (repeatable; default cpu)",
-    )
-
-
-def add_images(parser: argparse.ArgumentParser) -> None:
-    """How a folder of images becomes input."""
-    group = parser.add_argument_group(
-        "images", "for data that is a folder of images; x = (pixel * scale - mean) / std"
-    )
-    group.add_argument("--image-size", type=_size, metavar="HxW", help="default: the model's")
-    group.add_argument("--image-mean", type=_numbers, metavar="M[,M,M]", help="default 0")
-    group.add_argument("--image-std", type=_numbers, metavar="S[,S,S]", help="default 1")
-    group.add_argument("--image-scale", type=number, metavar="F", help="default 1/255")
-    group.add_argument("--image-layout", choices=("NCHW", "NHWC"), help="default: by the channels")
-    group.add_argument("--image-color", choices=("RGB", "BGR", "L"), help="default: RGB or L")
-    group.add_argument("--image-resize", choices=("crop", "stretch"), help="default crop")
+def given(parsed: argparse.Namespace, **more: Any) -> Options:
+    """The fields of `Options` that were given on the command line, and ``more`` of them."""
+    known = {field.name for field in fields(Options)}
+    found = {k: v for k, v in vars(parsed).items() if k in known and v is not None}
+    images = image_options(parsed) if parsed.data else None
+    return Options(**found, **more, images=images, debug=debug_level())
 
 
 def image_options(parsed: argparse.Namespace) -> ImageOptions | None:
@@ -134,125 +294,50 @@ def image_options(parsed: argparse.Namespace) -> ImageOptions | None:
     Raises:
         InputError: there are some, but nothing that they could be for.
     """
-    names = ("size", "mean", "std", "scale", "layout", "color", "resize")
-    given = {n: getattr(parsed, f"image_{n}") for n in names}
-    given = {name: value for name, value in given.items() if value is not None}
-    if not given:
+    prefix = "image_"
+    options = {
+        key.removeprefix(prefix): value
+        for key, value in vars(parsed).items()
+        if key.startswith(prefix) and value is not None
+    }
+    if not options:
         return None
     sources = [name for name in (parsed.data, getattr(parsed, "eval", None)) if name]
     if all(Path(name).is_file() for name in sources):
         raise InputError(
-            f"--image-{next(iter(given))} is for data that is a folder of images, but "
+            f"--image-{next(iter(options))} is for data that is a folder of images, but "
             f"'{sources[0]}' is a file; its arrays are fed as they are"
         )
-    return ImageOptions(**given)
+    return ImageOptions(**options)
 
 
 def check_files(parsed: argparse.Namespace) -> None:
     """Find out before long work whether results can be written without harming another file.
 
-    Only the output may take the place of the model it is made from.
+    Only a model may take the place of the model it is made from (``parsed.makes_model``).
 
     Raises:
-        InputError: the JSON cannot be written, two results would go to one file, or a result
-            would replace a file that is read.
+        InputError: a result cannot be written, two would go to one file, or one would replace a
+            file that is read.
     """
-    if parsed.json and parsed.json != "-":
-        check_writable(Path(parsed.json))
-    given = vars(parsed)
-    model = given.get("model")
-    read = {Path(name).resolve() for name in _read_files(given)}
+    options = vars(parsed)
+    names = [options.get(key) for key in _READ]
+    names += [*(options.get("models") or ()), *(options.get("diff") or ())]
+    if str(options.get("target")).endswith(".toml"):
+        names.append(parsed.target)
+    read = {Path(name).resolve() for name in names if name}
     taken: dict[Path, str] = {}
-    for option, key in _WRITTEN:
-        name = given.get(key)
+    for key, option in _WRITTEN.items():
+        name = options.get(key)
         if not name or name == "-":
             continue
         path = Path(name).resolve()
         if path in taken:
             raise InputError(f"{taken[path]} and {option} both write '{name}'; name two files")
-        if path in read or (key != "output" and model and path == Path(model).resolve()):
+        is_new = (
+            key == "output" and parsed.makes_model and path == Path(parsed.model or "").resolve()
+        )
+        if path in read and not is_new:
             raise InputError(f"{option} would replace '{name}', which is read; name another file")
         taken[path] = option
-
-
-def _read_files(given: Mapping[str, Any]) -> Iterator[str]:
-    for key in ("float", "candidate", "data", "eval", "recipe", "plan", "costs"):
-        if given.get(key):
-            yield given[key]
-    if str(given.get("target", "")).endswith(".toml"):
-        yield given["target"]
-    yield from given.get("models") or ()
-    yield from given.get("diff") or ()
-
-
-def named(text: str) -> str:
-    """The name of something; an empty one comes from a shell variable that is not set."""
-    if not text:
-        raise argparse.ArgumentTypeError("the name is empty")
-    return text
-
-
-def positive(text: str) -> int:
-    """A whole number from 1."""
-    value = int(text) if text.isascii() and text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
-    return value
-
-
-def whole(text: str) -> int:
-    """A whole number from 0."""
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0")
-    return int(text)
-
-
-def number(text: str) -> float:
-    """Any finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number")
-    return value
-
-
-def seconds(text: str) -> float:
-    """A number above 0."""
-    value = number(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a time above 0")
-    return value
-
-
-def _threads(text: str) -> int:
-    value = positive(text)
-    if value > MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"'{text}' is more than {MOST_THREADS} threads")
-    return value
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(number(part) for part in text.split(","))
-
-
-def _size(text: str) -> tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 2:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 224x224")
-    return positive(parts[0]), positive(parts[1])
-
-
-_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-
-
-def _bytes(text: str) -> int:
-    """A size in bytes: ``500MB``, ``2GB``, ``1.5 GiB``, ``4096``."""
-    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", text.strip().upper())
-    size = 0
-    if matched:
-        size = int(float(matched[1]) * (1024 if matched[3] else 1000) ** _UNITS[matched[2]])
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 500MB or 2GB")
-    return size
+        check_writable(Path(name))

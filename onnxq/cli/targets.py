@@ -10,12 +10,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from onnxq.cli import options
-from onnxq.cli.terminal import show, write_json
+from onnxq.cli.terminal import Outcome, table
 from onnxq.errors import InputError
 from onnxq.ir import parse_passes
+from onnxq.progress import Progress
 from onnxq.quant import Scheme
-from onnxq.report.text import grid
 from onnxq.runtime import load_backend
 from onnxq.targets import OperatorRule, Target, available_targets, load_target
 
@@ -27,32 +26,21 @@ EXAMPLES = """examples:
   onnxq targets mine.toml
 """
 
-SCHEMA = "onnxq/targets/1"
+NEEDS = ""
+TAKES = "name"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
-    parser.add_argument(
-        "name",
-        nargs="?",
-        type=options.named,
-        metavar="NAME|FILE",
-        help="target to check and show as a whole; auto is this machine's processor (default: "
-        "list all)",
-    )
-    options.add_common(parser)
-
-
-def run(parsed: argparse.Namespace) -> int:
-    """Run the command; gives the exit code."""
-    options.check_files(parsed)
+def run(parsed: argparse.Namespace, _: Progress) -> Outcome:
+    """Run the command."""
     names = available_targets() if parsed.name is None else (parsed.name,)
     targets = [load_target(name) for name in names]
     if parsed.name is not None:
         _check_passes(targets[0])
-    write_json(parsed, {"schema": SCHEMA, "targets": [_facts(target) for target in targets]})
-    show(parsed, _overview(targets) if parsed.name is None else _whole(targets[0]))
-    return options.EXIT_OK
+    body = {"schema": "onnxq/targets/1", "targets": [_facts(target) for target in targets]}
+    if parsed.name is None:
+        ending = f"auto is {load_target('auto').name} on this machine."
+        return Outcome(body, _overview(targets), ending)
+    return Outcome(body, _whole(targets[0]))
 
 
 def _check_passes(target: Target) -> None:
@@ -73,10 +61,7 @@ def _facts(target: Target) -> dict[str, Any]:
         "provider": target.provider,
         "available": not _missing(target),
         "opset": target.opset,
-        "activations": {
-            "format": target.activation_format.name,
-            **vars(target.activation_scheme),
-        },
+        "activations": {"format": target.activation_format.name, **vars(target.activation_scheme)},
         "weights": {
             "format": target.weight_format.name,
             **vars(target.weight_scheme),
@@ -101,22 +86,18 @@ def _rule(rule: OperatorRule) -> dict[str, Any]:
     return {**given, "attributes": dict(rule.attributes)}
 
 
-def _overview(targets: list[Target]) -> Group:
-    table = grid()
-    for _ in range(4):
-        table.add_column(overflow="fold")
-    headings = ("activations", "weights", "provider", "")
-    table.add_row(Text("target"), *(Text(heading, "bold") for heading in headings))
-    for target in targets:
-        table.add_row(
-            Text(target.name),
-            Text(target.activation_format.name if target.has_integer_kernels else "float"),
-            Text(", ".join(_weight_formats(target))),
-            Text(f"{target.provider}{', not here' * bool(_missing(target))}"),
-            Text(target.description),
+def _overview(targets: list[Target]) -> Table:
+    rows = (
+        (
+            target.name,
+            target.activation_format.name if target.has_integer_kernels else "float",
+            ", ".join(_weight_formats(target)),
+            f"{target.provider}{', not here' * bool(_missing(target))}",
+            target.description,
         )
-    ending = f"auto is {load_target('auto').name} on this machine."
-    return Group(table, Text(), Text(ending))
+        for target in targets
+    )
+    return table(rows, ("target", "activations", "weights", "provider", ""))
 
 
 def _weight_formats(target: Target) -> list[str]:
@@ -126,20 +107,12 @@ def _weight_formats(target: Target) -> list[str]:
 
 
 def _whole(target: Target) -> Group:
-    facts, operators = grid(), grid()
-    facts.add_column(overflow="fold")
-    for label, value in _rows(target):
-        facts.add_row(Text(label), Text(value))
-    for _ in range(2):
-        operators.add_column(overflow="fold")
-    operators.add_row(Text("operator"), Text("role", "bold"), Text("", "bold"))
-    for name, rule in sorted(target.operators.items()):
-        operators.add_row(Text(name), Text(rule.role), Text("; ".join(_remarks(rule, target))))
-    for name, reason in sorted(target.reasons.items()):
-        if name not in target.operators:
-            operators.add_row(Text(name), Text("float"), Text(reason))
-    parts: list[Table | Text] = [facts, Text(), operators]
-    return Group(*parts)
+    rules, reasons = sorted(target.operators.items()), sorted(target.reasons.items())
+    operators = [
+        *((name, rule.role, "; ".join(_remarks(rule, target))) for name, rule in rules),
+        *((name, "float", reason) for name, reason in reasons if name not in target.operators),
+    ]
+    return Group(table(_rows(target)), Text(), table(operators, ("operator", "role", "")))
 
 
 def _rows(target: Target) -> Iterator[tuple[str, str]]:

@@ -8,25 +8,69 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, JustifyMethod, RenderableType
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.table import Table
 from rich.text import Text
 
 from onnxq.errors import InputError
 from onnxq.ir.textfile import write_text
 from onnxq.progress import SILENT, Progress
+from onnxq.report.text import grid
 from onnxq.report.words import printable
 from onnxq.verify.result import plain
+
+EXIT_OK, EXIT_GATE, EXIT_INPUT = 0, 1, 2
 
 WIDTH = 100
 """Columns of output that does not go to a terminal."""
 
 NARROWEST = 72
 """Fewest columns that tables are laid out for: in less, figures would be cut off."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command found: JSON, what people see, a last line, and the exit code."""
+
+    body: Mapping[str, Any]
+    shown: RenderableType
+    ending: str = ""
+    code: int = EXIT_OK
+
+
+def table(
+    rows: Iterable[Sequence[object]],
+    headings: Sequence[str] = (),
+    *,
+    align: str = "",
+    fold: bool = False,
+) -> Table:
+    """Rows of cells, of which the first names things.
+
+    Args:
+        rows: What stands in the cells.
+        headings: What stands above each column.
+        align: ``<`` or ``>`` for each column after the first: words, or figures that are never
+            broken; words without it.
+        fold: Whether long names in the first column are broken.
+    """
+    lines = [[Text(printable(str(cell))) for cell in row] for row in rows]
+    if headings:
+        lines.insert(0, [Text(printable(h), "bold") for h in headings])
+    found = grid(fold=fold)
+    for side in align.ljust(max(map(len, lines), default=1) - 1, "<"):
+        is_figure = side == ">"
+        justify: JustifyMethod = "right" if is_figure else "left"
+        found.add_column(justify=justify, no_wrap=is_figure, overflow="fold")
+    for line in lines:
+        found.add_row(*line)
+    return found
 
 
 def show(parsed: argparse.Namespace, what: RenderableType, ending: str = "") -> None:

@@ -133,7 +133,7 @@ def test_what_is_missing(onnxq: Command, case: Case, found: Path, tmp_path: Path
     )
     copied = tmp_path / "model.onnx"
     copied.write_bytes(case.model.read_bytes())
-    onnxq("calibrate", copied, "--data", case.data, "-o", copied).refused("replace the model")
+    onnxq("calibrate", copied, "--data", case.data, "-o", copied).refused("-o would replace")
     assert copied.read_bytes() == case.model.read_bytes()
     assert json.loads(found.read_text())["schema"] == "onnxq/ranges/1"
 

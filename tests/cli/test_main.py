@@ -205,6 +205,8 @@ def test_an_unwritable_json_is_refused_before_the_work(
         (("optimize", "m", "--data", "d", "-o", "o", "--plan-out", "m"), ("--plan-out would",)),
         (("sensitivity", "m", "--data", "d", "-o", "d"), ("-o would replace 'd'",)),
         (("cost", "m", "-o", "o", "--json", "o"), ("-o and --json",)),
+        (("cost", "m", "-o", "m"), ("-o would replace 'm'",)),
+        (("plan", "m", "--data", "d", "-o", "m"), ("-o would replace 'm'",)),
         (("plan", "m", "--data", "d", "-o", "c", "--cost-table", "c"), ("-o would replace 'c'",)),
         (("plan", "--diff", "a", "b", "--json", "b"), ("--json would replace 'b'",)),
         (("apply", "m", "a", "-o", "a"), ("-o would replace 'a'",)),

@@ -14,7 +14,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from onnxq.cli.terminal import NARROWEST, WIDTH, emit, progress, show, write_json
+from onnxq.cli.terminal import NARROWEST, WIDTH, emit, progress, show, table, write_json
 from onnxq.errors import InputError
 from onnxq.progress import SILENT
 
@@ -117,6 +117,19 @@ def test_show_leaves_no_spaces_at_the_ends_of_lines(capsys: pytest.CaptureFixtur
     table.add_row("b", "x")
     show(parsed(), table)
     assert capsys.readouterr().out == "a  long\nb  x\n"
+
+
+def test_a_table_has_words_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("a\x1b", "word", 1, "more"), ("b", "x", 1000)]
+    show(parsed(), table(rows, ("name", "kind", "size", ""), align="<>"))
+    assert capsys.readouterr().out == (
+        "name   kind  size\na\\x1b  word     1  more\nb      x     1000\n"
+    )
+
+
+def test_a_table_of_nothing_is_its_headings(capsys: pytest.CaptureFixture[str]) -> None:
+    show(parsed(), table((), ("name", "kind")))
+    assert capsys.readouterr().out == "name  kind\n"
 
 
 @pytest.mark.parametrize(("columns", "width"), [(20, NARROWEST), (90, 90)])
