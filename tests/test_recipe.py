@@ -144,12 +144,12 @@ def test_a_file(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("passes =", "mine.toml' is not valid TOML"),
-        ("pases = 'x'", "unknown entry 'pases'; known: calibrator, description, keep_float, pass"),
-        ("passes = 3", "entry 'passes' of recipe .* takes a text in quotation marks"),
-        ("keep_float = 'conv1'", "'keep_float' of recipe .* takes a list of names"),
-        ("keep_float = [1]", "'keep_float' of recipe .* takes a list of names"),
-        ("precisions = 'int8'", "'precisions' of recipe .* takes a list of names"),
-        ("quantization = 'shrink'", "names a quantization, but .*no pass 'shrink'"),
+        ("pases = 'x'", "unknown entry 'pases'; known there: description, passes, precision, "),
+        ("passes = 3", "entry 'passes' of the recipe .* takes a text, not 3"),
+        ("keep_float = 'conv1'", "'keep_float' of the recipe .* takes a list, not 'conv1'"),
+        ("keep_float = [1]", r"'keep_float\[0\]' of the recipe .* takes a text, not 1"),
+        ("precisions = 'int8'", "'precisions' of the recipe .* takes a list"),
+        ("precision = 'shrink'", "names a precision, but .*no precision 'shrink'"),
         ("calibrator = 'median'", "there is no calibrator 'median'; available: minmax"),
     ],
 )

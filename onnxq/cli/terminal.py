@@ -17,10 +17,10 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from onnxq.errors import InputError
-from onnxq.ir.textfile import write_text
+from onnxq.plain import finite
 from onnxq.progress import SILENT, Progress
 from onnxq.report.words import printable
-from onnxq.verify.result import plain
+from onnxq.saved import write_text
 
 WIDTH = 100
 """Columns of output that does not go to a terminal."""
@@ -66,7 +66,7 @@ def write_json(parsed: argparse.Namespace, body: Mapping[str, Any]) -> None:
     Raises:
         InputError: the file or standard output cannot be written.
     """
-    text = json.dumps(plain(body), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(finite(body), indent=1, allow_nan=False) + "\n"
     if parsed.json == "-":
         emit(text)
     elif parsed.json:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from onnxq.ir.textfile import write_text
 from onnxq.report import figures, page, words
 from onnxq.report.grouping import left_in_float
+from onnxq.saved import write_text
 from onnxq.verify.precision import counts
 from onnxq.verify.result import GateFacts, LayerFacts, MetricFacts, ModelFacts, Report
 

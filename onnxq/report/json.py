@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnxq.ir.textfile import write_text
+from onnxq.saved import write_text
 from onnxq.verify.result import Report
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-from onnxq.ir.textfile import write_text
 from onnxq.report.words import number, printable
+from onnxq.saved import write_text
 from onnxq.verify.result import GateFacts, Report
 
 

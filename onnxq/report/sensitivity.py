@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from onnxq.ir.textfile import write_text
 from onnxq.report import figures, page, words
+from onnxq.saved import write_text
 from onnxq.sensitivity import NodeSensitivity, Sensitivity
 
 HTML_NAME = "sensitivity.html"

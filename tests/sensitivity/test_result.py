@@ -17,9 +17,19 @@ FOUND = Sensitivity(
     12,
     0.98,
     (
-        NodeSensitivity("a", "Conv", {"weights:int8": 1e-5, "activations:int8": 2e-5}),
-        NodeSensitivity("b", "Add", {"activations:int8": 4e-5}),
-        NodeSensitivity("c", "MatMul", {"weights:int8": 0.0, "activations:dynamic": 1e-7}),
+        NodeSensitivity(
+            "a",
+            "Conv",
+            {"weights:int8": 1e-5, "activations:int8": 2e-5},
+            {"int8": ("weights:int8", "activations:int8")},
+        ),
+        NodeSensitivity("b", "Add", {"activations:int8": 4e-5}, {"int8": ("activations:int8",)}),
+        NodeSensitivity(
+            "c",
+            "MatMul",
+            {"weights:int8": 0.0, "activations:dynamic": 1e-7},
+            {"int8-dynamic": ("weights:int8", "activations:dynamic")},
+        ),
     ),
 )
 
@@ -34,6 +44,12 @@ def test_ranking() -> None:
     assert FOUND.ranking("int8") == [("b", 4e-5), ("a", pytest.approx(3e-5))]
     assert FOUND.ranking("int8-dynamic") == [("c", 1e-7)]
     assert FOUND.precisions() == ["int8", "int8-dynamic"]
+    a, _, c = FOUND.nodes
+    assert (a.loss("float32"), a.loss("int8-dynamic"), c.loss("int8")) == (0.0, None, None)
+    assert (c.part("int8-dynamic", "weights"), c.part("int8", "weights")) == (0.0, None)
+
+
+NODE = {"node": "a", "op_type": "Conv", "losses": {}, "precisions": {}}
 
 
 def _changed(**entries: object) -> str:
@@ -43,14 +59,15 @@ def _changed(**entries: object) -> str:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("", "no sensitivity analysis"),
-        ("[]", "no sensitivity analysis"),
-        ("{}", "no sensitivity analysis"),
-        (_changed(schema="onnxq/report/1"), "not of schema"),
-        (_changed(colour="red"), "no sensitivity analysis"),
-        (_changed(nodes=[{"node": "a"}]), "no sensitivity analysis"),
-        (_changed(nodes=[{"node": "a", "op_type": "Conv", "losses": {"x": -1}}]), "a loss of -1"),
-        (_changed(nodes=[{"node": "a", "op_type": "Conv", "losses": {"x": "1e999"}}]), "inf"),
+        ("", "sensitivity analysis .* is not valid JSON"),
+        ("[]", r"takes a table, not \[\]"),
+        ("{}", "schema 'None'"),
+        (_changed(schema="onnxq/report/1"), "'onnxq/report/1', not 'onnxq/sensitivity/2'; analyse"),
+        (_changed(colour="red"), "unknown entry 'colour'"),
+        (_changed(nodes=[{"node": "a"}]), r"lacks the entry 'nodes\[0\].op_type'"),
+        (_changed(nodes=[{**NODE, "losses": {"x": -1}}]), r"losses.x' of .* is -1.0, no finite"),
+        (_changed(nodes=[{**NODE, "losses": {"x": "1e999"}}]), "losses.x' of .* takes a number"),
+        (_changed(nodes=[{**NODE, "precisions": ["int8"]}]), "precisions' of .* takes a table"),
     ],
 )
 def test_other_files_are_refused(text: str, part: str, tmp_path: Path) -> None:

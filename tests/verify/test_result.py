@@ -75,23 +75,26 @@ def _edited(part: str, value: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "told"),
     [
-        "",
-        "[]",
-        "7",
-        "null",
-        _edited("size", None),
-        _edited("size", {"ratio": 1}),
-        _edited("outputs", [{"name": "y"}]),
-        _edited("outputs", 3),
-        _edited("surprise", 3),
-        _edited("seconds", "long"),
-        _edited("metric", {**a_report().to_dict()["metric"], "confidence": [1]}),
+        ("", "the report is not valid JSON"),
+        ("[]", r"the report takes a table, not \[\]"),
+        ("7", "the report takes a table, not 7"),
+        ("null", "the report takes a table"),
+        (_edited("size", None), "entry 'size' of the report takes a table"),
+        (_edited("size", {"ratio": 1}), "lacks the entry 'size.float_bytes'"),
+        (_edited("outputs", [{"name": "y"}]), r"lacks the entry 'outputs\[0\].sqnr_db'"),
+        (_edited("outputs", 3), "entry 'outputs' of the report takes a list, not 3"),
+        (_edited("surprise", 3), "unknown entry 'surprise'; known there: model, "),
+        (_edited("seconds", "long"), "entry 'seconds' of the report takes a number, not 'long'"),
+        (
+            _edited("metric", {**a_report().to_dict()["metric"], "confidence": [1]}),
+            "entry 'metric.confidence' of the report takes a list of 2",
+        ),
     ],
 )
-def test_what_is_no_report(text: str) -> None:
-    with pytest.raises(InputError, match="no report that onnxq wrote"):
+def test_what_is_no_report(text: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
         Report.from_json(text)
 
 
