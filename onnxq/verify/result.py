@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from onnxq.runtime import OutputError
 from onnxq.saved import SavedAsJson
 
 Number: TypeAlias = float
@@ -67,16 +68,6 @@ class SizeFacts:
     float_bytes: int
     candidate_bytes: int
     ratio: float
-
-
-@dataclass(frozen=True)
-class OutputFacts:
-    """Difference of one graph output over all samples."""
-
-    name: str
-    sqnr_db: float
-    cosine: float
-    max_abs: float
 
 
 @dataclass(frozen=True)
@@ -142,7 +133,7 @@ class Report(SavedAsJson):
     metric: MetricFacts | None
     latency: LatencyFacts | None
     size: SizeFacts
-    outputs: tuple[OutputFacts, ...]
+    outputs: tuple[OutputError, ...]
     layers: tuple[LayerFacts, ...]
     gates: tuple[GateFacts, ...]
     passes: tuple[PassFacts, ...]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxq.errors import InputError
+from onnxq.runtime import OutputError
 from onnxq.verify import Report
-from onnxq.verify.result import OutputFacts
 from tests.verify.reports import a_report
 
 CONTRACT = {
@@ -52,7 +52,7 @@ def test_round_trip_of_what_was_not_measured() -> None:
 
 @given(st.lists(st.floats(), min_size=3, max_size=3))
 def test_round_trip_of_any_number(numbers: list[float]) -> None:
-    report = a_report(outputs=(OutputFacts("y", *numbers),))
+    report = a_report(outputs=(OutputError("y", *numbers),))
     text = report.to_json()
     assert "NaN" not in text and "Infinity" not in text, "which is no JSON"
     assert repr(Report.from_json(text).outputs) == repr(report.outputs)
