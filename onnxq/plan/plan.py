@@ -20,6 +20,10 @@ from onnxq.tune.tuned import Tuned, read_tuned, sha256, to_bytes
 
 BY_HAND = "pinned by hand"
 
+_COMPARED = (
+    *("model_sha256", "target", "passes", "opset", "constant_initializers", "calibrator"),
+    *("promise", "tuned_sha256"),
+)
 _ORDER = ("planned", "loss", "cost", "float_cost", "reason", "pinned", "method")
 
 
@@ -263,38 +267,35 @@ class Difference:
 
 
 def difference(first: Plan, second: Plan) -> list[Difference]:
-    """In what two plans differ: entries about the whole, then node by node."""
+    """In what two plans differ: entries about the whole, then node by node, then ranges."""
     found = []
-    for name in (
-        "model_sha256",
-        "target",
-        "passes",
-        "opset",
-        "constant_initializers",
-        "calibrator",
-        "promise",
-        "tuned_sha256",
-    ):
-        ours, theirs = getattr(first, name), getattr(second, name)
-        if ours != theirs:
-            found.append(Difference(name, _shown(ours), _shown(theirs)))
-    ours, theirs = first.precisions(), second.precisions()
-    for name in dict.fromkeys([*ours, *theirs]):
-        if ours.get(name) != theirs.get(name):
-            found.append(Difference(name, ours.get(name, "absent"), theirs.get(name, "absent")))
-    for name in dict.fromkeys([*first.ranges, *second.ranges]):
-        if first.ranges.get(name) != second.ranges.get(name):
-            found.append(Difference(f"range of {name}", _ends(first, name), _ends(second, name)))
+    for says in (_whole, Plan.precisions, _ranges):
+        ours, theirs = says(first), says(second)
+        found += [
+            Difference(what, _shown(ours.get(what)), _shown(theirs.get(what)))
+            for what in {**ours, **theirs}
+            if ours.get(what) != theirs.get(what)
+        ]
     return found
 
 
-def _shown(entry: object) -> str:
-    return ", ".join(entry) if isinstance(entry, tuple) else str(entry)
+def _whole(plan: Plan) -> Mapping[str, Any]:
+    return {name: getattr(plan, name) for name in _COMPARED}
 
 
-def _ends(plan: Plan, name: str) -> str:
-    ends = plan.ranges.get(name)
-    return "absent" if ends is None else f"{ends[0]:.6g} to {ends[1]:.6g}"
+def _ranges(plan: Plan) -> Mapping[str, Any]:
+    return {f"range of {name}": ends for name, ends in plan.ranges.items()}
+
+
+def _shown(said: object) -> str:
+    match said:
+        case None:
+            return "absent"
+        case (float(low), float(high)):
+            return f"{low:.6g} to {high:.6g}"
+        case tuple():
+            return ", ".join(said)
+    return str(said)
 
 
 def _rounded(value: Any) -> Any:

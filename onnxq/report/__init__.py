@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from onnxq.report.folder import check_folder, write_report
 from onnxq.report.html import to_html, write_html
-from onnxq.report.json import write_json
 from onnxq.report.junit import to_junit, write_junit
 from onnxq.report.text import to_text
 
@@ -14,7 +13,6 @@ __all__ = [
     "to_junit",
     "to_text",
     "write_html",
-    "write_json",
     "write_junit",
     "write_report",
 ]

@@ -8,7 +8,6 @@ from pathlib import Path
 from onnxq.errors import InputError
 from onnxq.ir.save import check_writable
 from onnxq.report.html import write_html
-from onnxq.report.json import write_json
 from onnxq.report.junit import write_junit
 from onnxq.verify.result import Report
 
@@ -22,7 +21,7 @@ def write_report(report: Report, folder: Path) -> None:
         InputError: the folder cannot be made, or a file cannot be written.
     """
     make_folder(folder)
-    write_json(report, folder / JSON_NAME)
+    report.save(folder / JSON_NAME)
     write_html(report, folder / HTML_NAME)
     write_junit(report, folder / JUNIT_NAME)
 

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from onnxq.errors import InputError
-from onnxq.report import check_folder, to_junit, write_json, write_junit, write_report
+from onnxq.report import check_folder, to_junit, write_junit, write_report
 from onnxq.verify import Report
 from onnxq.verify.result import GateFacts, MetricFacts
 from tests.report.hostile import SCRIPT, hostile_report, is_clean
@@ -45,13 +45,13 @@ def properties(suite: ElementTree.Element) -> dict[str | None, str | None]:
 
 @pytest.mark.parametrize("report", [a_report(), a_report(metric=None, latency=None)])
 def test_json_round_trip(tmp_path: Path, report: Report) -> None:
-    write_json(report, tmp_path / "r.json")
+    report.save(tmp_path / "r.json")
     assert Report.from_json((tmp_path / "r.json").read_text()) == report
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
 
 
 def test_json_has_exactly_the_keys_of_the_contract(tmp_path: Path) -> None:
-    write_json(a_report(), tmp_path / "r.json")
+    a_report().save(tmp_path / "r.json")
     body = json.loads((tmp_path / "r.json").read_text())
     assert next(iter(body)) == "schema" and set(body) == set(KEYS)
     assert body["schema"] == "onnxq/report/1"
@@ -64,15 +64,15 @@ def test_json_has_exactly_the_keys_of_the_contract(tmp_path: Path) -> None:
 
 
 def test_json_keeps_any_name(tmp_path: Path) -> None:
-    write_json(hostile_report(), tmp_path / "r.json")
+    hostile_report().save(tmp_path / "r.json")
     assert Report.from_json((tmp_path / "r.json").read_text("ascii")) == hostile_report()
 
 
 def test_json_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder"):
-        write_json(a_report(), tmp_path)
+        a_report().save(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
-        write_json(a_report(), tmp_path / "no" / "r.json")
+        a_report().save(tmp_path / "no" / "r.json")
     assert not list(tmp_path.iterdir())
 
 
