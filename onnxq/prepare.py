@@ -206,7 +206,8 @@ def _with_choices(prepared: Prepared) -> Prepared:
             for text in dict.fromkeys([*job.precisions, *asked])
         }
         found = tuple(text for text, reason in refused.items() if not reason and text != FLOAT)
-        reason = BY_REQUEST if name in keep else next(filter(None, refused.values()), None)
+        reasons = [reason for reason in refused.values() if reason is not None]
+        reason = BY_REQUEST if name in keep else next(iter(reasons), None)
         if found and name not in keep:
             choices[name] = found
         elif reason is not None and reason.kind != UNRELATED:

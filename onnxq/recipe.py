@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from onnxq.errors import InputError
-from onnxq.ir import Pass, default_passes, parse_passes
-from onnxq.ir.textfile import read_text
 from onnxq.observe import parse_calibrator
+from onnxq.plain import read, read_toml
 from onnxq.precision import FLOAT, available_precisions, parse_precision, require_searchable
+from onnxq.saved import built_in, toml_text
 
 
 @dataclass(frozen=True)
@@ -42,14 +38,6 @@ class Recipe:
         """Whether every node gets a precision of its own."""
         return not self.precision
 
-    def float_passes(self) -> tuple[Pass, ...]:
-        """The passes that rewrite the float graph before quantization.
-
-        Raises:
-            InputError: the text names a pass or option that does not exist.
-        """
-        return default_passes() if self.passes == "default" else parse_passes(self.passes)
-
 
 def load_recipe(name: str | Recipe) -> Recipe:
     """A built-in recipe by name, or one from a TOML file by path.
@@ -61,44 +49,16 @@ def load_recipe(name: str | Recipe) -> Recipe:
     """
     if isinstance(name, Recipe):
         return name
-    if name in _files():
-        text = (files("onnxq") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
-        return _parse(name, text)
-    if name.partition("{")[0].strip() in built_in_recipes():
+    files = built_in("onnxq.recipes")
+    if name not in files and name.partition("{")[0].strip() in built_in_recipes():
         return Recipe(parse_precision(name).description, precision=name)
-    path = Path(name)
-    if path.suffix != ".toml":
+    if name not in files and not name.endswith(".toml"):
         raise InputError(
             f"there is no recipe '{name}'; built in: {', '.join(built_in_recipes())}; "
             "or name a .toml file"
         )
-    return _parse(name, read_text(path, "the recipe"))
-
-
-def built_in_recipes() -> tuple[str, ...]:
-    """Names of the recipes that come with onnxq: those with a file, and one for each precision."""
-    return tuple(sorted({*_files(), *available_precisions()} - {FLOAT}))
-
-
-def _files() -> list[str]:
-    folder = files("onnxq") / "recipes"
-    return [e.name.removesuffix(".toml") for e in folder.iterdir() if e.name.endswith(".toml")]
-
-
-def _parse(name: str, text: str) -> Recipe:
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"the recipe '{name}' is not valid TOML: {error}") from error
-    known = {f.name for f in fields(Recipe)}
-    for key, value in table.items():
-        if key not in known:
-            raise InputError(
-                f"the recipe '{name}' has an unknown entry '{key}'; known: "
-                f"{', '.join(sorted(known))}"
-            )
-        table[key] = _checked(name, key, value)
-    recipe = Recipe(**table)
+    of = f"the recipe '{name}'"
+    recipe: Recipe = read(Recipe, read_toml(toml_text(name, "onnxq.recipes", "the recipe"), of), of)
     checks: tuple[tuple[str, Callable[[], object]], ...] = (
         ("a calibrator", lambda: parse_calibrator(recipe.calibrator)),
         ("a precision", lambda: recipe.is_search or parse_precision(recipe.precision)),
@@ -108,15 +68,10 @@ def _parse(name: str, text: str) -> Recipe:
         try:
             check()
         except InputError as error:
-            raise InputError(f"the recipe '{name}' names {what}, but {error}") from error
+            raise InputError(f"{of} names {what}, but {error}") from error
     return recipe
 
 
-def _checked(name: str, key: str, value: Any) -> Any:
-    if key in ("keep_float", "precisions"):
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        raise InputError(f"entry '{key}' of recipe '{name}' takes a list of names")
-    if not isinstance(value, str):
-        raise InputError(f"entry '{key}' of recipe '{name}' takes a text in quotation marks")
-    return value
+def built_in_recipes() -> tuple[str, ...]:
+    """Names of the recipes that come with onnxq: those with a file, and one for each precision."""
+    return tuple(sorted({*built_in("onnxq.recipes"), *available_precisions()} - {FLOAT}))

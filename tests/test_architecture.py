@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 ROWS = (
     ("errors",),
     ("progress", "needs", "registry"),
+    ("plain",),
     ("ir",),
+    ("saved",),
     ("quant",),
     ("targets",),
     ("runtime",),

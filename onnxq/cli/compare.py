@@ -8,9 +8,9 @@ from pathlib import Path
 from onnxq.cli.options import IMAGES, image_options
 from onnxq.cli.terminal import EXIT_GATE, EXIT_OK, Outcome
 from onnxq.comparison import compare
-from onnxq.ir.textfile import write_text
 from onnxq.progress import Progress
 from onnxq.report import check_folder, to_junit, to_text, write_report
+from onnxq.saved import write_text
 from onnxq.verify import QUANTITIES
 
 HELP = "compare a candidate with the float model: metric, outputs, layers, size, latency"

@@ -19,11 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxq.errors import InputError
-from onnxq.ir.textfile import write_text
+from onnxq.plain import finite
 from onnxq.progress import SILENT, Progress
 from onnxq.report.text import grid
 from onnxq.report.words import printable
-from onnxq.verify.result import plain
+from onnxq.saved import write_text
 
 EXIT_OK, EXIT_GATE, EXIT_INPUT = 0, 1, 2
 
@@ -110,7 +110,7 @@ def write_json(parsed: argparse.Namespace, body: Mapping[str, Any]) -> None:
     Raises:
         InputError: the file or standard output cannot be written.
     """
-    text = json.dumps(plain(body), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(finite(body), indent=1, allow_nan=False) + "\n"
     if parsed.json == "-":
         emit(text)
     elif parsed.json:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from onnxq.data.batch import Batch, Block, stack_rows
-from onnxq.data.dataset import Indices
+from onnxq.data.dataset import Indices, Source
 from onnxq.data.tensors import check_names, check_shape, conform
 from onnxq.errors import InputError
 from onnxq.runtime.specs import Array, TensorSpec
@@ -68,50 +68,32 @@ class _Part:
     labels_ndim: int | None
 
 
-class ArraySource:
+class ArraySource(Source):
     """Samples in one or several sets of arrays; see `onnxq.data.read` for the conventions."""
 
     def __init__(self, name: str, inputs: Sequence[TensorSpec], parts: Sequence[_Part]) -> None:
-        self._name = name
+        self.name = name
         self._inputs = inputs
         self._parts = parts
-        self._offsets = np.cumsum([0, *(part.layout.count for part in parts)])
+        counts = [part.layout.count for part in parts]
+        self._offsets = np.cumsum([0, *counts])
+        self.samples = np.repeat([part.layout.samples for part in parts], counts).astype(np.int64)
         first = parts[0]
+        self.labels_ndim = first.labels_ndim
         for part in parts[1:]:
             if (part.layout.size is None) != (first.layout.size is None):
                 raise InputError(
                     f"{part.name} holds whole feeds and {first.name} single samples, or the "
                     "other way round; give all files the same rank"
                 )
-            if part.labels_ndim != first.labels_ndim or (part.split is None) != (
-                first.split is None
-            ):
+            others = part.labels_ndim != first.labels_ndim
+            if others or (part.split is None) != (first.split is None):
                 raise InputError(
                     f"{part.name} and {first.name} do not both have the same arrays 'labels' and "
                     "'split'"
                 )
-
-    @property
-    def name(self) -> str:
-        """Path of the file or folder."""
-        return self._name
-
-    @property
-    def samples(self) -> Indices:
-        """Number of samples in each unit."""
-        counts = [part.layout.count for part in self._parts]
-        return np.repeat([part.layout.samples for part in self._parts], counts).astype(np.int64)
-
-    @property
-    def split(self) -> Array | None:
-        """The arrays `split`, one entry per unit."""
-        parts = [part.split for part in self._parts if part.split is not None]
-        return np.concatenate(parts) if parts else None
-
-    @property
-    def labels_ndim(self) -> int | None:
-        """Number of dimensions of a batch's labels; None without labels."""
-        return self._parts[0].labels_ndim
+        splits = [part.split for part in parts if part.split is not None]
+        self.split = np.concatenate(splits) if splits else None
 
     def batches(self, units: Indices) -> Iterator[Batch]:
         """Yield the chosen units as batches; files of a folder are loaded one at a time."""
@@ -171,15 +153,6 @@ def mapping_source(
     loaded = {str(key): np.asarray(value) for key, value in arrays.items()}
     part = _part(name, lambda: loaded, inputs, batch_size)
     return ArraySource(name, inputs, [part])
-
-
-def file_source(path: Path, inputs: Sequence[TensorSpec], batch_size: int) -> ArraySource:
-    """Return the samples of one .npz file, held in memory in the file's own dtypes.
-
-    Raises:
-        InputError: the file cannot be read or does not fit the model's inputs.
-    """
-    return mapping_source(str(path), read_npz(path), inputs, batch_size)
 
 
 def folder_source(

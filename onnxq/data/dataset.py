@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,32 +19,28 @@ CALIBRATION_LIMIT = 512
 """Most samples that a split takes for calibration unless told otherwise."""
 
 
-class Source(Protocol):
-    """Where samples come from: a sequence of units, each one sample or one whole feed."""
+class Source(ABC):
+    """Where samples come from: a sequence of units, each one sample or one whole feed.
 
-    @property
-    def name(self) -> str:
-        """What a message calls the source: a path, or a description."""
-        ...
+    Attributes:
+        name: What a message calls the source: a path, or a description.
+        samples: Number of samples in each unit.
+        split: The source's own split, one entry per unit: 0 calibration, 1 held-out.
+        labels_ndim: Number of dimensions of a batch's labels; None without labels.
+    """
 
-    @property
-    def samples(self) -> Indices:
-        """Number of samples in each unit."""
-        ...
+    name: str
+    samples: Indices
+    split: Array | None = None
+    labels_ndim: int | None = None
 
-    @property
-    def split(self) -> Array | None:
-        """The source's own split, one entry per unit: 0 calibration, 1 held-out."""
-        ...
-
-    @property
-    def labels_ndim(self) -> int | None:
-        """Number of dimensions of a batch's labels; None without labels."""
-        ...
-
+    @abstractmethod
     def batches(self, units: Indices) -> Iterator[Batch]:
-        """Yield the chosen units, given in rising order, as batches."""
-        ...
+        """Yield the chosen units, given in rising order, as batches.
+
+        Raises:
+            InputError: the source cannot be read, or gives other data than on an earlier pass.
+        """
 
 
 class Dataset:

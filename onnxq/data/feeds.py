@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxq.data.arrays import LABELS, common_first
 from onnxq.data.batch import Batch, fill_rows
-from onnxq.data.dataset import Indices
+from onnxq.data.dataset import Indices, Source
 from onnxq.data.functions import failure
 from onnxq.data.tensors import check_names, check_shape, conform
 from onnxq.errors import InputError
@@ -28,7 +28,7 @@ class FeedReader(Protocol):
         ...
 
 
-class FeedSource:
+class FeedSource(Source):
     """A sequence of feeds that is read anew on each pass.
 
     The first pass, at construction, checks all feeds and counts their samples. Later passes must
@@ -51,55 +51,30 @@ class FeedSource:
         inputs: Sequence[TensorSpec],
         limit: int | None = None,
     ) -> None:
-        self._name = name
+        self.name = name
         self._open = open_feeds
         self._inputs = inputs
-        self._labels_ndim: int | None = None
         self._checksums: list[int] = []
         samples: list[int] = []
         for index, feed in enumerate(self._raw()):
             batch = make_batch(feed, inputs, self._where(index))
             ndim = None if batch.labels is None else batch.labels.ndim
-            if index and ndim != self._labels_ndim:
+            if index and ndim != self.labels_ndim:
                 raise InputError(
                     f"{self._where(index)} has other labels than the items before it: every item "
                     "must have them, with the same number of dimensions, or none"
                 )
-            self._labels_ndim = ndim
+            self.labels_ndim = ndim
             self._checksums.append(_checksum(batch))
             samples.append(batch.valid)
             if limit is not None and sum(samples) >= limit:
                 break
         if not samples:
             raise InputError(f"{name} holds no samples")
-        self._samples: Indices = np.asarray(samples, dtype=np.int64)
-
-    @property
-    def name(self) -> str:
-        """What messages call the source."""
-        return self._name
-
-    @property
-    def samples(self) -> Indices:
-        """Number of samples in each feed."""
-        return self._samples
-
-    @property
-    def split(self) -> Array | None:
-        """None: feeds come without a split of their own."""
-        return None
-
-    @property
-    def labels_ndim(self) -> int | None:
-        """Number of dimensions of a feed's labels; None without labels."""
-        return self._labels_ndim
+        self.samples = np.asarray(samples, dtype=np.int64)
 
     def batches(self, units: Indices) -> Iterator[Batch]:
-        """Yield the chosen feeds, each as one batch.
-
-        Raises:
-            InputError: the source gives other feeds than on its first pass.
-        """
+        """Yield the chosen feeds, each as one batch."""
         chosen = set(units.tolist())
         last = max(chosen, default=-1)
         seen = -1
@@ -116,12 +91,12 @@ class FeedSource:
 
     def _changed(self) -> InputError:
         return InputError(
-            f"{self._name} gives other data on each pass; turn off shuffling and random "
+            f"{self.name} gives other data on each pass; turn off shuffling and random "
             "augmentation, or give a list"
         )
 
     def _where(self, index: int) -> str:
-        return f"{self._name}: item {index}"
+        return f"{self.name}: item {index}"
 
     def _raw(self) -> Iterator[Feed]:
         """Yield the feeds; what the user's code raises becomes an InputError."""
@@ -130,7 +105,7 @@ class FeedSource:
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{self._name}: {failure(error, 'reading data')}") from error
+            raise InputError(f"{self.name}: {failure(error, 'reading data')}") from error
 
 
 def iterable_source(

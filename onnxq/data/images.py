@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from onnxq.data.batch import Batch, Block, stack_rows
-from onnxq.data.dataset import Indices
+from onnxq.data.dataset import Indices, Source
 from onnxq.data.protobufs import natural_key
 from onnxq.data.tensors import conform, describe_inputs
 from onnxq.errors import InputError
@@ -59,7 +59,7 @@ class _Target:
     crop: bool
 
 
-class ImageSource:
+class ImageSource(Source):
     """The images of a folder; the names of its subfolders are the labels.
 
     Labels are the subfolders' positions in sorted order, or their names where all are integers.
@@ -77,39 +77,17 @@ class ImageSource:
         batch_size: int,
     ) -> None:
         _pillow()
-        self._folder = folder
+        self.name = str(folder)
         self._target = _target(inputs, options)
         first = inputs[0].shape[0] if inputs[0].shape else None
         self._size = max(1, first) if isinstance(first, int) else batch_size
         self._fill = isinstance(first, int)
         self._paths, self._labels = _list_images(folder)
-
-    @property
-    def name(self) -> str:
-        """Path of the folder."""
-        return str(self._folder)
-
-    @property
-    def samples(self) -> Indices:
-        """One sample per image."""
-        return np.ones(len(self._paths), dtype=np.int64)
-
-    @property
-    def split(self) -> Array | None:
-        """None: a folder of images has no split of its own."""
-        return None
-
-    @property
-    def labels_ndim(self) -> int | None:
-        """1 where subfolders name the classes, else None."""
-        return None if self._labels is None else 1
+        self.samples = np.ones(len(self._paths), dtype=np.int64)
+        self.labels_ndim = None if self._labels is None else 1
 
     def batches(self, units: Indices) -> Iterator[Batch]:
-        """Yield the chosen images as batches.
-
-        Raises:
-            InputError: an image cannot be read.
-        """
+        """Yield the chosen images as batches."""
         return stack_rows(self._rows(units), self._size, fill=self._fill)
 
     def _rows(self, units: Indices) -> Iterator[Block]:

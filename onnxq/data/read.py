@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxq.data.arrays import file_source, folder_source, mapping_source
-from onnxq.data.dataset import Dataset
+from onnxq.data.arrays import folder_source, mapping_source, read_npz
+from onnxq.data.dataset import Dataset, Source
 from onnxq.data.feeds import FeedReader, iterable_source
 from onnxq.data.functions import failure, is_function_name, load_function
 from onnxq.data.images import ImageOptions, ImageSource, has_images
@@ -65,14 +65,13 @@ def read(
     for name, value in (("batch size", batch_size), ("number of samples", samples)):
         if value is not None and value < 1:
             raise InputError(f"the {name} must be at least 1, not {value}")
+    size = batch_size or BATCH_SIZE
     if isinstance(data, Dataset):
         dataset = data
     elif isinstance(data, str | Path):
-        dataset = _from_path(data, inputs, batch_size or BATCH_SIZE, images, samples)
-    elif isinstance(data, Mapping):
-        dataset = Dataset(mapping_source("the data", data, inputs, batch_size or BATCH_SIZE))
+        dataset = Dataset(_from_path(data, inputs, size, images, samples))
     else:
-        dataset = Dataset(iterable_source("the data", data, inputs, samples))
+        dataset = Dataset(_from_memory("the data", data, inputs, size, samples))
     return dataset if samples is None else dataset.take(samples)
 
 
@@ -82,43 +81,33 @@ def _from_path(
     batch_size: int,
     images: ImageOptions | None,
     samples: int | None,
-) -> Dataset:
+) -> Source:
     path = Path(data)
-    if path.is_dir():
-        return _from_folder(path, inputs, batch_size, images, samples)
     if path.is_file():
-        return Dataset(file_source(path, inputs, batch_size))
-    if isinstance(data, str) and is_function_name(data):
-        return _from_function(data, inputs, batch_size, samples)
-    raise InputError(
-        f"{data}: no such file or folder; data is an .npz file, a folder or module:function"
-    )
-
-
-def _from_folder(
-    folder: Path,
-    inputs: Sequence[TensorSpec],
-    batch_size: int,
-    images: ImageOptions | None,
-    samples: int | None,
-) -> Dataset:
-    if files := sorted(folder.glob("*.npz"), key=lambda path: natural_key(path.name)):
-        return Dataset(folder_source(folder, files, inputs, batch_size))
-    if sets := protobuf_folders(folder):
-        return Dataset(protobuf_source(folder, sets, inputs, samples))
-    if has_images(folder):
-        return Dataset(ImageSource(folder, inputs, images or ImageOptions(), batch_size))
-    raise InputError(f"{folder} holds no .npz files, no input_0.pb and no images")
-
-
-def _from_function(
-    name: str, inputs: Sequence[TensorSpec], batch_size: int, samples: int | None
-) -> Dataset:
-    function = load_function(name)
+        return mapping_source(str(path), read_npz(path), inputs, batch_size)
+    if path.is_dir():
+        if files := sorted(path.glob("*.npz"), key=lambda file: natural_key(file.name)):
+            return folder_source(path, files, inputs, batch_size)
+        if sets := protobuf_folders(path):
+            return protobuf_source(path, sets, inputs, samples)
+        if has_images(path):
+            return ImageSource(path, inputs, images or ImageOptions(), batch_size)
+        raise InputError(f"{path} holds no .npz files, no input_0.pb and no images")
+    if not isinstance(data, str) or not is_function_name(data):
+        raise InputError(
+            f"{data}: no such file or folder; data is an .npz file, a folder or module:function"
+        )
+    function = load_function(data)
     try:
         feeds = function()
     except Exception as error:
-        raise InputError(f"{name}: {failure(error, 'calling it')}") from error
-    if isinstance(feeds, Mapping):
-        return Dataset(mapping_source(name, feeds, inputs, batch_size))
-    return Dataset(iterable_source(name, feeds, inputs, samples))
+        raise InputError(f"{data}: {failure(error, 'calling it')}") from error
+    return _from_memory(data, feeds, inputs, batch_size, samples)
+
+
+def _from_memory(
+    name: str, data: Any, inputs: Sequence[TensorSpec], batch_size: int, samples: int | None
+) -> Source:
+    if isinstance(data, Mapping):
+        return mapping_source(name, data, inputs, batch_size)
+    return iterable_source(name, data, inputs, samples)

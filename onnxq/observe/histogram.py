@@ -78,7 +78,7 @@ class Histogram:
         np.add.at(counts, places, np.concatenate([self.counts, other.counts]))
         return Histogram(bins, counts)
 
-    def encode(self) -> str:
+    def to_plain(self) -> str:
         """The histogram as text, about five characters a bin.
 
         Base64 of numbers in LEB128: the first bin + 32768, then each bin's distance from the one
@@ -89,8 +89,8 @@ class Histogram:
         return base64.b64encode(packed).decode("ascii")
 
     @classmethod
-    def decode(cls, text: str) -> Histogram:
-        """Read what `encode` wrote.
+    def from_plain(cls, text: str) -> Histogram:
+        """Read what `to_plain` wrote.
 
         Raises:
             ValueError: it is something else.
@@ -98,12 +98,12 @@ class Histogram:
         try:
             numbers = _from_leb128(base64.b64decode(text, validate=True))
         except binascii.Error as error:
-            raise ValueError("the text is no base64") from error
+            raise ValueError("is no base64") from error
         distances, counts = np.split(numbers, 2)
         bins = np.cumsum(distances) - _SIGN
         rising = (distances > 0).all() and (np.abs(bins) < _NOT_FINITE).all()
         if not (rising and (counts > 0).all() and distances.max(initial=0) <= 2 * _SIGN):
-            raise ValueError("the numbers are no histogram")
+            raise ValueError("is no histogram")
         return cls(bins.astype(np.int32), counts)
 
 
@@ -191,11 +191,11 @@ def _from_leb128(data: bytes) -> npt.NDArray[np.int64]:
     digits = np.frombuffer(data, np.uint8)
     last = np.flatnonzero(digits < 0x80)
     if digits.size and (not last.size or last[-1] != digits.size - 1):
-        raise ValueError("the last number is cut off")
+        raise ValueError("ends within a number")
     first = np.concatenate([[0], last[:-1] + 1]) if last.size else last
     lengths = last - first + 1
     if lengths.max(initial=0) > 9:
-        raise ValueError("a number is too large")
+        raise ValueError("holds a number that is too large")
     place = np.arange(digits.size) - np.repeat(first, lengths)
     values = (digits & 0x7F).astype(np.int64) << (7 * place)
     if not digits.size:

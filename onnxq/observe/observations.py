@@ -6,27 +6,26 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import starmap
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from onnxq.errors import InputError
 from onnxq.ir.save import replacing
-from onnxq.ir.textfile import read_text, write_text
-from onnxq.needs import ChannelsOf, GramOf, MovingRangeOf, Need, RangeOf, RowsOf, SamplesOf, Windows
+from onnxq.needs import ChannelsOf, GramOf, MovingRangeOf, Need, RangeOf, RowsOf, SamplesOf
 from onnxq.observe.gram import GramMatrix
 from onnxq.observe.observer import Result
 from onnxq.observe.sampling import SampledRows, SampledValues
 from onnxq.observe.statistics import ChannelStatistics, Moving, Statistics
+from onnxq.plain import finite, read, to_plain
 from onnxq.runtime.specs import Array
+from onnxq.saved import read_text, write_text
 
-SCHEMA = "onnxq/observations/1"
-
-_FACTS, _ARRAYS = "observations.json", "arrays.bin"
+_SCHEMA, _FACTS, _ARRAYS = "onnxq/observations/1", "observations.json", "arrays.bin"
 _ALIGNMENT = 64
 _ANSWERS: dict[type[Need], type[Any]] = {
     RangeOf: Statistics,
@@ -94,19 +93,16 @@ class Observations:
         text = read_text(Path(folder) / _FACTS, "the observations")
         try:
             body = json.loads(text)
-            if body["schema"] != SCHEMA:
-                raise InputError(
-                    f"'{folder}' has schema '{body['schema']}', not '{SCHEMA}'; observe again"
-                )
+            read(Literal[_SCHEMA], body["schema"], "it", "schema")
             arrays = Path(folder) / _ARRAYS
             # One map for all, as every one takes a file descriptor; nothing cannot be mapped.
             some = arrays.stat().st_size > 0
             stored = np.memmap(arrays, np.uint8, "r") if some else np.zeros(0, np.uint8)
             results = dict(_read(entry, stored) for entry in body["results"])
             return cls(int(body["samples"]), results, body["model_sha256"], int(body["seed"]))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        except (InputError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise InputError(
-                f"'{folder}' holds no observations that onnxq wrote ({error!r}); observe again"
+                f"'{folder}' holds no observations that onnxq wrote ({error}); observe again"
             ) from error
 
 
@@ -178,7 +174,7 @@ def gathered(
         facts.unlink(missing_ok=True)
     whole = make({})
     body = {
-        "schema": SCHEMA,
+        "schema": _SCHEMA,
         "model_sha256": whole.model_sha256,
         "samples": whole.samples,
         "seed": whole.seed,
@@ -188,12 +184,10 @@ def gathered(
     return Observations.load(folder)
 
 
-def _written(file: BinaryIO, need: Need, result: Any) -> dict[str, Any]:
-    body = result.to_dict() if isinstance(result, Statistics) else {}
-    for name in () if body else (f.name for f in fields(result)):
-        value = getattr(result, name)
-        body[name] = _stored(file, value) if isinstance(value, np.ndarray) else value
-    return {"need": {"kind": type(need).__name__, **asdict(need)}, "result": body}
+def _written(file: BinaryIO, need: Need, result: Result) -> dict[str, Any]:
+    body = to_plain(result).items()
+    kept = {k: _stored(file, v) if isinstance(v, np.ndarray) else v for k, v in body}
+    return {"need": {"kind": type(need).__name__, **asdict(need)}, "result": finite(kept)}
 
 
 def _stored(file: BinaryIO, array: Array) -> dict[str, Any]:
@@ -206,15 +200,11 @@ def _stored(file: BinaryIO, array: Array) -> dict[str, Any]:
 def _read(entry: Mapping[str, Any], stored: Array) -> tuple[Need, Result]:
     asked = dict(entry["need"])
     kind = _KINDS[asked.pop("kind")]
-    if given := asked.get("windows"):
-        # JSON has no tuples.
-        tuples: dict[str, Any] = {k: tuple(v) for k, v in given.items() if isinstance(v, list)}
-        asked["windows"] = Windows(**{**given, **tuples})
-    answer, body = _ANSWERS[kind], entry["result"]
+    need, answer, body = read(kind, asked, "a need"), _ANSWERS[kind], entry["result"]
     if answer is Statistics:
-        return kind(**asked), Statistics.from_dict(body)
+        return need, read(Statistics, body, f"what was seen of '{need.tensor}'")
     values = {k: _mapped(stored, v) if isinstance(v, dict) else v for k, v in body.items()}
-    return kind(**asked), answer(**values)
+    return need, answer(**values)
 
 
 def _mapped(stored: Array, where: Mapping[str, Any]) -> Array:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnxq.errors import InputError
-from onnxq.ir.textfile import read_text, write_text
 from onnxq.observe.calibrators import Calibrator, parse_calibrator
 from onnxq.observe.statistics import Statistics
-from onnxq.quant import FORMATS, UINT8, ZERO_POINT, Format, Scheme
-
-SCHEMA = "onnxq/ranges/1"
+from onnxq.plain import read
+from onnxq.quant import UINT8, ZERO_POINT, Format, Scheme
+from onnxq.saved import SavedAsJson
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Ranges:
+class Ranges(SavedAsJson):
     """Ranges of a model's tensors by name, and how they were found.
 
     Attributes:
@@ -44,6 +41,10 @@ class Ranges:
         format: Number format that the ends were chosen for.
         scheme: Scheme that the ends were chosen for.
     """
+
+    schema = "onnxq/ranges/1"
+    what = "file of ranges"
+    remedy = "calibrate again"
 
     model_sha256: str
     calibrator: str
@@ -108,68 +109,25 @@ class Ranges:
             scheme=scheme or self.scheme,
         )
 
-    def to_json(self) -> str:
-        """The file's text; the same ranges give the same text."""
-        body: dict[str, Any] = {
-            "schema": SCHEMA,
-            "model_sha256": self.model_sha256,
-            "calibrator": self.calibrator,
-            "format": self.format.name,
-            "scheme": asdict(self.scheme),
-            "samples": self.samples,
-            "ranges": {name: self._entry(name) for name in sorted(self.ranges)},
-        }
-        return json.dumps(body, indent=1) + "\n"
-
-    def _entry(self, name: str) -> dict[str, Any]:
-        entry: dict[str, Any] = asdict(self.ranges[name])
-        seen = self.statistics.get(name)
-        return entry if seen is None else {**entry, **seen.to_dict()}
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, complete or not at all.
-
-        Raises:
-            InputError: it cannot be written.
-        """
-        write_text(path, self.to_json())
+    def to_dict(self) -> dict[str, Any]:
+        """The file's entries: what was seen of a tensor stands beside its range."""
+        body = super().to_dict()
+        seen = body.pop("statistics")
+        body["samples"] = body.pop("samples")
+        ends = sorted(body.pop("ranges").items())
+        return {**body, "ranges": {name: own | seen.get(name, {}) for name, own in ends}}
 
     @classmethod
-    def from_json(cls, text: str, where: str = "the ranges") -> Ranges:
-        """Read the file's text; ``where`` names it in messages.
-
-        Raises:
-            InputError: it is no file of ranges.
-        """
-        try:
-            body = json.loads(text)
-            if body["schema"] != SCHEMA:
-                raise InputError(
-                    f"{where} has schema '{body['schema']}', not '{SCHEMA}'; calibrate again"
-                )
-            entries = body["ranges"].items()
-            return cls(
-                body["model_sha256"],
-                body["calibrator"],
-                int(body["samples"]),
-                {name: Range(float(r["min"]), float(r["max"])) for name, r in entries},
-                {name: Statistics.from_dict(r) for name, r in entries if "seen" in r},
-                FORMATS[body["format"]] if "format" in body else UINT8,
-                Scheme(**body["scheme"]) if "scheme" in body else ZERO_POINT,
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{where} is no file of ranges that onnxq wrote ({error!r}); calibrate again"
-            ) from error
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Ranges:
-        """Read a file.
-
-        Raises:
-            InputError: it is missing or no file of ranges.
-        """
-        return cls.from_json(read_text(path, "the ranges"), f"'{path}'")
+    def _read(cls, entries: dict[str, Any], where: str) -> Ranges:
+        ranges, statistics = {}, {}
+        tensors = read(Mapping[str, dict[str, Any]], entries.get("ranges"), where, "ranges")
+        for name, own in tensors.items():
+            ends = {end: own.pop(end) for end in ("min", "max") if end in own}
+            ranges[name] = read(Range, ends, where, f"ranges.{name}")
+            if own:
+                statistics[name] = read(Statistics, own, where, f"ranges.{name}")
+        whole: Ranges = read(cls, entries | {"ranges": {}}, where)
+        return replace(whole, ranges=ranges, statistics=statistics)
 
 
 def merge(shards: Sequence[Ranges]) -> Ranges:

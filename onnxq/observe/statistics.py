@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxq.observe.histogram import Float32Array, Float64Array, Histogram, as_float32
+from onnxq.plain import entry
 
 
 @dataclass(frozen=True)
@@ -149,43 +149,24 @@ class Statistics:
             moving,
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The statistics as a JSON object."""
-        body: dict[str, Any] = {
-            "count": self.count,
-            "seen": [self.min, self.max],
-            "not_finite": self.not_finite,
-        }
-        if self.histogram is not None:
-            body["histogram"] = self.histogram.encode()
-        if self.moving is not None:
-            body["moving"] = [
-                self.moving.momentum,
-                self.moving.min,
-                self.moving.max,
-                self.moving.batches,
-            ]
-        return body
+    def to_plain(self) -> _Entry:
+        """What files hold of it."""
+        moving = None if self.moving is None else astuple(self.moving)
+        return _Entry(self.count, (self.min, self.max), self.not_finite, self.histogram, moving)
 
     @classmethod
-    def from_dict(cls, body: Mapping[str, Any]) -> Statistics:
-        """Read what `to_dict` wrote.
+    def from_plain(cls, entry: _Entry) -> Statistics:
+        """The statistics that a file holds."""
+        moving = entry.moving and Moving(*entry.moving)
+        return cls(entry.count, *entry.seen, entry.not_finite, entry.histogram, moving)
 
-        Raises:
-            ValueError, KeyError, TypeError: it is something else.
-        """
-        low, high = body["seen"]
-        histogram = moving = None
-        if "histogram" in body:
-            histogram = Histogram.decode(body["histogram"])
-        if "moving" in body:
-            momentum, average_low, average_high, batches = body["moving"]
-            moving = Moving(float(momentum), float(average_low), float(average_high), int(batches))
-        return cls(
-            int(body["count"]),
-            float(low),
-            float(high),
-            int(body["not_finite"]),
-            histogram,
-            moving,
-        )
+
+@dataclass(frozen=True)
+class _Entry:
+    """Statistics as they stand in a file."""
+
+    count: int
+    seen: tuple[float, float]
+    not_finite: int
+    histogram: Histogram | None = entry(sparse=True, default=None)
+    moving: tuple[float, float, float, int] | None = entry(sparse=True, default=None)

@@ -5,22 +5,26 @@ from __future__ import annotations
 import fnmatch
 import math
 import os
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tomli_w
 
 from onnxq.errors import InputError
 from onnxq.ir.save import replacing
-from onnxq.ir.textfile import read_text, write_text
+from onnxq.plain import entry, read, read_toml
+from onnxq.saved import Saved, read_text, write_text
 from onnxq.tune.tuned import Tuned, read_tuned, sha256, to_bytes
 
-SCHEMA = "onnxq/plan/1"
-
 BY_HAND = "pinned by hand"
+
+_COMPARED = (
+    *("model_sha256", "target", "passes", "opset", "constant_initializers", "calibrator"),
+    *("promise", "tuned_sha256"),
+)
+_ORDER = ("planned", "loss", "cost", "float_cost", "reason", "pinned", "method")
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,9 @@ class PlanNode:
     loss: float = 0.0
     cost: float = 0.0
     float_cost: float = 0.0
-    pinned: bool = False
+    pinned: bool = entry(sparse=True, default=False)
     planned: str = ""
-    method: str = ""
+    method: str = entry(sparse=True, default="")
 
     @property
     def is_by_hand(self) -> bool:
@@ -80,8 +84,20 @@ class Pin:
         return cls(nodes.strip(), precision.strip())
 
 
+def _distinct(nodes: tuple[PlanNode, ...]) -> tuple[PlanNode, ...]:
+    if len({node.name for node in nodes}) < len(nodes):
+        raise ValueError("has two nodes of one name")
+    return nodes
+
+
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if not -math.inf < ends[0] <= ends[1] < math.inf:
+        raise ValueError(f"is {ends[0]} to {ends[1]}, no finite range")
+    return ends
+
+
 @dataclass(frozen=True)
-class Plan:
+class Plan(Saved):
     """What `apply` does to a model.
 
     Attributes:
@@ -94,19 +110,23 @@ class Plan:
         calibrator: How the ranges were found.
         seed: Chose the calibration samples.
         promise: Gates that the plan was made for.
-        proxy: What losses are.
         cost_kind: What costs are: ``latency`` in milliseconds, ``size``, ``flops``.
         cost: Predicted cost of the whole, borders included.
         float_cost: Predicted cost of the float model.
+        proxy: What losses are.
         loss: Predicted loss.
         exact: Whether the assignment is proven best for the costs and losses.
         measured: What verification measured: speedup, sqnr, drop, ...
         measured_on: Where costs were measured.
-        nodes: Every node that has a choice.
         pins: Precisions set by hand; of two for one node the later one counts.
+        nodes: Every node that has a choice.
         ranges: Smallest and largest value of each tensor that is quantized statically.
         tuned: What tuners computed, by node; kept in a file beside the plan's.
     """
+
+    schema = "onnxq/plan/1"
+    what = "plan"
+    remedy = "correct it, or make another with `onnxq plan`"
 
     model_sha256: str
     target: str
@@ -115,19 +135,21 @@ class Plan:
     constant_initializers: bool = False
     calibrator: str = "minmax"
     seed: int = 0
-    promise: tuple[str, ...] = ()
-    proxy: str = "noise"
-    cost_kind: str = "latency"
-    cost: float = 0.0
-    float_cost: float = 0.0
-    loss: float = 0.0
-    exact: bool = True
-    measured: Mapping[str, float] = field(default_factory=dict)
-    measured_on: Mapping[str, str] = field(default_factory=dict)
-    nodes: tuple[PlanNode, ...] = ()
-    pins: tuple[Pin, ...] = ()
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    tuned: Tuned = field(default_factory=dict, compare=False)
+    promise: tuple[str, ...] = entry(sparse=True, default=())
+    cost_kind: str = entry("predicted.kind", default="latency")
+    cost: float = entry("predicted.cost", default=0.0)
+    float_cost: float = entry("predicted.float_cost", default=0.0)
+    proxy: str = entry("predicted.proxy", default="noise")
+    loss: float = entry("predicted.loss", default=0.0)
+    exact: bool = entry("predicted.exact", default=True)
+    measured: Mapping[str, float] = entry(sparse=True, default_factory=dict)
+    measured_on: Mapping[str, str] = entry(sparse=True, default_factory=dict)
+    pins: tuple[Pin, ...] = entry("pin", sparse=True, default=())
+    nodes: Annotated[tuple[PlanNode, ...], _distinct] = entry("node", sparse=True, default=())
+    ranges: Mapping[str, Annotated[tuple[float, float], _rising]] = entry(
+        sparse=True, default_factory=dict
+    )
+    tuned: Tuned = entry(sparse=True, default_factory=dict, compare=False)
 
     @property
     def tuned_sha256(self) -> str:
@@ -179,33 +201,14 @@ class Plan:
         Args:
             tensors: Name of the file beside it that holds what tuners computed.
         """
-        body: dict[str, Any] = {
-            "schema": SCHEMA,
-            "model_sha256": self.model_sha256,
-            "target": self.target,
-            "passes": self.passes,
-            "opset": self.opset,
-            "constant_initializers": self.constant_initializers,
-            "calibrator": self.calibrator,
-            "seed": self.seed,
-            "promise": list(self.promise),
-            "predicted": {
-                "kind": self.cost_kind,
-                "cost": _rounded(self.cost),
-                "float_cost": _rounded(self.float_cost),
-                "proxy": self.proxy,
-                "loss": _rounded(self.loss),
-                "exact": self.exact,
-            },
-            "measured": {k: _rounded(v) for k, v in self.measured.items()},
-            "measured_on": dict(self.measured_on),
-            "pin": [{"nodes": p.nodes, "precision": p.precision} for p in self.pins],
-            "node": [_entry(node) for node in self.nodes],
-            "ranges": {name: list(ends) for name, ends in sorted(self.ranges.items())},
-            "tuned": {"file": tensors, "sha256": self.tuned_sha256} if self.tuned else {},
-        }
-        kept = {k: v for k, v in body.items() if v not in ([], {})}
-        return tomli_w.dumps(kept)
+        nodes = tuple(replace(n, planned=n.planned or n.precision) for n in self.nodes)
+        ranges = dict(sorted(self.ranges.items()))
+        body = replace(self, nodes=nodes, ranges=ranges, tuned={}).to_dict()
+        for node in body.get("node", ()):
+            node |= {key: node.pop(key) for key in _ORDER if key in node}
+        if self.tuned:
+            body["tuned"] = {"file": tensors, "sha256": self.tuned_sha256}
+        return tomli_w.dumps({k: v if k == "ranges" else _rounded(v) for k, v in body.items()})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, complete or not at all, and beside it what tuners computed.
@@ -229,21 +232,15 @@ class Plan:
             folder: Where the file with what tuners computed lies.
 
         Raises:
-            InputError: it is no plan, an entry is unknown or of the wrong type, or the tensors are
+            InputError: it is no TOML, an entry is unknown, missing or wrong, or the tensors are
                 missing or were altered.
         """
-        try:
-            body = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{where} is not valid TOML: {error}") from error
-        if body.get("schema") != SCHEMA:
-            raise InputError(f"{where} is no plan of schema '{SCHEMA}'; make it with `onnxq plan`")
-        try:
-            return _read(body, folder)
-        except KeyError as error:
-            raise InputError(f"{where} lacks the entry {error}") from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{where} has a wrong entry: {error}") from error
+        body = read_toml(text, where)
+        beside = read(dict[str, str], body.pop("tuned", {}), where, "tuned")
+        plan = cls.from_dict(body, where)
+        if not beside:
+            return plan
+        return replace(plan, tuned=read_tuned(folder / beside["file"], beside["sha256"]))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -252,7 +249,8 @@ class Plan:
         Raises:
             InputError: it is missing or no plan.
         """
-        return cls.from_toml(read_text(path, "the plan"), f"'{path}'", Path(path).parent)
+        text = read_text(path, "the plan")
+        return cls.from_toml(text, f"the plan '{path}'", Path(path).parent)
 
     def with_measured(self, measured: Mapping[str, float]) -> Plan:
         """The plan with what verification measured."""
@@ -269,146 +267,41 @@ class Difference:
 
 
 def difference(first: Plan, second: Plan) -> list[Difference]:
-    """In what two plans differ: entries about the whole, then node by node."""
+    """In what two plans differ: entries about the whole, then node by node, then ranges."""
     found = []
-    for name in (
-        "model_sha256",
-        "target",
-        "passes",
-        "opset",
-        "constant_initializers",
-        "calibrator",
-        "promise",
-        "tuned_sha256",
-    ):
-        ours, theirs = getattr(first, name), getattr(second, name)
-        if ours != theirs:
-            found.append(Difference(name, _shown(ours), _shown(theirs)))
-    ours, theirs = first.precisions(), second.precisions()
-    for name in dict.fromkeys([*ours, *theirs]):
-        if ours.get(name) != theirs.get(name):
-            found.append(Difference(name, ours.get(name, "absent"), theirs.get(name, "absent")))
-    for name in dict.fromkeys([*first.ranges, *second.ranges]):
-        if first.ranges.get(name) != second.ranges.get(name):
-            found.append(Difference(f"range of {name}", _ends(first, name), _ends(second, name)))
+    for says in (_whole, Plan.precisions, _ranges):
+        ours, theirs = says(first), says(second)
+        found += [
+            Difference(what, _shown(ours.get(what)), _shown(theirs.get(what)))
+            for what in {**ours, **theirs}
+            if ours.get(what) != theirs.get(what)
+        ]
     return found
 
 
-def _shown(entry: object) -> str:
-    return ", ".join(entry) if isinstance(entry, tuple) else str(entry)
+def _whole(plan: Plan) -> Mapping[str, Any]:
+    return {name: getattr(plan, name) for name in _COMPARED}
 
 
-def _ends(plan: Plan, name: str) -> str:
-    ends = plan.ranges.get(name)
-    return "absent" if ends is None else f"{ends[0]:.6g} to {ends[1]:.6g}"
+def _ranges(plan: Plan) -> Mapping[str, Any]:
+    return {f"range of {name}": ends for name, ends in plan.ranges.items()}
 
 
-def _entry(node: PlanNode) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "name": node.name,
-        "op_type": node.op_type,
-        "precision": node.precision,
-        "planned": node.planned or node.precision,
-        "loss": _rounded(node.loss),
-        "cost": _rounded(node.cost),
-        "float_cost": _rounded(node.float_cost),
-        "reason": node.reason,
-    }
-    if node.pinned:
-        entry["pinned"] = True
-    if node.method:
-        entry["method"] = node.method
-    return entry
+def _shown(said: object) -> str:
+    match said:
+        case None:
+            return "absent"
+        case (float(low), float(high)):
+            return f"{low:.6g} to {high:.6g}"
+        case tuple():
+            return ", ".join(said)
+    return str(said)
 
 
-def _rounded(number: float) -> float:
+def _rounded(value: Any) -> Any:
     """Six digits: more would only be noise in a diff."""
-    return float(f"{number:.6g}")
-
-
-_KNOWN = (
-    "schema",
-    "model_sha256",
-    "target",
-    "passes",
-    "opset",
-    "constant_initializers",
-    "calibrator",
-    "seed",
-    "promise",
-    "predicted",
-    "measured",
-    "measured_on",
-    "pin",
-    "node",
-    "ranges",
-    "tuned",
-)
-
-_PREDICTED = ("kind", "cost", "float_cost", "proxy", "loss", "exact")
-
-
-def _read(body: Mapping[str, Any], folder: Path) -> Plan:
-    for key in body:
-        if key not in _KNOWN:
-            raise ValueError(f"'{key}' is unknown; known: {', '.join(_KNOWN)}")
-    predicted = body.get("predicted", {})
-    for key in predicted:
-        if key not in _PREDICTED:
-            raise ValueError(f"'{key}' of [predicted] is unknown; known: {', '.join(_PREDICTED)}")
-    tuned = body.get("tuned")
-    nodes = tuple(PlanNode(**_fields(n, PlanNode)) for n in body.get("node", ()))
-    if len({node.name for node in nodes}) < len(nodes):
-        raise ValueError("two entries [[node]] have one name")
-    return Plan(
-        model_sha256=_text(body["model_sha256"]),
-        target=_text(body["target"]),
-        passes=_text(body.get("passes", "default")),
-        opset=int(body.get("opset", 0)),
-        constant_initializers=bool(body.get("constant_initializers", False)),
-        calibrator=_text(body.get("calibrator", "minmax")),
-        seed=int(body.get("seed", 0)),
-        promise=tuple(_text(g) for g in body.get("promise", ())),
-        proxy=_text(predicted.get("proxy", "noise")),
-        cost_kind=_text(predicted.get("kind", "latency")),
-        cost=float(predicted.get("cost", 0.0)),
-        float_cost=float(predicted.get("float_cost", 0.0)),
-        loss=float(predicted.get("loss", 0.0)),
-        exact=bool(predicted.get("exact", True)),
-        measured={str(k): float(v) for k, v in body.get("measured", {}).items()},
-        measured_on={str(k): _text(v) for k, v in body.get("measured_on", {}).items()},
-        nodes=nodes,
-        pins=tuple(Pin(**_fields(p, Pin)) for p in body.get("pin", ())),
-        ranges={str(k): _range(str(k), v) for k, v in body.get("ranges", {}).items()},
-        tuned=read_tuned(folder / str(tuned["file"]), str(tuned["sha256"])) if tuned else {},
-    )
-
-
-def _fields(entry: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
-    known = kind.__dataclass_fields__
-    for key in entry:
-        if key not in known:
-            raise ValueError(f"'{key}' of {dict(entry)} is unknown; known: {', '.join(known)}")
-    kinds: dict[str, type[Any]] = {"str": str, "float": float, "bool": bool}
-    found = {}
-    for key, value in entry.items():
-        wanted = kinds[str(known[key].type)]
-        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, wanted):
-            raise ValueError(f"'{key}' of {dict(entry)} is no {wanted.__name__}")
-        found[key] = value
-    return found
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
-    return value
-
-
-def _range(name: str, ends: Sequence[Any]) -> tuple[float, float]:
-    low, high = (float(end) for end in ends)
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise ValueError(f"the range of '{name}' is {low} to {high}")
-    return low, high
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -44,6 +44,21 @@ class Format:
         """How many integers there are; 0 in float formats."""
         return 0 if self.is_float else int(self.qmax - self.qmin) + 1
 
+    def to_plain(self) -> str:
+        """Its name, as which files hold it."""
+        return self.name
+
+    @classmethod
+    def from_plain(cls, name: str) -> Format:
+        """The format of a name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if name not in FORMATS:
+            raise ValueError(f"is '{name}', which is no format; there are {', '.join(FORMATS)}")
+        return FORMATS[name]
+
 
 def _integer(name: str, onnx_dtype: int, bits: int, signed: bool, dtype: Any, opset: int) -> Format:
     qmin = -(1 << (bits - 1)) if signed else 0

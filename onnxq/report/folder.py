@@ -7,8 +7,8 @@ from pathlib import Path
 
 from onnxq.errors import InputError
 from onnxq.ir.save import check_writable
-from onnxq.ir.textfile import write_text
 from onnxq.report.pages import to_html, to_junit
+from onnxq.saved import write_text
 from onnxq.verify.result import Report
 
 NAMES = ("report.json", "report.html", "junit.xml")

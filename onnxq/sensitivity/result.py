@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from onnxq.errors import InputError
-from onnxq.ir.textfile import read_text, write_text
-
-SCHEMA = "onnxq/sensitivity/2"
+from onnxq.plain import Amount
+from onnxq.saved import SavedAsJson
 
 
 @dataclass(frozen=True)
@@ -29,7 +23,7 @@ class NodeSensitivity:
 
     node: str
     op_type: str
-    losses: Mapping[str, float]
+    losses: Mapping[str, Amount]
     precisions: Mapping[str, tuple[str, ...]]
 
     def loss(self, precision: str) -> float | None:
@@ -46,7 +40,7 @@ class NodeSensitivity:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(SavedAsJson):
     """Predicted loss of every quantizable node.
 
     Attributes:
@@ -57,6 +51,10 @@ class Sensitivity:
         reliability: Agreement of the rankings from two halves of the samples, 1 for equal ones.
         nodes: The nodes, in the order of the graph.
     """
+
+    schema = "onnxq/sensitivity/2"
+    what = "sensitivity analysis"
+    remedy = "analyse again"
 
     model_sha256: str
     proxy: str
@@ -74,61 +72,3 @@ class Sensitivity:
     def precisions(self) -> list[str]:
         """Precisions that some node was analysed in."""
         return list(dict.fromkeys(p for node in self.nodes for p in node.precisions))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The file's entries."""
-        return {"schema": SCHEMA, **asdict(self)}
-
-    def to_json(self) -> str:
-        """The file's text; the same analysis gives the same text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, complete or not at all.
-
-        Raises:
-            InputError: it cannot be written.
-        """
-        write_text(path, self.to_json())
-
-    @classmethod
-    def from_json(cls, text: str, where: str = "the sensitivity") -> Sensitivity:
-        """Read the file's text; ``where`` names it in messages.
-
-        Raises:
-            InputError: it is no file of a sensitivity analysis.
-        """
-        try:
-            body = json.loads(text)
-            if body.pop("schema") != SCHEMA:
-                raise InputError(f"{where} is not of schema '{SCHEMA}'; analyse again")
-            nodes = tuple(
-                NodeSensitivity(
-                    str(n["node"]),
-                    str(n["op_type"]),
-                    {str(part): _loss(loss) for part, loss in n["losses"].items()},
-                    {str(p): tuple(map(str, parts)) for p, parts in n["precisions"].items()},
-                )
-                for n in body.pop("nodes")
-            )
-            return cls(nodes=nodes, **body)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{where} is no sensitivity analysis that onnxq wrote ({error!r}); analyse again"
-            ) from error
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Sensitivity:
-        """Read a file.
-
-        Raises:
-            InputError: it is missing or no file of a sensitivity analysis.
-        """
-        return cls.from_json(read_text(path, "the sensitivity"), f"'{path}'")
-
-
-def _loss(value: object) -> float:
-    number = float(value)  # type: ignore[arg-type]
-    if not math.isfinite(number) or number < 0:
-        raise ValueError(f"a loss of {number}")
-    return number

@@ -1,6 +1,5 @@
 """Targets: what a place to run models computes in which format, one TOML table each."""
 
-from onnxq.targets.table import available_targets
-from onnxq.targets.target import OperatorRule, Target, load_target
+from onnxq.targets.target import OperatorRule, Target, available_targets, load_target
 
 __all__ = ["OperatorRule", "Target", "available_targets", "load_target"]

@@ -16,9 +16,10 @@ from typing import Any, Literal
 import onnx.defs
 
 from onnxq.errors import InputError
+from onnxq.plain import read, read_toml
 from onnxq.quant.formats import FORMATS, Format
 from onnxq.quant.scheme import PER_TENSOR, ZERO_POINT, Granularity, Scheme, per_channel
-from onnxq.targets.table import available_targets, parse_table, read_fields, table_text
+from onnxq.saved import built_in, toml_text
 
 Role = Literal["compute", "follow", "share", "absorb", "residual"]
 """What an operator is to quantization.
@@ -190,7 +191,16 @@ def load_target(name: str) -> Target:
             f"there is no target '{name}'; available: auto, {', '.join(available_targets())}; "
             "or name a .toml file"
         )
-    return parse_target(name, table_text(name))
+    return parse_target(name, _text(name))
+
+
+def available_targets() -> tuple[str, ...]:
+    """Names of the built-in targets."""
+    return built_in("onnxq.targets")
+
+
+def _text(name: str) -> str:
+    return toml_text(name, "onnxq.targets", "the target")
 
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -220,7 +230,7 @@ def _processor_flags() -> frozenset[str]:
 class _Numbers:
     """The entry ``activation`` or ``weight``: a format, a scheme with its options, granularity."""
 
-    format: str
+    format: Format
     scheme: Literal["absmax", "zero-point"]
     per_channel: bool = False
     narrow_range: bool = False
@@ -258,38 +268,56 @@ def parse_target(name: str, text: str) -> Target:
     Raises:
         InputError: it is no TOML, or an entry is unknown, missing or wrong.
     """
-    entries: _Table = read_fields(_Table, parse_table(name, text), name)
-    given = {k: v for k, v in vars(entries).items() if k not in ("activation", "weight")}
+    of = f"target '{name}'"
+    table: _Table = read(_Table, _entries(of, text), of)
+    given = {k: v for k, v in vars(table).items() if k not in ("activation", "weight")}
     for what in ("activation", "weight"):
-        found: _Numbers = getattr(entries, what)
-        if found.format not in FORMATS:
+        numbers: _Numbers = getattr(table, what)
+        given |= {f"{what}_format": numbers.format, f"{what}_scheme": numbers.as_scheme}
+    given["operators"] = {k: _rule(of, k, rule) for k, rule in table.operators.items()}
+    return Target(name=name, weight_per_channel=table.weight.per_channel, **given)
+
+
+def _entries(of: str, text: str) -> dict[str, Any]:
+    """A table's entries over those of the built-in one it ``extends``.
+
+    It has operators in addition to the other's, ``without`` some of those; any other entry
+    takes the place of the other's.
+    """
+    table = read_toml(text, of)
+    base = table.pop("extends", None)
+    left_out = read(tuple[str, ...], table.pop("without", []), of, "without")
+    if base is not None:
+        if base not in available_targets():
             raise InputError(
-                f"entry '{what}.format' of target '{name}' is '{found.format}', which is no "
-                f"format; there are {', '.join(FORMATS)}"
+                f"entry 'extends' of {of} takes the name of a built-in target, not {base!r}; "
+                f"there are {', '.join(available_targets())}"
             )
-        given[f"{what}_format"] = FORMATS[found.format]
-        given[f"{what}_scheme"] = found.as_scheme
-    given["operators"] = {
-        op_type: _rule(name, op_type, fields) for op_type, fields in entries.operators.items()
-    }
-    return Target(name=name, weight_per_channel=entries.weight.per_channel, **given)
+        below = _entries(of, _text(base))
+        own = read(dict[str, Any], table.get("operators", {}), of, "operators")
+        table = {**below, **table, "operators": {**below["operators"], **own}}
+    for op_type in left_out:
+        if op_type not in table.get("operators", {}):
+            raise InputError(
+                f"entry 'without' of {of} names {op_type}, which is not among its operators"
+            )
+        del table["operators"][op_type]
+    return table
 
 
-def _rule(target: str, op_type: str, fields: Mapping[str, Any]) -> OperatorRule:
+def _rule(of: str, op_type: str, fields: Mapping[str, Any]) -> OperatorRule:
     place = f"operators.{op_type}"
-    rule: OperatorRule = read_fields(
-        OperatorRule, {**fields, "op_type": op_type}, target, f"{place}."
-    )
+    rule: OperatorRule = read(OperatorRule, {**fields, "op_type": op_type}, of, place)
     if not onnx.defs.has(op_type):
-        raise InputError(f"entry '{place}' of target '{target}' names no operator of ONNX")
+        raise InputError(f"entry '{place}' of {of} names no operator of ONNX")
     if rule.role == "compute" and (not rule.activations or rule.weight is None):
         raise InputError(
-            f"entry '{place}' of target '{target}' has role compute, which needs the slots of "
-            "activations and weight"
+            f"entry '{place}' of {of} has role compute, which needs the slots of activations and "
+            "weight"
         )
     if rule.role in ("share", "absorb") and rule.activations != (0,):
         raise InputError(
-            f"entry '{place}' of target '{target}' has role {rule.role}, whose activation is the "
-            "first input; write activations = [0]"
+            f"entry '{place}' of {of} has role {rule.role}, whose activation is the first input; "
+            "write activations = [0]"
         )
     return rule

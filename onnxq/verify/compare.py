@@ -21,12 +21,11 @@ from onnxq.runtime import (
 from onnxq.verify.facts import model_facts, peak_rss_bytes, versions
 from onnxq.verify.gates import Gate
 from onnxq.verify.layers import compare_layers
-from onnxq.verify.metrics import Metric, choose_metric, paired_drop
+from onnxq.verify.metrics import choose_metric, paired_drop
 from onnxq.verify.precision import describe
 from onnxq.verify.result import (
     LatencyFacts,
     MetricFacts,
-    OutputFacts,
     PassFacts,
     Report,
     SizeFacts,
@@ -112,7 +111,7 @@ def compare_files(
         latency=latencies[0] if latencies else None,
         latencies=tuple(latencies),
         size=SizeFacts(model.bytes, output.bytes, model.bytes / output.bytes),
-        outputs=tuple(OutputFacts(o.name, o.sqnr_db, o.cosine, o.max_abs) for o in outputs),
+        outputs=outputs,
         layers=layers,
         gates=(),
         passes=tuple(PassFacts(p.name, p.rewrites, p.seconds) for p in passes),
@@ -159,7 +158,7 @@ def _interface(specs: Sequence[TensorSpec]) -> dict[str, tuple[str, int | None]]
 
 def _quality(
     sessions: Sequence[Runnable], data: Dataset, name: str | None, progress: Progress
-) -> tuple[MetricFacts | None, list[OutputError]]:
+) -> tuple[MetricFacts | None, tuple[OutputError, ...]]:
     metrics = [choose_metric(name, data.has_labels, data.labels_ndim) for _ in sessions]
     errors = ErrorAccumulator()
     progress.stage("verifying", len(data))
@@ -173,22 +172,9 @@ def _quality(
                 metric.add(outputs, labels, batch.valid)
         done += batch.valid
         progress.advance(done)
-    return _metric_facts(metrics[0], metrics[1]), errors.result()
-
-
-def _metric_facts(reference: Metric | None, candidate: Metric | None) -> MetricFacts | None:
-    if reference is None or candidate is None:
-        return None
-    result = reference.result()
-    drop = paired_drop(reference, candidate)
-    return MetricFacts(
-        name=result.name,
-        float=result.value,
-        candidate=candidate.result().value,
-        drop=drop.value,
-        samples=result.samples,
-        confidence=drop.confidence,
-    )
+    reference, candidate = metrics
+    facts = paired_drop(reference, candidate) if reference and candidate else None
+    return facts, tuple(errors.result())
 
 
 def _latencies(

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from onnxq.data.functions import failure, is_function_name, load_function
 from onnxq.errors import InputError
 from onnxq.runtime.specs import Array, is_floating
+from onnxq.verify.result import MetricFacts
 
 Floats = npt.NDArray[np.float64]
 Interval = tuple[float, float]
@@ -28,55 +29,42 @@ _DRAWS_AT_ONCE = 1 << 22
 
 @dataclass(frozen=True)
 class MetricResult:
-    """A metric's value over `samples` samples, with its 95 % confidence interval if it has one."""
+    """A metric's value over `samples` samples."""
 
     name: str
     value: float
     samples: int
     higher_is_better: bool
-    confidence: Interval | None
 
 
-@dataclass(frozen=True)
-class Drop:
-    """How much worse the candidate is than the float model, in the metric's own unit.
+class Metric(ABC):
+    """Collects a model's outputs batch by batch; one instance serves one model.
 
-    `value` is positive where the candidate is worse, whichever way the metric counts;
-    `confidence` is its 95 % interval over the same samples, None for a metric without scores per
-    sample.
+    Attributes:
+        name: What reports call the metric.
     """
 
-    value: float
-    samples: int
-    confidence: Interval | None
+    def __init__(self, name: str) -> None:
+        self.name = name
 
-
-class Metric(Protocol):
-    """Collects a model's outputs batch by batch; one instance serves one model."""
-
-    @property
-    def name(self) -> str:
-        """What reports call the metric."""
-        ...
-
+    @abstractmethod
     def add(self, outputs: Mapping[str, Any], labels: Array | None, valid: int) -> None:
         """Add one batch, of which the first `valid` samples count.
 
         Raises:
             InputError: outputs and labels do not fit the metric.
         """
-        ...
 
+    @abstractmethod
     def result(self) -> MetricResult:
         """Return the metric over all batches added.
 
         Raises:
             InputError: no batch was added, or the user's metric fails.
         """
-        ...
 
 
-class ScoredMetric(ABC):
+class ScoredMetric(Metric):
     """A metric that is sum of scores / sum of weights over the samples.
 
     Subclasses give one score and one weight per sample; that is what intervals and paired
@@ -86,14 +74,9 @@ class ScoredMetric(ABC):
     higher_is_better = True
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        super().__init__(name)
         self._scores: list[Floats] = []
         self._weights: list[Floats] = []
-
-    @property
-    def name(self) -> str:
-        """What reports call the metric."""
-        return self._name
 
     def add(self, outputs: Mapping[str, Any], labels: Array | None, valid: int) -> None:
         """Add one batch, of which the first `valid` samples count.
@@ -107,13 +90,13 @@ class ScoredMetric(ABC):
         Raises:
             InputError: there are no integer labels, no such output, or a label is no class.
         """
-        labels = _integer_labels(labels, self._name)
-        logits = _logits(outputs, labels, self._name)[:valid]
+        labels = _integer_labels(labels, self.name)
+        logits = _logits(outputs, labels, self.name)[:valid]
         labels = labels[:valid]
         counted = labels >= 0
         if labels.size and int(labels.max()) >= logits.shape[-1]:
             raise InputError(
-                f"metric {self._name}: label {int(labels.max())} is beyond the model's "
+                f"metric {self.name}: label {int(labels.max())} is beyond the model's "
                 f"{logits.shape[-1]} classes"
             )
         scores = self._score(logits.astype(np.float64), np.where(counted, labels, 0))
@@ -128,25 +111,18 @@ class ScoredMetric(ABC):
             InputError: nothing was counted.
         """
         if not self._scores or not sum(float(weights.sum()) for weights in self._weights):
-            raise InputError(f"metric {self._name}: there are no labels to count")
+            raise InputError(f"metric {self.name}: there are no labels to count")
         return np.concatenate(self._scores), np.concatenate(self._weights)
 
     def result(self) -> MetricResult:
-        """Return the metric with its 95 % interval.
-
-        The interval is Wilson's where each sample is right or wrong, else the bootstrap's over
-        samples.
+        """Return sum of scores / sum of weights.
 
         Raises:
             InputError: nothing was counted.
         """
         scores, weights = self.scores()
         value = float(scores.sum() / weights.sum())
-        if self.right_or_wrong():
-            confidence = wilson_interval(round(float(scores.sum())), len(scores))
-        else:
-            confidence = bootstrap_interval(scores, weights)
-        return MetricResult(self._name, value, len(scores), self.higher_is_better, confidence)
+        return MetricResult(self.name, value, len(scores), self.higher_is_better)
 
     def right_or_wrong(self) -> bool:
         """Tell whether each sample is either right (1) or wrong (0), as for a proportion."""
@@ -203,7 +179,7 @@ class BitsPerByte(ScoredMetric):
         return bits
 
 
-class UserMetric:
+class UserMetric(Metric):
     """A function of the user's, called once with the outputs of all samples and their labels.
 
     The function gets a dict of arrays by output name and the labels (None without any), batches
@@ -212,16 +188,11 @@ class UserMetric:
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        self._name = name
+        super().__init__(name)
         self._function = function
         self._outputs: dict[str, list[Array]] = {}
         self._labels: list[Array] = []
         self._samples = 0
-
-    @property
-    def name(self) -> str:
-        """The function's name, `module:function`."""
-        return self._name
 
     def add(self, outputs: Mapping[str, Any], labels: Array | None, valid: int) -> None:
         """Keep one batch's outputs and labels; `valid` is the number of real samples."""
@@ -232,28 +203,28 @@ class UserMetric:
         self._samples += valid
 
     def result(self) -> MetricResult:
-        """Call the function and return its value, without an interval.
+        """Call the function and return its value.
 
         Raises:
             InputError: no batch was added, batches cannot be joined, or the function fails or
                 returns no number.
         """
         if not self._samples:
-            raise InputError(f"metric {self._name}: there are no samples")
+            raise InputError(f"metric {self.name}: there are no samples")
         try:
             outputs = {name: np.concatenate(parts) for name, parts in self._outputs.items()}
             labels = np.concatenate(self._labels) if self._labels else None
         except ValueError as error:
             raise InputError(
-                f"metric {self._name}: the outputs of the batches differ in shape and cannot be "
+                f"metric {self.name}: the outputs of the batches differ in shape and cannot be "
                 "joined"
             ) from error
         try:
             value = float(self._function(outputs, labels))
         except Exception as error:
-            raise InputError(f"metric {self._name}: {failure(error, 'calling it')}") from error
+            raise InputError(f"metric {self.name}: {failure(error, 'calling it')}") from error
         higher = bool(getattr(self._function, "higher_is_better", True))
-        return MetricResult(self._name, value, self._samples, higher, None)
+        return MetricResult(self.name, value, self._samples, higher)
 
 
 def choose_metric(name: str | None, has_labels: bool, labels_ndim: int | None) -> Metric | None:
@@ -299,8 +270,8 @@ _METRICS: dict[str, Callable[[], Metric]] = {
 }
 
 
-def paired_drop(float_metric: Metric, candidate_metric: Metric, *, seed: int = 0) -> Drop:
-    """Return the drop from the float model's metric to the candidate's, on the same samples.
+def paired_drop(float_metric: Metric, candidate_metric: Metric, *, seed: int = 0) -> MetricFacts:
+    """Return both models' metric and the drop between them, on the same samples.
 
     The interval is over pairs of scores of one sample. Where each sample is right or wrong it is
     Bonett and Price's adjusted Wald interval for paired proportions: with n samples, b that only
@@ -325,33 +296,19 @@ def paired_drop(float_metric: Metric, candidate_metric: Metric, *, seed: int = 0
             f"metrics cannot be paired: {reference.name} over {reference.samples} samples and "
             f"{candidate.name} over {candidate.samples}"
         )
-    sign = 1.0 if reference.higher_is_better else -1.0
-    value = _difference(reference.value, candidate.value) * sign
-    if not isinstance(float_metric, ScoredMetric) or not isinstance(candidate_metric, ScoredMetric):
-        return Drop(value, reference.samples, None)
-    ours, weights = float_metric.scores()
-    theirs, _ = candidate_metric.scores()
-    if float_metric.right_or_wrong():
-        confidence = _paired_interval(ours, theirs)
-    else:
-        # Left at zero where both are equal, also where both are infinite.
-        difference = np.subtract(ours, theirs, out=np.zeros_like(ours), where=ours != theirs)
-        confidence = bootstrap_interval(sign * difference, weights, seed=seed)
-    return Drop(value, reference.samples, confidence)
-
-
-def wilson_interval(successes: int, samples: int) -> Interval:
-    """Return Wilson's 95 % score interval for a proportion.
-
-    E. B. Wilson: Probable inference, the law of succession, and statistical inference,
-    J. American Statistical Association 22, 1927.
-    """
-    share = successes / samples
-    spread = _Z95 * _Z95 / samples
-    centre = share + spread / 2
-    half = _Z95 * math.sqrt(share * (1 - share) / samples + spread / (4 * samples))
-    low, high = (centre - half) / (1 + spread), (centre + half) / (1 + spread)
-    return (0.0 if successes == 0 else low), (1.0 if successes == samples else high)
+    sign = 1 if reference.higher_is_better else -1
+    confidence = None
+    if isinstance(float_metric, ScoredMetric) and isinstance(candidate_metric, ScoredMetric):
+        (ours, weights), (theirs, _) = float_metric.scores(), candidate_metric.scores()
+        if float_metric.right_or_wrong():
+            confidence = _paired_interval(ours, theirs)
+        else:
+            lost = sign * _difference(ours, theirs)
+            confidence = bootstrap_interval(lost, weights, seed=seed)
+    drop = sign * float(_difference(np.float64(reference.value), np.float64(candidate.value)))
+    return MetricFacts(
+        reference.name, reference.value, candidate.value, drop, reference.samples, confidence
+    )
 
 
 def bootstrap_interval(scores: Floats, weights: Floats, *, seed: int = 0) -> Interval:
@@ -383,8 +340,10 @@ def _paired_interval(reference: Floats, candidate: Floats) -> Interval:
     return max(-1.0, p - q - half), min(1.0, p - q + half)
 
 
-def _difference(reference: float, candidate: float) -> float:
-    return 0.0 if reference == candidate else reference - candidate
+def _difference(reference: Floats | np.float64, candidate: Floats | np.float64) -> Floats:
+    """Zero where both are equal, also where both are infinite."""
+    with np.errstate(invalid="ignore"):
+        return np.where(reference == candidate, 0.0, reference - candidate)
 
 
 def _integer_labels(labels: Array | None, metric: str) -> Array:

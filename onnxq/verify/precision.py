@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 
@@ -30,7 +31,7 @@ def describe(graph: Graph) -> tuple[LayerFacts, ...]:
     gives goes into QuantizeLinear, which runtimes fuse to an integer kernel where they have one;
     matrix products and convolutions may also give floats.
     """
-    reasons, chosen = left_in_float(graph), notes.reasons(graph)
+    reasons, chosen = notes.left_in_float(graph), notes.reasons(graph)
     layers = []
     for node, name in operators(graph):
         own = _own_type(node)
@@ -45,17 +46,7 @@ def describe(graph: Graph) -> tuple[LayerFacts, ...]:
 
 def operators(graph: Graph) -> list[tuple[Node, str]]:
     """The nodes of the main graph that are no part of a QDQ pair, with their names."""
-    return [(n, node_name(n)) for n in graph.nodes() if not n.is_op(*_BORDERS)]
-
-
-def node_name(node: Node) -> str:
-    """How reports call a node: its name, or its first output's."""
-    return notes.node_name(node)
-
-
-def left_in_float(graph: Graph) -> dict[str, str]:
-    """Reason for each node that quantization left in float, by the node's name."""
-    return notes.left_in_float(graph)
+    return [(n, notes.node_name(n)) for n in graph.nodes() if not n.is_op(*_BORDERS)]
 
 
 def precision(node: Node) -> str:
@@ -183,7 +174,5 @@ def _own_type(node: Node) -> str:
 
 def counts(layers: tuple[LayerFacts, ...]) -> Mapping[str, int]:
     """Number of operators by precision, the most frequent first."""
-    found: dict[str, int] = {}
-    for layer in layers:
-        found[layer.precision] = found.get(layer.precision, 0) + 1
+    found = Counter(layer.precision for layer in layers)
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from onnxq.errors import InputError
-
-SCHEMA = "onnxq/report/1"
+from onnxq.runtime import OutputError
+from onnxq.saved import SavedAsJson
 
 Number: TypeAlias = float
 
@@ -76,16 +71,6 @@ class SizeFacts:
 
 
 @dataclass(frozen=True)
-class OutputFacts:
-    """Difference of one graph output over all samples."""
-
-    name: str
-    sqnr_db: float
-    cosine: float
-    max_abs: float
-
-
-@dataclass(frozen=True)
 class LayerFacts:
     """One operator of the candidate.
 
@@ -132,19 +117,23 @@ class CandidateFacts:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(SavedAsJson):
     """Everything a run found out; see DESIGN for the contract of the JSON keys.
 
     ``latency`` is that of the first provider, ``latencies`` of each in the order asked for;
     ``candidates`` are those of a search, the fastest first; ``notes`` are sentences for people.
     """
 
+    schema = "onnxq/report/1"
+    what = "report"
+    remedy = "verify again"
+
     model: ModelFacts
     output: ModelFacts
     metric: MetricFacts | None
     latency: LatencyFacts | None
     size: SizeFacts
-    outputs: tuple[OutputFacts, ...]
+    outputs: tuple[OutputError, ...]
     layers: tuple[LayerFacts, ...]
     gates: tuple[GateFacts, ...]
     passes: tuple[PassFacts, ...]
@@ -155,60 +144,8 @@ class Report:
     latencies: tuple[LatencyFacts, ...] = ()
     candidates: tuple[CandidateFacts, ...] = ()
     notes: tuple[str, ...] = ()
-    schema: str = SCHEMA
 
     @property
     def sqnr_db(self) -> float:
         """The worst output's SQNR in dB; infinite for equal outputs."""
         return min((o.sqnr_db for o in self.outputs), default=math.inf)
-
-    def to_dict(self) -> dict[str, Any]:
-        """See `plain`."""
-        body: dict[str, Any] = plain(dataclasses.asdict(self))
-        return {"schema": body.pop("schema"), **body}
-
-    def to_json(self) -> str:
-        """JSON text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Report:
-        """Read JSON text.
-
-        Raises:
-            InputError: it is no report.
-        """
-        try:
-            body = json.loads(text)
-            if body.get("schema") != SCHEMA:
-                raise InputError(f"the report has schema '{body.get('schema')}', not '{SCHEMA}'")
-            report: Report = _read(cls, body)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"this is no report that onnxq wrote: {error!r}") from error
-        return report
-
-
-def plain(value: Any) -> Any:
-    """Data that JSON can hold: infinite numbers and NaN become strings."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-def _read(kind: Any, value: Any) -> Any:
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        return None if value is None else _read(args[0], value)
-    if origin is tuple:
-        inner = args if args[-1] is not Ellipsis else (args[0],) * len(value)
-        return tuple(_read(k, v) for k, v in zip(inner, value, strict=True))
-    if origin is dict:
-        return {k: _read(args[1], v) for k, v in value.items()}
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return kind(**{k: _read(hints[k], v) for k, v in value.items()})
-    return kind(value)

@@ -41,14 +41,18 @@ def _changed(**entries: object) -> str:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("", "no cost table"),
-        ("3", "no cost table"),
-        (_changed(schema="onnxq/report/1"), "not of schema"),
-        (_changed(nodes={"a": {"int8": -1}}), "a cost of -1"),
-        (_changed(nodes={"a": {"int8": "fast"}}), "no cost table"),
-        (_changed(nodes={"a": 3}), "no cost table"),
-        (_changed(borders={"x": [1.0]}), "no cost table"),
-        (_changed(borders={"x": [1.0, "1e999"]}), "a cost of inf"),
+        ("", "cost table .* is not valid JSON"),
+        ("3", "takes a table, not 3"),
+        (
+            _changed(schema="onnxq/report/1"),
+            "schema 'onnxq/report/1', not 'onnxq/costs/1'; measure again",
+        ),
+        (_changed(nodes={"a": {"int8": -1}}), "'nodes.a.int8' of .* is -1.0, no finite number"),
+        (_changed(nodes={"a": {"int8": "fast"}}), "'nodes.a.int8' of .* a number, not 'fast'"),
+        (_changed(nodes={"a": 3}), "'nodes.a' of .* takes a table, not 3"),
+        (_changed(borders={"x": [1.0]}), "'borders.x' of .* takes a list of 2"),
+        (_changed(borders={"x": [1.0, "1e999"]}), r"'borders.x\[1\]' of .* takes a number"),
+        (_changed(borders={"x": [1.0, "inf"]}), r"'borders.x\[1\]' of .* is inf, no finite"),
     ],
 )
 def test_other_files_are_refused(text: str, part: str, tmp_path: Path) -> None:

@@ -84,33 +84,34 @@ def _edited(**changes: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "told"),
     [
-        "",
-        "{",
-        "[]",
-        "7",
-        "null",
-        _edited(schema=None),
-        _edited(samples=None),
-        _edited(samples="many"),
-        _edited(ranges=None),
-        _edited(ranges=[1]),
-        _edited(ranges={"x": [0, 1]}),
-        _edited(ranges={"x": {"min": 0}}),
-        _edited(ranges={"x": {"min": "low", "max": 1}}),
-        _edited(ranges={"x": {"min": 0, "max": 1, "seen": [0]}}),
-        _edited(ranges={"x": {"min": 0, "max": 1, "seen": [0, 1], "count": 1}}),
-        _edited(ranges={"x": {**SEEN, "histogram": "AAE"}}),
-        _edited(ranges={"x": {**SEEN, "moving": [1]}}),
-        _edited(format="uint3"),
-        _edited(scheme={"even": True}),
+        ("", "'r.json' is not valid JSON"),
+        ("{", "'r.json' is not valid JSON"),
+        ("[]", r"'r.json' takes a table, not \[\]"),
+        ("7", "'r.json' takes a table, not 7"),
+        ("null", "'r.json' takes a table, not None"),
+        (_edited(schema=None), "'r.json' has schema 'None'"),
+        (_edited(samples=None), "'r.json' lacks the entry 'samples'"),
+        (_edited(samples="many"), "entry 'samples' of 'r.json' takes a whole number, not 'many'"),
+        (_edited(ranges=None), "entry 'ranges' of 'r.json' takes a table"),
+        (_edited(ranges=[1]), "entry 'ranges' of 'r.json' takes a table"),
+        (_edited(ranges={"x": [0, 1]}), "entry 'ranges.x' of 'r.json' takes a table"),
+        (_edited(ranges={"x": {"min": 0}}), "'r.json' lacks the entry 'ranges.x.max'"),
+        (_edited(ranges={"x": {"min": "low", "max": 1}}), "'ranges.x.min' .* a number, not 'low'"),
+        (_edited(ranges={"x": {"min": 0, "max": 1, "seen": [0]}}), "lacks .* 'ranges.x.count'"),
+        (
+            _edited(ranges={"x": {"min": 0, "max": 1, "seen": [0, 1], "count": 1}}),
+            "lacks the entry 'ranges.x.not_finite'",
+        ),
+        (_edited(ranges={"x": {**SEEN, "histogram": "AAE"}}), "'ranges.x.histogram' .* no base64"),
+        (_edited(ranges={"x": {**SEEN, "moving": [1]}}), "'ranges.x.moving' .* a list of 4"),
+        (_edited(format="uint3"), "'format' of 'r.json' is 'uint3', which is no format"),
+        (_edited(scheme={"even": True}), "unknown entry 'scheme.even'; known there: symmetric"),
     ],
 )
-def test_what_is_no_file_of_ranges(text: str) -> None:
-    with pytest.raises(
-        InputError, match=r"'r.json' is no file of ranges.*calibrate again"
-    ) as found:
+def test_what_is_no_file_of_ranges(text: str, told: str) -> None:
+    with pytest.raises(InputError, match=f"{told}.*; calibrate again") as found:
         Ranges.from_json(text, "'r.json'")
     assert "\n" not in str(found.value)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from onnxq.runtime import OutputError
 from onnxq.verify import Report
-from onnxq.verify.result import GateFacts, LatencyFacts, LayerFacts, MetricFacts, OutputFacts
+from onnxq.verify.result import GateFacts, LatencyFacts, LayerFacts, MetricFacts
 from tests.verify.reports import CANDIDATE, FLOAT, a_report
 
 SCRIPT = "<script src='http://x/'>alert(1)</script>"
@@ -22,7 +23,7 @@ def hostile_report() -> Report:
         metric=MetricFacts(evil, 3.0, 4.0, 1.0, 10, (0.5, 1.5)),
         latency=cpu,
         latencies=(cpu,),
-        outputs=(OutputFacts(evil, 30.0, 0.9, 0.1),),
+        outputs=(OutputError(evil, 30.0, 0.9, 0.1),),
         layers=(
             LayerFacts(evil, evil, evil, 20.0, 0.1, evil),
             LayerFacts(f"{evil}2", evil, f"float{evil}", None, None, ""),

@@ -12,12 +12,12 @@ from rich.console import Console
 from onnxq.precision import available_precisions, parse_precision
 from onnxq.report import to_text
 from onnxq.report.grouping import left_in_float, weakest
+from onnxq.runtime import OutputError
 from onnxq.verify import Report
 from onnxq.verify.result import (
     CandidateFacts,
     LayerFacts,
     MetricFacts,
-    OutputFacts,
     SizeFacts,
 )
 from tests.report.hostile import SCRIPT, hostile_report, is_clean
@@ -107,7 +107,7 @@ def test_a_metric_without_interval() -> None:
 
 def test_the_worst_output_is_shown() -> None:
     assert any("worst of 2 outputs: y" in line for line in printed(a_report()))
-    one = a_report(outputs=(OutputFacts("only", math.inf, 1.0, 0.0),))
+    one = a_report(outputs=(OutputError("only", math.inf, 1.0, 0.0),))
     assert any(line.split() == ["SQNR", "exact", "output", "only"] for line in printed(one))
 
 

@@ -59,15 +59,15 @@ def _changed(**entries: object) -> str:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("", "no sensitivity analysis"),
-        ("[]", "no sensitivity analysis"),
-        ("{}", "no sensitivity analysis"),
-        (_changed(schema="onnxq/report/1"), "not of schema"),
-        (_changed(colour="red"), "no sensitivity analysis"),
-        (_changed(nodes=[{"node": "a"}]), "no sensitivity analysis"),
-        (_changed(nodes=[{**NODE, "losses": {"x": -1}}]), "a loss of -1"),
-        (_changed(nodes=[{**NODE, "losses": {"x": "1e999"}}]), "inf"),
-        (_changed(nodes=[{**NODE, "precisions": ["int8"]}]), "no sensitivity analysis"),
+        ("", "sensitivity analysis .* is not valid JSON"),
+        ("[]", r"takes a table, not \[\]"),
+        ("{}", "schema 'None'"),
+        (_changed(schema="onnxq/report/1"), "'onnxq/report/1', not 'onnxq/sensitivity/2'; analyse"),
+        (_changed(colour="red"), "unknown entry 'colour'"),
+        (_changed(nodes=[{"node": "a"}]), r"lacks the entry 'nodes\[0\].op_type'"),
+        (_changed(nodes=[{**NODE, "losses": {"x": -1}}]), r"losses.x' of .* is -1.0, no finite"),
+        (_changed(nodes=[{**NODE, "losses": {"x": "1e999"}}]), "losses.x' of .* takes a number"),
+        (_changed(nodes=[{**NODE, "precisions": ["int8"]}]), "precisions' of .* takes a table"),
     ],
 )
 def test_other_files_are_refused(text: str, part: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from onnxq.runtime import OutputError
 from onnxq.verify import Report
 from onnxq.verify.result import (
     GateFacts,
@@ -12,7 +13,6 @@ from onnxq.verify.result import (
     LayerFacts,
     MetricFacts,
     ModelFacts,
-    OutputFacts,
     PassFacts,
     SizeFacts,
 )
@@ -31,7 +31,7 @@ def a_report(**changes: object) -> Report:
         latency=cpu,
         latencies=(cpu, cuda),
         size=SizeFacts(4000, 1000, 4.0),
-        outputs=(OutputFacts("y", 35.5, 0.9999, 0.25), OutputFacts("z", math.inf, 1.0, 0.0)),
+        outputs=(OutputError("y", 35.5, 0.9999, 0.25), OutputError("z", math.inf, 1.0, 0.0)),
         layers=(
             LayerFacts("c", "Conv", "int8", 40.0, None, ""),
             LayerFacts("e", "Exp", "float32", None, 0.5, "target cpu-x64 does not quantize Exp"),

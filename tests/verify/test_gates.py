@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxq.errors import InputError
+from onnxq.runtime import OutputError
 from onnxq.verify import QUANTITIES, Gate, with_gates
-from onnxq.verify.result import OutputFacts
 from tests.verify.reports import a_report
 
 
@@ -105,7 +105,7 @@ def test_a_model_without_outputs_to_compare_is_equal() -> None:
 
 
 def test_nan_breaks_a_promise() -> None:
-    report = a_report(outputs=(OutputFacts("y", math.nan, math.nan, math.nan),))
+    report = a_report(outputs=(OutputError("y", math.nan, math.nan, math.nan),))
     assert not Gate("sqnr", ">=", 0).check(report).passed
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from onnxq.ir import Context, Graph, infer_types
-from onnxq.passes.notes import LEFT_IN_FLOAT_KEY
+from onnxq.passes.notes import LEFT_IN_FLOAT_KEY, left_in_float
 from onnxq.passes.weights.quantize_dynamic import QuantizeDynamic
 from onnxq.passes.weights.quantize_weights import QuantizeWeights
-from onnxq.verify.precision import counts, describe, left_in_float
+from onnxq.verify.precision import counts, describe
 from tests.passes.weights.stored import with_constants
 from tests.quantization import quantized
 

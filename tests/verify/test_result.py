@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxq.errors import InputError
+from onnxq.runtime import OutputError
 from onnxq.verify import Report
-from onnxq.verify.result import OutputFacts
 from tests.verify.reports import a_report
 
 CONTRACT = {
@@ -52,7 +52,7 @@ def test_round_trip_of_what_was_not_measured() -> None:
 
 @given(st.lists(st.floats(), min_size=3, max_size=3))
 def test_round_trip_of_any_number(numbers: list[float]) -> None:
-    report = a_report(outputs=(OutputFacts("y", *numbers),))
+    report = a_report(outputs=(OutputError("y", *numbers),))
     text = report.to_json()
     assert "NaN" not in text and "Infinity" not in text, "which is no JSON"
     assert repr(Report.from_json(text).outputs) == repr(report.outputs)
@@ -75,23 +75,26 @@ def _edited(part: str, value: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "told"),
     [
-        "",
-        "[]",
-        "7",
-        "null",
-        _edited("size", None),
-        _edited("size", {"ratio": 1}),
-        _edited("outputs", [{"name": "y"}]),
-        _edited("outputs", 3),
-        _edited("surprise", 3),
-        _edited("seconds", "long"),
-        _edited("metric", {**a_report().to_dict()["metric"], "confidence": [1]}),
+        ("", "the report is not valid JSON"),
+        ("[]", r"the report takes a table, not \[\]"),
+        ("7", "the report takes a table, not 7"),
+        ("null", "the report takes a table"),
+        (_edited("size", None), "entry 'size' of the report takes a table"),
+        (_edited("size", {"ratio": 1}), "lacks the entry 'size.float_bytes'"),
+        (_edited("outputs", [{"name": "y"}]), r"lacks the entry 'outputs\[0\].sqnr_db'"),
+        (_edited("outputs", 3), "entry 'outputs' of the report takes a list, not 3"),
+        (_edited("surprise", 3), "unknown entry 'surprise'; known there: model, "),
+        (_edited("seconds", "long"), "entry 'seconds' of the report takes a number, not 'long'"),
+        (
+            _edited("metric", {**a_report().to_dict()["metric"], "confidence": [1]}),
+            "entry 'metric.confidence' of the report takes a list of 2",
+        ),
     ],
 )
-def test_what_is_no_report(text: str) -> None:
-    with pytest.raises(InputError, match="no report that onnxq wrote"):
+def test_what_is_no_report(text: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
         Report.from_json(text)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from onnxq.errors import InputError
-from onnxq.ir.textfile import read_text, write_text
+from onnxq.saved import read_text, write_text
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
