@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -48,10 +48,10 @@ class EliminateIdentity(Pass):
       this place becomes such an Identity, except of 2-bit and 4-bit elements, which have none.
     """
 
-    name: ClassVar[str] = "eliminate-identity"
-    default: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("fold-constants",)
-    needs_types: ClassVar[bool] = True
+    name = "eliminate-identity"
+    default = True
+    after = ("fold-constants",)
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the operators bypassed."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from onnxq.ir import Context, DataType, Graph, Node, Pass, Value, remove_unused
 from onnxq.ir.copying import inline, reads
@@ -67,9 +66,9 @@ class HoistConstants(Pass):
     - Random operators, and what they feed; operators of other domains and model-local functions.
     """
 
-    name: ClassVar[str] = "hoist-constants"
-    default: ClassVar[bool] = True
-    needs_types: ClassVar[bool] = True
+    name = "hoist-constants"
+    default = True
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the operators moved out."""

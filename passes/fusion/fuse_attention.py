@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
-from onnxq.ir import Builder, Context, DataType, Graph, Match, Numerics, Pass, Rule, Shape, Value
+from onnxq.ir import Builder, Context, DataType, Graph, Match, Pass, Rule, Shape, Value
 from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.fusing import fuse, keeps_shape, number
 
@@ -51,10 +50,10 @@ class FuseAttention(Pass):
     matrix products from targets that quantize them. The graph has up to eight nodes less.
     """
 
-    name: ClassVar[str] = "fuse-attention"
-    numerics: ClassVar[Numerics] = "reassociates"
-    after: ClassVar[tuple[str, ...]] = ("fuse-softmax",)
-    needs_types: ClassVar[bool] = True
+    name = "fuse-attention"
+    numerics = "reassociates"
+    after = ("fuse-softmax",)
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Attentions made."""

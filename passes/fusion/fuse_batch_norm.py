@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -13,7 +12,6 @@ from onnxq.ir import (
     Graph,
     Match,
     Node,
-    Numerics,
     Pass,
     Rule,
     Value,
@@ -67,15 +65,15 @@ class FuseBatchNorm(Pass):
     - A BatchNormalization before a Conv: exact only without padding.
     """
 
-    name: ClassVar[str] = "fuse-batch-norm"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = (
+    name = "fuse-batch-norm"
+    numerics = "reassociates"
+    default = True
+    after = (
         "fold-constants",
         "eliminate-identity",
         "fuse-matmul-add",
     )
-    needs_types: ClassVar[bool] = True
+    needs_types = True
 
     alone: bool = False
 

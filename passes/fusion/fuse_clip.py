@@ -4,23 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from onnxq.ir import (
-    Builder,
-    Context,
-    DataType,
-    Graph,
-    Match,
-    Node,
-    Numerics,
-    Pass,
-    Rule,
-    Value,
-    rewrite,
-)
+from onnxq.ir import Builder, Context, DataType, Graph, Match, Node, Pass, Rule, Value, rewrite
 from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.clip_bounds import FIRST_INPUT_OPSET, LARGEST, Bounds, clip_bounds
 from onnxq.passes.fusion.fusing import keeps_shape, number
@@ -54,10 +41,9 @@ class FuseClip(Pass):
     out of integers what Clip lets in: 1.16 to 1.7 times. No form is at less than 0.98.
     """
 
-    name: ClassVar[str] = "fuse-clip"
-    numerics: ClassVar[Numerics] = "exact"
-    default: ClassVar[bool] = True
-    needs_types: ClassVar[bool] = True
+    name = "fuse-clip"
+    default = True
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the operators merged or replaced."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import ml_dtypes
 import numpy as np
 
-from onnxq.ir import Builder, Context, Graph, Match, Node, Numerics, Pass, Rule, Value, rewrite
+from onnxq.ir import Builder, Context, Graph, Match, Node, Pass, Rule, Value, rewrite
 from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.weighted import (
     are_finite,
@@ -63,12 +62,12 @@ class FuseConvScale(Pass):
     they are folded, a MatMul with one factor at 1.02 to 1.2 times.
     """
 
-    name: ClassVar[str] = "fuse-conv-scale"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
+    name = "fuse-conv-scale"
+    numerics = "reassociates"
+    default = True
     # The factor 0.5 of a Gelu or 1/6 of a HardSwish would go into the operator behind it, and the
     # rest be no Gelu or HardSwish any more.
-    after: ClassVar[tuple[str, ...]] = (
+    after = (
         "fuse-gelu",
         "fuse-hard-swish",
         "fuse-layer-norm",
@@ -76,7 +75,7 @@ class FuseConvScale(Pass):
         "fuse-softmax",
         "fuse-swish",
     )
-    needs_types: ClassVar[bool] = True
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the operators folded."""

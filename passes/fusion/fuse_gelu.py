@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
-from onnxq.ir import Builder, Context, DataType, Graph, Match, Numerics, Pass, Rule, Value
+from onnxq.ir import Builder, Context, DataType, Graph, Match, Pass, Rule, Value
 from onnxq.ir.pattern import Either, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.fusing import fuse, keeps_shape
 
@@ -40,10 +39,10 @@ class FuseGelu(Pass):
     128 rows and more, and 1.06 to 1.37 times between integer ones.
     """
 
-    name: ClassVar[str] = "fuse-gelu"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
-    needs_types: ClassVar[bool] = True
+    name = "fuse-gelu"
+    numerics = "reassociates"
+    default = True
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Gelus made."""

@@ -4,20 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
-from onnxq.ir import (
-    Builder,
-    Context,
-    DataType,
-    Graph,
-    Match,
-    Numerics,
-    Pass,
-    Rule,
-    Value,
-    attribute_value,
-)
+from onnxq.ir import Builder, Context, DataType, Graph, Match, Pass, Rule, Value, attribute_value
 from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.clip_bounds import clip_bounds
 from onnxq.passes.fusion.fusing import fuse, keeps_shape, number
@@ -53,11 +41,11 @@ class FuseHardSwish(Pass):
     integer Convs.
     """
 
-    name: ClassVar[str] = "fuse-hard-swish"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("fuse-clip",)
-    needs_types: ClassVar[bool] = True
+    name = "fuse-hard-swish"
+    numerics = "reassociates"
+    default = True
+    after = ("fuse-clip",)
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the HardSigmoids and HardSwishes made."""

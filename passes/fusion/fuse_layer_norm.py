@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from onnxq.ir import Builder, Context, Graph, Match, Numerics, Pass, Rule, Value
+from onnxq.ir import Builder, Context, Graph, Match, Pass, Rule, Value
 from onnxq.ir.pattern import Either, PatternBuilder, Variable
 from onnxq.passes.fusion.fusing import fuse, number, reduced
 from onnxq.passes.fusion.normalization import (
@@ -43,11 +42,11 @@ class FuseLayerNorm(Pass):
     integer ones, and no form at less than 0.99.
     """
 
-    name: ClassVar[str] = "fuse-layer-norm"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("eliminate-common-subexpressions",)
-    needs_types: ClassVar[bool] = True
+    name = "fuse-layer-norm"
+    numerics = "reassociates"
+    default = True
+    after = ("eliminate-common-subexpressions",)
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the LayerNormalizations made."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from onnxq.ir import (
     Builder,
@@ -12,7 +11,6 @@ from onnxq.ir import (
     Graph,
     Match,
     Node,
-    Numerics,
     Pass,
     Rule,
     Shape,
@@ -55,10 +53,10 @@ class FuseMatMulAdd(Pass):
     - A Transpose that something else than a Gemm reads too: it would stay and nothing be gained.
     """
 
-    name: ClassVar[str] = "fuse-matmul-add"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
-    needs_types: ClassVar[bool] = True
+    name = "fuse-matmul-add"
+    numerics = "reassociates"
+    default = True
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Gemms made and the Transposes absorbed."""

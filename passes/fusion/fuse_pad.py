@@ -4,19 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
-from onnxq.ir import (
-    Context,
-    Graph,
-    Node,
-    Numerics,
-    Pass,
-    Use,
-    Value,
-    attribute_value,
-    remove_unused,
-)
+from onnxq.ir import Context, Graph, Node, Pass, Use, Value, attribute_value, remove_unused
 from onnxq.ir.shape_values import constant_ints
 from onnxq.passes.fusion.fusing import number
 
@@ -55,9 +44,9 @@ class FusePad(Pass):
     - A Pad that anything else reads, or that is a graph output: it would have to stay.
     """
 
-    name: ClassVar[str] = "fuse-pad"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
+    name = "fuse-pad"
+    numerics = "reassociates"
+    default = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Pads removed."""

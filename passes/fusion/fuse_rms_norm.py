@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from onnxq.ir import Builder, Context, Graph, Match, Numerics, Pass, Rule, Value
+from onnxq.ir import Builder, Context, Graph, Match, Pass, Rule, Value
 from onnxq.ir.pattern import Either, PatternBuilder, Variable
 from onnxq.passes.fusion.fusing import fuse, number
 from onnxq.passes.fusion.normalization import made_scale, normalized, normalized_axes
@@ -34,11 +33,11 @@ class FuseRmsNorm(Pass):
     integer ones, and no form at less than 0.98.
     """
 
-    name: ClassVar[str] = "fuse-rms-norm"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("fuse-layer-norm",)
-    needs_types: ClassVar[bool] = True
+    name = "fuse-rms-norm"
+    numerics = "reassociates"
+    default = True
+    after = ("fuse-layer-norm",)
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the RMSNormalizations made."""

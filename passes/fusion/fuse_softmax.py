@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from onnxq.ir import Builder, Context, DataType, Graph, Match, Numerics, Pass, Rule, Value
+from onnxq.ir import Builder, Context, DataType, Graph, Match, Pass, Rule, Value
 from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.fusing import fuse, kept_axes, reduced
 
@@ -37,11 +36,11 @@ class FuseSoftmax(Pass):
     1.15 times between float MatMuls and 1.02 to 1.5 times between integer ones.
     """
 
-    name: ClassVar[str] = "fuse-softmax"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("eliminate-common-subexpressions",)
-    needs_types: ClassVar[bool] = True
+    name = "fuse-softmax"
+    numerics = "reassociates"
+    default = True
+    after = ("eliminate-common-subexpressions",)
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Softmaxes and LogSoftmaxes made."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from onnxq.ir import Builder, Context, DataType, Graph, Match, Numerics, Pass, Rule, Value
+from onnxq.ir import Builder, Context, DataType, Graph, Match, Pass, Rule, Value
 from onnxq.ir.pattern import Operator, PatternBuilder, Variable
 from onnxq.passes.fusion.fusing import fuse, keeps_shape, number
 
@@ -27,9 +26,9 @@ class FuseSwish(Pass):
     between integer ones.
     """
 
-    name: ClassVar[str] = "fuse-swish"
-    numerics: ClassVar[Numerics] = "reassociates"
-    needs_types: ClassVar[bool] = True
+    name = "fuse-swish"
+    numerics = "reassociates"
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Swishes made."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from onnxq.ir import Builder, Context, DataType, Graph, Match, Pass, Rule, Value, rewrite
 from onnxq.ir.pattern import Operator, PatternBuilder, Variable
@@ -36,10 +35,10 @@ class ResidualAsSum(Pass):
     integers; models with a single such place 0 to 6 %.
     """
 
-    name: ClassVar[str] = "residual-as-sum"
-    default: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("fuse-layer-norm", "fuse-rms-norm")
-    needs_types: ClassVar[bool] = True
+    name = "residual-as-sum"
+    default = True
+    after = ("fuse-layer-norm", "fuse-rms-norm")
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Sums made."""

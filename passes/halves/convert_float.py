@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 
 from onnxq.errors import InputError
-from onnxq.ir import (
-    Context,
-    DataType,
-    Graph,
-    Node,
-    Numerics,
-    Pass,
-    Tensor,
-    TensorType,
-    Value,
-    remove_unused,
-)
+from onnxq.ir import Context, DataType, Graph, Node, Pass, Tensor, TensorType, Value, remove_unused
 from onnxq.passes.halves.float_regions import (
     KEEP_REASONS,
     Choice,
@@ -101,9 +89,9 @@ class ConvertFloat(Pass):
         ranges: Smallest and largest value of tensors, by name, as calibration saw them.
     """
 
-    name: ClassVar[str] = "convert-float"
-    numerics: ClassVar[Numerics] = "approximates"
-    needs_types: ClassVar[bool] = True
+    name = "convert-float"
+    numerics = "approximates"
+    needs_types = True
 
     format: str = "float16"
     only: tuple[str, ...] = ()

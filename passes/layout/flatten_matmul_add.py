@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -13,7 +12,6 @@ from onnxq.ir import (
     DataType,
     Graph,
     Match,
-    Numerics,
     Pass,
     Rule,
     Shape,
@@ -44,9 +42,9 @@ class FlattenMatMulAdd(Pass):
     or with more than one unknown dimension, whose shape would have to be computed at run time.
     """
 
-    name: ClassVar[str] = "flatten-matmul-add"
-    numerics: ClassVar[Numerics] = "reassociates"
-    needs_types: ClassVar[bool] = True
+    name = "flatten-matmul-add"
+    numerics = "reassociates"
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Gemms made."""

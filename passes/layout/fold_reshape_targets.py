@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -34,9 +33,9 @@ class FoldReshapeTargets(Pass):
     A Reshape that would have failed at run time, since its target did not fit, may succeed.
     """
 
-    name: ClassVar[str] = "fold-reshape-targets"
-    default: ClassVar[bool] = True
-    needs_types: ClassVar[bool] = True
+    name = "fold-reshape-targets"
+    default = True
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Reshapes that got a constant target."""

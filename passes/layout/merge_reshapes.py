@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -43,9 +42,9 @@ class MergeReshapes(Pass):
     - One that something else reads too, or that is a graph output: it would stay.
     """
 
-    name: ClassVar[str] = "merge-reshapes"
-    default: ClassVar[bool] = True
-    needs_types: ClassVar[bool] = True
+    name = "merge-reshapes"
+    default = True
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the operators that read past another."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
-from onnxq.ir import Context, Graph, Node, Numerics, Pass, TensorType, Use, Value, remove_unused
+from onnxq.ir import Context, Graph, Node, Pass, TensorType, Use, Value, remove_unused
 from onnxq.ir.connected import connected
 from onnxq.ir.operators import schema_of
 from onnxq.ir.types import static_size
@@ -47,10 +46,10 @@ class MergeTransposes(Pass):
     which cost 20 to 40 %, and removes those around Sigmoid and Mul.
     """
 
-    name: ClassVar[str] = "merge-transposes"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
-    needs_types: ClassVar[bool] = True
+    name = "merge-transposes"
+    numerics = "reassociates"
+    default = True
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Transposes that are gone."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 
@@ -14,20 +13,13 @@ from onnxq.ir import (
     DataType,
     Graph,
     Node,
-    Numerics,
     Pass,
     TensorType,
     Value,
     attribute_value,
     remove_unused,
 )
-from onnxq.passes.notes import (
-    LEFT_IN_FLOAT_KEY,
-    Reason,
-    node_name,
-    note_left_in_float,
-    note_target,
-)
+from onnxq.passes.notes import LEFT_IN_FLOAT_KEY, Reason, node_name, note_left_in_float, note_target
 from onnxq.passes.static.placement import (
     ALREADY_QUANTIZED,
     Placement,
@@ -104,9 +96,9 @@ class InsertQdq(Pass):
             the node that is to have these (see `onnxq.passes.tuned`).
     """
 
-    name: ClassVar[str] = "insert-qdq"
-    numerics: ClassVar[Numerics] = "approximates"
-    needs_types: ClassVar[bool] = True
+    name = "insert-qdq"
+    numerics = "approximates"
+    needs_types = True
 
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     target: str = "auto"

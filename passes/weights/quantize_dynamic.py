@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
 
 import numpy as np
 
@@ -74,7 +73,7 @@ class QuantizeDynamic(WeightPass):
         contrib: Use operators of onnxruntime's own where they pay; only it runs these.
     """
 
-    name: ClassVar[str] = "quantize-dynamic"
+    name = "quantize-dynamic"
 
     per_channel: bool = True
     reduced_range: bool = False
