@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from onnxq.ir import Builder, Context, Graph, Match, Node, Pass, Rule, Value, rewrite
+from onnxq.ir import Builder, Match, Node, Rule, RulePass, Value
 from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.weighted import (
     are_finite,
@@ -25,61 +25,6 @@ _SHARED_BYTES = 1 << 16
 
 _EXTERNAL_BYTES = 1 << 24
 """Largest weight in a file beside the model that is changed, and so held in memory from then on."""
-
-
-@dataclass(frozen=True)
-class FuseConvScale(Pass):
-    """Fold multiplication and addition of constants into Conv, ConvTranspose, Gemm and MatMul.
-
-    Computed in float64, rounded once to the dtype of the weight.
-
-    Rewritten, where the constants have one number, or one for each output channel or column:
-
-    - Mul, Div, Add and Sub after a Conv, ConvTranspose or Gemm with constant or missing bias. All
-      but the addition also need the weight to be constant.
-    - Mul and Div after a MatMul with a constant weight, also when a constant bias is added in
-      between; with the weight on the left, constants of one number.
-    - Mul and Div by one number before any of these with constant weight.
-
-    What lies in between may serve nothing else.
-
-    Not rewritten:
-
-    - Constants that differ along another axis, or have more axes than the result.
-    - A factor before them on a product of two computed tensors, as the half of a Gelu is and the
-      sixth of a HardSwish. In opsets without these operators runtimes look for the factor there;
-      a transformer in integers lost 7 % of its speed to this.
-    - A weight, or bias, that would become infinite, or in which numbers would become subnormal or
-      zero: there the factor may keep a computation in range.
-    - A weight of more than 64 KiB that something else reads too, which would be stored twice, and
-      one of more than 16 MiB in a file beside the model, which would have to be held in memory.
-    - Opsets below 7, where Mul and Add broadcast in another way.
-    - Weights that are not constant, integers behind DequantizeLinear among them.
-
-    onnxruntime folds most of these itself at session start, so that in float the folded form is as
-    fast (0.97 to 1.07 times, 1.3 times for an Add over a large image). Between integers it cannot:
-    there a Conv with a factor or a bias for each channel runs at 1.08 to 3.5 times the speed once
-    they are folded, a MatMul with one factor at 1.02 to 1.2 times.
-    """
-
-    name = "fuse-conv-scale"
-    numerics = "reassociates"
-    default = True
-    # The factor 0.5 of a Gelu or 1/6 of a HardSwish would go into the operator behind it, and the
-    # rest be no Gelu or HardSwish any more.
-    after = (
-        "fuse-gelu",
-        "fuse-hard-swish",
-        "fuse-layer-norm",
-        "fuse-rms-norm",
-        "fuse-softmax",
-        "fuse-swish",
-    )
-    needs_types = True
-
-    def run(self, graph: Graph, ctx: Context) -> int:
-        """See `Pass.run`; counts the operators folded."""
-        return rewrite(graph, _RULES, ctx) if graph.opset >= _FIRST_OPSET else 0
 
 
 def _after_weighted(
@@ -307,3 +252,59 @@ _RULES = [
     Rule(_after_product, _fold_into_product, _folds_into_product, _FOLDED),
     Rule(_before, _fold_before, _folds_before, _FOLDED),
 ]
+
+
+@dataclass(frozen=True)
+class FuseConvScale(RulePass):
+    """Fold multiplication and addition of constants into Conv, ConvTranspose, Gemm and MatMul.
+
+    Computed in float64, rounded once to the dtype of the weight.
+
+    Rewritten, where the constants have one number, or one for each output channel or column:
+
+    - Mul, Div, Add and Sub after a Conv, ConvTranspose or Gemm with constant or missing bias. All
+      but the addition also need the weight to be constant.
+    - Mul and Div after a MatMul with a constant weight, also when a constant bias is added in
+      between; with the weight on the left, constants of one number.
+    - Mul and Div by one number before any of these with constant weight.
+
+    What lies in between may serve nothing else.
+
+    Not rewritten:
+
+    - Constants that differ along another axis, or have more axes than the result.
+    - A factor before them on a product of two computed tensors, as the half of a Gelu is and the
+      sixth of a HardSwish. In opsets without these operators runtimes look for the factor there;
+      a transformer in integers lost 7 % of its speed to this.
+    - A weight, or bias, that would become infinite, or in which numbers would become subnormal or
+      zero: there the factor may keep a computation in range.
+    - A weight of more than 64 KiB that something else reads too, which would be stored twice, and
+      one of more than 16 MiB in a file beside the model, which would have to be held in memory.
+    - Opsets below 7, where Mul and Add broadcast in another way.
+    - Weights that are not constant, integers behind DequantizeLinear among them.
+
+    onnxruntime folds most of these itself at session start, so that in float the folded form is as
+    fast (0.97 to 1.07 times, 1.3 times for an Add over a large image). Between integers it cannot:
+    there a Conv with a factor or a bias for each channel runs at 1.08 to 3.5 times the speed once
+    they are folded, a MatMul with one factor at 1.02 to 1.2 times.
+    """
+
+    name = "fuse-conv-scale"
+    numerics = "reassociates"
+    default = True
+    # The factor 0.5 of a Gelu or 1/6 of a HardSwish would go into the operator behind it, and the
+    # rest be no Gelu or HardSwish any more.
+    after = (
+        "fuse-gelu",
+        "fuse-hard-swish",
+        "fuse-layer-norm",
+        "fuse-rms-norm",
+        "fuse-softmax",
+        "fuse-swish",
+    )
+    needs_types = True
+    rules = (
+        Rule(_after_weighted, _fold_after, _folds_after, _FOLDED, _FIRST_OPSET),
+        Rule(_after_product, _fold_into_product, _folds_into_product, _FOLDED, _FIRST_OPSET),
+        Rule(_before, _fold_before, _folds_before, _FOLDED, _FIRST_OPSET),
+    )

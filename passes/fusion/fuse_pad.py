@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from onnxq.ir import Context, Graph, Node, Pass, Use, Value, attribute_value, remove_unused
+from onnxq.ir.pattern import number
 from onnxq.ir.shape_values import constant_ints
-from onnxq.passes.fusion.fusing import number
 
 _FIRST_INPUT_OPSET = 11
 """From here on Pad takes the amounts as an input instead of an attribute."""
