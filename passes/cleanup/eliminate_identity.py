@@ -8,10 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.ir import Context, DataType, Graph, Node, Pass, Shape, Value, attribute_value
+from onnxq.ir import (
+    Context,
+    DataType,
+    Graph,
+    Node,
+    Pass,
+    Shape,
+    Value,
+    attribute_value,
+    remove_unused,
+)
 from onnxq.ir.operators import is_inference_dropout, is_packed, schema_of
-from onnxq.ir.pattern import remove_unused
 from onnxq.ir.shape_values import constant_ints
+from onnxq.passes.nodes import bypass, stated, visit
 from onnxq.passes.slicing import TO_THE_END, slice_limits
 
 
@@ -55,38 +65,26 @@ class EliminateIdentity(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the operators bypassed."""
-        made = 0
-        for nested in list(graph.all_graphs()):
-            for node in nested.nodes():
-                made += _eliminate(nested, node, ctx)
-        return made
+        return visit(graph, ctx, _RULES, _eliminate)
 
 
-def _eliminate(graph: Graph, node: Node, ctx: Context) -> int:
-    rule = _RULES.get(node.op_type) if not node.domain else None
-    if rule is None or any(v is not None and (v.uses or v.is_output) for v in node.outputs[1:]):
-        return 0
+def _eliminate(node: Node) -> str | None:
+    if any(v is not None and v.is_used for v in node.outputs[1:]):
+        return None
     if not node.outputs or node.outputs[0] is None or schema_of(node) is None:
-        return 0
-    old, new = node.output, rule(node)
-    if new is None or not (old.uses or old.is_output):
-        return 0
-    needs_identity = old.is_output and not _can_be_output(new, graph)
-    if needs_identity and (node.is_op("Identity") or is_packed(old)):
-        if not old.uses:
-            return 0
-        graph.replace_uses(old, new, where=lambda use: True)
-        ctx.rewrote(f"{node.label}: its readers read '{new.name}'")
-        return 1
-    graph.replace_uses(old, new)
-    remove_unused(graph, [node])
-    ctx.rewrote(f"{node.label}: gives back '{new.name}'")
-    return 1
-
-
-def _can_be_output(value: Value, graph: Graph) -> bool:
-    """Whether a value may take the name of a graph output (see `Graph.replace_uses`)."""
-    return value.graph is graph and value.producer is not None and not value.is_output
+        return None
+    old, new = node.output, _RULES[node.op_type](node)
+    if new is None or not old.is_used:
+        return None
+    if not bypass(node, new):
+        if node.is_op("Identity") or is_packed(old):
+            if not old.uses:
+                return None
+            node.graph.replace_uses(old, new, where=lambda use: True)
+            return f"its readers read '{new.name}'"
+        node.graph.replace_uses(old, new)
+        remove_unused(node.graph, [node])
+    return f"gives back '{new.name}'"
 
 
 def _identity(node: Node) -> Value | None:
@@ -173,9 +171,7 @@ def _tile(node: Node) -> Value | None:
 
 
 def _pad(node: Node) -> Value | None:
-    if node.graph.opset >= 11:
-        return node.input(0) if _all_are(node.input(1), 0) else None
-    pads = node.get("pads", node.get("paddings"))
+    pads = stated(node, "paddings" if "paddings" in node.attributes else "pads", 1)
     return node.input(0) if pads is not None and not any(pads) else None
 
 
@@ -299,32 +295,20 @@ def _all_are(value: Value | None, number: int) -> bool:
 
 
 _RULES: dict[str, Callable[[Node], Value | None]] = {
+    **dict.fromkeys(("Cast", "CastLike"), _cast),
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _same_elements),
+    **dict.fromkeys(("Concat", "Sum", "Mean", "Min", "Max"), _single_input),
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _neutral),
+    **dict.fromkeys(("Resize", "Upsample"), _resize),
     "Identity": _identity,
     "Dropout": _dropout,
-    "Cast": _cast,
-    "CastLike": _cast,
     "Transpose": _transpose,
-    "Reshape": _same_elements,
-    "Flatten": _same_elements,
-    "Squeeze": _same_elements,
-    "Unsqueeze": _same_elements,
     "Expand": _expand,
     "Tile": _tile,
     "Pad": _pad,
     "Slice": _slice,
     "Split": _split,
-    "Concat": _single_input,
-    "Sum": _single_input,
-    "Mean": _single_input,
-    "Min": _single_input,
-    "Max": _single_input,
     "Where": _where,
-    "Add": _neutral,
-    "Sub": _neutral,
-    "Mul": _neutral,
-    "Div": _neutral,
-    "Resize": _resize,
-    "Upsample": _resize,
     "Clip": _clip,
     "MaxPool": _max_pool,
 }

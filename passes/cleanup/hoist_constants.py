@@ -11,6 +11,7 @@ from onnxq.ir.operators import is_deterministic
 from onnxq.ir.shape_values import constant_ints
 from onnxq.ir.types import static_size
 from onnxq.passes.cleanup.node_key import node_key
+from onnxq.passes.nodes import listed
 
 _FIRST_SCAN_OPSET = 9
 """Before it Scan has a batch axis and lengths of its own."""
@@ -23,20 +24,7 @@ _COMPARED_BYTES = 1 << 20
 
 _INTEGERS = frozenset({DataType.INT32, DataType.INT64, DataType.BOOL})
 
-_SHAPE_ARITHMETIC = (
-    "Abs",
-    "Add",
-    "Cast",
-    "Concat",
-    "Equal",
-    "Max",
-    "Min",
-    "Mul",
-    "Neg",
-    "Squeeze",
-    "Sub",
-    "Unsqueeze",
-)
+_SHAPE_ARITHMETIC = listed("Abs Add Cast Concat Equal Max Min Mul Neg Squeeze Sub Unsqueeze")
 """Operators that cannot fail on integers of known shape, whatever these are."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxq.ir import Match, Node, Value, attribute_value
 from onnxq.ir.pattern import Operator, PatternBuilder, Term, Variable, number
-from onnxq.ir.shape_values import constant_ints
+from onnxq.passes.nodes import stated
 
 
 def keeps_shape(match: Match, x: Value) -> bool:
@@ -23,8 +23,7 @@ def kept_axes(reduction: Node) -> list[int] | None:
     None if it drops them, does not name them, or they cannot be counted from the end because the
     rank is unknown.
     """
-    read, given = reduction.input(0), reduction.input(1)
-    axes = list(reduction.get("axes", ())) if given is None else constant_ints(given)
+    read, axes = reduction.input(0), stated(reduction, "axes", 1)
     if not axes or read is None or not attribute_value(reduction, "keepdims"):
         return None
     if read.rank is None:

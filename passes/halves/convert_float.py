@@ -27,22 +27,11 @@ from onnxq.passes.notes import Reason, node_name, note_left_in_float
 _FORMATS = {"float16": DataType.FLOAT16, "bfloat16": DataType.BFLOAT16}
 _CAST_OPSETS = {"float16": 6, "bfloat16": 13}
 
-_CASTABLE = frozenset(
-    {
-        DataType.BOOL,
-        DataType.INT8,
-        DataType.INT16,
-        DataType.INT32,
-        DataType.INT64,
-        DataType.UINT8,
-        DataType.UINT16,
-        DataType.UINT32,
-        DataType.UINT64,
-        DataType.FLOAT16,
-        DataType.BFLOAT16,
-        DataType.DOUBLE,
-    }
-)
+_CASTABLE = frozenset(d for d in DataType if d.bits >= 8 and d.numpy.kind in "iub") | {
+    DataType.FLOAT16,
+    DataType.BFLOAT16,
+    DataType.DOUBLE,
+}
 """Types from which every runtime casts to the small formats directly."""
 
 
