@@ -1,13 +1,14 @@
-"""What many passes do with single operators: going through them, looking back, taking them out."""
+"""What many passes do with single operators: find them, look back, add them, take them out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.ir import Context, Graph, Node, Value, remove_unused
+from onnxq.ir import Context, DataType, Graph, Node, Shape, TensorType, Value, remove_unused
+from onnxq.ir.attribute import AttributeLike
 from onnxq.ir.operators import schema_of
 from onnxq.ir.shape_values import constant_ints
 
@@ -39,6 +40,20 @@ def visit(
                     ctx.rewrote(f"{label}: {done}")
                     made += 1
     return made
+
+
+def added(
+    graph: Graph,
+    op_type: str,
+    inputs: Sequence[Value | None],
+    name: str,
+    dtype: DataType,
+    shape: Shape | None,
+    **attributes: AttributeLike,
+) -> Value:
+    """Add an operator that makes one value of this type, under a name made unique."""
+    names, types = [graph.fresh_name(name)], [TensorType(dtype, shape)]
+    return graph.add(op_type, inputs, attributes, outputs=names, types=types).output
 
 
 def made_by(value: Value | None, *op_types: str) -> Node | None:

@@ -22,6 +22,7 @@ from onnxq.passes.halves.float_regions import (
     static_reason,
     takes,
 )
+from onnxq.passes.nodes import added, made_by
 from onnxq.passes.notes import Reason, node_name, note_left_in_float
 
 _FORMATS = {"float16": DataType.FLOAT16, "bfloat16": DataType.BFLOAT16}
@@ -174,11 +175,8 @@ class _Conversion:
 
     def _convert(self, value: Value) -> None:
         low_uses = [u for u in value.uses if self._regions.reads_low(u)]
-        float_uses = [
-            u
-            for u in value.uses
-            if not self._regions.reads_low(u) and not self._regions.reads_either(u)
-        ]
+        others = [u for u in value.uses if not self._regions.reads_low(u)]
+        float_uses = [u for u in others if not self._regions.reads_either(u)]
         givers = self._givers.get(value, [])
         low_givers = [g for g in givers if g is self._graph and value in self._interface]
         float_givers = [g for g in givers if g not in low_givers]
@@ -218,7 +216,7 @@ class _Conversion:
             if maker is None:
                 value.data = rounded
             else:
-                for name in list(maker.attributes):
+                for name in ("value_float", "value_floats"):
                     maker.graph.set_attribute(maker, name, None)
                 maker.graph.set_attribute(maker, "value", rounded)
             return True
@@ -237,12 +235,11 @@ class _Conversion:
         if tensor is not None:
             rounded = round_to(tensor.numpy(), self._low)
             return value.graph.constant(rounded, f"{value.name}_{self._low.label}")
-        for use in value.uses:
-            node = use.node
-            if node.is_op("Cast") and node.get("to") == self._low and node.graph is value.graph:
+        for node in self._casts(value):
+            if node.graph is value.graph:
                 return node.output
-        maker = value.producer
-        source = maker.input(0) if maker is not None and maker.is_op("Cast") else None
+        maker = made_by(value, "Cast")
+        source = None if maker is None else maker.input(0)
         if source is not None:
             if source.dtype is self._low or self._regions.gives_low(source):
                 return source
@@ -252,27 +249,22 @@ class _Conversion:
 
     def _cast(self, value: Value, to: DataType, like: Value | None = None) -> Value:
         like = like or value
-        return like.graph.add(
-            "Cast",
-            [value],
-            {"to": int(to)},
-            outputs=[self._graph.fresh_name(f"{like.name}_{to.label}")],
-            types=[TensorType(to, like.shape)],
-        ).output
+        name = f"{like.name}_{to.label}"
+        return added(like.graph, "Cast", [value], name, to, like.shape, to=int(to))
 
     def _retype(self, value: Value) -> None:
         value.type = TensorType(self._low, value.shape)
 
     def _drop_useless_casts(self, value: Value) -> None:
-        for use in value.uses:
-            node = use.node
-            if (
-                node.is_op("Cast")
-                and node.get("to") == self._low
-                and node.output not in self._givers
-            ):
+        for node in self._casts(value):
+            if node.output not in self._givers:
                 node.graph.replace_uses(node.output, value)
                 remove_unused(node.graph, [node])
+
+    def _casts(self, value: Value) -> list[Node]:
+        """The Casts of the model that make the small format of a value."""
+        readers = [use.node for use in value.uses]
+        return [n for n in readers if n.is_op("Cast") and n.get("to") == self._low]
 
     def _redirect(
         self, old: Value, new: Value, uses: Iterable[tuple[Node, int]], givers: Iterable[Graph]
