@@ -62,6 +62,19 @@ def made_by(value: Value | None, *op_types: str) -> Node | None:
     return node if node is not None and node.is_op(*op_types) else None
 
 
+def broadcasts(shape: Shape | None, target: Shape | None) -> bool:
+    """Whether a tensor of this shape certainly broadcasts to the target without enlarging it."""
+    target = target or ()
+    return (
+        shape is not None
+        and len(shape) <= len(target)
+        and all(
+            have == 1 or (have is not None and have == wanted)
+            for have, wanted in zip(shape[::-1], target[::-1], strict=False)
+        )
+    )
+
+
 def can_be_output(value: Value, graph: Graph) -> bool:
     """Whether a value may take the name of a graph output (see `Graph.replace_uses`)."""
     return value.graph is graph and value.producer is not None and not value.is_output

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from onnxq.ir import Builder, DataType, Match, Rule, RulePass, Shape, Value
 from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.fusing import keeps_shape
+from onnxq.passes.nodes import broadcasts
 
 _SWAPPED = (0, 1, 3, 2)
 _SWAPPED_FROM_ROWS = (0, 2, 3, 1)
@@ -19,21 +20,14 @@ _SCALED = ("query", "key", "score")
 """What may be multiplied or divided by a constant."""
 
 
-def _pattern(
-    op: PatternBuilder,
-    q: Variable,
-    k: Variable,
-    v: Variable,
-    mask: Variable,
-    merging: Variable,
-    splitting: Variable,
-) -> Operator:
+def _pattern(op: PatternBuilder, q: Variable, k: Variable, v: Variable, mask: Variable) -> Operator:
     def scaled(term: Term, name: str) -> Either:
         factor, divisor = (op.number(Variable(f"{name}_{by}")) for by in ("factor", "divisor"))
         return op.either(op.Mul(term, factor), op.Div(term, divisor), term)
 
-    merged = op.Transpose(op.Reshape(k, merging, bind="merge"), bind="transpose")
-    keys = op.either(op.Reshape(merged, splitting, bind="split"), op.Transpose(k, bind="transpose"))
+    merged = op.Transpose(op.Reshape(k, Variable("merging"), bind="merge"), bind="transpose")
+    split = op.Reshape(merged, Variable("splitting"), bind="split")
+    keys = op.either(split, op.Transpose(k, bind="transpose"))
     scores = scaled(op.MatMul(scaled(q, "query"), scaled(keys, "key")), "score")
     return op.MatMul(op.Softmax(op.either(op.Add(scores, mask), scores), bind="softmax"), v)
 
@@ -96,8 +90,7 @@ def _is_mask(mask: Value | None, scores: Shape) -> bool:
         return False
     if None in shape[-2:] or shape[-2:] != scores[-2:]:
         return False
-    leading = zip(shape[-3::-1], scores[-3::-1], strict=False)
-    return all(have == 1 or have == wanted for have, wanted in leading)
+    return broadcasts(shape[:-2], scores[:-2])
 
 
 def _replacement(op: Builder, match: Match) -> Value:

@@ -18,7 +18,7 @@ from onnxq.ir import (
     attribute_value,
     rewrite,
 )
-from onnxq.ir.pattern import Operator, PatternBuilder, Variable
+from onnxq.ir.pattern import Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.weighted import (
     are_finite,
     channel_count,
@@ -78,32 +78,14 @@ class FuseBatchNorm(Pass):
         return rewrite(graph, [_FOLDED, _ALONE] if self.alone else [_FOLDED], ctx)
 
 
-def _after_weighted(
-    op: PatternBuilder,
-    x: Variable,
-    w: Variable,
-    b: Variable,
-    scale: Variable,
-    bias: Variable,
-    mean: Variable,
-    var: Variable,
-) -> Operator:
-    weighted = op("Conv", "ConvTranspose", "Gemm")(
-        x, op.constant(w), op.optional(op.constant(b)), bind="weighted"
-    )
-    return _alone(op, weighted, scale, bias, mean, var)
+def _after_weighted(op: PatternBuilder, x: Variable, w: Variable, b: Variable) -> Operator:
+    weighted = op("Conv", "ConvTranspose", "Gemm")
+    bias = op.optional(op.constant(b))
+    return _alone(op, weighted(x, op.constant(w), bias, bind="weighted"))
 
 
-def _alone(
-    op: PatternBuilder,
-    x: Variable | Operator,
-    scale: Variable,
-    bias: Variable,
-    mean: Variable,
-    var: Variable,
-) -> Operator:
-    parameters = [op.constant(p) for p in (scale, bias, mean, var)]
-    return op.BatchNormalization(x, *parameters)
+def _alone(op: PatternBuilder, x: Term) -> Operator:
+    return op.BatchNormalization(x, *(op.constant(Variable(name)) for name in _PARAMETERS))
 
 
 def _folded(match: Match) -> tuple[np.ndarray, np.ndarray] | None:

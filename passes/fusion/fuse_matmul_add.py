@@ -13,7 +13,6 @@ from onnxq.ir import (
     Node,
     Pass,
     Rule,
-    Shape,
     TensorType,
     Value,
     attribute_value,
@@ -21,7 +20,7 @@ from onnxq.ir import (
     rewrite,
 )
 from onnxq.ir.pattern import Operator, PatternBuilder, Variable
-from onnxq.passes.nodes import visit
+from onnxq.passes.nodes import broadcasts, visit
 
 _GEMM_TYPES = frozenset({DataType.FLOAT, DataType.DOUBLE, DataType.FLOAT16})
 _FIRST_OPSET = 7
@@ -84,22 +83,8 @@ def _is_gemm(match: Match) -> bool:
     if a.shape is None or b.shape is None or len(a.shape) != 2 or len(b.shape) != 2:
         return False
     product = (a.shape[0], b.shape[1])
-    return (c.is_constant or _is_row(c)) and _broadcasts(c.shape, product)
-
-
-def _is_row(value: Value) -> bool:
-    shape = value.shape
-    return shape is not None and all(d == 1 for d in shape[:-1])
-
-
-def _broadcasts(shape: Shape | None, target: Shape) -> bool:
-    """Whether a tensor of this shape certainly broadcasts to the target without enlarging it."""
-    if shape is None or len(shape) > len(target):
-        return False
-    return all(
-        have == 1 or (have is not None and have == want)
-        for have, want in zip(shape[::-1], target[::-1], strict=False)
-    )
+    is_row = c.shape is not None and all(d == 1 for d in c.shape[:-1])
+    return (c.is_constant or is_row) and broadcasts(c.shape, product)
 
 
 _RULES = [Rule(_pattern, _replacement, _is_gemm, "MatMul and Add are one Gemm", _FIRST_OPSET)]

@@ -42,15 +42,17 @@ class Change:
     attributes: dict[str, int] = field(default_factory=dict)
 
 
-Rule: TypeAlias = Callable[[Node, Perm, Collection[int]], Change | None]
-
-
 def change(node: Node, perm: Perm, slots: Collection[int]) -> Change | None:
     """What makes a node read some slots before a Transpose by ``perm``, None if nothing does."""
-    rule = _RULES.get(node.op_type) if not node.domain else None
-    if rule is None or any(v is not None and v.annotation for v in node.outputs):
+    if node.domain or any(v is not None and v.annotation for v in node.outputs):
         return None
-    return rule(node, perm, slots)
+    if node.op_type in _ELEMENTWISE:
+        return _elementwise(node, perm, slots)
+    if node.is_op("Concat"):
+        axis = _axis(node, perm) if len(set(slots)) == len(node.inputs) else None
+        return None if axis is None else Change([perm], attributes=axis)
+    rule = _RULES.get(node.op_type)
+    return rule(node, perm) if rule is not None and set(slots) == {0} else None
 
 
 def apply(node: Node, perm: Perm, planned: Change) -> None:
@@ -82,12 +84,8 @@ def is_identity(perm: Perm) -> bool:
     return perm == tuple(range(len(perm)))
 
 
-def _only_data(slots: Collection[int]) -> bool:
-    return set(slots) == {0}
-
-
-def _unary(node: Node, perm: Perm, slots: Collection[int]) -> Change | None:
-    if not _only_data(slots) or any(v is not None and v.is_used for v in node.outputs[1:]):
+def _unary(node: Node, perm: Perm) -> Change | None:
+    if any(v is not None and v.is_used for v in node.outputs[1:]):
         return None
     return Change([perm] * len(node.outputs))
 
@@ -112,11 +110,11 @@ def _elementwise(node: Node, perm: Perm, slots: Collection[int]) -> Change | Non
     return Change([perm], permuted)
 
 
-def _quantize(node: Node, perm: Perm, slots: Collection[int]) -> Change | None:
+def _quantize(node: Node, perm: Perm) -> Change | None:
     scale = node.input(1)
-    if not _only_data(slots) or scale is None or scale.shape is None or node.get("block_size", 0):
+    if scale is None or scale.shape is None or node.get("block_size", 0):
         return None
-    if all(d == 1 for d in scale.shape) and not scale.shape:
+    if not scale.shape:
         return Change([perm])
     axis = _axis(node, perm)
     return None if axis is None or len(scale.shape) != 1 else Change([perm], attributes=axis)
@@ -137,23 +135,16 @@ def _moved(axes: list[int] | None, perm: Perm) -> list[int] | None:
     return [perm[a] for a in axes]
 
 
-def _concat(node: Node, perm: Perm, slots: Collection[int]) -> Change | None:
+def _split(node: Node, perm: Perm) -> Change | None:
     axis = _axis(node, perm)
-    if axis is None or len(set(slots)) != len(node.inputs):
-        return None
-    return Change([perm], attributes=axis)
-
-
-def _split(node: Node, perm: Perm, slots: Collection[int]) -> Change | None:
-    axis = _axis(node, perm)
-    if axis is None or not _only_data(slots):
+    if axis is None:
         return None
     return Change([perm] * len(node.outputs), attributes=axis)
 
 
-def _softmax(node: Node, perm: Perm, slots: Collection[int]) -> Change | None:
+def _softmax(node: Node, perm: Perm) -> Change | None:
     axis = _axis(node, perm)
-    if axis is None or not _only_data(slots) or node.graph.opset < _FIRST_SINGLE_AXIS_OPSET:
+    if axis is None or node.graph.opset < _FIRST_SINGLE_AXIS_OPSET:
         return None
     last = len(perm) - 1
     if perm[attribute_value(node, "axis")] != last and attribute_value(node, "axis") in (-1, last):
@@ -162,9 +153,7 @@ def _softmax(node: Node, perm: Perm, slots: Collection[int]) -> Change | None:
     return Change([perm], attributes=axis)
 
 
-def _reduce(node: Node, perm: Perm, slots: Collection[int]) -> Change | None:
-    if not _only_data(slots):
-        return None
+def _reduce(node: Node, perm: Perm) -> Change | None:
     axes = _moved(stated(node, "axes", 1), perm)
     # Without axes an operator reduces all of them or none: neither has anything to reorder.
     if not axes:
@@ -174,9 +163,9 @@ def _reduce(node: Node, perm: Perm, slots: Collection[int]) -> Change | None:
     return Change(outputs, integers=[("axes", 1, axes)])
 
 
-def _argument(node: Node, perm: Perm, slots: Collection[int]) -> Change | None:
+def _argument(node: Node, perm: Perm) -> Change | None:
     axis = _axis(node, perm)
-    if axis is None or not _only_data(slots):
+    if axis is None:
         return None
     gone = perm[attribute_value(node, "axis")]
     keeps = bool(node.get("keepdims", 1))
@@ -191,8 +180,8 @@ def _after_reduction(perm: Perm, gone: Sequence[int], keeps: bool) -> Perm:
     return tuple(left.index(axis) for axis in perm if axis not in gone)
 
 
-def _pad(node: Node, perm: Perm, slots: Collection[int]) -> Change | None:
-    if not _only_data(slots) or node.input(3) is not None:
+def _pad(node: Node, perm: Perm) -> Change | None:
+    if node.input(3) is not None:
         return None
     rank = len(perm)
     amounts = stated(node, "pads", 1)
@@ -204,9 +193,7 @@ def _pad(node: Node, perm: Perm, slots: Collection[int]) -> Change | None:
     return Change([perm], integers=[("pads", 1, moved)])
 
 
-def _slice(node: Node, perm: Perm, slots: Collection[int]) -> Change | None:
-    if not _only_data(slots):
-        return None
+def _slice(node: Node, perm: Perm) -> Change | None:
     starts = node.input(1)
     count = len(node.get("starts", ())) if starts is None else (starts.shape or (None,))[0]
     if not isinstance(count, int):
@@ -231,14 +218,12 @@ _REDUCTIONS = listed("""
     ReduceSum ReduceSumSquare
 """)
 
-_RULES: dict[str, Rule] = {
+_RULES: dict[str, Callable[[Node, Perm], Change | None]] = {
     **dict.fromkeys(_UNARY, _unary),
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(("ArgMax", "ArgMin"), _argument),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _softmax),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantize),
-    "Concat": _concat,
     "Split": _split,
     "Pad": _pad,
     "Slice": _slice,
