@@ -220,15 +220,15 @@ def _with_choices(prepared: Prepared) -> Prepared:
     return replace(prepared, choices=choices, refusals=refusals, pinned=pinned)
 
 
-def _unbounded(prepared: Prepared, text: str, node: Node) -> str:
+def _unbounded(prepared: Prepared, text: str, node: Node) -> Reason | None:
     """Why what was observed speaks against a precision; placement has seen to static ones."""
     precision = parse_precision(text)
     if prepared.ranges is None or precision.is_static:
-        return ""
+        return None
     seen = prepared.ranges.ranges
     tensors = [need.tensor for need in precision.needs([node], prepared.placed)]
     wrong = next((name for name in tensors if name in seen and not seen[name].is_finite), "")
-    return f"'{wrong}' has infinite or NaN values" if wrong else ""
+    return Reason("range", f"'{wrong}' has infinite or NaN values") if wrong else None
 
 
 def _pinned(pins: Sequence[Pin], choices: Mapping[str, tuple[str, ...]]) -> dict[str, str]:

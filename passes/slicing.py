@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
 from onnxq.ir import Node, Value
-from onnxq.ir.shape_values import constant_ints
+from onnxq.passes.nodes import state, stated
+from onnxq.passes.unused import remove_computation
 
 TO_THE_END = 2**31 - 1
 """Slice ends from here on mean the end: exporters write the largest int32 or int64."""
-
-FIRST_INPUT_OPSET = 10
-"""From here on Slice takes its limits as inputs and has steps."""
 
 
 class Limits(NamedTuple):
@@ -30,20 +26,11 @@ def slice_limits(node: Node) -> list[Limits] | None:
 
     Axes are as the model states them: negative ones count from the last.
     """
-    if node.graph.opset < FIRST_INPUT_OPSET:
-        starts, ends = list(node.get("starts", ())), list(node.get("ends", ()))
-        axes: list[int] | None = list(node.get("axes", range(len(starts))))
-        steps: list[int] | None = [1] * len(starts)
-    else:
-        read = constant_ints(node.input(1)), constant_ints(node.input(2))
-        if read[0] is None or read[1] is None:
-            return None
-        starts, ends = read[0], read[1]
-        axes, steps = list(range(len(starts))), [1] * len(starts)
-        if node.input(3) is not None:
-            axes = constant_ints(node.input(3))
-        if node.input(4) is not None:
-            steps = constant_ints(node.input(4))
+    starts, ends = stated(node, "starts", 1), stated(node, "ends", 2)
+    if starts is None or ends is None:
+        return None
+    axes = stated(node, "axes", 3, list(range(len(starts))))
+    steps = stated(node, "steps", 4, [1] * len(starts))
     if axes is None or steps is None or not len(starts) == len(ends) == len(axes) == len(steps):
         return None
     return [Limits(*numbers) for numbers in zip(starts, ends, axes, steps, strict=True)]
@@ -51,26 +38,15 @@ def slice_limits(node: Node) -> list[Limits] | None:
 
 def set_limits(node: Node, limits: list[Limits]) -> None:
     """Make a Slice take this, in the form of the model's opset (steps of 1 below opset 10)."""
-    graph = node.graph
-    columns = {
-        "starts": [n.start for n in limits],
-        "ends": [n.end for n in limits],
-        "axes": [n.axis for n in limits],
-        "steps": [n.step for n in limits],
-    }
-    if graph.opset < FIRST_INPUT_OPSET:
-        for name in ("starts", "ends", "axes"):
-            graph.set_attribute(node, name, columns[name])
-        return
-    has_steps = any(n.step != 1 for n in limits)
-    for slot, (name, numbers) in enumerate(columns.items(), start=1):
-        if name != "steps" or has_steps:
-            stem = f"{node.output.name}_{name}"
-            graph.set_constant(node, slot, np.array(numbers, dtype=np.int64), stem)
-        elif (steps := node.input(slot)) is not None:
-            node.set_input(slot, None)
-            if steps.is_constant and not steps.is_used:
-                steps.graph.discard(steps)
+    starts, ends, axes, steps = (list(column) for column in zip(*limits, strict=True))
+    for slot, name, numbers in ((1, "starts", starts), (2, "ends", ends), (3, "axes", axes)):
+        state(node, name, slot, numbers)
+    old = node.input(4)
+    if any(step != 1 for step in steps):
+        state(node, "steps", 4, steps)
+    elif old is not None:
+        node.set_input(4, None)
+        remove_computation(old)
 
 
 def normal_axis(axis: int, value: Value | None) -> int | None:

@@ -16,7 +16,7 @@ from onnxq.ir.passes import (
     default_passes,
     parse_passes,
 )
-from onnxq.ir.pattern import Builder, Match, Rule, remove_unused, rewrite
+from onnxq.ir.pattern import Builder, Match, Rule, RulePass, remove_unused, rewrite
 from onnxq.ir.save import save, to_proto
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import DataType, OpaqueType, Shape, TensorType, ValueType
@@ -36,6 +36,7 @@ __all__ = [
     "PassRecord",
     "Pipeline",
     "Rule",
+    "RulePass",
     "Shape",
     "Tensor",
     "TensorType",

@@ -10,7 +10,8 @@ Pattern and replacement are small functions written in ONNX operators::
 
 The parameters after ``op`` are variables: each stands for one value, the same one wherever it
 appears; so does an operator that the pattern uses in several places. A Python number stands for a
-constant of that value.
+constant of that value, and ``op.number(a)`` for a constant of any one number, which the match gives
+as ``match.number("a")``.
 
 What is spelled in several ways is still one pattern: ``op.either(a, b)`` stands for a value that
 one of these terms stands for. They are tried in their order until the whole pattern fits and the
@@ -27,16 +28,17 @@ alternative with ``bind="name"`` is the one.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
 from onnxq.ir.attribute import AttributeLike
 from onnxq.ir.graph import Graph, Node, Value
 from onnxq.ir.operators import attribute_value
-from onnxq.ir.passes import Context
+from onnxq.ir.passes import Context, Pass
 
 COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "Min", "Max", "Sum"})
 """Operators whose two inputs a pattern matches in either order."""
@@ -49,6 +51,7 @@ class Variable:
     name: str
     constant: bool = False
     required: bool = True
+    number: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,17 +101,25 @@ class PatternBuilder:
     @staticmethod
     def constant(variable: Variable) -> Variable:
         """The variable, matching only values that never change."""
-        return Variable(variable.name, constant=True, required=variable.required)
+        return replace(variable, constant=True)
+
+    @staticmethod
+    def number(variable: Variable) -> Variable:
+        """The variable, matching only constants of one number (no bool, no NaN)."""
+        return replace(variable, number=True)
 
     @staticmethod
     def optional(variable: Variable) -> Variable:
         """The variable, matching also an input that is left out."""
-        return Variable(variable.name, constant=variable.constant, required=False)
+        return replace(variable, required=False)
 
 
 @dataclass
 class Match:
-    """Where a pattern fits: values by variable name and by term, nodes by ``bind`` name."""
+    """Where a pattern fits: values by variable name and by term, nodes by ``bind`` name.
+
+    ``found`` is what the rule's condition gave.
+    """
 
     graph: Graph
     root: Node
@@ -116,6 +127,7 @@ class Match:
     bound: dict[str, Node] = field(default_factory=dict)
     terms: dict[Operator | Either, Value | None] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
+    found: Any = True
 
     def __getitem__(self, name: str) -> Value:
         value = self.values[name]
@@ -126,6 +138,12 @@ class Match:
     def get(self, name: str) -> Value | None:
         """A variable's value, None if its input is left out or its alternative is not the one."""
         return self.values.get(name)
+
+    def number(self, name: str) -> float:
+        """The number of a variable that the pattern has as ``op.number``."""
+        found = number(self[name])
+        assert found is not None
+        return found
 
     def node(self, name: str) -> Node:
         """The node that ``bind`` named."""
@@ -165,7 +183,7 @@ class Builder:
 
 PatternFunction: TypeAlias = Callable[..., Operator | Either]
 Replacement: TypeAlias = Callable[[Builder, Match], Value]
-Condition: TypeAlias = Callable[[Match], bool]
+Condition: TypeAlias = Callable[[Match], object]
 
 
 class Rule:
@@ -175,8 +193,9 @@ class Rule:
     nothing but the match, since they go away with it. ``replacement`` gives the value that takes
     the root's place; it may be the output of a node of the match that it changed, and then that
     node stays.
-    ``condition`` may refuse a match. ``what`` tells of a rewrite in the log, after the name of
-    the root.
+    ``condition`` refuses a match by False or None; what else it gives is the match's ``found``.
+    ``what`` tells of a rewrite in the log, after the name of the root. ``opset`` is the first in
+    which the replacement means the same.
     """
 
     def __init__(
@@ -185,6 +204,7 @@ class Rule:
         replacement: Replacement,
         condition: Condition | None = None,
         what: str = "rewritten",
+        opset: int = 1,
     ) -> None:
         names = list(inspect.signature(pattern).parameters)[1:]
         self.pattern = pattern(PatternBuilder(), *[Variable(n) for n in names])
@@ -192,13 +212,16 @@ class Rule:
         self.replacement = replacement
         self.condition = condition
         self.what = what
+        self.opset = opset
 
     def match(self, root: Node) -> Match | None:
         """Where the pattern fits with ``root`` as its last operator, or None."""
         match = Match(root.graph, root)
         for _ in _ways(self.pattern, next(iter(root.outputs), None), match):
-            if _is_closed(match) and (self.condition is None or self.condition(match)):
-                return match
+            if _is_closed(match):
+                match.found = True if self.condition is None else self.condition(match)
+                if match.found is not None and match.found is not False:
+                    return match
         return None
 
     def apply(self, root: Node) -> bool:
@@ -228,13 +251,14 @@ def rewrite(graph: Graph, rules: Sequence[Rule], ctx: Context, *, last_first: bo
     A node is offered to the rules in their order and the first that fits is applied. With
     ``last_first`` a graph's last nodes are offered first, so that a pattern whose last operators
     may be missing takes in all that are there; otherwise a rewrite is seen by the nodes behind
-    it. ``ctx`` is told of each rewrite.
+    it. Rules that need a higher opset are left out. ``ctx`` is told of each rewrite.
     """
     present = {node.op_type for node in graph.all_nodes()}
     by_operator: dict[str, list[Rule]] = {}
     for rule in rules:
         # Most graphs lack an operator of most patterns, and most patterns begin with a product.
-        for op_type in rule.roots if _is_possible(rule.pattern, present) else ():
+        is_possible = rule.opset <= graph.opset and _is_possible(rule.pattern, present)
+        for op_type in rule.roots if is_possible else ():
             by_operator.setdefault(op_type, []).append(rule)
     made = 0
     for nested in list(graph.all_graphs()) if by_operator else ():
@@ -247,6 +271,51 @@ def rewrite(graph: Graph, rules: Sequence[Rule], ctx: Context, *, last_first: bo
                     made += 1
                     break
     return made
+
+
+class RulePass(Pass):
+    """A pass that applies rules until none fits any more.
+
+    At debug level 2 the log is told what is left because a rule needs a higher opset.
+
+    Class variables:
+        rules: in the order in which each node is offered to them.
+        last_first: see `rewrite`.
+    """
+
+    rules: ClassVar[Sequence[Rule]]
+    last_first: ClassVar[bool] = False
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        """See `Pass.run`; counts the matches replaced."""
+        if ctx.debug >= 2:
+            self._tell(graph, ctx)
+        made = 0
+        while found := rewrite(graph, self.rules, ctx, last_first=self.last_first):
+            made += found
+        return made
+
+    def _tell(self, graph: Graph, ctx: Context) -> None:
+        """Tell the log what is left, a node that is part of a longer match only there."""
+        told = set[Node]()
+        left = [rule for rule in self.rules if rule.opset > graph.opset]
+        for node in reversed(list(graph.all_nodes())) if left else ():
+            for rule in left:
+                match = None if node in told else rule.match(node)
+                if match is not None:
+                    told.update(match.nodes)
+                    what = f"left, since this needs opset {rule.opset}: {rule.what}"
+                    ctx.log(f"    {node.label}: {what}")
+
+
+def number(value: Value | None) -> float | None:
+    """The number that a constant of one element holds, None for anything else and for bools."""
+    data = value.data if value is not None and value.is_constant else None
+    if data is None or data.size != 1:
+        return None
+    if not data.dtype.is_float and data.dtype.numpy.kind not in "iu":
+        return None
+    return float(data.numpy().reshape(()))
 
 
 def remove_unused(graph: Graph, nodes: Sequence[Node]) -> None:
@@ -310,6 +379,8 @@ def _ways(term: Term, value: Value | None, match: Match) -> Iterator[None]:
         if value is None and term.required:
             return
         if value is not None and term.constant and not value.is_constant:
+            return
+        if term.number and ((held := number(value)) is None or math.isnan(held)):
             return
         if term.name in match.values:
             if match.values[term.name] is value:

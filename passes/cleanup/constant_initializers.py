@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from onnxq.ir import Context, Graph, Pass
 
@@ -19,7 +18,7 @@ class ConstantInitializers(Pass):
     Not touched: inputs without a default, and initializers of subgraphs.
     """
 
-    name: ClassVar[str] = "constant-initializers"
+    name = "constant-initializers"
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the inputs that are constants now."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -31,8 +30,8 @@ class DropZeroStates(Pass):
     without.
     """
 
-    name: ClassVar[str] = "drop-zero-states"
-    default: ClassVar[bool] = True
+    name = "drop-zero-states"
+    default = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the states left out."""

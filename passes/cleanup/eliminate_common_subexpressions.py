@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from onnxq.ir import Context, Graph, Node, Pass, Value
 from onnxq.ir.types import merge_types
@@ -32,9 +31,9 @@ class EliminateCommonSubexpressions(Pass):
     initializers of a model with training information, which refers to them by name.
     """
 
-    name: ClassVar[str] = "eliminate-common-subexpressions"
-    default: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("eliminate-identity",)
+    name = "eliminate-common-subexpressions"
+    default = True
+    after = ("eliminate-identity",)
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the operators and initializers merged."""

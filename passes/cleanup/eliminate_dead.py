@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from onnxq.ir import Context, Graph, Pass
 from onnxq.passes.unused import remove_dead
@@ -23,9 +22,9 @@ class EliminateDead(Pass):
     them by name.
     """
 
-    name: ClassVar[str] = "eliminate-dead"
-    default: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("eliminate-common-subexpressions",)
+    name = "eliminate-dead"
+    default = True
+    after = ("eliminate-common-subexpressions",)
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the operators and initializers removed."""

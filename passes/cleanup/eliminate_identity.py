@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxq.ir import Context, DataType, Graph, Node, Pass, Shape, Value, attribute_value
+from onnxq.ir import (
+    Context,
+    DataType,
+    Graph,
+    Node,
+    Pass,
+    Shape,
+    Value,
+    attribute_value,
+    remove_unused,
+)
 from onnxq.ir.operators import is_inference_dropout, is_packed, schema_of
-from onnxq.ir.pattern import remove_unused
 from onnxq.ir.shape_values import constant_ints
+from onnxq.passes.nodes import broadcasts, bypass, stated, visit
 from onnxq.passes.slicing import TO_THE_END, slice_limits
 
 
@@ -48,82 +57,67 @@ class EliminateIdentity(Pass):
       this place becomes such an Identity, except of 2-bit and 4-bit elements, which have none.
     """
 
-    name: ClassVar[str] = "eliminate-identity"
-    default: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("fold-constants",)
-    needs_types: ClassVar[bool] = True
+    name = "eliminate-identity"
+    default = True
+    after = ("fold-constants",)
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the operators bypassed."""
-        made = 0
-        for nested in list(graph.all_graphs()):
-            for node in nested.nodes():
-                made += _eliminate(nested, node, ctx)
-        return made
+        return visit(graph, ctx, {*_KEEPING, *_CHOOSING}, _eliminate)
 
 
-def _eliminate(graph: Graph, node: Node, ctx: Context) -> int:
-    rule = _RULES.get(node.op_type) if not node.domain else None
-    if rule is None or any(v is not None and (v.uses or v.is_output) for v in node.outputs[1:]):
-        return 0
+def _eliminate(node: Node) -> str | None:
+    if any(v is not None and v.is_used for v in node.outputs[1:]):
+        return None
     if not node.outputs or node.outputs[0] is None or schema_of(node) is None:
-        return 0
-    old, new = node.output, rule(node)
-    if new is None or not (old.uses or old.is_output):
-        return 0
-    needs_identity = old.is_output and not _can_be_output(new, graph)
-    if needs_identity and (node.is_op("Identity") or is_packed(old)):
-        if not old.uses:
-            return 0
-        graph.replace_uses(old, new, where=lambda use: True)
-        ctx.rewrote(f"{node.label}: its readers read '{new.name}'")
-        return 1
-    graph.replace_uses(old, new)
-    remove_unused(graph, [node])
-    ctx.rewrote(f"{node.label}: gives back '{new.name}'")
-    return 1
+        return None
+    old, read = node.output, node.input(0)
+    keeps = _KEEPING.get(node.op_type)
+    if keeps is None:
+        new = _where(node) if node.is_op("Where") else _neutral(node)
+    else:
+        new = read if read is not None and keeps(node, read) else None
+    if new is None or not old.is_used:
+        return None
+    if not bypass(node, new):
+        if node.is_op("Identity") or is_packed(old):
+            if not old.uses:
+                return None
+            node.graph.replace_uses(old, new, where=lambda use: True)
+            return f"its readers read '{new.name}'"
+        node.graph.replace_uses(old, new)
+        remove_unused(node.graph, [node])
+    return f"gives back '{new.name}'"
 
 
-def _can_be_output(value: Value, graph: Graph) -> bool:
-    """Whether a value may take the name of a graph output (see `Graph.replace_uses`)."""
-    return value.graph is graph and value.producer is not None and not value.is_output
+def _always(node: Node, value: Value) -> bool:
+    return True
 
 
-def _identity(node: Node) -> Value | None:
-    return node.input(0)
+def _dropout(node: Node, value: Value) -> bool:
+    return is_inference_dropout(node)
 
 
-def _dropout(node: Node) -> Value | None:
-    return node.input(0) if is_inference_dropout(node) else None
-
-
-def _cast(node: Node) -> Value | None:
-    value, like = node.input(0), node.input(1)
+def _cast(node: Node, value: Value) -> bool:
+    like = node.input(1)
     target = node.get("to") if node.is_op("Cast") else like.dtype if like is not None else None
-    if value is None or value.dtype in (None, DataType.UNDEFINED) or value.dtype != target:
-        return None
-    return value
+    return value.dtype not in (None, DataType.UNDEFINED) and value.dtype == target
 
 
-def _transpose(node: Node) -> Value | None:
-    perm, value = node.get("perm"), node.input(0)
-    if perm is not None:
-        return value if list(perm) == list(range(len(perm))) else None
-    return value if value is not None and value.rank in (0, 1) else None
+def _transpose(node: Node, value: Value) -> bool:
+    perm = node.get("perm")
+    return value.rank in (0, 1) if perm is None else list(perm) == list(range(len(perm)))
 
 
-def _same_elements(node: Node) -> Value | None:
+def _same_elements(node: Node, value: Value) -> bool:
     """For operators that only give the same elements another shape."""
-    value = node.input(0)
-    if value is None:
-        return None
     if value.shape is not None and _are_same(value.shape, node.output.shape):
-        return value
+        return True
     if node.is_op("Reshape") and node.graph.opset >= 5 and value.shape is not None:
         target = constant_ints(node.input(1))
-        copies = not node.get("allowzero", 0)
-        return value if target is not None and _keeps(value.shape, target, copies) else None
-    return value if node.is_op("Flatten") and _keeps_rank_two(node, value) else None
+        return target is not None and _keeps(value.shape, target, not node.get("allowzero", 0))
+    return node.is_op("Flatten") and value.rank == 2 and node.get("axis", 1) in (1, -1)
 
 
 def _are_same(before: Shape, after: Shape | None) -> bool:
@@ -151,55 +145,44 @@ def _keeps(shape: Shape, target: list[int], copies: bool) -> bool:
     )
 
 
-def _keeps_rank_two(node: Node, value: Value) -> bool:
-    return value.rank == 2 and node.get("axis", 1) in (1, -1)
-
-
-def _expand(node: Node) -> Value | None:
-    value = node.input(0)
-    if value is None or value.shape is None:
-        return None
+def _expand(node: Node, value: Value) -> bool:
+    if value.shape is None:
+        return False
     if value.shape == node.output.shape and all(isinstance(d, int) for d in value.shape):
-        return value
+        return True
     target = constant_ints(node.input(1))
-    if target is None or len(target) > len(value.shape):
-        return None
-    dims = value.shape[len(value.shape) - len(target) :]
-    return value if all(n in (1, d) for n, d in zip(target, dims, strict=True)) else None
+    return target is not None and broadcasts(tuple(target), value.shape)
 
 
-def _tile(node: Node) -> Value | None:
-    return node.input(0) if node.graph.opset >= 6 and _all_are(node.input(1), 1) else None
+def _tile(node: Node, value: Value) -> bool:
+    return node.graph.opset >= 6 and _all_are(node.input(1), 1)
 
 
-def _pad(node: Node) -> Value | None:
-    if node.graph.opset >= 11:
-        return node.input(0) if _all_are(node.input(1), 0) else None
-    pads = node.get("pads", node.get("paddings"))
-    return node.input(0) if pads is not None and not any(pads) else None
+def _pad(node: Node, value: Value) -> bool:
+    pads = stated(node, "paddings" if "paddings" in node.attributes else "pads", 1)
+    return pads is not None and not any(pads)
 
 
-def _slice(node: Node) -> Value | None:
-    value = node.input(0)
+def _slice(node: Node, value: Value) -> bool:
     limits = slice_limits(node)
-    if value is None or limits is None:
-        return None
+    if limits is None:
+        return False
     for start, end, axis, step in limits:
         in_rank = value.shape is not None and -len(value.shape) <= axis < len(value.shape)
         dim = value.shape[axis] if value.shape is not None and in_rank else None
         reaches = end >= TO_THE_END or (isinstance(dim, int) and end >= dim)
         begins = start == 0 or (isinstance(dim, int) and start <= -dim)
         if step != 1 or not reaches or not begins:
-            return None
-    return value
+            return False
+    return True
 
 
-def _single_input(node: Node) -> Value | None:
-    return node.input(0) if len(node.inputs) == 1 else None
+def _single_input(node: Node, value: Value) -> bool:
+    return len(node.inputs) == 1
 
 
-def _split(node: Node) -> Value | None:
-    return node.input(0) if len(node.outputs) == 1 else None
+def _single_output(node: Node, value: Value) -> bool:
+    return len(node.outputs) == 1
 
 
 def _where(node: Node) -> Value | None:
@@ -229,7 +212,7 @@ def _neutral(node: Node) -> Value | None:
 
 
 def _is_neutral(node: Node, value: Value, constant: Value) -> bool:
-    if not constant.is_constant or not _broadcasts_into(constant.shape, value.shape):
+    if not constant.is_constant or not broadcasts(constant.shape, value.shape):
         return False
     numbers = constant.numpy()
     if node.is_op("Mul", "Div"):
@@ -242,89 +225,62 @@ def _is_neutral(node: Node, value: Value, constant: Value) -> bool:
     return bool(negative.all() if node.is_op("Add") else not negative.any())
 
 
-def _broadcasts_into(small: Shape | None, shape: Shape | None) -> bool:
-    """Whether broadcasting a constant against a value leaves the value's shape as it is."""
-    if small is None:
-        return False
-    if shape is None or len(small) > len(shape):
-        return not small
-    dims = shape[len(shape) - len(small) :]
-    return all(a == 1 or a == b for a, b in zip(small, dims, strict=True))
-
-
-def _resize(node: Node) -> Value | None:
+def _resize(node: Node, value: Value) -> bool:
     if attribute_value(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
-        return None
-    value = node.input(0)
-    if node.is_op("Upsample") or node.graph.opset < 11:
-        scales, sizes = node.input(1), None
-        if node.graph.opset < 9:
-            given = node.get("scales")
-            return value if given is not None and all(s == 1 for s in given) else None
-    else:
-        scales, sizes = node.input(2), node.input(3)
-    if sizes is None:
-        return value if _all_are(scales, 1) else None
-    wanted = constant_ints(sizes)
-    if value is None or value.shape is None or wanted is None:
-        return None
+        return False
+    if node.graph.opset < 9:
+        given = node.get("scales")
+        return given is not None and all(s == 1 for s in given)
+    is_old = node.is_op("Upsample") or node.graph.opset < 11
+    if is_old or node.input(3) is None:
+        return _all_are(node.input(1 if is_old else 2), 1)
+    wanted = constant_ints(node.input(3))
+    if value.shape is None or wanted is None:
+        return False
     axes = node.get("axes", range(len(value.shape)))
     if len(axes) != len(wanted) or any(not -len(value.shape) <= a < len(value.shape) for a in axes):
-        return None
-    return value if [value.shape[a] for a in axes] == wanted else None
+        return False
+    return [value.shape[a] for a in axes] == wanted
 
 
-def _clip(node: Node) -> Value | None:
-    value = node.input(0)
-    unbounded = node.graph.opset >= 11 and len(node.inputs) == 1
-    return value if unbounded and _is_integer(value) else None
+def _clip(node: Node, value: Value) -> bool:
+    return node.graph.opset >= 11 and len(node.inputs) == 1 and _is_integer(value)
 
 
-def _max_pool(node: Node) -> Value | None:
+def _max_pool(node: Node, value: Value) -> bool:
     ones = (*node.get("kernel_shape", (0,)), *node.get("strides", (1,)))
-    unpadded = not any(node.get("pads", ()))
-    return node.input(0) if set(ones) == {1} and unpadded and _is_integer(node.input(0)) else None
+    return set(ones) == {1} and not any(node.get("pads", ())) and _is_integer(value)
 
 
-def _is_integer(value: Value | None) -> bool:
-    return value is not None and value.dtype is not None and value.dtype.numpy.kind in "iu"
+def _is_integer(value: Value) -> bool:
+    return value.dtype is not None and value.dtype.numpy.kind in "iu"
 
 
 def _all_are(value: Value | None, number: int) -> bool:
     """Whether a value is constant, not empty and everywhere this number."""
     if value is None or not value.is_constant:
         return False
-    numbers: np.ndarray[Any, Any] = value.numpy()
+    numbers = value.numpy()
     return numbers.size > 0 and bool((numbers == number).all())
 
 
-_RULES: dict[str, Callable[[Node], Value | None]] = {
-    "Identity": _identity,
+_KEEPING: dict[str, Callable[[Node, Value], bool]] = {
+    **dict.fromkeys(("Cast", "CastLike"), _cast),
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _same_elements),
+    **dict.fromkeys(("Concat", "Sum", "Mean", "Min", "Max"), _single_input),
+    **dict.fromkeys(("Resize", "Upsample"), _resize),
+    "Identity": _always,
     "Dropout": _dropout,
-    "Cast": _cast,
-    "CastLike": _cast,
     "Transpose": _transpose,
-    "Reshape": _same_elements,
-    "Flatten": _same_elements,
-    "Squeeze": _same_elements,
-    "Unsqueeze": _same_elements,
     "Expand": _expand,
     "Tile": _tile,
     "Pad": _pad,
     "Slice": _slice,
-    "Split": _split,
-    "Concat": _single_input,
-    "Sum": _single_input,
-    "Mean": _single_input,
-    "Min": _single_input,
-    "Max": _single_input,
-    "Where": _where,
-    "Add": _neutral,
-    "Sub": _neutral,
-    "Mul": _neutral,
-    "Div": _neutral,
-    "Resize": _resize,
-    "Upsample": _resize,
+    "Split": _single_output,
     "Clip": _clip,
     "MaxPool": _max_pool,
 }
+"""Whether an operator gives back its first input."""
+
+_CHOOSING = ("Where", "Add", "Sub", "Mul", "Div")
+"""Operators that may give back another one."""

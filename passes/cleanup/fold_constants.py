@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 
@@ -66,9 +65,9 @@ class FoldConstants(Pass):
         limit: bytes by which a folded operator's results may be larger than what they free.
     """
 
-    name: ClassVar[str] = "fold-constants"
-    default: ClassVar[bool] = True
-    needs_types: ClassVar[bool] = True
+    name = "fold-constants"
+    default = True
+    needs_types = True
 
     limit: int = 1 << 16
 

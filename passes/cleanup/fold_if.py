@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from onnxq.ir import Context, Graph, Node, Pass, Value
 from onnxq.ir.copying import inline, inline_constant
@@ -22,8 +21,8 @@ class FoldIf(Pass):
     after `fold-constants` has run.
     """
 
-    name: ClassVar[str] = "fold-if"
-    default: ClassVar[bool] = True
+    name = "fold-if"
+    default = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Ifs that are gone."""

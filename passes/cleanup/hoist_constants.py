@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from onnxq.ir import Context, DataType, Graph, Node, Pass, Value, remove_unused
 from onnxq.ir.copying import inline, reads
@@ -12,6 +11,7 @@ from onnxq.ir.operators import is_deterministic
 from onnxq.ir.shape_values import constant_ints
 from onnxq.ir.types import static_size
 from onnxq.passes.cleanup.node_key import node_key
+from onnxq.passes.nodes import listed
 
 _FIRST_SCAN_OPSET = 9
 """Before it Scan has a batch axis and lengths of its own."""
@@ -24,20 +24,7 @@ _COMPARED_BYTES = 1 << 20
 
 _INTEGERS = frozenset({DataType.INT32, DataType.INT64, DataType.BOOL})
 
-_SHAPE_ARITHMETIC = (
-    "Abs",
-    "Add",
-    "Cast",
-    "Concat",
-    "Equal",
-    "Max",
-    "Min",
-    "Mul",
-    "Neg",
-    "Squeeze",
-    "Sub",
-    "Unsqueeze",
-)
+_SHAPE_ARITHMETIC = listed("Abs Add Cast Concat Equal Max Min Mul Neg Squeeze Sub Unsqueeze")
 """Operators that cannot fail on integers of known shape, whatever these are."""
 
 
@@ -67,9 +54,9 @@ class HoistConstants(Pass):
     - Random operators, and what they feed; operators of other domains and model-local functions.
     """
 
-    name: ClassVar[str] = "hoist-constants"
-    default: ClassVar[bool] = True
-    needs_types: ClassVar[bool] = True
+    name = "hoist-constants"
+    default = True
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the operators moved out."""

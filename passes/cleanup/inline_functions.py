@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import onnx
 import onnx.checker
@@ -33,7 +32,7 @@ class InlineFunctions(Pass):
     whose operators may mean something else there.
     """
 
-    name: ClassVar[str] = "inline-functions"
+    name = "inline-functions"
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the functions that are gone.

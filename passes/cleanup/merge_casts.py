@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from onnxq.ir import Context, DataType, Graph, Node, Pass, Value, remove_unused
+from onnxq.passes.nodes import bypass, made_by, visit
 
 _SIGNIFICAND = {
     DataType.FLOAT16: 11,
@@ -23,18 +24,7 @@ _WIDER_FLOATS = {
     DataType.FLOAT: (DataType.DOUBLE,),
 }
 
-_INTEGERS = frozenset(
-    {
-        DataType.INT8,
-        DataType.INT16,
-        DataType.INT32,
-        DataType.INT64,
-        DataType.UINT8,
-        DataType.UINT16,
-        DataType.UINT32,
-        DataType.UINT64,
-    }
-)
+_INTEGERS = frozenset(d for d in DataType if d.bits >= 8 and d.numpy.kind in "iu")
 
 
 @dataclass(frozen=True)
@@ -58,42 +48,35 @@ class MergeCasts(Pass):
     - Inputs of unknown dtype.
     """
 
-    name: ClassVar[str] = "merge-casts"
-    default: ClassVar[bool] = True
-    needs_types: ClassVar[bool] = True
+    name = "merge-casts"
+    default = True
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Casts that read past another."""
-        made = 0
-        for nested in list(graph.all_graphs()):
-            for node in nested.nodes():
-                if not node.is_op("Cast"):
-                    continue
-                source = _source(node)
-                if source is None:
-                    continue
-                _read_past(node, source)
-                ctx.rewrote(f"{node.label}: reads '{source.name}' past a Cast that loses nothing")
-                made += 1
-        return made
+        return visit(graph, ctx, {"Cast"}, _merge)
 
 
-def _source(outer: Node) -> Value | None:
-    """What a Cast may read instead of the Cast before it, None if that one matters."""
-    middle = outer.input(0)
-    inner = middle.producer if middle is not None else None
-    if inner is None or not inner.is_op("Cast"):
+def _merge(outer: Node) -> str | None:
+    inner = made_by(outer.input(0), "Cast")
+    source = None if inner is None else inner.input(0)
+    if inner is None or source is None or not _may_skip(source, inner, outer):
         return None
-    value = inner.input(0)
-    if value is None or value.dtype is None:
-        return None
+    outer.set_input(0, source)
+    if source.dtype == outer.get("to"):
+        bypass(outer, source)
+    remove_unused(inner.graph, [inner])
+    return f"reads '{source.name}' past a Cast that loses nothing"
+
+
+def _may_skip(source: Value, inner: Node, outer: Node) -> bool:
+    if source.dtype is None:
+        return False
     try:
         between, to = DataType(inner.get("to", 0)), DataType(outer.get("to", 0))
     except ValueError:
-        return None
-    if not _keeps_values(value.dtype, between) or not _casts_alike(value.dtype, between, to):
-        return None
-    return value
+        return False
+    return _keeps_values(source.dtype, between) and _casts_alike(source.dtype, between, to)
 
 
 def _keeps_values(a: DataType, b: DataType) -> bool:
@@ -126,19 +109,3 @@ def _casts_alike(a: DataType, b: DataType, c: DataType) -> bool:
     if a in (DataType.FLOAT16, DataType.BFLOAT16) and b is DataType.FLOAT:
         return True
     return a not in _SIGNIFICAND and _keeps_values(a, c)
-
-
-def _read_past(outer: Node, source: Value) -> None:
-    graph, inner = outer.graph, outer.inputs[0]
-    assert inner is not None and inner.producer is not None
-    outer.set_input(0, source)
-    if source.dtype == outer.get("to") and _may_go(outer, source):
-        graph.replace_uses(outer.output, source)
-        remove_unused(graph, [outer])
-    remove_unused(inner.graph, [inner.producer])
-
-
-def _may_go(node: Node, source: Value) -> bool:
-    """Whether readers can read the source, without an Identity for a graph output."""
-    free = source.graph is node.graph and source.producer is not None and not source.is_output
-    return free or not node.output.is_output

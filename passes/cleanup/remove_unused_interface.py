@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, Pass
@@ -28,7 +27,7 @@ class RemoveUnusedInterface(Pass):
         outputs: names of the outputs to drop, separated by commas.
     """
 
-    name: ClassVar[str] = "remove-unused-interface"
+    name = "remove-unused-interface"
 
     outputs: str = ""
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from onnxq.ir import DataType, Node, attribute_value
-from onnxq.passes.fusion.fusing import number
+from onnxq.ir.pattern import number
 
 Bounds = tuple[float, float]
 """What values are raised to if they are below it, and what they are lowered to after that."""

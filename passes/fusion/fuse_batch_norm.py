@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -13,14 +12,13 @@ from onnxq.ir import (
     Graph,
     Match,
     Node,
-    Numerics,
     Pass,
     Rule,
     Value,
     attribute_value,
     rewrite,
 )
-from onnxq.ir.pattern import Operator, PatternBuilder, Variable
+from onnxq.ir.pattern import Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.weighted import (
     are_finite,
     channel_count,
@@ -67,15 +65,11 @@ class FuseBatchNorm(Pass):
     - A BatchNormalization before a Conv: exact only without padding.
     """
 
-    name: ClassVar[str] = "fuse-batch-norm"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = (
-        "fold-constants",
-        "eliminate-identity",
-        "fuse-matmul-add",
-    )
-    needs_types: ClassVar[bool] = True
+    name = "fuse-batch-norm"
+    numerics = "reassociates"
+    default = True
+    after = ("fold-constants", "eliminate-identity", "fuse-matmul-add")
+    needs_types = True
 
     alone: bool = False
 
@@ -84,37 +78,31 @@ class FuseBatchNorm(Pass):
         return rewrite(graph, [_FOLDED, _ALONE] if self.alone else [_FOLDED], ctx)
 
 
-def _after_weighted(
-    op: PatternBuilder,
-    x: Variable,
-    w: Variable,
-    b: Variable,
-    scale: Variable,
-    bias: Variable,
-    mean: Variable,
-    var: Variable,
-) -> Operator:
-    weighted = op("Conv", "ConvTranspose", "Gemm")(
-        x, op.constant(w), op.optional(op.constant(b)), bind="weighted"
-    )
-    return _alone(op, weighted, scale, bias, mean, var)
+def _after_weighted(op: PatternBuilder, x: Variable, w: Variable, b: Variable) -> Operator:
+    weighted = op("Conv", "ConvTranspose", "Gemm")
+    bias = op.optional(op.constant(b))
+    return _alone(op, weighted(x, op.constant(w), bias, bind="weighted"))
 
 
-def _alone(
-    op: PatternBuilder,
-    x: Variable | Operator,
-    scale: Variable,
-    bias: Variable,
-    mean: Variable,
-    var: Variable,
-) -> Operator:
-    parameters = [op.constant(p) for p in (scale, bias, mean, var)]
-    return op.BatchNormalization(x, *parameters)
+def _alone(op: PatternBuilder, x: Term) -> Operator:
+    return op.BatchNormalization(x, *(op.constant(Variable(name)) for name in _PARAMETERS))
+
+
+def _folded(match: Match) -> tuple[np.ndarray, np.ndarray] | None:
+    """Weight and bias with the normalization in them, in the dtype of the weight."""
+    node, weight, given = match.node("weighted"), match["w"].numpy(), match.get("b")
+    channels = channel_count(node, weight.shape)
+    is_by_channel = all(match[name].numpy().size == channels for name in _PARAMETERS)
+    if not _is_inference(match.root) or not is_by_channel:
+        return None
+    factor, shift = _factor_and_shift(match)
+    bias = moved_bias(node, None if given is None else given.numpy(), factor, shift, weight.dtype)
+    found = scaled_weight(node, weight, factor), bias
+    return found if are_finite(found) else None
 
 
 def _fold(op: Builder, match: Match) -> Value:
-    weight, bias = _folded(match)
-    node = match.node("weighted")
+    node, (weight, bias) = match.node("weighted"), match.found
     op.graph.set_constant(node, 1, weight)
     op.graph.set_constant(node, 2, bias, f"{node.output.name}_bias")
     if node.is_op("Gemm"):
@@ -122,30 +110,27 @@ def _fold(op: Builder, match: Match) -> Value:
     return node.output
 
 
-def _is_foldable(match: Match) -> bool:
-    return _is_inference(match.root) and _has_channels(match) and are_finite(_folded(match))
+def _multiplier_and_addend(match: Match) -> list[np.ndarray] | None:
+    """Factor and shift in the dtype and with the rank of what is normalized."""
+    x = match["x"]
+    if x.rank is None or x.dtype is None or not _is_inference(match.root):
+        return None
+    shape = (-1,) + (1,) * max(x.rank - 2, 0)
+    found = [rounded(n, x.dtype.numpy).reshape(shape) for n in _factor_and_shift(match)]
+    return found if are_finite(found) else None
 
 
 def _multiply_add(op: Builder, match: Match) -> Value:
-    x = match["x"]
-    assert x.rank is not None
-    shape = (-1,) + (1,) * max(x.rank - 2, 0)
-    stem = match.root.output.name
-    factor, shift = _multiplier_and_addend(match)
-    product = op.Mul(x, op.constant(factor.reshape(shape), f"{stem}_factor"))
+    stem, (factor, shift) = match.root.output.name, match.found
+    product = op.Mul(match["x"], op.constant(factor, f"{stem}_factor"))
     product.type = match.root.output.type
-    return op.Add(product, op.constant(shift.reshape(shape), f"{stem}_shift"))
+    return op.Add(product, op.constant(shift, f"{stem}_shift"))
 
 
-def _is_multiply_add(match: Match) -> bool:
-    x = match["x"]
-    if x.rank is None or x.dtype is None or match.graph.opset < _FIRST_BROADCAST_OPSET:
-        return False
-    return _is_inference(match.root) and are_finite(_multiplier_and_addend(match))
-
-
-_FOLDED = Rule(_after_weighted, _fold, _is_foldable, "folded into the operator before it")
-_ALONE = Rule(_alone, _multiply_add, _is_multiply_add, "is Mul and Add")
+_FOLDED = Rule(_after_weighted, _fold, _folded, "folded into the operator before it")
+_ALONE = Rule(
+    _alone, _multiply_add, _multiplier_and_addend, "is Mul and Add", _FIRST_BROADCAST_OPSET
+)
 
 
 def _is_inference(norm: Node) -> bool:
@@ -166,26 +151,3 @@ def _factor_and_shift(match: Match) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(all="ignore"):
         factor = scale / np.sqrt(var + float(attribute_value(match.root, "epsilon")))
         return factor, bias - mean * factor
-
-
-def _multiplier_and_addend(match: Match) -> tuple[np.ndarray, np.ndarray]:
-    """Factor and shift in the dtype of what is normalized."""
-    x = match["x"]
-    assert x.dtype is not None
-    factor, shift = _factor_and_shift(match)
-    return rounded(factor, x.dtype.numpy), rounded(shift, x.dtype.numpy)
-
-
-def _has_channels(match: Match) -> bool:
-    """Whether the parameters have one number for each channel the weight makes."""
-    channels = channel_count(match.node("weighted"), match["w"].numpy().shape)
-    return all(match[name].numpy().size == channels for name in _PARAMETERS)
-
-
-def _folded(match: Match) -> tuple[np.ndarray, np.ndarray]:
-    """Weight and bias with the normalization in them, in the dtype of the weight."""
-    node, weight, given = match.node("weighted"), match["w"].numpy(), match.get("b")
-    bias = None if given is None else given.numpy()
-    factor, shift = _factor_and_shift(match)
-    moved = moved_bias(node, bias, factor, shift, weight.dtype)
-    return scaled_weight(node, weight, factor), moved

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import ml_dtypes
 import numpy as np
 
-from onnxq.ir import Builder, Context, Graph, Match, Node, Numerics, Pass, Rule, Value, rewrite
+from onnxq.ir import Builder, Match, Node, Rule, RulePass, Value
 from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.weighted import (
     are_finite,
@@ -17,6 +16,7 @@ from onnxq.passes.fusion.weighted import (
     rounded,
     scaled_weight,
 )
+from onnxq.passes.nodes import made_by
 
 _FIRST_OPSET = 7
 """Before it Mul and Add broadcast by attributes."""
@@ -26,61 +26,6 @@ _SHARED_BYTES = 1 << 16
 
 _EXTERNAL_BYTES = 1 << 24
 """Largest weight in a file beside the model that is changed, and so held in memory from then on."""
-
-
-@dataclass(frozen=True)
-class FuseConvScale(Pass):
-    """Fold multiplication and addition of constants into Conv, ConvTranspose, Gemm and MatMul.
-
-    Computed in float64, rounded once to the dtype of the weight.
-
-    Rewritten, where the constants have one number, or one for each output channel or column:
-
-    - Mul, Div, Add and Sub after a Conv, ConvTranspose or Gemm with constant or missing bias. All
-      but the addition also need the weight to be constant.
-    - Mul and Div after a MatMul with a constant weight, also when a constant bias is added in
-      between; with the weight on the left, constants of one number.
-    - Mul and Div by one number before any of these with constant weight.
-
-    What lies in between may serve nothing else.
-
-    Not rewritten:
-
-    - Constants that differ along another axis, or have more axes than the result.
-    - A factor before them on a product of two computed tensors, as the half of a Gelu is and the
-      sixth of a HardSwish. In opsets without these operators runtimes look for the factor there;
-      a transformer in integers lost 7 % of its speed to this.
-    - A weight, or bias, that would become infinite, or in which numbers would become subnormal or
-      zero: there the factor may keep a computation in range.
-    - A weight of more than 64 KiB that something else reads too, which would be stored twice, and
-      one of more than 16 MiB in a file beside the model, which would have to be held in memory.
-    - Opsets below 7, where Mul and Add broadcast in another way.
-    - Weights that are not constant, integers behind DequantizeLinear among them.
-
-    onnxruntime folds most of these itself at session start, so that in float the folded form is as
-    fast (0.97 to 1.07 times, 1.3 times for an Add over a large image). Between integers it cannot:
-    there a Conv with a factor or a bias for each channel runs at 1.08 to 3.5 times the speed once
-    they are folded, a MatMul with one factor at 1.02 to 1.2 times.
-    """
-
-    name: ClassVar[str] = "fuse-conv-scale"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
-    # The factor 0.5 of a Gelu or 1/6 of a HardSwish would go into the operator behind it, and the
-    # rest be no Gelu or HardSwish any more.
-    after: ClassVar[tuple[str, ...]] = (
-        "fuse-gelu",
-        "fuse-hard-swish",
-        "fuse-layer-norm",
-        "fuse-rms-norm",
-        "fuse-softmax",
-        "fuse-swish",
-    )
-    needs_types: ClassVar[bool] = True
-
-    def run(self, graph: Graph, ctx: Context) -> int:
-        """See `Pass.run`; counts the operators folded."""
-        return rewrite(graph, _RULES, ctx) if graph.opset >= _FIRST_OPSET else 0
 
 
 def _after_weighted(
@@ -121,17 +66,13 @@ def _affine(match: Match) -> tuple[np.ndarray, np.ndarray] | None:
     One number each, or one for each channel.
     """
     node, root, c = match.node("weighted"), match.root, match["c"]
-    on_right = match["w"] is node.input(1)
-    shape, weight_shape = c.shape, match["w"].shape
-    if shape is None or weight_shape is None or c.dtype is None or not c.dtype.is_float:
+    shape, rank, w = c.shape, _result_rank(node), match["w"]
+    channels = _channels(node, w) if w is node.input(1) else 1
+    if shape is None or c.dtype is None or not c.dtype.is_float or not _is_float(w):
         return None
-    is_product = node.is_op("MatMul")
-    rank = _result_rank(node)
-    sizes = tuple(d if isinstance(d, int) else -1 for d in weight_shape)
-    channels = channel_count(node, sizes) if on_right else 1
-    if rank is None or len(shape) > rank or channels is None or channels < 0:
+    if rank is None or len(shape) > rank or channels is None:
         return None
-    axis = rank - 1 if is_product else 1
+    axis = rank - 1 if node.is_op("MatMul") else 1
     aligned = (1,) * (rank - len(shape)) + shape
     if any(d != 1 for at, d in enumerate(aligned) if at != axis):
         return None
@@ -159,19 +100,27 @@ def _result_rank(node: Node) -> int | None:
     return None if weight is None else weight.rank
 
 
-def _folds_after(match: Match) -> bool:
-    node, w, b = match.node("weighted"), match["w"], match.get("b")
-    affine = _affine(match)
-    if affine is None or (b is not None and not b.is_constant) or w is not node.input(1):
-        return False
-    factor, shift = affine
-    keeps_weight = bool((factor == 1).all())
-    bias = None if b is None else b.numpy()
-    if not _is_float(w) or (bias is not None and not _is_vector(bias)):
-        return False
-    if not are_finite([moved_bias(node, bias, factor, shift, _dtype(w))]):
-        return False
-    return keeps_weight or _may_scale(node, w, factor)
+def _channels(node: Node, w: Value) -> int | None:
+    sizes = tuple(d if isinstance(d, int) else -1 for d in w.shape or ())
+    found = channel_count(node, sizes)
+    return None if found is None or found < 0 else found
+
+
+def _folded_after(match: Match) -> tuple[np.ndarray | None, np.ndarray | None] | None:
+    """New weight and new bias, each None if it stays; None if nothing can be folded."""
+    node, w, b, affine = match.node("weighted"), match["w"], match.get("b"), _affine(match)
+    if affine is None or w is not node.input(1) or (b is not None and not b.is_constant):
+        return None
+    (factor, shift), bias = affine, None if b is None else b.numpy()
+    if bias is not None and not _is_vector(bias):
+        return None
+    moved = moved_bias(node, bias, factor, shift, _dtype(w))
+    weight = None if (factor == 1).all() else _scaled(node, w, factor)
+    if not are_finite([moved]) or (weight is None and not (factor == 1).all()):
+        return None
+    if not node.is_op("Gemm"):
+        moved = np.broadcast_to(moved, (_channels(node, w) or 0,))
+    return weight, moved if b is not None or shift.any() else None
 
 
 def _is_vector(bias: np.ndarray) -> bool:
@@ -180,97 +129,62 @@ def _is_vector(bias: np.ndarray) -> bool:
 
 
 def _fold_after(op: Builder, match: Match) -> Value:
-    node, w, b = match.node("weighted"), match["w"], match.get("b")
-    affine = _affine(match)
-    assert affine is not None
-    factor, shift = affine
-    if b is not None or shift.any():
-        bias = None if b is None else b.numpy()
-        moved = moved_bias(node, bias, factor, shift, _dtype(w))
+    node, (weight, bias) = match.node("weighted"), match.found
+    if bias is not None:
         if node.is_op("Gemm"):
             op.graph.set_attribute(node, "beta", None)
-        else:
-            moved = np.broadcast_to(moved, (_channels(node),))
         name = f"{node.output.name}_bias"
-        op.graph.set_constant(node, 2, np.ascontiguousarray(moved), name)
-    if not (factor == 1).all():
-        op.graph.set_constant(node, 1, scaled_weight(node, w.numpy(), factor))
+        op.graph.set_constant(node, 2, np.ascontiguousarray(bias), name)
+    if weight is not None:
+        op.graph.set_constant(node, 1, weight)
     return node.output
 
 
-def _channels(node: Node) -> int:
-    weight = node.inputs[1]
-    assert weight is not None and weight.shape is not None
-    found = channel_count(node, tuple(d if isinstance(d, int) else -1 for d in weight.shape))
-    assert found is not None
-    return found
-
-
-def _folds_into_product(match: Match) -> bool:
-    affine, w = _affine(match), match["w"]
-    if affine is None or not _is_float(w) or not _may_scale(match.node("weighted"), w, affine[0]):
-        return False
-    bias = match.get("b")
-    if bias is None:
-        return True
-    shape = bias.shape
-    return (
-        shape is not None
-        and all(d == 1 for d in shape[:-1])
-        and len(shape) <= (_result_rank(match.node("weighted")) or 1)
-        and are_finite([rounded(bias.numpy().astype(np.float64) * affine[0], _dtype(w))])
-    )
+def _folded_into_product(match: Match) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """New weight, and new bias if there is one; None if they cannot take the factor."""
+    node, w, b, affine = match.node("weighted"), match["w"], match.get("b"), _affine(match)
+    weight = None if affine is None else _scaled(node, w, affine[0])
+    if affine is None or weight is None or b is None:
+        return None if weight is None else (weight, None)
+    if b.shape is None or any(d != 1 for d in b.shape[:-1]):
+        return None
+    bias = rounded(b.numpy().astype(np.float64) * affine[0], _dtype(w))
+    fits = len(b.shape) <= (_result_rank(node) or 1) and are_finite([bias])
+    return (weight, bias) if fits else None
 
 
 def _fold_into_product(op: Builder, match: Match) -> Value:
-    node, w, b = match.node("weighted"), match["w"], match.get("b")
-    affine = _affine(match)
-    assert affine is not None
-    op.graph.set_constant(node, node.inputs.index(w), scaled_weight(node, w.numpy(), affine[0]))
-    if b is None:
+    node, (weight, bias) = match.node("weighted"), match.found
+    op.graph.set_constant(node, node.inputs.index(match["w"]), weight)
+    if bias is None:
         return node.output
     biased = match.node("biased")
-    numbers = rounded(b.numpy().astype(np.float64) * affine[0], _dtype(w))
-    op.graph.set_constant(biased, biased.inputs.index(b), numbers)
+    op.graph.set_constant(biased, biased.inputs.index(match["b"]), bias)
     return biased.output
 
 
-def _input_factor(match: Match) -> np.ndarray | None:
-    """The number that multiplies what is read, None if it is not a single one."""
-    c, x = match["c"], match["x"]
-    scale = match.node("scale")
+def _folded_before(match: Match) -> np.ndarray | None:
+    """The weight with the one number in it that multiplies what is read, None if it cannot."""
+    c, x, w = match["c"], match["x"], match["w"]
     if c.shape is None or any(d != 1 for d in c.shape) or c.dtype is None or not c.dtype.is_float:
         return None
-    rank = x.rank if x.rank is not None else 0
-    if len(c.shape) > rank:
+    if len(c.shape) > (x.rank or 0) or _is_gated(x) or not _is_float(w):
         return None
     with np.errstate(all="ignore"):
-        number = c.numpy().astype(np.float64).reshape(-1)
-        return 1 / number if scale.is_op("Div") else number
-
-
-def _folds_before(match: Match) -> bool:
-    w, factor = match["w"], _input_factor(match)
-    if factor is None or _is_gated(match["x"]):
-        return False
-    return _is_float(w) and _may_scale(match.node("weighted"), w, factor)
+        factor = c.numpy().astype(np.float64).reshape(-1)
+        factor = 1 / factor if match.node("scale").is_op("Div") else factor
+    return _scaled(match.node("weighted"), w, factor)
 
 
 def _is_gated(value: Value) -> bool:
     """Whether a value is a product of two computed ones."""
-    node = value.producer
-    return (
-        node is not None
-        and node.is_op("Mul")
-        and not any(v is None or v.is_constant for v in node.inputs)
-    )
+    node = made_by(value, "Mul")
+    return node is not None and not any(v is None or v.is_constant for v in node.inputs)
 
 
 def _fold_before(op: Builder, match: Match) -> Value:
-    node, w, factor = match.node("weighted"), match["w"], _input_factor(match)
-    assert factor is not None
-    scaled = match.node("scale").output
-    op.graph.set_constant(node, node.inputs.index(w), scaled_weight(node, w.numpy(), factor))
+    node, scaled = match.node("weighted"), match.node("scale").output
+    op.graph.set_constant(node, node.inputs.index(match["w"]), match.found)
     node.set_input(node.inputs.index(scaled), match["x"])
     return node.output
 
@@ -284,16 +198,17 @@ def _dtype(value: Value) -> np.dtype[np.generic]:
     return value.dtype.numpy
 
 
-def _may_scale(node: Node, w: Value, factor: np.ndarray) -> bool:
-    """Whether the weight may be multiplied, and all of its numbers stay in range."""
+def _scaled(node: Node, w: Value, factor: np.ndarray) -> np.ndarray | None:
+    """The weight multiplied; None if it may not be, or not all of its numbers stay in range."""
     if not w.is_constant or w.data is None or node.inputs.count(w) != 1:
-        return False
+        return None
     if w.data.nbytes > _SHARED_BYTES and (len(w.uses) > 1 or w.is_output):
-        return False
+        return None
     if w.data.is_external and w.data.nbytes > _EXTERNAL_BYTES:
-        return False
+        return None
     scaled = scaled_weight(node, w.numpy(), factor)
-    return are_finite([scaled]) and _tiny_numbers(scaled) <= _tiny_numbers(w.numpy())
+    is_kept = are_finite([scaled]) and _tiny_numbers(scaled) <= _tiny_numbers(w.numpy())
+    return scaled if is_kept else None
 
 
 def _tiny_numbers(array: np.ndarray) -> int:
@@ -304,7 +219,63 @@ def _tiny_numbers(array: np.ndarray) -> int:
 _FOLDED = "folded into the weight"
 
 _RULES = [
-    Rule(_after_weighted, _fold_after, _folds_after, _FOLDED),
-    Rule(_after_product, _fold_into_product, _folds_into_product, _FOLDED),
-    Rule(_before, _fold_before, _folds_before, _FOLDED),
+    Rule(_after_weighted, _fold_after, _folded_after, _FOLDED),
+    Rule(_after_product, _fold_into_product, _folded_into_product, _FOLDED),
+    Rule(_before, _fold_before, _folded_before, _FOLDED),
 ]
+
+
+@dataclass(frozen=True)
+class FuseConvScale(RulePass):
+    """Fold multiplication and addition of constants into Conv, ConvTranspose, Gemm and MatMul.
+
+    Computed in float64, rounded once to the dtype of the weight.
+
+    Rewritten, where the constants have one number, or one for each output channel or column:
+
+    - Mul, Div, Add and Sub after a Conv, ConvTranspose or Gemm with constant or missing bias. All
+      but the addition also need the weight to be constant.
+    - Mul and Div after a MatMul with a constant weight, also when a constant bias is added in
+      between; with the weight on the left, constants of one number.
+    - Mul and Div by one number before any of these with constant weight.
+
+    What lies in between may serve nothing else.
+
+    Not rewritten:
+
+    - Constants that differ along another axis, or have more axes than the result.
+    - A factor before them on a product of two computed tensors, as the half of a Gelu is and the
+      sixth of a HardSwish. In opsets without these operators runtimes look for the factor there;
+      a transformer in integers lost 7 % of its speed to this.
+    - A weight, or bias, that would become infinite, or in which numbers would become subnormal or
+      zero: there the factor may keep a computation in range.
+    - A weight of more than 64 KiB that something else reads too, which would be stored twice, and
+      one of more than 16 MiB in a file beside the model, which would have to be held in memory.
+    - Opsets below 7, where Mul and Add broadcast in another way.
+    - Weights that are not constant, integers behind DequantizeLinear among them.
+
+    onnxruntime folds most of these itself at session start, so that in float the folded form is as
+    fast (0.97 to 1.07 times, 1.3 times for an Add over a large image). Between integers it cannot:
+    there a Conv with a factor or a bias for each channel runs at 1.08 to 3.5 times the speed once
+    they are folded, a MatMul with one factor at 1.02 to 1.2 times.
+    """
+
+    name = "fuse-conv-scale"
+    numerics = "reassociates"
+    default = True
+    # The factor 0.5 of a Gelu or 1/6 of a HardSwish would go into the operator behind it, and the
+    # rest be no Gelu or HardSwish any more.
+    after = (
+        "fuse-gelu",
+        "fuse-hard-swish",
+        "fuse-layer-norm",
+        "fuse-rms-norm",
+        "fuse-softmax",
+        "fuse-swish",
+    )
+    needs_types = True
+    rules = (
+        Rule(_after_weighted, _fold_after, _folded_after, _FOLDED, _FIRST_OPSET),
+        Rule(_after_product, _fold_into_product, _folded_into_product, _FOLDED, _FIRST_OPSET),
+        Rule(_before, _fold_before, _folded_before, _FOLDED, _FIRST_OPSET),
+    )

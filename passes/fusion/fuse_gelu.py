@@ -4,50 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
-from onnxq.ir import Builder, Context, DataType, Graph, Match, Numerics, Pass, Rule, Value
+from onnxq.ir import Builder, DataType, Match, Rule, RulePass, Value
 from onnxq.ir.pattern import Either, PatternBuilder, Term, Variable
-from onnxq.passes.fusion.fusing import fuse, keeps_shape
-
-_FIRST_OPSET = 20
+from onnxq.passes.fusion.fusing import keeps_shape
 
 _SLOPE = math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
-
-
-@dataclass(frozen=True)
-class FuseGelu(Pass):
-    """Fuse the exact Gelu written with Erf, and the approximate one written with Tanh, to Gelu.
-
-    Rewritten, in float32 and from opset 20 on:
-
-    - ``x * 0.5 * (1 + erf(x / sqrt(2)))`` with its three factors multiplied in any order, halved
-      by Mul or Div, ``x`` divided by the root or multiplied by its reciprocal, and with the half
-      already multiplied in: ``x * (0.5 + 0.5 * erf(...))``.
-    - The same with ``tanh(sqrt(2 / pi) * (x + 0.044715 * x³))`` in place of ``erf``; the cube is
-      Pow or Mul, and ``x`` may stand outside: ``x * sqrt(2 / pi) * (1 + 0.044715 * x²)``.
-
-    Not rewritten:
-
-    - Below opset 20, which does not have the operator; raise the model's opset first.
-    - Other numbers than these (to the precision of their dtype): another function.
-    - Other element types: their intermediate results are rounded otherwise than the operator's.
-    - Parts that are also read elsewhere, and constants that add dimensions.
-
-    onnxruntime itself fuses, of the forms with Erf, those with Div only. Fused, the forms that it
-    leaves run at 1.4 to 3.1 times the speed alone, 1.02 to 1.15 times between float MatMuls with
-    128 rows and more, and 1.06 to 1.37 times between integer ones.
-    """
-
-    name: ClassVar[str] = "fuse-gelu"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
-    needs_types: ClassVar[bool] = True
-
-    def run(self, graph: Graph, ctx: Context) -> int:
-        """See `Pass.run`; counts the Gelus made."""
-        return fuse(graph, _RULES, ctx, _FIRST_OPSET)
 
 
 def _pattern(op: PatternBuilder, x: Variable) -> Either:
@@ -86,4 +49,33 @@ def _replacement(op: Builder, match: Match) -> Value:
     )
 
 
-_RULES = [Rule(_pattern, _replacement, _is_gelu, "is one Gelu")]
+@dataclass(frozen=True)
+class FuseGelu(RulePass):
+    """Fuse the exact Gelu written with Erf, and the approximate one written with Tanh, to Gelu.
+
+    Rewritten, in float32 and from opset 20 on:
+
+    - ``x * 0.5 * (1 + erf(x / sqrt(2)))`` with its three factors multiplied in any order, halved
+      by Mul or Div, ``x`` divided by the root or multiplied by its reciprocal, and with the half
+      already multiplied in: ``x * (0.5 + 0.5 * erf(...))``.
+    - The same with ``tanh(sqrt(2 / pi) * (x + 0.044715 * x³))`` in place of ``erf``; the cube is
+      Pow or Mul, and ``x`` may stand outside: ``x * sqrt(2 / pi) * (1 + 0.044715 * x²)``.
+
+    Not rewritten:
+
+    - Below opset 20, which does not have the operator; raise the model's opset first.
+    - Other numbers than these (to the precision of their dtype): another function.
+    - Other element types: their intermediate results are rounded otherwise than the operator's.
+    - Parts that are also read elsewhere, and constants that add dimensions.
+
+    onnxruntime itself fuses, of the forms with Erf, those with Div only. Fused, the forms that it
+    leaves run at 1.4 to 3.1 times the speed alone, 1.02 to 1.15 times between float MatMuls with
+    128 rows and more, and 1.06 to 1.37 times between integer ones.
+    """
+
+    name = "fuse-gelu"
+    numerics = "reassociates"
+    default = True
+    needs_types = True
+    last_first = True
+    rules = (Rule(_pattern, _replacement, _is_gelu, "is one Gelu", opset=20),)

@@ -4,32 +4,103 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
-from onnxq.ir import (
-    Builder,
-    Context,
-    DataType,
-    Graph,
-    Match,
-    Numerics,
-    Pass,
-    Rule,
-    Value,
-    attribute_value,
-)
+from onnxq.ir import Builder, DataType, Match, Rule, RulePass, Value, attribute_value
 from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.clip_bounds import clip_bounds
-from onnxq.passes.fusion.fusing import fuse, keeps_shape, number
+from onnxq.passes.fusion.fusing import keeps_shape
 
-_FIRST_HARD_SIGMOID_OPSET = 7
+_SIGMOID_OPSET = 7
 """Before it Add and Mul broadcast by attributes."""
 
-_FIRST_HARD_SWISH_OPSET = 14
+
+def _clipped(op: PatternBuilder, term: Operator) -> Operator:
+    low, high = op.optional(Variable("low")), op.optional(Variable("high"))
+    return op.Clip(term, low, high, bind="clip")
+
+
+def _line(op: PatternBuilder, x: Variable, shift: Variable) -> Operator:
+    return _clipped(op, op.Add(x, op.number(shift)))
+
+
+def _divided(op: PatternBuilder, term: Term) -> Either:
+    divisor, factor = op.number(Variable("divisor")), op.number(Variable("factor"))
+    return op.either(op.Div(term, divisor), op.Mul(term, factor))
+
+
+def _shifted(op: PatternBuilder, x: Variable, shift: Variable) -> Either:
+    return _divided(op, _line(op, x, shift))
+
+
+def _swish(op: PatternBuilder, x: Variable, shift: Variable) -> Either:
+    line = _line(op, x, shift)
+    return op.either(
+        op.Mul(x, _divided(op, line)),
+        _divided(op, op.Mul(x, line)),
+        op.Mul(_divided(op, x), line),
+    )
+
+
+def _scaled(op: PatternBuilder, x: Variable, factor: Variable, shift: Variable) -> Operator:
+    return _clipped(op, op.Add(op.Mul(x, op.number(factor)), op.number(shift)))
+
+
+def _of_hard_sigmoid(op: PatternBuilder, x: Variable) -> Operator:
+    return op.Mul(x, op.HardSigmoid(x, bind="sigmoid"))
+
+
+def _bound(match: Match) -> float | None:
+    """``b`` if it is ``clip(x + a, 0, b) / b``, perhaps times ``x``, and None otherwise."""
+    x, bounds = match["x"], clip_bounds(match.node("clip"))
+    if x.dtype is not DataType.FLOAT or bounds is None or not keeps_shape(match, x):
+        return None
+    if "divisor" in match.values:
+        divisor = match.number("divisor")
+    else:
+        divisor = 1 / (match.number("factor") or math.nan)
+    low, high = bounds
+    fits = low == 0 and 0 < high < math.inf and math.isclose(high, divisor, rel_tol=1e-6)
+    return high if fits else None
+
+
+def _is_shifted_by_half(match: Match) -> bool:
+    return match.number("shift") == 3 and _bound(match) == 6
+
+
+def _is_scaled(match: Match) -> bool:
+    """Whether it is ``clip(x * a + b, 0, 1)``."""
+    return (
+        match["x"].dtype is DataType.FLOAT
+        and match.number("factor") > 0
+        and clip_bounds(match.node("clip")) == (0, 1)
+        and keeps_shape(match, match["x"])
+    )
+
+
+def _is_swish(match: Match) -> bool:
+    sigmoid = match.node("sigmoid")
+    return (
+        match["x"].dtype is DataType.FLOAT
+        and math.isclose(attribute_value(sigmoid, "alpha"), 1 / 6, rel_tol=1e-6)
+        and attribute_value(sigmoid, "beta") == 0.5
+    )
+
+
+def _shifted_sigmoid(op: Builder, match: Match) -> Value:
+    bound = match.found
+    return op.HardSigmoid(match["x"], alpha=1 / bound, beta=match.number("shift") / bound)
+
+
+def _scaled_sigmoid(op: Builder, match: Match) -> Value:
+    return op.HardSigmoid(match["x"], alpha=match.number("factor"), beta=match.number("shift"))
+
+
+def _hard_swish(op: Builder, match: Match) -> Value:
+    return op.HardSwish(match["x"])
 
 
 @dataclass(frozen=True)
-class FuseHardSwish(Pass):
+class FuseHardSwish(RulePass):
     """Fuse clipped lines to HardSigmoid, and ``x`` times one to HardSwish.
 
     Rewritten, in float32:
@@ -53,125 +124,15 @@ class FuseHardSwish(Pass):
     integer Convs.
     """
 
-    name: ClassVar[str] = "fuse-hard-swish"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("fuse-clip",)
-    needs_types: ClassVar[bool] = True
-
-    def run(self, graph: Graph, ctx: Context) -> int:
-        """See `Pass.run`; counts the HardSigmoids and HardSwishes made."""
-        made = fuse(graph, _HARD_SWISH, ctx, _FIRST_HARD_SWISH_OPSET)
-        made += fuse(graph, _HARD_SIGMOID, ctx, _FIRST_HARD_SIGMOID_OPSET)
-        return made + fuse(graph, _OF_HARD_SIGMOID, ctx, _FIRST_HARD_SWISH_OPSET)
-
-
-def _clipped(op: PatternBuilder, term: Operator) -> Operator:
-    low, high = op.optional(Variable("low")), op.optional(Variable("high"))
-    return op.Clip(term, low, high, bind="clip")
-
-
-def _line(op: PatternBuilder, x: Variable, shift: Variable) -> Operator:
-    return _clipped(op, op.Add(x, op.constant(shift)))
-
-
-def _divided(op: PatternBuilder, term: Term) -> Either:
-    divisor, factor = op.constant(Variable("divisor")), op.constant(Variable("factor"))
-    return op.either(op.Div(term, divisor), op.Mul(term, factor))
-
-
-def _shifted(op: PatternBuilder, x: Variable, shift: Variable) -> Either:
-    return _divided(op, _line(op, x, shift))
-
-
-def _swish(op: PatternBuilder, x: Variable, shift: Variable) -> Either:
-    line = _line(op, x, shift)
-    return op.either(
-        op.Mul(x, _divided(op, line)),
-        _divided(op, op.Mul(x, line)),
-        op.Mul(_divided(op, x), line),
+    name = "fuse-hard-swish"
+    numerics = "reassociates"
+    default = True
+    after = ("fuse-clip",)
+    needs_types = True
+    last_first = True
+    rules = (
+        Rule(_swish, _hard_swish, _is_shifted_by_half, "is one HardSwish", opset=14),
+        Rule(_of_hard_sigmoid, _hard_swish, _is_swish, "is one HardSwish", opset=14),
+        Rule(_shifted, _shifted_sigmoid, _bound, "is one HardSigmoid", _SIGMOID_OPSET),
+        Rule(_scaled, _scaled_sigmoid, _is_scaled, "is one HardSigmoid", _SIGMOID_OPSET),
     )
-
-
-def _scaled(op: PatternBuilder, x: Variable, factor: Variable, shift: Variable) -> Operator:
-    return _clipped(op, op.Add(op.Mul(x, op.constant(factor)), op.constant(shift)))
-
-
-def _of_hard_sigmoid(op: PatternBuilder, x: Variable) -> Operator:
-    return op.Mul(x, op.HardSigmoid(x, bind="sigmoid"))
-
-
-def _divisor(match: Match) -> float:
-    """What the match divides by, written as a division or as a product; NaN if no number."""
-    divisor, factor = number(match.get("divisor")), number(match.get("factor"))
-    if divisor is None:
-        divisor = math.nan if factor is None else 1 / factor if factor else math.inf
-    return divisor
-
-
-def _is_shifted(match: Match) -> bool:
-    """Whether it is ``clip(x + a, 0, b) / b``, perhaps times ``x``."""
-    x, shift, bounds = match["x"], number(match["shift"]), clip_bounds(match.node("clip"))
-    return (
-        x.dtype is DataType.FLOAT
-        and shift is not None
-        and bounds is not None
-        and bounds[0] == 0
-        and 0 < bounds[1] < math.inf
-        and math.isclose(bounds[1], _divisor(match), rel_tol=1e-6)
-        and keeps_shape(match, x)
-    )
-
-
-def _is_shifted_by_half(match: Match) -> bool:
-    return (
-        _is_shifted(match)
-        and number(match["shift"]) == 3
-        and clip_bounds(match.node("clip")) == (0, 6)
-    )
-
-
-def _is_scaled(match: Match) -> bool:
-    """Whether it is ``clip(x * a + b, 0, 1)``."""
-    x, factor, shift = match["x"], number(match["factor"]), number(match["shift"])
-    return (
-        x.dtype is DataType.FLOAT
-        and factor is not None
-        and factor > 0
-        and shift is not None
-        and clip_bounds(match.node("clip")) == (0, 1)
-        and keeps_shape(match, x)
-    )
-
-
-def _is_swish(match: Match) -> bool:
-    sigmoid = match.node("sigmoid")
-    return (
-        match["x"].dtype is DataType.FLOAT
-        and math.isclose(attribute_value(sigmoid, "alpha"), 1 / 6, rel_tol=1e-6)
-        and attribute_value(sigmoid, "beta") == 0.5
-    )
-
-
-def _shifted_sigmoid(op: Builder, match: Match) -> Value:
-    shift, bounds = number(match["shift"]), clip_bounds(match.node("clip"))
-    assert shift is not None and bounds is not None
-    return op.HardSigmoid(match["x"], alpha=1 / bounds[1], beta=shift / bounds[1])
-
-
-def _scaled_sigmoid(op: Builder, match: Match) -> Value:
-    factor, shift = number(match["factor"]), number(match["shift"])
-    assert factor is not None and shift is not None
-    return op.HardSigmoid(match["x"], alpha=factor, beta=shift)
-
-
-def _hard_swish(op: Builder, match: Match) -> Value:
-    return op.HardSwish(match["x"])
-
-
-_HARD_SWISH = [Rule(_swish, _hard_swish, _is_shifted_by_half, "is one HardSwish")]
-_HARD_SIGMOID = [
-    Rule(_shifted, _shifted_sigmoid, _is_shifted, "is one HardSigmoid"),
-    Rule(_scaled, _scaled_sigmoid, _is_scaled, "is one HardSigmoid"),
-]
-_OF_HARD_SIGMOID = [Rule(_of_hard_sigmoid, _hard_swish, _is_swish, "is one HardSwish")]

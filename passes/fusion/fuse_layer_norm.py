@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from onnxq.ir import Builder, Context, Graph, Match, Numerics, Pass, Rule, Value
+from onnxq.ir import Builder, Match, Rule, RulePass, Value
 from onnxq.ir.pattern import Either, PatternBuilder, Variable
-from onnxq.passes.fusion.fusing import fuse, number, reduced
+from onnxq.passes.fusion.fusing import reduced
 from onnxq.passes.fusion.normalization import (
     made_parameter,
     made_scale,
@@ -15,11 +14,26 @@ from onnxq.passes.fusion.normalization import (
     normalized_axes,
 )
 
-_FIRST_OPSET = 17
+
+def _pattern(
+    op: PatternBuilder, x: Variable, eps: Variable, scale: Variable, bias: Variable
+) -> Either:
+    norm = normalized(op, op.Sub(x, reduced(op, "ReduceMean", x, "mean")), eps)
+    scaled = op.Mul(norm, scale)
+    return op.either(op.Add(scaled, bias), scaled, norm)
+
+
+def _shape(match: Match) -> tuple[int, ...] | None:
+    return normalized_axes(match, match.node("mean"), match.node("square_mean"))
+
+
+def _replacement(op: Builder, match: Match) -> Value:
+    inputs = [match["x"], made_scale(op, match), made_parameter(op, match, "bias")]
+    return op.LayerNormalization(*inputs, axis=-len(match.found), epsilon=match.number("eps"))
 
 
 @dataclass(frozen=True)
-class FuseLayerNorm(Pass):
+class FuseLayerNorm(RulePass):
     """Fuse mean, variance, division, scale and bias to one LayerNormalization.
 
     Rewritten, in float32 and from opset 17 on: ``d / sqrt(mean(d²) + eps) * scale + bias`` with
@@ -43,39 +57,10 @@ class FuseLayerNorm(Pass):
     integer ones, and no form at less than 0.99.
     """
 
-    name: ClassVar[str] = "fuse-layer-norm"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("eliminate-common-subexpressions",)
-    needs_types: ClassVar[bool] = True
-
-    def run(self, graph: Graph, ctx: Context) -> int:
-        """See `Pass.run`; counts the LayerNormalizations made."""
-        return fuse(graph, _RULES, ctx, _FIRST_OPSET)
-
-
-def _pattern(
-    op: PatternBuilder, x: Variable, eps: Variable, scale: Variable, bias: Variable
-) -> Either:
-    norm = normalized(op, op.Sub(x, reduced(op, "ReduceMean", x, "mean")), eps)
-    scaled = op.Mul(norm, scale)
-    return op.either(op.Add(scaled, bias), scaled, norm)
-
-
-def _shape(match: Match) -> tuple[int, ...] | None:
-    return normalized_axes(match, match.node("mean"), match.node("square_mean"))
-
-
-def _is_layer_norm(match: Match) -> bool:
-    return _shape(match) is not None
-
-
-def _replacement(op: Builder, match: Match) -> Value:
-    shape, eps = _shape(match), number(match["eps"])
-    assert shape is not None and eps is not None
-    bias = made_parameter(op, match, "bias", shape)
-    inputs = [match["x"], made_scale(op, match, shape), *([] if bias is None else [bias])]
-    return op.LayerNormalization(*inputs, axis=-len(shape), epsilon=eps)
-
-
-_RULES = [Rule(_pattern, _replacement, _is_layer_norm, "is one LayerNormalization")]
+    name = "fuse-layer-norm"
+    numerics = "reassociates"
+    default = True
+    after = ("eliminate-common-subexpressions",)
+    needs_types = True
+    last_first = True
+    rules = (Rule(_pattern, _replacement, _shape, "is one LayerNormalization", opset=17),)

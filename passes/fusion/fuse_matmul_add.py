@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from onnxq.ir import (
     Builder,
@@ -12,10 +11,8 @@ from onnxq.ir import (
     Graph,
     Match,
     Node,
-    Numerics,
     Pass,
     Rule,
-    Shape,
     TensorType,
     Value,
     attribute_value,
@@ -23,6 +20,7 @@ from onnxq.ir import (
     rewrite,
 )
 from onnxq.ir.pattern import Operator, PatternBuilder, Variable
+from onnxq.passes.nodes import broadcasts, visit
 
 _GEMM_TYPES = frozenset({DataType.FLOAT, DataType.DOUBLE, DataType.FLOAT16})
 _FIRST_OPSET = 7
@@ -55,22 +53,16 @@ class FuseMatMulAdd(Pass):
     - A Transpose that something else than a Gemm reads too: it would stay and nothing be gained.
     """
 
-    name: ClassVar[str] = "fuse-matmul-add"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
-    needs_types: ClassVar[bool] = True
+    name = "fuse-matmul-add"
+    numerics = "reassociates"
+    default = True
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Gemms made and the Transposes absorbed."""
-        made = rewrite(graph, _RULES, ctx) if graph.opset >= _FIRST_OPSET else 0
-        for nested in list(graph.all_graphs()):
-            # From the end, so that one Transpose behind another is absorbed as well.
-            for node in reversed(nested.nodes()):
-                if _is_absorbable(node):
-                    _absorb(node)
-                    ctx.rewrote(f"{node.label}: into the Gemm after it")
-                    made += 1
-        return made
+        made = rewrite(graph, _RULES, ctx)
+        # From the end, so that one Transpose behind another is absorbed as well.
+        return made + visit(graph, ctx, {"Transpose"}, _absorb, last_first=True)
 
 
 def _pattern(op: PatternBuilder, a: Variable, b: Variable, c: Variable) -> Operator:
@@ -91,45 +83,26 @@ def _is_gemm(match: Match) -> bool:
     if a.shape is None or b.shape is None or len(a.shape) != 2 or len(b.shape) != 2:
         return False
     product = (a.shape[0], b.shape[1])
-    return (c.is_constant or _is_row(c)) and _broadcasts(c.shape, product)
+    is_row = c.shape is not None and all(d == 1 for d in c.shape[:-1])
+    return (c.is_constant or is_row) and broadcasts(c.shape, product)
 
 
-def _is_row(value: Value) -> bool:
-    shape = value.shape
-    return shape is not None and all(d == 1 for d in shape[:-1])
+_RULES = [Rule(_pattern, _replacement, _is_gemm, "MatMul and Add are one Gemm", _FIRST_OPSET)]
 
 
-def _broadcasts(shape: Shape | None, target: Shape) -> bool:
-    """Whether a tensor of this shape certainly broadcasts to the target without enlarging it."""
-    if shape is None or len(shape) > len(target):
-        return False
-    return all(
-        have == 1 or (have is not None and have == want)
-        for have, want in zip(shape[::-1], target[::-1], strict=False)
-    )
-
-
-_RULES = [Rule(_pattern, _replacement, _is_gemm, "MatMul and Add are one Gemm")]
-
-
-def _is_absorbable(node: Node) -> bool:
-    if not node.is_op("Transpose") or node.output.is_output or not node.output.uses:
-        return False
+def _absorb(transpose: Node) -> str | None:
+    read, made = transpose.input(0), transpose.output
     # Without a perm the dimensions are reversed, and Gemm's inputs have two.
-    return node.get("perm") in (None, (1, 0)) and all(
-        use.node.is_op("Gemm") and use.slot in (0, 1) for use in node.output.uses
-    )
-
-
-def _absorb(transpose: Node) -> None:
-    read = transpose.input(0)
-    assert read is not None
-    for use in transpose.output.uses:
+    if read is None or made.is_output or not made.uses or transpose.get("perm", (1, 0)) != (1, 0):
+        return None
+    if not all(use.node.is_op("Gemm") and use.slot in (0, 1) for use in made.uses):
+        return None
+    for use in made.uses:
         name = ("transA", "transB")[use.slot]
         flipped = int(not attribute_value(use.node, name))
         use.node.graph.set_attribute(use.node, name, flipped or None)
         use.node.set_input(use.slot, read)
-    if read.type is None and isinstance(transpose.output.type, TensorType):
-        shape = transpose.output.type.shape
-        read.type = TensorType(transpose.output.type.dtype, None if shape is None else shape[::-1])
+    if read.type is None and made.dtype is not None:
+        read.type = TensorType(made.dtype, None if made.shape is None else made.shape[::-1])
     remove_unused(transpose.graph, [transpose])
+    return "into the Gemm after it"

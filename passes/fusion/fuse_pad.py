@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
-from onnxq.ir import (
-    Context,
-    Graph,
-    Node,
-    Numerics,
-    Pass,
-    Use,
-    Value,
-    attribute_value,
-    remove_unused,
-)
-from onnxq.ir.shape_values import constant_ints
-from onnxq.passes.fusion.fusing import number
-
-_FIRST_INPUT_OPSET = 11
-"""From here on Pad takes the amounts as an input instead of an attribute."""
+from onnxq.ir import Context, Graph, Node, Pass, Use, attribute_value, remove_unused
+from onnxq.ir.pattern import number
+from onnxq.passes.nodes import stated, visit
 
 _FIRST_COUNT_OPSET = 7
 """From here on AveragePool can count its padding."""
@@ -55,31 +41,25 @@ class FusePad(Pass):
     - A Pad that anything else reads, or that is a graph output: it would have to stay.
     """
 
-    name: ClassVar[str] = "fuse-pad"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
+    name = "fuse-pad"
+    numerics = "reassociates"
+    default = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Pads removed."""
-        made = 0
-        for nested in list(graph.all_graphs()):
-            # From the end, so that a Pad behind a Pad finds the operator the last one went into.
-            for node in reversed(nested.nodes()):
-                if node.is_op("Pad") and _fuse(node):
-                    ctx.rewrote(f"{node.label}: into the padding of the operator after it")
-                    made += 1
-        return made
+        # From the end, so that a Pad behind a Pad finds the operator the last one went into.
+        return visit(graph, ctx, {"Pad"}, _fuse, last_first=True)
 
 
-def _fuse(pad: Node) -> bool:
+def _fuse(pad: Node) -> str | None:
     read, made = pad.input(0), pad.output
     value = _pad_value(pad)
     if read is None or value is None or made.is_output or not made.uses:
-        return False
+        return None
     uses = made.uses
     planned = [_pads_with(use, pad, value) for use in uses]
-    if any(pads is None for pads in planned):
-        return False
+    if None in planned:
+        return None
     for use, pads in zip(uses, planned, strict=True):
         graph = use.node.graph
         use.node.set_input(use.slot, read)
@@ -88,16 +68,17 @@ def _fuse(pad: Node) -> bool:
         if use.node.is_op("AveragePool"):
             graph.set_attribute(use.node, "count_include_pad", 1)
     remove_unused(pad.graph, [pad])
-    return True
+    return "into the padding of the operator after it"
 
 
 def _pad_value(pad: Node) -> float | None:
     """The constant it pads with, None if there is none or it is not known."""
     if attribute_value(pad, "mode") != "constant":
         return None
-    if pad.graph.opset < _FIRST_INPUT_OPSET:
-        return float(attribute_value(pad, "value"))
-    return 0.0 if pad.input(2) is None else number(pad.input(2))
+    if pad.input(2) is not None:
+        return number(pad.input(2))
+    # Newer opsets have no such attribute, and their default is the same.
+    return float(attribute_value(pad, "value") or 0.0)
 
 
 def _pads_with(use: Use, pad: Node, value: float) -> list[int] | None:
@@ -151,15 +132,11 @@ def _own_pads(node: Node, rank: int) -> list[int]:
 
 def _spatial_amounts(pad: Node, rank: int) -> list[int] | None:
     """What is padded before each spatial axis, then after each; None if that is not all."""
-    axes: list[int] | None = list(range(rank + 2))
-    if pad.graph.opset < _FIRST_INPUT_OPSET:
-        amounts = list(pad.get("pads", ()))
-    else:
-        given: Value | None = pad.input(1)
-        amounts = constant_ints(given) or []
-        if pad.input(3) is not None:
-            axes = constant_ints(pad.input(3))
-    if axes is None or len(amounts) != 2 * len(axes) or min(amounts, default=0) < 0:
+    amounts = stated(pad, "pads", 1)
+    axes = stated(pad, "axes", 3, list(range(rank + 2)))
+    if amounts is None or axes is None or len(amounts) != 2 * len(axes):
+        return None
+    if min(amounts, default=0) < 0:
         return None
     found = [0] * (2 * (rank + 2))
     for at, axis in enumerate(axes):

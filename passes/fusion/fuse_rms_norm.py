@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from onnxq.ir import Builder, Context, Graph, Match, Numerics, Pass, Rule, Value
+from onnxq.ir import Builder, Match, Rule, RulePass, Value
 from onnxq.ir.pattern import Either, PatternBuilder, Variable
-from onnxq.passes.fusion.fusing import fuse, number
 from onnxq.passes.fusion.normalization import made_scale, normalized, normalized_axes
+from onnxq.passes.nodes import made_by
 
-_FIRST_OPSET = 23
+
+def _pattern(op: PatternBuilder, x: Variable, eps: Variable, scale: Variable) -> Either:
+    norm = normalized(op, x, eps)
+    return op.either(op.Mul(norm, scale), norm)
+
+
+def _shape(match: Match) -> tuple[int, ...] | None:
+    difference = made_by(match["x"], "Sub")
+    mean = difference and made_by(difference.input(1), "ReduceMean")
+    if difference and mean and mean.input(0) is difference.input(0):
+        return None
+    return normalized_axes(match, match.node("square_mean"))
+
+
+def _replacement(op: Builder, match: Match) -> Value:
+    scale, axis = made_scale(op, match), -len(match.found)
+    return op.RMSNormalization(match["x"], scale, axis=axis, epsilon=match.number("eps"))
 
 
 @dataclass(frozen=True)
-class FuseRmsNorm(Pass):
+class FuseRmsNorm(RulePass):
     """Fuse mean square, division and scale to one RMSNormalization.
 
     Rewritten, in float32 and from opset 23 on: ``x / sqrt(mean(x²) + eps) * scale``, the mean over
@@ -34,46 +49,10 @@ class FuseRmsNorm(Pass):
     integer ones, and no form at less than 0.98.
     """
 
-    name: ClassVar[str] = "fuse-rms-norm"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("fuse-layer-norm",)
-    needs_types: ClassVar[bool] = True
-
-    def run(self, graph: Graph, ctx: Context) -> int:
-        """See `Pass.run`; counts the RMSNormalizations made."""
-        return fuse(graph, _RULES, ctx, _FIRST_OPSET)
-
-
-def _pattern(op: PatternBuilder, x: Variable, eps: Variable, scale: Variable) -> Either:
-    norm = normalized(op, x, eps)
-    return op.either(op.Mul(norm, scale), norm)
-
-
-def _is_rms_norm(match: Match) -> bool:
-    shape = normalized_axes(match, match.node("square_mean"))
-    return shape is not None and not _is_centred(match["x"])
-
-
-def _is_centred(x: Value) -> bool:
-    subtraction = x.producer
-    if subtraction is None or not subtraction.is_op("Sub"):
-        return False
-    mean = subtraction.input(1)
-    return (
-        mean is not None
-        and mean.producer is not None
-        and mean.producer.is_op("ReduceMean")
-        and mean.producer.input(0) is subtraction.input(0)
-    )
-
-
-def _replacement(op: Builder, match: Match) -> Value:
-    shape = normalized_axes(match, match.node("square_mean"))
-    eps = number(match["eps"])
-    assert shape is not None and eps is not None
-    scale = made_scale(op, match, shape)
-    return op.RMSNormalization(match["x"], scale, axis=-len(shape), epsilon=eps)
-
-
-_RULES = [Rule(_pattern, _replacement, _is_rms_norm, "is one RMSNormalization")]
+    name = "fuse-rms-norm"
+    numerics = "reassociates"
+    default = True
+    after = ("fuse-layer-norm",)
+    needs_types = True
+    last_first = True
+    rules = (Rule(_pattern, _replacement, _shape, "is one RMSNormalization", opset=23),)

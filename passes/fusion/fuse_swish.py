@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from onnxq.ir import Builder, Context, DataType, Graph, Match, Numerics, Pass, Rule, Value
+from onnxq.ir import Builder, DataType, Match, Rule, RulePass, Value
 from onnxq.ir.pattern import Operator, PatternBuilder, Variable
-from onnxq.passes.fusion.fusing import fuse, keeps_shape, number
+from onnxq.passes.fusion.fusing import keeps_shape
 
-_FIRST_OPSET = 24
+
+def _pattern(op: PatternBuilder, x: Variable, alpha: Variable) -> Operator:
+    return op.Mul(x, op.Sigmoid(op.either(op.Mul(x, op.number(alpha)), x)))
+
+
+def _is_swish(match: Match) -> bool:
+    return match["x"].dtype is DataType.FLOAT and keeps_shape(match, match["x"])
+
+
+def _replacement(op: Builder, match: Match) -> Value:
+    alpha = {} if match.get("alpha") is None else {"alpha": match.number("alpha")}
+    return op.Swish(match["x"], **alpha)
 
 
 @dataclass(frozen=True)
-class FuseSwish(Pass):
+class FuseSwish(RulePass):
     """Fuse ``x * sigmoid(alpha * x)`` to Swish; for runtimes that have a kernel for it.
 
     Rewritten, in float32 and from opset 24 on: with a constant number ``alpha`` or without.
@@ -27,31 +37,8 @@ class FuseSwish(Pass):
     between integer ones.
     """
 
-    name: ClassVar[str] = "fuse-swish"
-    numerics: ClassVar[Numerics] = "reassociates"
-    needs_types: ClassVar[bool] = True
-
-    def run(self, graph: Graph, ctx: Context) -> int:
-        """See `Pass.run`; counts the Swishes made."""
-        return fuse(graph, _RULES, ctx, _FIRST_OPSET)
-
-
-def _pattern(op: PatternBuilder, x: Variable, alpha: Variable) -> Operator:
-    return op.Mul(x, op.Sigmoid(op.either(op.Mul(x, op.constant(alpha)), x)))
-
-
-def _is_swish(match: Match) -> bool:
-    x, alpha = match["x"], match.get("alpha")
-    return (
-        x.dtype is DataType.FLOAT
-        and (alpha is None or number(alpha) is not None)
-        and keeps_shape(match, x)
-    )
-
-
-def _replacement(op: Builder, match: Match) -> Value:
-    alpha = number(match.get("alpha"))
-    return op.Swish(match["x"]) if alpha is None else op.Swish(match["x"], alpha=alpha)
-
-
-_RULES = [Rule(_pattern, _replacement, _is_swish, "is one Swish")]
+    name = "fuse-swish"
+    numerics = "reassociates"
+    needs_types = True
+    last_first = True
+    rules = (Rule(_pattern, _replacement, _is_swish, "is one Swish", opset=24),)

@@ -3,47 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from onnxq.ir import Builder, Context, DataType, Graph, Match, Pass, Rule, Value, rewrite
+from onnxq.ir import Builder, DataType, Match, Rule, RulePass, Value
 from onnxq.ir.pattern import Operator, PatternBuilder, Variable
 
 _FIRST_OPSET = 8
 """Before it Sum does not broadcast."""
-
-
-@dataclass(frozen=True)
-class ResidualAsSum(Pass):
-    """Write an Add that only a layer normalization reads as the equal Sum.
-
-    onnxruntime fuses Add and LayerNormalization to SkipLayerNormalization by itself at session
-    start when nothing else reads the sum, and on processors that is slower than the two; it does
-    not look for Sum.
-
-    Rewritten, in float32 and from opset 8 on: an Add of two tensors, at most one of them constant,
-    whose sum is read by one LayerNormalization, or by the parts of one, and by nothing else.
-
-    Not rewritten:
-
-    - An Add of a constant with fewer than two dimensions (a bias), and one whose sum is read
-      elsewhere too or is a graph output, as where normalization comes first in each block:
-      onnxruntime does not fuse those.
-    - Before an RMSNormalization: onnxruntime does not fuse that either.
-
-    The two alone run at 1.5 to 7.2 times the speed as Sum and LayerNormalization, 1.01 to 1.55
-    times between float MatMuls and 1.08 to 2.3 times between integer ones. An encoder of two layers
-    with normalization after each residual gains 4 % in float, 13 % in dynamic and 14 % in static
-    integers; models with a single such place 0 to 6 %.
-    """
-
-    name: ClassVar[str] = "residual-as-sum"
-    default: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("fuse-layer-norm", "fuse-rms-norm")
-    needs_types: ClassVar[bool] = True
-
-    def run(self, graph: Graph, ctx: Context) -> int:
-        """See `Pass.run`; counts the Sums made."""
-        return rewrite(graph, _RULES, ctx) if graph.opset >= _FIRST_OPSET else 0
 
 
 def _pattern(op: PatternBuilder, a: Variable, b: Variable) -> Operator:
@@ -79,4 +44,32 @@ def _replacement(op: Builder, match: Match) -> Value:
     return op.Sum(match["a"], match["b"])
 
 
-_RULES = [Rule(_pattern, _replacement, _is_residual, "the residual Add is a Sum")]
+@dataclass(frozen=True)
+class ResidualAsSum(RulePass):
+    """Write an Add that only a layer normalization reads as the equal Sum.
+
+    onnxruntime fuses Add and LayerNormalization to SkipLayerNormalization by itself at session
+    start when nothing else reads the sum, and on processors that is slower than the two; it does
+    not look for Sum.
+
+    Rewritten, in float32 and from opset 8 on: an Add of two tensors, at most one of them constant,
+    whose sum is read by one LayerNormalization, or by the parts of one, and by nothing else.
+
+    Not rewritten:
+
+    - An Add of a constant with fewer than two dimensions (a bias), and one whose sum is read
+      elsewhere too or is a graph output, as where normalization comes first in each block:
+      onnxruntime does not fuse those.
+    - Before an RMSNormalization: onnxruntime does not fuse that either.
+
+    The two alone run at 1.5 to 7.2 times the speed as Sum and LayerNormalization, 1.01 to 1.55
+    times between float MatMuls and 1.08 to 2.3 times between integer ones. An encoder of two layers
+    with normalization after each residual gains 4 % in float, 13 % in dynamic and 14 % in static
+    integers; models with a single such place 0 to 6 %.
+    """
+
+    name = "residual-as-sum"
+    default = True
+    after = ("fuse-layer-norm", "fuse-rms-norm")
+    needs_types = True
+    rules = (Rule(_pattern, _replacement, _is_residual, "the residual Add is a Sum", _FIRST_OPSET),)

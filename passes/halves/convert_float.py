@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 
 from onnxq.errors import InputError
-from onnxq.ir import (
-    Context,
-    DataType,
-    Graph,
-    Node,
-    Numerics,
-    Pass,
-    Tensor,
-    TensorType,
-    Value,
-    remove_unused,
-)
+from onnxq.ir import Context, DataType, Graph, Node, Pass, Tensor, TensorType, Value, remove_unused
 from onnxq.passes.halves.float_regions import (
     KEEP_REASONS,
     Choice,
@@ -34,27 +22,17 @@ from onnxq.passes.halves.float_regions import (
     static_reason,
     takes,
 )
+from onnxq.passes.nodes import added, made_by
 from onnxq.passes.notes import Reason, node_name, note_left_in_float
 
 _FORMATS = {"float16": DataType.FLOAT16, "bfloat16": DataType.BFLOAT16}
 _CAST_OPSETS = {"float16": 6, "bfloat16": 13}
 
-_CASTABLE = frozenset(
-    {
-        DataType.BOOL,
-        DataType.INT8,
-        DataType.INT16,
-        DataType.INT32,
-        DataType.INT64,
-        DataType.UINT8,
-        DataType.UINT16,
-        DataType.UINT32,
-        DataType.UINT64,
-        DataType.FLOAT16,
-        DataType.BFLOAT16,
-        DataType.DOUBLE,
-    }
-)
+_CASTABLE = frozenset(d for d in DataType if d.bits >= 8 and d.numpy.kind in "iub") | {
+    DataType.FLOAT16,
+    DataType.BFLOAT16,
+    DataType.DOUBLE,
+}
 """Types from which every runtime casts to the small formats directly."""
 
 
@@ -101,9 +79,9 @@ class ConvertFloat(Pass):
         ranges: Smallest and largest value of tensors, by name, as calibration saw them.
     """
 
-    name: ClassVar[str] = "convert-float"
-    numerics: ClassVar[Numerics] = "approximates"
-    needs_types: ClassVar[bool] = True
+    name = "convert-float"
+    numerics = "approximates"
+    needs_types = True
 
     format: str = "float16"
     only: tuple[str, ...] = ()
@@ -197,11 +175,8 @@ class _Conversion:
 
     def _convert(self, value: Value) -> None:
         low_uses = [u for u in value.uses if self._regions.reads_low(u)]
-        float_uses = [
-            u
-            for u in value.uses
-            if not self._regions.reads_low(u) and not self._regions.reads_either(u)
-        ]
+        others = [u for u in value.uses if not self._regions.reads_low(u)]
+        float_uses = [u for u in others if not self._regions.reads_either(u)]
         givers = self._givers.get(value, [])
         low_givers = [g for g in givers if g is self._graph and value in self._interface]
         float_givers = [g for g in givers if g not in low_givers]
@@ -241,7 +216,7 @@ class _Conversion:
             if maker is None:
                 value.data = rounded
             else:
-                for name in list(maker.attributes):
+                for name in ("value_float", "value_floats"):
                     maker.graph.set_attribute(maker, name, None)
                 maker.graph.set_attribute(maker, "value", rounded)
             return True
@@ -260,12 +235,11 @@ class _Conversion:
         if tensor is not None:
             rounded = round_to(tensor.numpy(), self._low)
             return value.graph.constant(rounded, f"{value.name}_{self._low.label}")
-        for use in value.uses:
-            node = use.node
-            if node.is_op("Cast") and node.get("to") == self._low and node.graph is value.graph:
+        for node in self._casts(value):
+            if node.graph is value.graph:
                 return node.output
-        maker = value.producer
-        source = maker.input(0) if maker is not None and maker.is_op("Cast") else None
+        maker = made_by(value, "Cast")
+        source = None if maker is None else maker.input(0)
         if source is not None:
             if source.dtype is self._low or self._regions.gives_low(source):
                 return source
@@ -275,27 +249,22 @@ class _Conversion:
 
     def _cast(self, value: Value, to: DataType, like: Value | None = None) -> Value:
         like = like or value
-        return like.graph.add(
-            "Cast",
-            [value],
-            {"to": int(to)},
-            outputs=[self._graph.fresh_name(f"{like.name}_{to.label}")],
-            types=[TensorType(to, like.shape)],
-        ).output
+        name = f"{like.name}_{to.label}"
+        return added(like.graph, "Cast", [value], name, to, like.shape, to=int(to))
 
     def _retype(self, value: Value) -> None:
         value.type = TensorType(self._low, value.shape)
 
     def _drop_useless_casts(self, value: Value) -> None:
-        for use in value.uses:
-            node = use.node
-            if (
-                node.is_op("Cast")
-                and node.get("to") == self._low
-                and node.output not in self._givers
-            ):
+        for node in self._casts(value):
+            if node.output not in self._givers:
                 node.graph.replace_uses(node.output, value)
                 remove_unused(node.graph, [node])
+
+    def _casts(self, value: Value) -> list[Node]:
+        """The Casts of the model that make the small format of a value."""
+        readers = [use.node for use in value.uses]
+        return [n for n in readers if n.is_op("Cast") and n.get("to") == self._low]
 
     def _redirect(
         self, old: Value, new: Value, uses: Iterable[tuple[Node, int]], givers: Iterable[Graph]

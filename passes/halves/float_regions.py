@@ -12,6 +12,7 @@ import onnx
 from onnxq.ir import DataType, Graph, Node, OpaqueType, Tensor, Use, Value
 from onnxq.ir.connected import connected
 from onnxq.ir.operators import schema_of
+from onnxq.passes.nodes import listed, made_by
 from onnxq.passes.notes import Reason, node_name
 
 _BY_REQUEST = Reason("request", "kept in float32 by request")
@@ -19,55 +20,25 @@ _APART = Reason(
     "neighbours", "its neighbours stay in float32, and Casts would cost more than it saves"
 )
 
-_OVERFLOWS = "its results leave the range of small floats even for ordinary inputs"
-_SUMS = "it sums many numbers, in the type it gives"
-_COUNTS = "it counts or measures places, and small floats skip integers"
-_RANDOM = "it would draw other numbers"
+_KEPT = {
+    "Cosh Exp Log Pow Reciprocal Sinh Tan": (
+        "its results leave the range of small floats even for ordinary inputs"
+    ),
+    """
+    CumProd CumSum DFT Det GlobalAveragePool GlobalLpPool InstanceNormalization LRN LpNormalization
+    LpPool MeanVarianceNormalization NegativeLogLikelihoodLoss ReduceL1 ReduceL2 ReduceLogSum
+    ReduceLogSumExp ReduceMean ReduceProd ReduceSum ReduceSumSquare STFT SoftmaxCrossEntropyLoss
+    """: ("it sums many numbers, in the type it gives"),
+    "AffineGrid GridSample MaxRoiPool NonMaxSuppression Range RoiAlign": (
+        "it counts or measures places, and small floats skip integers"
+    ),
+    "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike": (
+        "it would draw other numbers"
+    ),
+}
 
 KEEP_REASONS: Mapping[str, str] = {
-    **dict.fromkeys(("Cosh", "Exp", "Log", "Pow", "Reciprocal", "Sinh", "Tan"), _OVERFLOWS),
-    **dict.fromkeys(
-        (
-            "CumProd",
-            "CumSum",
-            "DFT",
-            "Det",
-            "GlobalAveragePool",
-            "GlobalLpPool",
-            "InstanceNormalization",
-            "LRN",
-            "LpNormalization",
-            "LpPool",
-            "MeanVarianceNormalization",
-            "NegativeLogLikelihoodLoss",
-            "ReduceL1",
-            "ReduceL2",
-            "ReduceLogSum",
-            "ReduceLogSumExp",
-            "ReduceMean",
-            "ReduceProd",
-            "ReduceSum",
-            "ReduceSumSquare",
-            "STFT",
-            "SoftmaxCrossEntropyLoss",
-        ),
-        _SUMS,
-    ),
-    **dict.fromkeys(
-        ("AffineGrid", "GridSample", "MaxRoiPool", "NonMaxSuppression", "Range", "RoiAlign"),
-        _COUNTS,
-    ),
-    **dict.fromkeys(
-        (
-            "Bernoulli",
-            "Multinomial",
-            "RandomNormal",
-            "RandomNormalLike",
-            "RandomUniform",
-            "RandomUniformLike",
-        ),
-        _RANDOM,
-    ),
+    op_type: reason for op_types, reason in _KEPT.items() for op_type in sorted(listed(op_types))
 }
 """Operators that stay in float32 unless asked otherwise, each with the reason.
 
@@ -81,32 +52,20 @@ _LARGEST = {DataType.FLOAT16: 65504.0, DataType.BFLOAT16: (2 - 2.0**-7) * 2.0**1
 """Largest finite number of each small format."""
 
 _QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
-_STAYING_INPUTS: Mapping[str, tuple[int, ...]] = {
+_STAYING_INPUTS = {
     "Dropout": (1,),
     "OneHot": (0, 1),
     "Resize": (1, 2),
 }
 """Inputs that are places, counts and ratios rather than data; they may keep another type."""
 
-_STAYING_OUTPUTS: Mapping[str, tuple[int, ...]] = {"LayerNormalization": (1, 2)}
+_STAYING_OUTPUTS = {"LayerNormalization": (1, 2)}
 """Outputs in the type that ``stash_type`` names."""
 
 _TYPE_ATTRIBUTES = ("dtype", "output_dtype", "output_datatype", "to", "type")
 
-_PRODUCTS = frozenset(
-    {
-        "Attention",
-        "Conv",
-        "ConvTranspose",
-        "DeformConv",
-        "Einsum",
-        "GRU",
-        "Gemm",
-        "LSTM",
-        "LinearAttention",
-        "MatMul",
-        "RNN",
-    }
+_PRODUCTS = listed(
+    "Attention Conv ConvTranspose DeformConv Einsum GRU Gemm LSTM LinearAttention MatMul RNN"
 )
 """Operators with so much arithmetic that another type pays for the Casts around them."""
 
@@ -115,28 +74,10 @@ READERS = frozenset({"Cast", "Shape", "Size"})
 
 _SOURCES = frozenset({"Constant", "ConstantOfShape"})
 
-_MOVERS = frozenset(
-    {
-        "Concat",
-        "DepthToSpace",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Identity",
-        "Pad",
-        "Reshape",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-    }
-)
+_MOVERS = listed("""
+    Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Pad Reshape Slice
+    SpaceToDepth Split Squeeze Tile Transpose Unsqueeze Where
+""")
 """Operators that only move values about: alone they gain nothing from another type."""
 
 
@@ -255,20 +196,19 @@ def changing_slots(node: Node, low: DataType) -> Slots:
     if schema is None:
         return Slots(frozenset(), frozenset())
     inputs, outputs = _changing_parameters(schema.name, schema.since_version, schema.domain, low)
-    staying_inputs = _STAYING_INPUTS.get(node.op_type, ())
-    staying_outputs = _STAYING_OUTPUTS.get(node.op_type, ())
     return Slots(
-        frozenset(
-            slot
-            for slot in range(len(node.inputs) if inputs else 0)
-            # The last parameter may stand for any number of inputs.
-            if inputs[min(slot, len(inputs) - 1)] and slot not in staying_inputs
-        ),
-        frozenset(
-            slot
-            for slot in range(len(node.outputs) if outputs else 0)
-            if outputs[min(slot, len(outputs) - 1)] and slot not in staying_outputs
-        ),
+        _open_slots(len(node.inputs), inputs, _STAYING_INPUTS.get(node.op_type, ())),
+        _open_slots(len(node.outputs), outputs, _STAYING_OUTPUTS.get(node.op_type, ())),
+    )
+
+
+def _open_slots(count: int, changing: tuple[bool, ...], staying: tuple[int, ...]) -> frozenset[int]:
+    # The last parameter may stand for any number of values.
+    last = len(changing) - 1
+    return frozenset(
+        slot
+        for slot in range(count if changing else 0)
+        if changing[min(slot, last)] and slot not in staying
     )
 
 
@@ -295,8 +235,8 @@ def constant_tensor(value: Value) -> Tensor | None:
     """
     if value.is_constant and value.data is not None:
         return None if value.data.is_sparse else value.data
-    maker = value.producer
-    if maker is None or not maker.is_op("Constant"):
+    maker = made_by(value, "Constant")
+    if maker is None:
         return None
     held = maker.get("value")
     if isinstance(held, Tensor):
@@ -414,8 +354,8 @@ class _Numbers:
 
 def _filling(value: Value) -> Tensor | None:
     """What a ConstantOfShape fills a value with, None for any other value."""
-    maker = value.producer
-    held = maker.get("value") if maker is not None and maker.is_op("ConstantOfShape") else None
+    maker = made_by(value, "ConstantOfShape")
+    held = None if maker is None else maker.get("value")
     return held if isinstance(held, Tensor) else None
 
 
@@ -453,13 +393,18 @@ def _quantized(graph: Graph) -> set[Node]:
     found: set[Node] = set()
     for node in graph.all_nodes():
         makers = [v.producer for v in node.inputs if v is not None and v.producer is not None]
+        # An integer product is restored by a Cast.
+        before = [m.input(0) if m.is_op("Cast") else None for m in makers]
         uses = [use for v in node.outputs if v is not None for use in v.uses]
         if (
             node.is_op(*_QUANTIZING)
             or node.op_type.startswith("QLinear")
             or node.op_type.endswith("Integer")
             or any(maker.is_op("DequantizeLinear", "DynamicQuantizeLinear") for maker in makers)
-            or any(map(_casts_integer_product, makers))
+            or any(
+                v is not None and v.producer and v.producer.op_type.endswith("Integer")
+                for v in before
+            )
             or (
                 any(maker in found for maker in makers)
                 and uses
@@ -468,12 +413,6 @@ def _quantized(graph: Graph) -> set[Node]:
         ):
             found.add(node)
     return found
-
-
-def _casts_integer_product(node: Node) -> bool:
-    source = node.input(0)
-    maker = source.producer if source is not None else None
-    return node.is_op("Cast") and maker is not None and maker.op_type.endswith("Integer")
 
 
 def _idle(graph: Graph, regions: FloatRegions, interface: bool) -> set[Node]:

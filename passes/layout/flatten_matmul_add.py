@@ -3,54 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from onnxq.ir import (
-    Builder,
-    Context,
-    DataType,
-    Graph,
-    Match,
-    Numerics,
-    Pass,
-    Rule,
-    Shape,
-    TensorType,
-    Value,
-    rewrite,
-)
+from onnxq.ir import Builder, DataType, Match, Rule, RulePass, Shape, TensorType, Value
 from onnxq.ir.pattern import Operator, PatternBuilder, Variable
 
-_FIRST_OPSET = 7
+_OPSET = 7
 """Before it Gemm broadcasts by an attribute."""
-
-
-@dataclass(frozen=True)
-class FlattenMatMulAdd(Pass):
-    """Write a MatMul with a bias over three or more dimensions as Reshape, Gemm, Reshape.
-
-    In float this gains nothing, so the default pipeline leaves it alone. In integers it does:
-    Gemm takes the bias into its int32 sums, where a MatMul needs an Add of its own. And where
-    all dimensions are fixed, onnxruntime makes this very rewrite itself at session start, after
-    which the bias is no integer any more and the integer kernel is lost (the language model in
-    `models/` then runs at 0.7 times the speed of float instead of 1.6 times).
-
-    Rewritten: ``Add(MatMul(x, w), b)`` with ``x`` float32 of rank 3 or more, ``w`` a constant
-    matrix and ``b`` a constant with one number per column, the product read by the Add alone.
-
-    Not rewritten: matrices (fuse-matmul-add does those), and an ``x`` with a dimension of size 0
-    or with more than one unknown dimension, whose shape would have to be computed at run time.
-    """
-
-    name: ClassVar[str] = "flatten-matmul-add"
-    numerics: ClassVar[Numerics] = "reassociates"
-    needs_types: ClassVar[bool] = True
-
-    def run(self, graph: Graph, ctx: Context) -> int:
-        """See `Pass.run`; counts the Gemms made."""
-        return rewrite(graph, _RULES, ctx) if graph.opset >= _FIRST_OPSET else 0
 
 
 def _pattern(op: PatternBuilder, x: Variable, w: Variable, b: Variable) -> Operator:
@@ -92,4 +52,26 @@ def _target(op: Builder, shape: Shape) -> Value:
     return op.constant(np.array(dims, dtype=np.int64), "shape")
 
 
-_RULES = [Rule(_pattern, _replacement, _is_flat, "MatMul and Add are one Gemm of matrices")]
+@dataclass(frozen=True)
+class FlattenMatMulAdd(RulePass):
+    """Write a MatMul with a bias over three or more dimensions as Reshape, Gemm, Reshape.
+
+    In float this gains nothing, so the default pipeline leaves it alone. In integers it does:
+    Gemm takes the bias into its int32 sums, where a MatMul needs an Add of its own. And where
+    all dimensions are fixed, onnxruntime makes this very rewrite itself at session start, after
+    which the bias is no integer any more and the integer kernel is lost (the language model in
+    `models/` then runs at 0.7 times the speed of float instead of 1.6 times).
+
+    Rewritten: ``Add(MatMul(x, w), b)`` with ``x`` float32 of rank 3 or more, ``w`` a constant
+    matrix and ``b`` a constant with one number per column, the product read by the Add alone.
+
+    Not rewritten: matrices (fuse-matmul-add does those), and an ``x`` with a dimension of size 0
+    or with more than one unknown dimension, whose shape would have to be computed at run time.
+    """
+
+    name = "flatten-matmul-add"
+    numerics = "reassociates"
+    needs_types = True
+    rules = (
+        Rule(_pattern, _replacement, _is_flat, "MatMul and Add are one Gemm of matrices", _OPSET),
+    )

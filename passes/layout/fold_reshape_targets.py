@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import numpy as np
 
 from onnxq.ir import Context, Graph, Node, Pass, Shape
+from onnxq.passes.nodes import state, visit
 from onnxq.passes.unused import remove_computation
 
 
@@ -34,34 +32,27 @@ class FoldReshapeTargets(Pass):
     A Reshape that would have failed at run time, since its target did not fit, may succeed.
     """
 
-    name: ClassVar[str] = "fold-reshape-targets"
-    default: ClassVar[bool] = True
-    needs_types: ClassVar[bool] = True
+    name = "fold-reshape-targets"
+    default = True
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Reshapes that got a constant target."""
-        made = 0
-        for node in list(graph.all_nodes()):
-            # A computation of targets that went with an earlier one's may hold a Reshape too.
-            if node.in_graph and _fold(node):
-                ctx.rewrote(f"{node.label}: its target is constant")
-                made += 1
-        return made
+        return visit(graph, ctx, {"Reshape"}, _fold)
 
 
-def _fold(node: Node) -> bool:
+def _fold(node: Node) -> str | None:
     target, data = node.input(1), node.input(0)
-    if not node.is_op("Reshape") or target is None or data is None or target.producer is None:
-        return False
+    if target is None or data is None or target.producer is None:
+        return None
     found = _constant_target(data.shape, node.output.shape)
     if found is None:
-        return False
-    graph, name = node.graph, f"{node.output.name}_shape"
-    graph.set_constant(node, 1, np.array(found, dtype=np.int64), name)
+        return None
+    state(node, "shape", 1, found)
     if 0 in found:
-        graph.set_attribute(node, "allowzero", None)
+        node.graph.set_attribute(node, "allowzero", None)
     remove_computation(target)
-    return True
+    return "its target is constant"
 
 
 def _constant_target(read: Shape | None, made: Shape | None) -> list[int] | None:

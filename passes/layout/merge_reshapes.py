@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from onnxq.ir import Context, Graph, Node, Pass, Shape, Value, remove_unused
 from onnxq.ir.shape_values import constant_ints
+from onnxq.passes.nodes import bypass, made_by, state, stated
 
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 _FIRST_OPSET = 5
 """Before it Reshape takes the shape as an attribute."""
-
-_FIRST_AXES_INPUT_OPSET = 13
-"""From here on Squeeze and Unsqueeze take their axes as an input."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +40,9 @@ class MergeReshapes(Pass):
     - One that something else reads too, or that is a graph output: it would stay.
     """
 
-    name: ClassVar[str] = "merge-reshapes"
-    default: ClassVar[bool] = True
-    needs_types: ClassVar[bool] = True
+    name = "merge-reshapes"
+    default = True
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the operators that read past another."""
@@ -65,38 +62,19 @@ class MergeReshapes(Pass):
 
 def _merge(second: Node) -> Node | None:
     """Merge a node with the one before it; gives the node that is left, None if nothing is done."""
-    between = second.input(0)
-    first = between.producer if between is not None else None
-    if between is None or first is None or not first.is_op(*_RESHAPES) or between.is_output:
+    between, first = second.input(0), made_by(second.input(0), *_RESHAPES)
+    if between is None or first is None or between.is_output:
         return None
     source = first.input(0)
     if source is None or any(u.slot or not u.node.is_op(*_RESHAPES) for u in between.uses):
         return None
     if _undoes(first, second, between.rank):
-        left = _bypass(second, source)
+        left = second if bypass(second, source) else None
     else:
         left = _merge_axes(first, second, source) or _merge_shapes(second, source, between)
     if left is not None:
         remove_unused(first.graph, [first])
     return left
-
-
-def _bypass(node: Node, source: Value) -> Node | None:
-    old = node.output
-    free = source.producer is not None and source.graph is node.graph and not source.is_output
-    if old.is_output and not free:
-        return None
-    node.graph.replace_uses(old, source)
-    remove_unused(node.graph, [node])
-    return node
-
-
-def _axes(node: Node) -> list[int] | None:
-    """The axes of a Squeeze or Unsqueeze as stated, None if they are not or not constant."""
-    if node.graph.opset >= _FIRST_AXES_INPUT_OPSET:
-        return constant_ints(node.input(1))
-    axes = node.get("axes")
-    return None if axes is None else list(axes)
 
 
 def _normal(axes: Sequence[int], rank: int | None) -> list[int] | None:
@@ -111,7 +89,7 @@ def _undoes(first: Node, second: Node, rank_between: int | None) -> bool:
     """Whether the second puts back the axes that the first took away, or the reverse."""
     if {first.op_type, second.op_type} != {"Squeeze", "Unsqueeze"}:
         return False
-    one, other = _axes(first), _axes(second)
+    one, other = stated(first, "axes", 1), stated(second, "axes", 1)
     if one is None or other is None:
         return False
     rank = rank_between
@@ -123,7 +101,7 @@ def _undoes(first: Node, second: Node, rank_between: int | None) -> bool:
 
 def _merge_axes(first: Node, second: Node, source: Value) -> Node | None:
     """Merge two Squeezes or two Unsqueezes."""
-    one, other = _axes(first), _axes(second)
+    one, other = stated(first, "axes", 1), stated(second, "axes", 1)
     if first.op_type != second.op_type or one is None or other is None or source.rank is None:
         return None
     if first.is_op("Unsqueeze"):
@@ -140,12 +118,8 @@ def _merge_axes(first: Node, second: Node, source: Value) -> Node | None:
     left = [axis for axis in range(rank) if axis not in set(outer)]
     if any(axis >= len(left) for axis in inner) or any(axis >= rank for axis in outer):
         return None
-    graph, axes = second.graph, sorted((*outer, *(left[axis] for axis in inner)))
     second.set_input(0, source)
-    if graph.opset < _FIRST_AXES_INPUT_OPSET:
-        graph.set_attribute(second, "axes", axes)
-    else:
-        _set_shape_input(second, axes, "axes")
+    state(second, "axes", 1, sorted((*outer, *(left[axis] for axis in inner))))
     return second
 
 
@@ -163,7 +137,7 @@ def _merge_shapes(second: Node, source: Value, between: Value) -> Node | None:
     if second.is_op("Reshape"):
         second.set_input(0, source)
         if target != constant_ints(second.input(1)):
-            _set_shape_input(second, target, "shape")
+            state(second, "shape", 1, target)
         return second
     old = second.output
     shape = graph.constant(np.array(target, dtype=np.int64), f"{old.name}_shape")
@@ -175,11 +149,6 @@ def _merge_shapes(second: Node, source: Value, between: Value) -> Node | None:
         graph.rename(new.output, name)
     graph.rename_node(new, node_name)
     return new
-
-
-def _set_shape_input(node: Node, numbers: list[int], what: str) -> None:
-    name = f"{node.output.name}_{what}"
-    node.graph.set_constant(node, 1, np.array(numbers, dtype=np.int64), name)
 
 
 def _target(second: Node, source: Shape | None, between: Shape | None) -> list[int] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from onnxq.ir import Context, Graph, Node, Pass, Value, attribute_value, remove_unused
 from onnxq.passes.slicing import TO_THE_END, Limits, normal_axis, set_limits, slice_limits
@@ -36,9 +35,9 @@ class MergeSlices(Pass):
       stay, and nothing be gained.
     """
 
-    name: ClassVar[str] = "merge-slices"
-    default: ClassVar[bool] = True
-    needs_types: ClassVar[bool] = True
+    name = "merge-slices"
+    default = True
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Slices, Concats and runs of parts that are gone."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
-from onnxq.ir import Context, Graph, Node, Numerics, Pass, TensorType, Use, Value, remove_unused
+from onnxq.ir import Context, Graph, Node, Pass, TensorType, Use, Value, remove_unused
 from onnxq.ir.connected import connected
 from onnxq.ir.operators import schema_of
 from onnxq.ir.types import static_size
 from onnxq.passes.layout.relayout import Change, Perm, apply, change, inverse, is_identity
+from onnxq.passes.nodes import bypass, made_by
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class MergeTransposes(Pass):
     which cost 20 to 40 %, and removes those around Sigmoid and Mul.
     """
 
-    name: ClassVar[str] = "merge-transposes"
-    numerics: ClassVar[Numerics] = "reassociates"
-    default: ClassVar[bool] = True
-    needs_types: ClassVar[bool] = True
+    name = "merge-transposes"
+    numerics = "reassociates"
+    default = True
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the Transposes that are gone."""
@@ -66,8 +66,7 @@ def _merge_chains(graph: Graph, ctx: Context) -> int:
     made = 0
     for node in graph.nodes():
         perm = _perm(node)
-        value = node.input(0)
-        before = value.producer if value is not None else None
+        value, before = node.input(0), made_by(node.input(0), "Transpose")
         if perm is None or before is None or value is None or before.graph is not graph:
             continue
         first = _perm(before)
@@ -88,12 +87,8 @@ def _remove_identity(node: Node) -> None:
     """Bypass a Transpose that keeps the order, except where it has to make a graph output."""
     perm, source = _perm(node), node.inputs[0]
     assert perm is not None and source is not None
-    if not is_identity(perm):
-        return
-    free = source.graph is node.graph and source.producer is not None and not source.is_output
-    if free or not node.output.is_output:
-        node.graph.replace_uses(node.output, source)
-        remove_unused(node.graph, [node])
+    if is_identity(perm):
+        bypass(node, source)
 
 
 def _perm(node: Node) -> Perm | None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from onnxq.ir import (
     Context,
     DataType,
     Graph,
     Node,
-    Numerics,
     Pass,
     TensorType,
     Value,
@@ -41,9 +39,9 @@ class UnflattenGemm(Pass):
         keep_float: Names of Gemms that are to stay as they are.
     """
 
-    name: ClassVar[str] = "unflatten-gemm"
-    numerics: ClassVar[Numerics] = "reassociates"
-    needs_types: ClassVar[bool] = True
+    name = "unflatten-gemm"
+    numerics = "reassociates"
+    needs_types = True
 
     only: tuple[str, ...] = ()
     keep_float: tuple[str, ...] = ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 
@@ -14,20 +13,14 @@ from onnxq.ir import (
     DataType,
     Graph,
     Node,
-    Numerics,
     Pass,
     TensorType,
     Value,
     attribute_value,
     remove_unused,
 )
-from onnxq.passes.notes import (
-    LEFT_IN_FLOAT_KEY,
-    Reason,
-    node_name,
-    note_left_in_float,
-    note_target,
-)
+from onnxq.passes.nodes import added
+from onnxq.passes.notes import LEFT_IN_FLOAT_KEY, Reason, node_name, note_left_in_float, note_target
 from onnxq.passes.static.placement import (
     ALREADY_QUANTIZED,
     Placement,
@@ -104,9 +97,9 @@ class InsertQdq(Pass):
             the node that is to have these (see `onnxq.passes.tuned`).
     """
 
-    name: ClassVar[str] = "insert-qdq"
-    numerics: ClassVar[Numerics] = "approximates"
-    needs_types: ClassVar[bool] = True
+    name = "insert-qdq"
+    numerics = "approximates"
+    needs_types = True
 
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     target: str = "auto"
@@ -202,11 +195,8 @@ def _line(node: Node) -> tuple[float, float]:
 
 
 def _note_left_in_float(graph: Graph, placed: Placement, quantized: list[str]) -> None:
-    reasons = {}
-    for node in graph.nodes():
-        reason = placed.left_in_float.get(node)
-        if reason is not None and reason != ALREADY_QUANTIZED:
-            reasons[node] = reason
+    left = placed.left_in_float
+    reasons = {n: left[n] for n in graph.nodes() if left.get(n) not in (None, ALREADY_QUANTIZED)}
     # A graph that was quantized before keeps the reasons of that time.
     if quantized or LEFT_IN_FLOAT_KEY not in graph.model.metadata:
         note_left_in_float(graph, reasons, quantized)
@@ -287,14 +277,10 @@ class _Insertion:
         """A pair for a value, on the value itself or behind a pair of it in another format."""
         name, params = value.name, self._value_qparams(value, format)
         scale, zero_point = self._scale(name, params)
-        quantized = self._graph.add(
-            "QuantizeLinear",
-            [source, scale, zero_point],
-            outputs=[self._graph.fresh_name(f"{name}_q")],
-            types=[TensorType(DataType(params.format.onnx_dtype), value.shape)],
-        )
+        read, dtype = [source, scale, zero_point], DataType(params.format.onnx_dtype)
+        quantized = added(self._graph, "QuantizeLinear", read, f"{name}_q", dtype, value.shape)
         self._ctx.rewrote(f"pair on '{name}', scale {float(params.scale):.6g}")
-        return self._dequantize(quantized.output, scale, zero_point, params, name)
+        return self._dequantize(quantized, scale, zero_point, params, name)
 
     def _saturate(self, node: Node) -> None:
         """Write HardSigmoid as an Add that saturates, HardSwish as its product with that.
@@ -315,21 +301,12 @@ class _Insertion:
         stored = quantize(np.float32(beta), offset, name=name)
         slope = self._constant(shrunk, f"{name}_scale")
         scaled = self._dequantize(integers, slope, zero_point, offset, name)
-        added = self._dequantize(
-            self._graph.constant(stored, f"{name}_offset"),
-            *self._scale(name, offset),
-            offset,
-            name,
-        )
-        is_swish = node.is_op("HardSwish")
-        line = self._graph.add(
-            "Add",
-            [scaled, added],
-            name=f"{node.name or name}_gate",
-            types=[node.output.type],
-        ).output
+        addend = self._graph.constant(stored, f"{name}_offset")
+        shift = self._dequantize(addend, *self._scale(name, offset), offset, name)
+        types, gate_name = [node.output.type], f"{node.name or name}_gate"
+        line = self._graph.add("Add", [scaled, shift], name=gate_name, types=types).output
         made = line
-        if is_swish:
+        if node.is_op("HardSwish"):
             params = self._activation_qparams(*_UNIT, format, name)
             gate_scale, gate_zero = self._scale(name, params)
             gate = self._graph.add(
@@ -338,7 +315,7 @@ class _Insertion:
                 types=[TensorType(DataType(params.format.onnx_dtype), line.shape)],
             ).output
             opened = self._dequantize(gate, gate_scale, gate_zero, params, name)
-            made = self._graph.add("Mul", [read, opened], types=[node.output.type]).output
+            made = self._graph.add("Mul", [read, opened], types=types).output
         self._graph.replace_uses(node.output, made)
         remove_unused(self._graph, [node, pair])
         self._graph.rename(made, name)
@@ -381,12 +358,8 @@ class _Insertion:
         for slot, value in enumerate(node.inputs):
             if value is not None and value.is_constant:
                 numbers = value.numpy()
-                params = self._activation_qparams(
-                    float(numbers.min(initial=0)),
-                    float(numbers.max(initial=0)),
-                    self._formats[node],
-                    value.name,
-                )
+                low, high = float(numbers.min(initial=0)), float(numbers.max(initial=0))
+                params = self._activation_qparams(low, high, self._formats[node], value.name)
                 stored = quantize(numbers, params, name=value.name)
                 self._replace_constant(node, slot, stored, params)
 
@@ -420,10 +393,6 @@ class _Insertion:
     def _dequantize(
         self, quantized: Value, scale: Value, zero_point: Value, params: QParams, name: str
     ) -> Value:
-        return self._graph.add(
-            "DequantizeLinear",
-            [quantized, scale, zero_point],
-            {} if params.axis is None else {"axis": params.axis},
-            outputs=[self._graph.fresh_name(f"{name}_dq")],
-            types=[TensorType(DataType.FLOAT, quantized.shape)],
-        ).output
+        read, shape, dtype = [quantized, scale, zero_point], quantized.shape, DataType.FLOAT
+        axis = {} if params.axis is None else {"axis": params.axis}
+        return added(self._graph, "DequantizeLinear", read, f"{name}_dq", dtype, shape, **axis)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -36,9 +35,8 @@ class KeepFloatWeights(Pass):
     It is for onnxruntime alone: other compilers want one scale for an activation.
     """
 
-    name: ClassVar[str] = "keep-float-weights"
-    default: ClassVar[bool] = False
-    needs_types: ClassVar[bool] = True
+    name = "keep-float-weights"
+    needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the operators that are kept in float."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxq.ir import DataType, Graph, Node, Use, Value, attribute_value
+from onnxq.passes.nodes import made_by
 from onnxq.passes.notes import BY_REQUEST, NOT_FINITE, OVERRIDABLE, Reason, node_name
 from onnxq.quant import Format, Granularity
 from onnxq.targets import OperatorRule, Target
@@ -263,7 +264,7 @@ def _known_to_stay(graph: Graph, keep_float: frozenset[str]) -> dict[Node, Reaso
     """Nodes that are not even considered, and why."""
     stay = {}
     for node in graph.nodes():
-        if any(v and v.producer and v.producer.is_op("DequantizeLinear") for v in node.inputs):
+        if any(made_by(v, "DequantizeLinear") for v in node.inputs):
             stay[node] = ALREADY_QUANTIZED
         elif node_name(node) in keep_float:
             stay[node] = BY_REQUEST
@@ -392,12 +393,11 @@ def _residual_slot(node: Node) -> int:
 
 def _product_slots(node: Node) -> list[int]:
     """Inputs of an addition that are the results of products, and read nowhere else."""
-    found = []
-    for slot, value in enumerate(node.inputs):
-        maker = None if value is None else value.producer
-        if value and maker and maker.is_op(*_PRODUCTS) and len(value.uses) == 1:
-            found.append(slot)
-    return found
+    return [
+        slot
+        for slot, value in enumerate(node.inputs)
+        if value is not None and made_by(value, *_PRODUCTS) and len(value.uses) == 1
+    ]
 
 
 def _fuses_residual(node: Node, placed: Placement) -> bool:

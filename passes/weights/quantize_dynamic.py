@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
 
 import numpy as np
 
 from onnxq.ir import Attribute, DataType, Graph, Node, TensorType, Value
+from onnxq.passes.nodes import added
 from onnxq.passes.notes import Reason
 from onnxq.passes.weights.stored_weights import Arrays, Layout, Rounding, Stored
 from onnxq.passes.weights.weight_pass import Rewrite, Rewriter, WeightPass
@@ -74,7 +74,7 @@ class QuantizeDynamic(WeightPass):
         contrib: Use operators of onnxruntime's own where they pay; only it runs these.
     """
 
-    name: ClassVar[str] = "quantize-dynamic"
+    name = "quantize-dynamic"
 
     per_channel: bool = True
     reduced_range: bool = False
@@ -152,39 +152,27 @@ class _Dynamic(Rewriter):
         graph, shape, x, stem = node.graph, node.output.shape, node.input(0), node.output.name
         assert x is not None
 
-        def add(op_type: str, ending: str, inputs: list[Value], **attributes: int) -> Value:
-            names, types = [graph.fresh_name(f"{stem}_{ending}")], [TensorType(_FLOAT, shape)]
-            return graph.add(op_type, inputs, attributes, outputs=names, types=types).output
+        def add(op_type: str, end: str, inputs: list[Value], **attributes: int) -> Value:
+            return added(graph, op_type, inputs, f"{stem}_{end}", _FLOAT, shape, **attributes)
 
         quantized, scale, zero_point = self._quantized(graph, x)
-        product = graph.add(
-            operator,
-            [quantized, stored.values, zero_point],
-            attributes,
-            outputs=[graph.fresh_name(f"{stem}_i")],
-            types=[TensorType(DataType.INT32, shape)],
-        )
-        numbers = add("Cast", "f", [product.output], to=int(_FLOAT))
+        read = [quantized, stored.values, zero_point]
+        product = added(graph, operator, read, f"{stem}_i", DataType.INT32, shape, **attributes)
+        numbers = add("Cast", "f", [product], to=int(_FLOAT))
         factor = graph.add("Mul", [scale, stored.scale], types=[stored.scale.type]).output
         made = add("Mul", "m", [numbers, factor])
         if bias is not None:
             made = add("Add", "b", [made, bias])
-        replace_node(node, [made], product)
+        assert product.producer is not None
+        replace_node(node, [made], product.producer)
 
     def _quantized(self, graph: Graph, x: Value) -> tuple[Value, Value, Value]:
         """An activation as uint8 with scale and zero-point, once for all that read it."""
         if (graph, x) not in self._activations:
             names = [graph.fresh_name(f"{x.name}_{end}") for end in ("q", "scale", "zero_point")]
-            made = graph.add(
-                "DynamicQuantizeLinear",
-                [x],
-                outputs=names,
-                types=[
-                    TensorType(DataType.UINT8, x.shape),
-                    TensorType(_FLOAT, ()),
-                    TensorType(DataType.UINT8, ()),
-                ],
-            )
+            shapes = ((DataType.UINT8, x.shape), (_FLOAT, ()), (DataType.UINT8, ()))
+            types = [TensorType(dtype, shape) for dtype, shape in shapes]
+            made = graph.add("DynamicQuantizeLinear", [x], outputs=names, types=types)
             quantized, scale, zero_point = made.outputs
             assert quantized is not None and scale is not None and zero_point is not None
             self._activations[graph, x] = (quantized, scale, zero_point)

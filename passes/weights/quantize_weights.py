@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
 
 import numpy as np
 
@@ -113,7 +112,7 @@ class QuantizeWeights(WeightPass):
         accuracy_level: Of the MatMulNBits operators: 4 computes with 8-bit activations, 0 in float.
     """
 
-    name: ClassVar[str] = "quantize-weights"
+    name = "quantize-weights"
 
     format: str = "int4"
     block_size: int = 32

@@ -12,8 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from onnxq.errors import InputError
-from onnxq.ir import DataType, Graph, Tensor, TensorType, Value
+from onnxq.ir import DataType, Graph, Tensor, Value
 from onnxq.ir.packing import PACKED_BITS, pack, pack_transposed
+from onnxq.passes.nodes import added
 from onnxq.passes.notes import NOT_FINITE, Reason
 from onnxq.passes.tuned import TunedWeight
 from onnxq.quant import (
@@ -166,14 +167,11 @@ class WeightStore:
         if key not in self._stored:
             assert weight.data is not None
             values, scale, zero_point, qparams = _arranged(weight.data, layout, weight.name)
-            self._stored[key] = Stored(
-                graph.constant(values, f"{weight.name}_q"),
-                graph.constant(scale, f"{weight.name}_scale"),
-                None
-                if zero_point is None
-                else graph.constant(zero_point, f"{weight.name}_zero_point"),
-                qparams,
-            )
+            integers = graph.constant(values, f"{weight.name}_q")
+            factors, zeros = graph.constant(scale, f"{weight.name}_scale"), None
+            if zero_point is not None:
+                zeros = graph.constant(zero_point, f"{weight.name}_zero_point")
+            self._stored[key] = Stored(integers, factors, zeros, qparams)
         return self._stored[key]
 
     def drop_unused(self) -> None:
@@ -187,15 +185,16 @@ class WeightStore:
         """The float weight, from one DequantizeLinear for all who want it."""
         if stored not in self._dequantized:
             values, granularity = stored.values, stored.qparams.granularity
-            read = [values, stored.scale, *([stored.zero_point] if stored.zero_point else [])]
             attributes = {"axis": granularity.axis, "block_size": granularity.block_size}
-            self._dequantized[stored] = values.graph.add(
+            self._dequantized[stored] = added(
+                values.graph,
                 "DequantizeLinear",
-                read,
-                {name: given for name, given in attributes.items() if given is not None},
-                outputs=[values.graph.fresh_name(values.name.removesuffix("_q") + "_dq")],
-                types=[TensorType(DataType.FLOAT, values.shape)],
-            ).output
+                [values, stored.scale, stored.zero_point],
+                values.name.removesuffix("_q") + "_dq",
+                DataType.FLOAT,
+                values.shape,
+                **{name: given for name, given in attributes.items() if given is not None},
+            )
         return self._dequantized[stored]
 
 

@@ -6,12 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import ClassVar
 
 import numpy as np
 
 from onnxq.errors import InputError
-from onnxq.ir import Context, Graph, Node, Numerics, Pass
+from onnxq.ir import Context, Graph, Node, Pass
 from onnxq.passes.notes import BY_REQUEST, UNRELATED, Reason, node_name, note_left_in_float
 from onnxq.passes.tuned import RECURRENCE, Tuned, tuned_weight
 from onnxq.passes.weights.stored_weights import (
@@ -57,8 +56,8 @@ class WeightPass(Pass):
             that is to have these (see `onnxq.passes.tuned`).
     """
 
-    numerics: ClassVar[Numerics] = "approximates"
-    needs_types: ClassVar[bool] = True
+    numerics = "approximates"
+    needs_types = True
 
     only: tuple[str, ...] = ()
     keep_float: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxq.ir import DataType, Node, TensorType, Value, remove_unused
+from onnxq.passes.nodes import added, made_by
 from onnxq.passes.notes import OVERRIDABLE, Reason
 from onnxq.passes.weights.stored_weights import Stored
 
@@ -39,8 +40,7 @@ def find_weight(node: Node, slot: int) -> ConstantWeight | Reason:
     if value is None:
         return Reason("computed", "it has no weight")
     found = ConstantWeight(value)
-    maker = value.producer
-    if maker is not None and maker.is_op("Transpose"):
+    if maker := made_by(value, "Transpose"):
         read = maker.input(0)
         if read is not None and read.rank == 2 and maker.get("perm", (1, 0)) == (1, 0):
             found = ConstantWeight(read, transposed=True)
@@ -56,8 +56,9 @@ def find_weight(node: Node, slot: int) -> ConstantWeight | Reason:
 
 
 def _computed(value: Value) -> Reason:
-    maker, names = value.producer, []
-    while maker is not None and maker.is_op(*_LAYOUT_OPERATORS):
+    source: Value | None = value
+    names: list[str] = []
+    while maker := made_by(source, *_LAYOUT_OPERATORS):
         names.append(maker.op_type)
         source = maker.input(0)
         if source is not None and source.is_constant:
@@ -66,7 +67,6 @@ def _computed(value: Value) -> Reason:
                 f"its weight is the constant '{source.name}' behind {' and '.join(names)}; "
                 "fold-constants with a larger limit would fold it",
             )
-        maker = source.producer if source is not None else None
     return Reason("computed", "its weight is not constant")
 
 
@@ -77,7 +77,7 @@ def has_float_weight(node: Node) -> bool:
     and no single column (the scales of rows are one).
     """
     weights = [node.input(slot) for slot in _WEIGHT_SLOTS.get(node.op_type, (1,))]
-    if any(v and v.producer and v.producer.is_op("DequantizeLinear") for v in weights):
+    if any(made_by(v, "DequantizeLinear") for v in weights):
         return False
     table = weights[0]
     if not node.is_op("Gather") or table is None:
@@ -115,8 +115,8 @@ def drop_unused(values: Sequence[Value | None]) -> None:
     for value in dict.fromkeys(values):
         if value is None or value.is_used or value.graph.values.get(value.name) is not value:
             continue
-        if value.producer is not None and value.producer.is_op("Transpose"):
-            remove_unused(value.graph, [value.producer])
+        if transpose := made_by(value, "Transpose"):
+            remove_unused(value.graph, [transpose])
         elif value.is_constant:
             value.graph.discard(value)
 
@@ -130,12 +130,8 @@ def plain_gemm(node: Node) -> None:
     graph = node.graph
     x, bias = node.input(0), node.input(2)
     if node.get("transA", 0) and x is not None:
-        shape = x.shape[::-1] if x.shape is not None else None
-        dtype = x.dtype or DataType.FLOAT
-        turned = graph.add(
-            "Transpose", [x], {"perm": [1, 0]}, types=[TensorType(dtype, shape)]
-        ).output
-        node.set_input(0, turned)
+        types = [TensorType(x.dtype or DataType.FLOAT, None if x.shape is None else x.shape[::-1])]
+        node.set_input(0, graph.add("Transpose", [x], {"perm": [1, 0]}, types=types).output)
     if bias is not None:
         node.set_input(2, _plain_bias(node, bias))
         drop_unused([bias])
@@ -181,24 +177,11 @@ def gather_rows(node: Node, stored: Stored) -> None:
     graph, output = node.graph, node.output
     indices = node.input(1)
     shape, name = output.shape, output.name
-    rows = graph.add(
-        "Gather",
-        [stored.values, indices],
-        outputs=[graph.fresh_name(f"{name}_q")],
-        types=[TensorType(DataType(stored.qparams.format.onnx_dtype), shape)],
-    )
-    factors = graph.add(
-        "Gather",
-        [stored.scale, indices],
-        outputs=[graph.fresh_name(f"{name}_scale")],
-        types=[TensorType(DataType.FLOAT, None if shape is None else (*shape[:-1], 1))],
-    )
-    numbers = graph.add(
-        "Cast",
-        [rows.output],
-        {"to": int(DataType.FLOAT)},
-        outputs=[graph.fresh_name(f"{name}_f")],
-        types=[TensorType(DataType.FLOAT, shape)],
-    )
-    made = graph.add("Mul", [numbers.output, factors.output]).output
-    replace_node(node, [made], rows)
+    integer, real = DataType(stored.qparams.format.onnx_dtype), DataType.FLOAT
+    one_each = None if shape is None else (*shape[:-1], 1)
+    rows = added(graph, "Gather", [stored.values, indices], f"{name}_q", integer, shape)
+    factors = added(graph, "Gather", [stored.scale, indices], f"{name}_scale", real, one_each)
+    numbers = added(graph, "Cast", [rows], f"{name}_f", real, shape, to=int(real))
+    made = graph.add("Mul", [numbers, factors])
+    assert rows.producer is not None
+    replace_node(node, made.outputs, rows.producer)
