@@ -11,6 +11,7 @@ from typing import Any
 
 import networkx as nx
 import onnx
+import onnx.helper
 from google.protobuf.message import DecodeError, Message
 
 from onnxq.errors import InputError, InvariantError
@@ -23,7 +24,6 @@ from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import TensorType, ValueType, merge_types, type_from_proto
 from onnxq.ir.withheld import Withheld
 
-_Kind = onnx.AttributeProto
 _ReadTensor = Callable[[onnx.TensorProto], Tensor]
 
 _LARGEST_VERSION = 2**31 - 1
@@ -365,38 +365,18 @@ def _read_node(scope: _Scope, proto: onnx.NodeProto, node: Node, read: _ReadTens
 
 
 def _read_attribute(scope: _Scope, proto: onnx.AttributeProto, read: _ReadTensor) -> Attribute:
-    value = _read_attribute_value(scope, proto, read)
+    held = None if proto.ref_attr_name else onnx.helper.get_attribute_value(proto)
+    if held is None and not proto.ref_attr_name:
+        raise InvariantError(f"attribute '{proto.name}' has no type that ONNX knows")
+    value = _held(scope, held, read)
     return Attribute(proto.type, value, proto.ref_attr_name, proto.doc_string)
 
 
-def _read_attribute_value(scope: _Scope, proto: onnx.AttributeProto, read: _ReadTensor) -> object:
-    kind = proto.type
-    if proto.ref_attr_name:
-        return None
-    if kind == _Kind.TENSOR:
-        return read(proto.t)
-    if kind == _Kind.TENSORS:
-        return tuple(read(t) for t in proto.tensors)
-    if kind == _Kind.GRAPH:
-        return _read_graph(proto.g, scope.inner(proto.g.name), read)
-    if kind == _Kind.GRAPHS:
-        return tuple(_read_graph(g, scope.inner(g.name), read) for g in proto.graphs)
-    if kind in (_Kind.INTS, _Kind.FLOATS, _Kind.STRINGS, _Kind.TYPE_PROTOS, _Kind.SPARSE_TENSORS):
-        return tuple(getattr(proto, _FIELDS[kind]))
-    if kind in _FIELDS:
-        return getattr(proto, _FIELDS[kind])
-    raise InvariantError(f"attribute '{proto.name}' has no type that ONNX knows")
-
-
-_FIELDS = {
-    _Kind.INT: "i",
-    _Kind.FLOAT: "f",
-    _Kind.STRING: "s",
-    _Kind.INTS: "ints",
-    _Kind.FLOATS: "floats",
-    _Kind.STRINGS: "strings",
-    _Kind.TYPE_PROTO: "tp",
-    _Kind.TYPE_PROTOS: "type_protos",
-    _Kind.SPARSE_TENSOR: "sparse_tensor",
-    _Kind.SPARSE_TENSORS: "sparse_tensors",
-}
+def _held(scope: _Scope, held: object, read: _ReadTensor) -> object:
+    if isinstance(held, list):
+        return tuple(_held(scope, item, read) for item in held)
+    if isinstance(held, onnx.TensorProto):
+        return read(held)
+    if isinstance(held, onnx.GraphProto):
+        return _read_graph(held, scope.inner(held.name), read)
+    return held

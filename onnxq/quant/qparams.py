@@ -258,11 +258,7 @@ def weight_qparams(
         InputError: NaN or infinity in the weight, no such axis, or scheme and format do not suit
             each other.
     """
-    values: Float32Array = as_numbers(weight, np.float32, name)
-    axis = axis_within(granularity, values.ndim, name)
-    grouping = Grouping(values.shape, axis, granularity.block_size)
-    low, high = _extremes(values, grouping, name)
-    return _weight_qparams(values, grouping, low, high, format, scheme, search)
+    return _weight_qparams(weight, format, scheme, granularity, search, name)[0]
 
 
 def quantize_weight(
@@ -279,30 +275,32 @@ def quantize_weight(
     Raises:
         InputError: As `weight_qparams` does.
     """
-    values: Float32Array = as_numbers(weight, np.float32, name)
-    axis = axis_within(granularity, values.ndim, name)
-    grouping = Grouping(values.shape, axis, granularity.block_size)
-    low, high = _extremes(values, grouping, name)
-    qparams = _weight_qparams(values, grouping, low, high, format, scheme, search)
-    within = search == PLAIN and _stay_within(low, high, qparams)
+    qparams, values, grouping, ends = _weight_qparams(
+        weight, format, scheme, granularity, search, name
+    )
+    within = search == PLAIN and _stay_within(*ends, qparams)
     return QuantizedTensor(_quantized(values, qparams, grouping, clips=not within), qparams)
 
 
 def _weight_qparams(
-    values: Float32Array,
-    grouping: Grouping,
-    low: Float32Array,
-    high: Float32Array,
+    weight: npt.ArrayLike,
     format: Format,
     scheme: Scheme,
+    granularity: Granularity,
     search: ScaleSearch,
-) -> QParams:
+    name: str,
+) -> tuple[QParams, Float32Array, Grouping, tuple[Float32Array, Float32Array]]:
+    """Beside the qparams the weight's values, their grouping and the smallest and largest ones."""
+    values: Float32Array = as_numbers(weight, np.float32, name)
+    axis = axis_within(granularity, values.ndim, name)
+    grouping = Grouping(values.shape, axis, granularity.block_size)
+    low, high = _extremes(values, grouping, name)
     plain = _plain(low, high, format, scheme, grouping)
     zeros = (low == 0) & (high == 0)
     if zeros.any() and not zeros.all():
-        scale = np.where(zeros, plain.scale[~zeros].min(), plain.scale)
-        plain = replace(plain, scale=scale)
-    return plain if search == PLAIN else _searched(values, grouping, plain, scheme, search)
+        plain = replace(plain, scale=np.where(zeros, plain.scale[~zeros].min(), plain.scale))
+    found = plain if search == PLAIN else _searched(values, grouping, plain, scheme, search)
+    return found, values, grouping, (low, high)
 
 
 def _stay_within(low: Float32Array, high: Float32Array, qparams: QParams) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from onnxq.errors import InputError
+from onnxq.ir.load import called
 from onnxq.runtime.backend import ModelLike
 from onnxq.runtime.session import Session, operator_name
 
@@ -77,9 +78,7 @@ def optimized_operators(model: ModelLike, *, provider: str = "cpu") -> Counter[s
             # A model that cannot be loaded at all fails again.
             return Session(model, provider=provider, record=True).assigned_operators()
         graph = onnx.load(path, load_external_data=False).graph
-    counts: Counter[str] = Counter()
-    _count(graph, counts)
-    return counts
+    return Counter(operator_name(domain, op_type) for domain, op_type, _ in called(graph.node))
 
 
 def integer_operators(model: ModelLike, *, provider: str = "cpu") -> Counter[str]:
@@ -90,14 +89,3 @@ def integer_operators(model: ModelLike, *, provider: str = "cpu") -> Counter[str
     """
     counts = optimized_operators(model, provider=provider)
     return Counter({name: count for name, count in counts.items() if name in INTEGER_OPERATORS})
-
-
-def _count(graph: onnx.GraphProto, counts: Counter[str]) -> None:
-    for node in graph.node:
-        counts[operator_name(node.domain, node.op_type)] += 1
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _count(attribute.g, counts)
-            elif attribute.type == onnx.AttributeProto.GRAPHS:
-                for subgraph in attribute.graphs:
-                    _count(subgraph, counts)

@@ -6,36 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.ir.types import DataType
+
 Array = npt.NDArray[Any]
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "float": np.dtype(np.float32),
-    "double": np.dtype(np.float64),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float8e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
-    "float8e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
-    "float8e5m2": np.dtype(ml_dtypes.float8_e5m2),
-    "float8e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
-    "int8": np.dtype(np.int8),
-    "uint8": np.dtype(np.uint8),
-    "int16": np.dtype(np.int16),
-    "uint16": np.dtype(np.uint16),
-    "int32": np.dtype(np.int32),
-    "uint32": np.dtype(np.uint32),
-    "int64": np.dtype(np.int64),
-    "uint64": np.dtype(np.uint64),
-    "int4": np.dtype(ml_dtypes.int4),
-    "uint4": np.dtype(ml_dtypes.uint4),
-    "int2": np.dtype(ml_dtypes.int2),
-    "uint2": np.dtype(ml_dtypes.uint2),
-    "bool": np.dtype(np.bool_),
-    "string": np.dtype(object),
-}
+
+_DTYPES = {f"tensor({dtype.name.lower()})": dtype.numpy for dtype in DataType if dtype}
 
 
 @dataclass(frozen=True)
@@ -90,9 +69,7 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 
 def dtype_of(onnx_type: str) -> np.dtype[Any] | None:
     """Return the numpy dtype of onnxruntime's type `tensor(...)`, None for anything else."""
-    if onnx_type.startswith("tensor(") and onnx_type.endswith(")"):
-        return _DTYPES.get(onnx_type[len("tensor(") : -1])
-    return None
+    return _DTYPES.get(onnx_type)
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
