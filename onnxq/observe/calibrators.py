@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from onnxq.observe.histogram import Histogram
 from onnxq.observe.search import choose_range, entropy_range, mse_range
 from onnxq.observe.statistics import Statistics
 from onnxq.quant import Format, Scheme
+from onnxq.registry import from_form, to_form
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,7 @@ class Calibrator(ABC):
         """The range of a tensor whose values are finite."""
 
     def __str__(self) -> str:
-        options = [
-            f"{f.name}={getattr(self, f.name):g}"
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != f.default
-        ]
-        return f"{self.name}{{{','.join(options)}}}" if options else self.name
+        return to_form(self)
 
     def _histogram(self, seen: Statistics) -> Histogram:
         if seen.histogram is None:
@@ -239,32 +233,7 @@ def parse_calibrator(text: str) -> Calibrator:
     Raises:
         InputError: naming the calibrator, option or value that is wrong.
     """
-    matched = re.fullmatch(r"([\w-]+)\s*(?:\{(.*)\})?", text.strip(), flags=re.DOTALL)
-    if matched is None:
-        raise InputError(
-            f"cannot read the calibrator '{text}'; write name or name{{option=number}}"
-        )
-    kind = CALIBRATORS.get(matched[1])
-    if kind is None:
-        raise InputError(
-            f"there is no calibrator '{matched[1]}'; available: {', '.join(CALIBRATORS)}"
-        )
-    known = [f.name for f in dataclasses.fields(kind)]
-    values: dict[str, float] = {}
-    for option in filter(None, (part.strip() for part in (matched[2] or "").split(","))):
-        key, _, number = (part.strip() for part in option.partition("="))
-        if key not in known:
-            raise InputError(
-                f"calibrator {kind.name} has no option '{key}'; it has: "
-                f"{', '.join(known) or 'none'}"
-            )
-        try:
-            values[key] = float(number)
-        except ValueError:
-            raise InputError(
-                f"option '{key}' of calibrator {kind.name} takes a number, not '{number}'"
-            ) from None
-    return kind(**values)
+    return from_form(text, CALIBRATORS, "calibrator")
 
 
 def _check_weight(calibrator: Calibrator, weight: float) -> None:
