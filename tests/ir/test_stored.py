@@ -152,7 +152,7 @@ def test_failed_write_leaves_the_others_alone(little_memory: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         spill(breaking(), 20_000)  # type: ignore[arg-type]
     second = spill([b"2" * 100], 100)
-    assert second._file is first._segment
+    assert second._file is first._file
     assert (b"".join(first.pieces()), b"".join(second.pieces())) == (b"1" * 100, b"2" * 100)
 
 
@@ -181,7 +181,7 @@ def test_a_forked_process_writes_a_file_of_its_own(little_memory: Path) -> None:
     if not child:
         ok = b"".join(mine.pieces()) == b"parent" * 20
         theirs = spill([b"child!" * 20], 120)
-        ok &= theirs._file is not mine._segment
+        ok &= theirs._file is not mine._file
         ok &= b"".join(theirs.pieces()) == b"child!" * 20
         os._exit(0 if ok else 1)
     _, status = os.waitpid(child, 0)
