@@ -248,6 +248,11 @@ class Node:
         self._attributes = attributes
         self._subgraphs = tuple(g for a in attributes.values() for g in a.graphs())
 
+    def _add_output(self, value: Value | None) -> None:
+        if value is not None:
+            value.producer, value._slot = self, len(self._outputs)
+        self._outputs.append(value)
+
     def _trim(self) -> None:
         while self._inputs and self._inputs[-1] is None:
             self._inputs.pop()
@@ -471,13 +476,11 @@ class Graph:
             if wanted in given[:at] or not self._is_free(wanted):
                 raise InvariantError(f"two values of graph '{self.name}' are called '{wanted}'")
         for slot, output in enumerate(names):
-            if output is None:
-                node._outputs.append(None)
-                continue
-            made = output or self.fresh_name(f"{name or op_type.lower()}_output")
-            value = self._define(made, types[slot] if slot < len(types) else None)
-            value.producer, value._slot = node, slot
-            node._outputs.append(value)
+            made = output
+            if output == "":
+                made = self.fresh_name(f"{name or op_type.lower()}_output")
+            known = types[slot] if slot < len(types) else None
+            node._add_output(None if made is None else self._define(made, known))
         node._inputs = list(inputs)
         node._trim()
         self._attach(node)

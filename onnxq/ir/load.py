@@ -138,7 +138,9 @@ def from_proto(
             _require_finite(proto.functions)
             graph = _read_graph(proto.graph, _Scope(Graph(proto.graph.name, model=info)), read)
             if info.ir_version < FIRST_OVERRIDABLE:
-                _make_constant(graph)
+                # Old files had to list initializers as inputs as well.
+                for value in [v for v in graph.inputs if v.data is not None]:
+                    graph.make_constant(value)
             graph.check()
             require_conformity(graph)
     except InvariantError as error:
@@ -228,13 +230,6 @@ def _read_output(scope: _Scope, entry: onnx.ValueInfoProto) -> Value:
     if not output.is_input:
         _describe(output, entry)
     return output
-
-
-def _make_constant(graph: Graph) -> None:
-    """Take initializers out of the inputs, where old files had to list them as well."""
-    graph._inputs = [v for v in graph._inputs if v.data is None]
-    for value in graph.initializers():
-        value.is_input = False
 
 
 def _one_line(error: Exception) -> str:
@@ -344,13 +339,8 @@ def _declare_node(scope: _Scope, proto: onnx.NodeProto) -> Node:
     node.device_configurations = tuple(
         c.SerializeToString(deterministic=True) for c in proto.device_configurations
     )
-    for slot, name in enumerate(proto.output):
-        if not name:
-            node._outputs.append(None)
-            continue
-        value = scope.define(name, None)
-        value.producer, value._slot = node, slot
-        node._outputs.append(value)
+    for name in proto.output:
+        node._add_output(scope.define(name, None) if name else None)
     return node
 
 

@@ -151,15 +151,17 @@ class _ExternalStore:
         start = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
         self._file.seek(start)
         tensor.copy_to(self._file)
-        proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape)
-        proto.data_location = onnx.TensorProto.EXTERNAL
-        for key, text in (
-            ("location", self._location),
-            ("offset", str(start)),
-            ("length", str(self._file.tell() - start)),
-        ):
-            proto.external_data.add(key=key, value=text)
-        return proto
+        length = self._file.tell() - start
+        return elsewhere(tensor, name, location=self._location, offset=start, length=length)
+
+
+def elsewhere(tensor: Tensor, name: str, **where: object) -> onnx.TensorProto:
+    """The message of a tensor whose numbers it does not hold, with entries that say where."""
+    proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape)
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in where.items():
+        proto.external_data.add(key=key, value=str(value))
+    return proto
 
 
 def _embedded_size(graph: Graph) -> int:

@@ -27,7 +27,6 @@ from onnxq.quant.formats import (
     UINT8,
     UINT16,
     Format,
-    format_of,
 )
 from onnxq.quant.grouped import (
     GROUPED_TYPES,
@@ -124,7 +123,6 @@ __all__ = [
     "binary",
     "dequantize",
     "fake_quantize",
-    "format_of",
     "from_storage",
     "grouped_quantize",
     "grouped_to_onnx",

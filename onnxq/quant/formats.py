@@ -10,8 +10,6 @@ import numpy as np
 from onnx import TensorProto
 from onnx.helper import tensor_dtype_to_np_dtype
 
-from onnxq.errors import InputError
-
 
 @dataclass(frozen=True)
 class Format:
@@ -95,25 +93,3 @@ NARROW_FORMATS: dict[str, Format] = {
 }
 """Integers of 3, 5, 6 and 7 bits, each held in the next wider type. They are for weights:
 QuantizeLinear saturates where the type ends."""
-
-_BY_ONNX_DTYPE = {format.onnx_dtype: format for format in FORMATS.values()}
-
-
-def format_of(onnx_dtype: int) -> Format:
-    """Format of an ONNX element type.
-
-    Args:
-        onnx_dtype: A value of `onnx.TensorProto.DataType`.
-
-    Raises:
-        InputError: Quantized values of this type are not supported.
-    """
-    try:
-        return _BY_ONNX_DTYPE[onnx_dtype]
-    except KeyError:
-        known = TensorProto.DataType.values()
-        name = TensorProto.DataType.Name(onnx_dtype) if onnx_dtype in known else str(onnx_dtype)
-        raise InputError(
-            f"element type {name} is not a format for quantized values; "
-            f"use one of {', '.join(FORMATS)}"
-        ) from None

@@ -121,19 +121,6 @@ class ErrorAccumulator:
         return [sums.result(name) for name, sums in self._sums.items()]
 
 
-def compare_outputs(
-    reference: Mapping[str, Any], candidate: Mapping[str, Any]
-) -> list[OutputError]:
-    """Compare one set of outputs with its reference; see `OutputError` for the formulas.
-
-    Raises:
-        InputError: the candidate lacks an output of the reference.
-    """
-    accumulator = ErrorAccumulator()
-    accumulator.add(reference, candidate)
-    return accumulator.result()
-
-
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Array]]:
     """Yield the arrays of an output: itself, or the elements of a sequence or map."""
     if isinstance(value, Mapping):
