@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import onnx
-import onnx.checker
 import onnx.inliner
-import onnx.shape_inference
 import onnx.version_converter
 
 from onnxq.errors import InputError
@@ -16,6 +14,7 @@ from onnxq.ir.conformity import CRASHES_INFERENCE
 from onnxq.ir.graph import Graph, Value
 from onnxq.ir.infer import infer_types
 from onnxq.ir.load import called, from_proto
+from onnxq.ir.onnx_inference import INFERENCE_FAILURES
 from onnxq.ir.operators import schema_of
 from onnxq.ir.save import to_proto
 from onnxq.ir.tensor import Tensor
@@ -27,12 +26,7 @@ _IR_VERSION_OF_OPSET = {
 
 _DEFAULT = ("", "ai.onnx")
 
-_FAILURES = (
-    onnx.version_converter.ConvertError,
-    onnx.shape_inference.InferenceError,
-    onnx.checker.ValidationError,
-    RuntimeError,
-)
+_FAILURES = (onnx.version_converter.ConvertError, *INFERENCE_FAILURES)
 
 
 def raise_opset(graph: Graph, version: int) -> Graph:

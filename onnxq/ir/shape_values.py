@@ -225,14 +225,7 @@ def _apply(op_type: str, one: Dim, other: Dim) -> Dim:
             return None
         quotient = abs(one) // abs(other)
         return quotient if (one < 0) == (other < 0) else -quotient
-    return _EXACT[op_type](one, other)
-
-
-_EXACT: dict[str, Callable[[int, int], int]] = {
-    "Add": operator.add,
-    "Sub": operator.sub,
-    "Mul": operator.mul,
-}
+    return int(getattr(operator, op_type.lower())(one, other))
 
 
 _RULES: dict[str, Callable[[Node, dict[Value, Elements]], Elements | None]] = {

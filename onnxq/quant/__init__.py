@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxq.quant._ranges import MIN_SCALE
 from onnxq.quant._rounding import from_storage, to_storage
 from onnxq.quant.bias import (
     BIAS_LIMIT,
@@ -43,7 +44,6 @@ from onnxq.quant.grouped import (
 )
 from onnxq.quant.low_bit import binary, ternary
 from onnxq.quant.qparams import (
-    MIN_SCALE,
     QParams,
     QuantizedTensor,
     dequantize,

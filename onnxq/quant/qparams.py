@@ -41,20 +41,6 @@ from onnxq.quant.search import PLAIN, Problem, ScaleSearch
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
-__all__ = [
-    "MIN_SCALE",
-    "Float32Array",
-    "Float64Array",
-    "QParams",
-    "QuantizedTensor",
-    "dequantize",
-    "fake_quantize",
-    "qparams_from_range",
-    "quantize",
-    "quantize_weight",
-    "weight_qparams",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class QParams:
