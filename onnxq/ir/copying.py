@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from copy import copy as shallow_copy
+from dataclasses import fields, replace
 from typing import Any
 
 import networkx as nx
@@ -215,11 +216,4 @@ def _describe(source: Value, target: Value) -> None:
 
 
 def _copy_info(info: ModelInfo) -> ModelInfo:
-    return replace(
-        info,
-        opset_imports=dict(info.opset_imports),
-        metadata=dict(info.metadata),
-        functions=list(info.functions),
-        training_info=list(info.training_info),
-        configuration=list(info.configuration),
-    )
+    return replace(info, **{f.name: shallow_copy(getattr(info, f.name)) for f in fields(info)})

@@ -19,7 +19,7 @@ from onnxq.ir.attribute import Attribute
 from onnxq.ir.collector import collector_paused
 from onnxq.ir.conformity import require_conformity
 from onnxq.ir.graph import Graph, ModelInfo, Node, Value
-from onnxq.ir.save import FIRST_OVERRIDABLE, PROTOBUF_LIMIT
+from onnxq.ir.save import FIRST_OVERRIDABLE, PLAIN_FIELDS, PROTOBUF_LIMIT
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import TensorType, ValueType, merge_types, type_from_proto
 from onnxq.ir.withheld import Withheld
@@ -113,16 +113,12 @@ def from_proto(
             ("" if entry.domain == "ai.onnx" else entry.domain): entry.version
             for entry in proto.opset_import
         },
-        producer_name=proto.producer_name,
-        producer_version=proto.producer_version,
-        domain=proto.domain,
-        model_version=proto.model_version,
-        doc_string=proto.doc_string,
         metadata={p.key: p.value for p in proto.metadata_props},
         functions=list(proto.functions),
         training_info=list(proto.training_info),
         configuration=list(proto.configuration),
         path=path,
+        **{name: getattr(proto, name) for name in PLAIN_FIELDS},
     )
     folder = path.parent if path is not None else None
 

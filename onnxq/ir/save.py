@@ -31,6 +31,9 @@ FIRST_OVERRIDABLE = 4
 Before, every initializer had to be listed among the inputs, and none could be overridden.
 """
 
+PLAIN_FIELDS = ("producer_name", "producer_version", "domain", "model_version", "doc_string")
+"""What a model file says of itself, under the names that `ModelInfo` has for it."""
+
 _ALIGNMENT = 4096
 
 
@@ -66,7 +69,7 @@ def to_proto(graph: Graph, store: TensorStore | None = None) -> onnx.ModelProto:
     proto.ir_version = info.ir_version
     for domain, version in info.opset_imports.items():
         proto.opset_import.add(domain=domain, version=version)
-    for name in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+    for name in PLAIN_FIELDS:
         if getattr(info, name):
             setattr(proto, name, getattr(info, name))
     _write_props(proto.metadata_props, info.metadata)

@@ -26,6 +26,7 @@ from onnxq.quant._arrays import (
     widen,
 )
 from onnxq.quant._groups import Grouping
+from onnxq.quant._least_squares import Problem
 from onnxq.quant._ranges import (
     FLOAT32_MAX,
     MIN_SCALE,
@@ -36,7 +37,7 @@ from onnxq.quant._ranges import (
 from onnxq.quant._rounding import from_storage, round_to, store, to_storage
 from onnxq.quant.formats import Format
 from onnxq.quant.scheme import Granularity, Scheme, value_range
-from onnxq.quant.search import PLAIN, Problem, ScaleSearch
+from onnxq.quant.search import PLAIN, ScaleSearch
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
