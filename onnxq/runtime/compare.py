@@ -33,16 +33,16 @@ class OutputError:
     max_abs: float
 
 
+@dataclass
 class _Sums:
     """Float64 sums over one output; they may be added in any split into batches."""
 
-    def __init__(self) -> None:
-        self.signal = 0.0
-        self.candidate = 0.0
-        self.product = 0.0
-        self.noise = 0.0
-        self.max_abs = 0.0
-        self.incomparable = False
+    signal: float = 0.0
+    candidate: float = 0.0
+    product: float = 0.0
+    noise: float = 0.0
+    max_abs: float = 0.0
+    incomparable: bool = False
 
     def add(self, reference: Array, candidate: Array) -> None:
         if reference.shape != candidate.shape:

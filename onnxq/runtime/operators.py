@@ -13,43 +13,23 @@ from onnxq.ir.load import called
 from onnxq.runtime.backend import ModelLike
 from onnxq.runtime.session import Session, operator_name
 
-INTEGER_OPERATORS: frozenset[str] = frozenset(
-    {
-        "ConvInteger",
-        "MatMulInteger",
-        "QLinearConv",
-        "QLinearMatMul",
-        "com.microsoft:DynamicQuantizeLSTM",
-        "com.microsoft:DynamicQuantizeMatMul",
-        "com.microsoft:MatMulInteger16",
-        "com.microsoft:MatMulIntegerToFloat",
-        "com.microsoft:MatMulNBits",
-        "com.microsoft:MulInteger",
-        "com.microsoft:QAttention",
-        "com.microsoft:QEmbedLayerNormalization",
-        "com.microsoft:QGemm",
-        "com.microsoft:QLinearAdd",
-        "com.microsoft:QLinearAveragePool",
-        "com.microsoft:QLinearConcat",
-        "com.microsoft:QLinearConv",
-        "com.microsoft:QLinearGlobalAveragePool",
-        "com.microsoft:QLinearLeakyRelu",
-        "com.microsoft:QLinearMul",
-        "com.microsoft:QLinearReduceMean",
-        "com.microsoft:QLinearSigmoid",
-        "com.microsoft:QLinearSoftmax",
-        "com.microsoft:QLinearWhere",
-        "com.microsoft:QMoE",
-        "com.microsoft:QOrderedAttention",
-        "com.microsoft:QOrderedGelu",
-        "com.microsoft:QOrderedLayerNormalization",
-        "com.microsoft:QOrderedLongformerAttention",
-        "com.microsoft:QOrderedMatMul",
-        "com.microsoft:ReduceSumInteger",
-        "com.ms.internal.nhwc:QLinearAveragePool",
-        "com.ms.internal.nhwc:QLinearConv",
-        "com.ms.internal.nhwc:QLinearConvTranspose",
-    }
+_INTEGER_OPERATORS = {
+    "": "ConvInteger MatMulInteger QLinearConv QLinearMatMul",
+    "com.microsoft": (
+        "DynamicQuantizeLSTM DynamicQuantizeMatMul MatMulInteger16 MatMulIntegerToFloat "
+        "MatMulNBits MulInteger QAttention QEmbedLayerNormalization QGemm QLinearAdd "
+        "QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu "
+        "QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere QMoE "
+        "QOrderedAttention QOrderedGelu QOrderedLayerNormalization QOrderedLongformerAttention "
+        "QOrderedMatMul ReduceSumInteger"
+    ),
+    "com.ms.internal.nhwc": "QLinearAveragePool QLinearConv QLinearConvTranspose",
+}
+
+INTEGER_OPERATORS = frozenset(
+    operator_name(domain, op_type)
+    for domain, op_types in _INTEGER_OPERATORS.items()
+    for op_type in op_types.split()
 )
 """Operator types, qualified by domain, that compute on integers."""
 
