@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx.defs
 import onnx.helper
 
 from onnxq.errors import InputError
-from onnxq.ir.graph import Graph, Node, Value
+from onnxq.ir.graph import Graph, Node
 from onnxq.ir.operators import schema_of
 
 CRASHES_INFERENCE = frozenset(
@@ -34,17 +35,24 @@ _NEWEST = {
 }
 
 _Option = onnx.defs.OpSchema.FormalParameterOption
+_KindName = onnx.AttributeProto.AttributeType.Name
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """How many inputs or outputs a node may have, and which must not be left out."""
+
+    least: int
+    most: int
+    needed: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class _Definition:
-    """What a node may hold: the slots that must not be left out, limits, attribute types."""
+    """What a node may hold."""
 
-    inputs: tuple[int, int]
-    outputs: tuple[int, int]
-    needed_inputs: tuple[int, ...]
-    needed_outputs: tuple[int, ...]
-    kinds: dict[str, int]
+    slots: Mapping[str, _Slots]
+    kinds: Mapping[str, int]
     required: tuple[str, ...]
 
 
@@ -64,91 +72,63 @@ def require_conformity(graph: Graph) -> None:
         if version <= _NEWEST.get(node.domain, -1):
             schema = schema_of(node)
             if schema is not None and not schema.deprecated:
-                _check(node, _definition(schema.name, schema.since_version, node.domain))
+                definition = _definition(schema.name, schema.since_version, node.domain)
+                for fault in _faults(node, definition):
+                    raise InputError(f"{fault}; export the model again")
 
 
-def _check(node: Node, definition: _Definition) -> None:
-    _check_slots(node, "input", node.inputs, definition.inputs, definition.needed_inputs)
-    _check_slots(node, "output", node.outputs, definition.outputs, definition.needed_outputs)
+def _faults(node: Node, definition: _Definition) -> Iterator[str]:
+    """What is wrong with a node, as sentences that tell nothing of what to do."""
+    for (what, slots), values in zip(
+        definition.slots.items(), (node.inputs, node.outputs), strict=True
+    ):
+        if not slots.least <= len(values) <= slots.most:
+            yield (
+                f"node {node.label} has {len(values)} {what}s, but the operator has {slots.least} "
+                f"to {slots.most}"
+            )
+        for slot in slots.needed:
+            if slot < len(values) and values[slot] is None:
+                yield f"{what} {slot} of node {node.label} is left out, but it is not optional"
     for name, attribute in node.attributes.items():
         kind = definition.kinds.get(name)
         if kind is None:
             continue
+        fault = ""
         if attribute.reference:
-            raise InputError(
-                f"attribute '{name}' of node {node.label} refers to the parameter "
-                f"'{attribute.reference}' of a function, but the node is in none; export the model "
-                "again"
+            fault = (
+                f"refers to the parameter '{attribute.reference}' of a function, but the node is "
+                "in none"
             )
-        if kind != attribute.kind:
-            wanted, given = (
-                onnx.AttributeProto.AttributeType.Name(k) for k in (kind, attribute.kind)
-            )
-            raise InputError(
-                f"attribute '{name}' of node {node.label} is {given}, but the operator takes "
-                f"{wanted}; export the model again"
-            )
-        taken = CRASHING_NUMBERS.get((node.op_type, name))
-        if taken is not None and attribute.value not in taken:
-            raise InputError(
-                f"attribute '{name}' of node {node.label} is {attribute.value}, which fits no "
-                "tensor; export the model again"
-            )
+        elif kind != attribute.kind:
+            wanted, given = map(_KindName, (kind, attribute.kind))
+            fault = f"is {given}, but the operator takes {wanted}"
+        elif attribute.value not in CRASHING_NUMBERS.get((node.op_type, name), (attribute.value,)):
+            fault = f"is {attribute.value}, which fits no tensor"
+        if fault:
+            yield f"attribute '{name}' of node {node.label} {fault}"
     for name in definition.required:
         if name not in node.attributes:
-            raise InputError(
-                f"node {node.label} lacks the attribute '{name}', which the operator needs; "
-                "export the model again"
+            yield f"node {node.label} lacks the attribute '{name}', which the operator needs"
+    for body in node.subgraphs():
+        given_back, fed = len(node.outputs), len(body.inputs)
+        if (node.is_op("If") and (fed, len(body.outputs)) != (0, given_back)) or (
+            node.is_op("Loop") and (fed, len(body.outputs)) != (len(node.inputs), given_back + 1)
+        ):
+            yield (
+                f"the inputs and outputs of the subgraph '{body.name}' do not fit those of node "
+                f"{node.label}"
             )
-    _check_bodies(node)
-
-
-def _check_slots(
-    node: Node,
-    what: str,
-    values: tuple[Value | None, ...],
-    limits: tuple[int, int],
-    needed: tuple[int, ...],
-) -> None:
-    if not limits[0] <= len(values) <= limits[1]:
-        raise InputError(
-            f"node {node.label} has {len(values)} {what}s, but the operator has {limits[0]} to "
-            f"{limits[1]}; export the model again"
-        )
-    for slot in needed:
-        if slot < len(values) and values[slot] is None:
-            raise InputError(
-                f"{what} {slot} of node {node.label} is left out, but it is not optional; export "
-                "the model again"
-            )
-
-
-def _check_bodies(node: Node) -> None:
-    if node.is_op("If"):
-        for body in node.subgraphs():
-            if body.inputs or len(body.outputs) != len(node.outputs):
-                raise _misfit(node, body)
-    if node.is_op("Loop"):
-        for body in node.subgraphs():
-            if len(body.inputs) != len(node.inputs) or len(body.outputs) != len(node.outputs) + 1:
-                raise _misfit(node, body)
-
-
-def _misfit(node: Node, body: Graph) -> InputError:
-    return InputError(
-        f"the inputs and outputs of the subgraph '{body.name}' do not fit those of node "
-        f"{node.label}; export the model again"
-    )
 
 
 @functools.cache
 def _definition(op_type: str, version: int, domain: str) -> _Definition:
     schema = onnx.defs.get_schema(op_type, version, domain)
     return _Definition(
-        inputs=(schema.min_input, schema.max_input),
-        outputs=(schema.min_output, schema.max_output),
-        needed_inputs=_needed(schema.inputs),
-        needed_outputs=_needed(schema.outputs),
+        slots={
+            "input": _Slots(schema.min_input, schema.max_input, _needed(schema.inputs)),
+            "output": _Slots(schema.min_output, schema.max_output, _needed(schema.outputs)),
+        },
         # The stubs lack the value of this enumeration.
         kinds={
             name: int(a.type.value)  # type: ignore[attr-defined]

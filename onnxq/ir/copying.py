@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from copy import copy as shallow_copy
+from dataclasses import fields, replace
 from typing import Any
 
 import networkx as nx
@@ -96,9 +97,7 @@ def inline(nodes: Iterable[Node], target: Graph, mapping: dict[Value, Value]) ->
             name=node.name,
             types=[None if v is None else v.type for v in node.outputs],
         )
-        copied.overload, copied.doc_string = node.overload, node.doc_string
-        copied.metadata = dict(node.metadata)
-        copied.device_configurations = node.device_configurations
+        _describe_node(node, copied)
         for old, new in zip(node.outputs, copied.outputs, strict=True):
             if old is not None and new is not None:
                 mapping[old] = new
@@ -172,17 +171,12 @@ def _clone(source: Graph, target: Graph, mapping: dict[Value, Value]) -> Graph:
 def _clone_nodes(nodes: list[Node], target: Graph, mapping: dict[Value, Value]) -> None:
     for node in nodes:
         made = Node(node.op_type, node.domain, node.name)
-        made.overload, made.doc_string = node.overload, node.doc_string
-        made.metadata = dict(node.metadata)
-        made.device_configurations = node.device_configurations
-        for slot, value in enumerate(node.outputs):
-            if value is None:
-                made._outputs.append(None)
-                continue
-            output = _clone_value(value, target)
-            output.producer, output._slot = made, slot
-            mapping[value] = output
-            made._outputs.append(output)
+        _describe_node(node, made)
+        for value in node.outputs:
+            output = None if value is None else _clone_value(value, target)
+            made._add_output(output)
+            if value is not None and output is not None:
+                mapping[value] = output
         made._inputs = [None if v is None else mapping[v] for v in node.inputs]
         made._set_attributes(
             {n: _clone_attribute(a, target, mapping) for n, a in node.attributes.items()}
@@ -208,6 +202,12 @@ def _clone_value(value: Value, target: Graph) -> Value:
     return made
 
 
+def _describe_node(source: Node, target: Node) -> None:
+    target.overload, target.doc_string = source.overload, source.doc_string
+    target.metadata = dict(source.metadata)
+    target.device_configurations = source.device_configurations
+
+
 def _describe(source: Value, target: Value) -> None:
     target.declared = source.declared
     target.doc_string = source.doc_string
@@ -216,11 +216,4 @@ def _describe(source: Value, target: Value) -> None:
 
 
 def _copy_info(info: ModelInfo) -> ModelInfo:
-    return replace(
-        info,
-        opset_imports=dict(info.opset_imports),
-        metadata=dict(info.metadata),
-        functions=list(info.functions),
-        training_info=list(info.training_info),
-        configuration=list(info.configuration),
-    )
+    return replace(info, **{f.name: shallow_copy(getattr(info, f.name)) for f in fields(info)})

@@ -32,39 +32,23 @@ class Use(NamedTuple):
     slot: int
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Value:
     """A tensor by name: its type, constant data if any, who makes it and who uses it."""
 
-    __slots__ = (
-        "_graph",
-        "_name",
-        "_output_count",
-        "_slot",
-        "_uses",
-        "annotation",
-        "data",
-        "declared",
-        "doc_string",
-        "is_input",
-        "metadata",
-        "producer",
-        "type",
-    )
-
-    def __init__(self, graph: Graph, name: str, value_type: ValueType | None) -> None:
-        self._graph = graph
-        self._name = name
-        self._output_count = 0
-        self._slot = 0
-        self._uses: dict[Use, None] = {}
-        self.type = value_type
-        self.data: Tensor | None = None
-        self.producer: Node | None = None
-        self.is_input = False
-        self.declared = False
-        self.doc_string = ""
-        self.metadata: dict[str, str] = {}
-        self.annotation: dict[str, str] = {}
+    _graph: Graph
+    _name: str
+    type: ValueType | None
+    data: Tensor | None = None
+    producer: Node | None = None
+    is_input: bool = False
+    declared: bool = False
+    doc_string: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    annotation: dict[str, str] = field(default_factory=dict)
+    _slot: int = 0
+    _output_count: int = 0
+    _uses: dict[Use, None] = field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:
@@ -130,6 +114,7 @@ class Value:
         return f"%{self._name}: {self.type}" if self.type else f"%{self._name}"
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Node:
     """An operator: what it computes and which values it reads and makes.
 
@@ -137,34 +122,21 @@ class Node:
     node only through `set_input` and the verbs of its `Graph`.
     """
 
-    __slots__ = (
-        "_attributes",
-        "_graph",
-        "_inputs",
-        "_outputs",
-        "_subgraphs",
-        "device_configurations",
-        "doc_string",
-        "domain",
-        "metadata",
-        "name",
-        "op_type",
-        "overload",
-    )
+    op_type: str
+    domain: str = ""
+    name: str = ""
+    overload: str = ""
+    doc_string: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    device_configurations: tuple[bytes, ...] = ()
+    _graph: Graph | None = None
+    _inputs: list[Value | None] = field(default_factory=list)
+    _outputs: list[Value | None] = field(default_factory=list)
+    _attributes: dict[str, Attribute] = field(default_factory=dict)
+    _subgraphs: tuple[Graph, ...] = ()
 
-    def __init__(self, op_type: str, domain: str = "", name: str = "") -> None:
-        self.op_type = op_type
-        self.domain = "" if domain == "ai.onnx" else domain
-        self.name = name
-        self.overload = ""
-        self.doc_string = ""
-        self.metadata: dict[str, str] = {}
-        self.device_configurations: tuple[bytes, ...] = ()
-        self._graph: Graph | None = None
-        self._inputs: list[Value | None] = []
-        self._outputs: list[Value | None] = []
-        self._attributes: dict[str, Attribute] = {}
-        self._subgraphs: tuple[Graph, ...] = ()
+    def __post_init__(self) -> None:
+        self.domain = "" if self.domain == "ai.onnx" else self.domain
 
     @property
     def graph(self) -> Graph:
@@ -247,6 +219,11 @@ class Node:
     def _set_attributes(self, attributes: dict[str, Attribute]) -> None:
         self._attributes = attributes
         self._subgraphs = tuple(g for a in attributes.values() for g in a.graphs())
+
+    def _add_output(self, value: Value | None) -> None:
+        if value is not None:
+            value.producer, value._slot = self, len(self._outputs)
+        self._outputs.append(value)
 
     def _trim(self) -> None:
         while self._inputs and self._inputs[-1] is None:
@@ -471,13 +448,11 @@ class Graph:
             if wanted in given[:at] or not self._is_free(wanted):
                 raise InvariantError(f"two values of graph '{self.name}' are called '{wanted}'")
         for slot, output in enumerate(names):
-            if output is None:
-                node._outputs.append(None)
-                continue
-            made = output or self.fresh_name(f"{name or op_type.lower()}_output")
-            value = self._define(made, types[slot] if slot < len(types) else None)
-            value.producer, value._slot = node, slot
-            node._outputs.append(value)
+            made = output
+            if output == "":
+                made = self.fresh_name(f"{name or op_type.lower()}_output")
+            known = types[slot] if slot < len(types) else None
+            node._add_output(None if made is None else self._define(made, known))
         node._inputs = list(inputs)
         node._trim()
         self._attach(node)

@@ -6,22 +6,13 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
-import onnx.checker
-import onnx.shape_inference
 
 from onnxq.ir.graph import Graph, Node, Value
 from onnxq.ir.infer_message import complete, nested, part_message, whole_message
-from onnxq.ir.onnx_inference import infer_shapes
+from onnxq.ir.onnx_inference import INFERENCE_FAILURES, infer_shapes
 from onnxq.ir.shape_rules import computed_shapes
 from onnxq.ir.shape_values import Elements, find_elements
 from onnxq.ir.types import Dim, Shape, TensorType, ValueType, merge_types, type_from_proto
-
-_FAILURES = (
-    onnx.shape_inference.InferenceError,
-    onnx.checker.ValidationError,
-    RuntimeError,
-    ValueError,
-)
 
 _MAX_ROUNDS = 4
 """Each round uses what the one before it found; more than this gain nothing in practice."""
@@ -127,7 +118,7 @@ class _Inference:
         complete(nodes, message.graph)
         try:
             inferred = infer_shapes(message, nodes)
-        except _FAILURES:
+        except INFERENCE_FAILURES:
             return
         self._symbols.begin(message.graph)
         for graph, proto in ((self._graph, inferred.graph), *nested(nodes, inferred.graph)):

@@ -12,11 +12,12 @@ from onnxq.ir.save import FIRST_OVERRIDABLE, to_proto, write_initializer, write_
 from onnxq.ir.shape_values import Elements, constant_ints, elements_of
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import ValueType, type_to_proto
+from onnxq.ir.withheld import Withheld
 
 
 def whole_message(graph: Graph) -> onnx.ModelProto:
     """A model, with large constants as types only."""
-    message = to_proto(graph, _TypesOnly())
+    message = to_proto(graph, Withheld())
     _write_types(graph, message.graph)
     return message
 
@@ -32,7 +33,7 @@ def part_message(
     message = to_proto(Graph(graph.name, model=graph.model))
     # Below that, ONNX takes no notice of initializers that are no inputs.
     message.ir_version = max(message.ir_version, FIRST_OVERRIDABLE)
-    proto, store = message.graph, _TypesOnly()
+    proto, store = message.graph, Withheld()
     made = dict.fromkeys(v for node in nodes for v in node.outputs if v is not None)
     read = dict.fromkeys(v for node in nodes for v in reads(node) if v not in made)
     for node in nodes:
@@ -69,16 +70,6 @@ def nested(
             for subgraph, inner in zip(node.attributes[name].graphs(), messages, strict=False):
                 yield subgraph, inner
                 yield from nested(subgraph.nodes(), inner)
-
-
-class _TypesOnly:
-    """Stands for the file that external data would lie in: inference never opens it."""
-
-    def put(self, tensor: Tensor, name: str) -> onnx.TensorProto:
-        proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape)
-        proto.data_location = onnx.TensorProto.EXTERNAL
-        proto.external_data.add(key="location", value="none")
-        return proto
 
 
 def _numbers(value: Value, known: Mapping[Value, Elements]) -> Tensor | None:

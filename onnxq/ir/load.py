@@ -11,6 +11,7 @@ from typing import Any
 
 import networkx as nx
 import onnx
+import onnx.helper
 from google.protobuf.message import DecodeError, Message
 
 from onnxq.errors import InputError, InvariantError
@@ -18,12 +19,11 @@ from onnxq.ir.attribute import Attribute
 from onnxq.ir.collector import collector_paused
 from onnxq.ir.conformity import require_conformity
 from onnxq.ir.graph import Graph, ModelInfo, Node, Value
-from onnxq.ir.save import FIRST_OVERRIDABLE, PROTOBUF_LIMIT
+from onnxq.ir.save import FIRST_OVERRIDABLE, PLAIN_FIELDS, PROTOBUF_LIMIT
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import TensorType, ValueType, merge_types, type_from_proto
 from onnxq.ir.withheld import Withheld
 
-_Kind = onnx.AttributeProto
 _ReadTensor = Callable[[onnx.TensorProto], Tensor]
 
 _LARGEST_VERSION = 2**31 - 1
@@ -113,16 +113,12 @@ def from_proto(
             ("" if entry.domain == "ai.onnx" else entry.domain): entry.version
             for entry in proto.opset_import
         },
-        producer_name=proto.producer_name,
-        producer_version=proto.producer_version,
-        domain=proto.domain,
-        model_version=proto.model_version,
-        doc_string=proto.doc_string,
         metadata={p.key: p.value for p in proto.metadata_props},
         functions=list(proto.functions),
         training_info=list(proto.training_info),
         configuration=list(proto.configuration),
         path=path,
+        **{name: getattr(proto, name) for name in PLAIN_FIELDS},
     )
     folder = path.parent if path is not None else None
 
@@ -138,7 +134,9 @@ def from_proto(
             _require_finite(proto.functions)
             graph = _read_graph(proto.graph, _Scope(Graph(proto.graph.name, model=info)), read)
             if info.ir_version < FIRST_OVERRIDABLE:
-                _make_constant(graph)
+                # Old files had to list initializers as inputs as well.
+                for value in [v for v in graph.inputs if v.data is not None]:
+                    graph.make_constant(value)
             graph.check()
             require_conformity(graph)
     except InvariantError as error:
@@ -228,13 +226,6 @@ def _read_output(scope: _Scope, entry: onnx.ValueInfoProto) -> Value:
     if not output.is_input:
         _describe(output, entry)
     return output
-
-
-def _make_constant(graph: Graph) -> None:
-    """Take initializers out of the inputs, where old files had to list them as well."""
-    graph._inputs = [v for v in graph._inputs if v.data is None]
-    for value in graph.initializers():
-        value.is_input = False
 
 
 def _one_line(error: Exception) -> str:
@@ -344,13 +335,8 @@ def _declare_node(scope: _Scope, proto: onnx.NodeProto) -> Node:
     node.device_configurations = tuple(
         c.SerializeToString(deterministic=True) for c in proto.device_configurations
     )
-    for slot, name in enumerate(proto.output):
-        if not name:
-            node._outputs.append(None)
-            continue
-        value = scope.define(name, None)
-        value.producer, value._slot = node, slot
-        node._outputs.append(value)
+    for name in proto.output:
+        node._add_output(scope.define(name, None) if name else None)
     return node
 
 
@@ -365,38 +351,18 @@ def _read_node(scope: _Scope, proto: onnx.NodeProto, node: Node, read: _ReadTens
 
 
 def _read_attribute(scope: _Scope, proto: onnx.AttributeProto, read: _ReadTensor) -> Attribute:
-    value = _read_attribute_value(scope, proto, read)
+    held = None if proto.ref_attr_name else onnx.helper.get_attribute_value(proto)
+    if held is None and not proto.ref_attr_name:
+        raise InvariantError(f"attribute '{proto.name}' has no type that ONNX knows")
+    value = _held(scope, held, read)
     return Attribute(proto.type, value, proto.ref_attr_name, proto.doc_string)
 
 
-def _read_attribute_value(scope: _Scope, proto: onnx.AttributeProto, read: _ReadTensor) -> object:
-    kind = proto.type
-    if proto.ref_attr_name:
-        return None
-    if kind == _Kind.TENSOR:
-        return read(proto.t)
-    if kind == _Kind.TENSORS:
-        return tuple(read(t) for t in proto.tensors)
-    if kind == _Kind.GRAPH:
-        return _read_graph(proto.g, scope.inner(proto.g.name), read)
-    if kind == _Kind.GRAPHS:
-        return tuple(_read_graph(g, scope.inner(g.name), read) for g in proto.graphs)
-    if kind in (_Kind.INTS, _Kind.FLOATS, _Kind.STRINGS, _Kind.TYPE_PROTOS, _Kind.SPARSE_TENSORS):
-        return tuple(getattr(proto, _FIELDS[kind]))
-    if kind in _FIELDS:
-        return getattr(proto, _FIELDS[kind])
-    raise InvariantError(f"attribute '{proto.name}' has no type that ONNX knows")
-
-
-_FIELDS = {
-    _Kind.INT: "i",
-    _Kind.FLOAT: "f",
-    _Kind.STRING: "s",
-    _Kind.INTS: "ints",
-    _Kind.FLOATS: "floats",
-    _Kind.STRINGS: "strings",
-    _Kind.TYPE_PROTO: "tp",
-    _Kind.TYPE_PROTOS: "type_protos",
-    _Kind.SPARSE_TENSOR: "sparse_tensor",
-    _Kind.SPARSE_TENSORS: "sparse_tensors",
-}
+def _held(scope: _Scope, held: object, read: _ReadTensor) -> object:
+    if isinstance(held, list):
+        return tuple(_held(scope, item, read) for item in held)
+    if isinstance(held, onnx.TensorProto):
+        return read(held)
+    if isinstance(held, onnx.GraphProto):
+        return _read_graph(held, scope.inner(held.name), read)
+    return held

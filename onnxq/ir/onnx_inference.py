@@ -6,12 +6,21 @@ import math
 from collections.abc import Iterable
 
 import onnx
+import onnx.checker
 import onnx.shape_inference
 
 from onnxq.ir.conformity import CRASHES_INFERENCE, CRASHING_NUMBERS
 from onnxq.ir.graph import Node, Value
 from onnxq.ir.load import called
 from onnxq.ir.types import DataType
+
+INFERENCE_FAILURES = (
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    RuntimeError,
+    ValueError,
+)
+"""What ONNX's inference raises."""
 
 _NOWHERE = "types unknown"
 """A domain that there is not."""
@@ -32,7 +41,7 @@ def infer_shapes(message: onnx.ModelProto, nodes: Iterable[Node]) -> onnx.ModelP
     Numbers of shape computations are followed only where no vector can be huge.
 
     Raises:
-        what `onnx.shape_inference.infer_shapes` raises.
+        one of `INFERENCE_FAILURES`.
     """
     kept = [f for f in message.functions if not _crashes(f)]
     if len(kept) < len(message.functions):

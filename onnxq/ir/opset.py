@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy as shallow_copy
 
 import onnx
-import onnx.checker
 import onnx.inliner
-import onnx.shape_inference
 import onnx.version_converter
 
 from onnxq.errors import InputError
@@ -16,8 +15,9 @@ from onnxq.ir.conformity import CRASHES_INFERENCE
 from onnxq.ir.graph import Graph, Value
 from onnxq.ir.infer import infer_types
 from onnxq.ir.load import called, from_proto
+from onnxq.ir.onnx_inference import INFERENCE_FAILURES
 from onnxq.ir.operators import schema_of
-from onnxq.ir.save import to_proto
+from onnxq.ir.save import PLAIN_FIELDS, to_proto
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.withheld import Withheld
 
@@ -27,12 +27,7 @@ _IR_VERSION_OF_OPSET = {
 
 _DEFAULT = ("", "ai.onnx")
 
-_FAILURES = (
-    onnx.version_converter.ConvertError,
-    onnx.shape_inference.InferenceError,
-    onnx.checker.ValidationError,
-    RuntimeError,
-)
+_FAILURES = (onnx.version_converter.ConvertError, *INFERENCE_FAILURES)
 
 
 def raise_opset(graph: Graph, version: int) -> Graph:
@@ -191,10 +186,8 @@ def _restore(source: Graph, target: Graph) -> None:
     """Put back what the converter drops."""
     kept = source.model
     info = target.model
-    info.producer_name, info.producer_version = kept.producer_name, kept.producer_version
-    info.domain, info.model_version = kept.domain, kept.model_version
-    info.doc_string, info.metadata = kept.doc_string, dict(kept.metadata)
-    info.training_info, info.configuration = kept.training_info, kept.configuration
+    for name in (*PLAIN_FIELDS, "metadata", "training_info", "configuration"):
+        setattr(info, name, shallow_copy(getattr(kept, name)))
     for domain, number in kept.opset_imports.items():
         info.opset_imports.setdefault(domain, number)
     for ours, theirs in zip(source.all_graphs(), target.all_graphs(), strict=False):

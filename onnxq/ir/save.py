@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import onnx
+from google.protobuf.message import Message
 
 from onnxq.errors import InputError
 from onnxq.ir.attribute import Attribute
@@ -30,8 +31,10 @@ FIRST_OVERRIDABLE = 4
 Before, every initializer had to be listed among the inputs, and none could be overridden.
 """
 
+PLAIN_FIELDS = ("producer_name", "producer_version", "domain", "model_version", "doc_string")
+"""What a model file says of itself, under the names that `ModelInfo` has for it."""
+
 _ALIGNMENT = 4096
-_Kind = onnx.AttributeProto
 
 
 def save(graph: Graph, path: str | os.PathLike[str], *, external_data: bool = False) -> None:
@@ -66,7 +69,7 @@ def to_proto(graph: Graph, store: TensorStore | None = None) -> onnx.ModelProto:
     proto.ir_version = info.ir_version
     for domain, version in info.opset_imports.items():
         proto.opset_import.add(domain=domain, version=version)
-    for name in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+    for name in PLAIN_FIELDS:
         if getattr(info, name):
             setattr(proto, name, getattr(info, name))
     _write_props(proto.metadata_props, info.metadata)
@@ -151,15 +154,17 @@ class _ExternalStore:
         start = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
         self._file.seek(start)
         tensor.copy_to(self._file)
-        proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape)
-        proto.data_location = onnx.TensorProto.EXTERNAL
-        for key, text in (
-            ("location", self._location),
-            ("offset", str(start)),
-            ("length", str(self._file.tell() - start)),
-        ):
-            proto.external_data.add(key=key, value=text)
-        return proto
+        length = self._file.tell() - start
+        return elsewhere(tensor, name, location=self._location, offset=start, length=length)
+
+
+def elsewhere(tensor: Tensor, name: str, **where: object) -> onnx.TensorProto:
+    """The message of a tensor whose numbers it does not hold, with entries that say where."""
+    proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape)
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in where.items():
+        proto.external_data.add(key=key, value=str(value))
+    return proto
 
 
 def _embedded_size(graph: Graph) -> int:
@@ -259,24 +264,29 @@ def _write_attribute(
     proto.type = attribute.kind  # type: ignore[assignment]
     if attribute.doc_string:
         proto.doc_string = attribute.doc_string
-    value = attribute.value
     if attribute.reference:
         proto.ref_attr_name = attribute.reference
-    elif attribute.kind == _Kind.TENSOR:
-        proto.t.CopyFrom(_tensor_message(value, "", store))
-    elif attribute.kind == _Kind.TENSORS:
-        proto.tensors.extend(_tensor_message(t, "", store) for t in value)
-    elif attribute.kind == _Kind.GRAPH:
-        _write_graph(value, proto.g, store)
-    elif attribute.kind == _Kind.GRAPHS:
-        for subgraph in value:
-            _write_graph(subgraph, proto.graphs.add(), store)
-    elif attribute.kind in _REPEATED:
-        getattr(proto, _REPEATED[attribute.kind]).extend(value)
-    elif attribute.kind in _MESSAGES:
-        getattr(proto, _MESSAGES[attribute.kind]).CopyFrom(value)
+        return
+    kind = onnx.AttributeProto.AttributeType.Name(attribute.kind)
+    field = _FIELDS.get(kind, kind.lower())
+    if isinstance(attribute.value, tuple | list):
+        getattr(proto, field).extend(_held(item, store) for item in attribute.value)
+        return
+    held = _held(attribute.value, store)
+    if isinstance(held, Message):
+        getattr(proto, field).CopyFrom(held)
     else:
-        setattr(proto, _SCALARS[attribute.kind], value)
+        setattr(proto, field, held)
+
+
+def _held(item: object, store: TensorStore | None) -> object:
+    if isinstance(item, Tensor):
+        return _tensor_message(item, "", store)
+    if not isinstance(item, Graph):
+        return item
+    proto = onnx.GraphProto()
+    _write_graph(item, proto, store)
+    return proto
 
 
 def _write_props(target: object, props: dict[str, str]) -> None:
@@ -284,12 +294,12 @@ def _write_props(target: object, props: dict[str, str]) -> None:
         target.add(key=key, value=text)  # type: ignore[attr-defined]
 
 
-_SCALARS: dict[int, str] = {_Kind.INT: "i", _Kind.FLOAT: "f", _Kind.STRING: "s"}
-_MESSAGES: dict[int, str] = {_Kind.TYPE_PROTO: "tp", _Kind.SPARSE_TENSOR: "sparse_tensor"}
-_REPEATED: dict[int, str] = {
-    _Kind.INTS: "ints",
-    _Kind.FLOATS: "floats",
-    _Kind.STRINGS: "strings",
-    _Kind.TYPE_PROTOS: "type_protos",
-    _Kind.SPARSE_TENSORS: "sparse_tensors",
+_FIELDS = {
+    "INT": "i",
+    "FLOAT": "f",
+    "STRING": "s",
+    "TENSOR": "t",
+    "GRAPH": "g",
+    "TYPE_PROTO": "tp",
 }
+"""Fields of the kinds of attributes that have another name."""

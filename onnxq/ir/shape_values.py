@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxq.ir.graph import Graph, Node, Value
 from onnxq.ir.tensor import Tensor
-from onnxq.ir.types import DataType, Dim, Shape
+from onnxq.ir.types import DataType, Dim, Shape, static_size
 
 _MAX_ELEMENTS = 64
 """Longer integer tensors are data, not shapes."""
@@ -29,21 +29,17 @@ def known_elements(graph: Graph) -> dict[Value, Elements]:
     Constants, Constant nodes and values of outer graphs count as inputs; only values that other
     nodes of this graph make are in the result. Scalars and vectors of at most 64 elements.
     """
-    return {value: _numbers(elements) for value, elements in symbolic_elements(graph).items()}
-
-
-def symbolic_elements(graph: Graph) -> dict[Value, Elements]:
-    """As `known_elements`, with the symbol of a dimension where its size is not known.
-
-    Equal symbols are equal sizes.
-    """
     found: dict[Value, Elements] = {}
     find_elements(graph.nodes(), found)
-    return found
+    return {value: _numbers(elements) for value, elements in found.items()}
 
 
 def find_elements(nodes: Iterable[Node], found: dict[Value, Elements]) -> None:
-    """Update ``found`` with the symbolic elements of what some nodes make, in their order."""
+    """Update ``found`` with the elements of what some nodes make, in their order.
+
+    As of `known_elements`, with the symbol of a dimension where its size is not known. Equal
+    symbols are equal sizes.
+    """
     for node in nodes:
         rule = _RULES.get(node.op_type) if not node.domain else None
         if rule is None or not node.outputs or node.outputs[0] is None:
@@ -114,14 +110,8 @@ def _shape(node: Node, found: dict[Value, Elements]) -> Elements | None:
 
 def _size(node: Node, found: dict[Value, Elements]) -> Elements | None:
     value = node.input(0)
-    if value is None or value.shape is None:
-        return None
-    size = 1
-    for dim in value.shape:
-        if not isinstance(dim, int):
-            return None
-        size *= dim
-    return np.array(size, dtype=object)
+    size = static_size(None if value is None else value.shape)
+    return None if size is None else np.array(size, dtype=object)
 
 
 def _same(node: Node, found: dict[Value, Elements]) -> Elements | None:
@@ -235,14 +225,7 @@ def _apply(op_type: str, one: Dim, other: Dim) -> Dim:
             return None
         quotient = abs(one) // abs(other)
         return quotient if (one < 0) == (other < 0) else -quotient
-    return _EXACT[op_type](one, other)
-
-
-_EXACT: dict[str, Callable[[int, int], int]] = {
-    "Add": operator.add,
-    "Sub": operator.sub,
-    "Mul": operator.mul,
-}
+    return int(getattr(operator, op_type.lower())(one, other))
 
 
 _RULES: dict[str, Callable[[Node, dict[Value, Elements]], Elements | None]] = {

@@ -12,11 +12,9 @@ import os
 import tempfile
 import threading
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -32,25 +30,27 @@ _SEGMENT_BYTES = 1 << 30
 """Length from which a temporary file takes no more; its space is free when all in it is gone."""
 
 
-class Stored(ABC):
-    """A range of a file that does not change."""
-
-    def __init__(self, offset: int, length: int) -> None:
-        self.offset = offset
-        self.length = length
-
-    @abstractmethod
+class _File(Protocol):
     def open(self) -> contextlib.AbstractContextManager[int]:
-        """A descriptor of the file, good inside the block.
+        """A descriptor, good inside the block.
 
         Raises:
             InputError: the file is gone or is no longer the same.
         """
 
+
+class Stored:
+    """A range of a file that does not change."""
+
+    def __init__(self, file: _File, offset: int, length: int) -> None:
+        self._file = file
+        self.offset = offset
+        self.length = length
+
     def pieces(self, size: int = PIECE, start: int = 0) -> Iterator[bytes]:
         """The bytes in order from one of them on, at most ``size`` at a time."""
         end = self.offset + self.length
-        with self.open() as descriptor:
+        with self._file.open() as descriptor:
             for at in range(self.offset + start, end, size):
                 piece = os.pread(descriptor, min(size, end - at), at)
                 if len(piece) != min(size, end - at):
@@ -62,7 +62,7 @@ class Stored(ABC):
         file.flush()
         start, done = file.tell(), 0
         # Some systems send to nothing but sockets, or nothing from these files.
-        with self.open() as descriptor, contextlib.suppress(OSError, AttributeError):
+        with self._file.open() as descriptor, contextlib.suppress(OSError, AttributeError):
             while done < self.length:
                 left = min(self.length - done, _MOST_SENT)
                 sent = os.sendfile(file.fileno(), descriptor, self.offset + done, left)
@@ -78,7 +78,7 @@ class Stored(ABC):
         if not self.length:
             return np.zeros(0, dtype=np.uint8)
         start = self.offset - self.offset % mmap.ALLOCATIONGRANULARITY
-        with self.open() as descriptor:
+        with self._file.open() as descriptor:
             mapped = mmap.mmap(
                 descriptor,
                 self.length + self.offset - start,
@@ -91,18 +91,9 @@ class Stored(ABC):
 # External data
 
 
-@dataclass(frozen=True)
-class _Identity:
+def _identity(status: os.stat_result) -> tuple[int, ...]:
     """What tells whether a path still leads to the same data."""
-
-    device: int
-    inode: int
-    size: int
-    changed: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> _Identity:
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class DataFile:
@@ -110,21 +101,21 @@ class DataFile:
 
     It is opened anew for each use, for a model may have thousands. Only before onnxq itself puts
     another file in its place (`keep_readable`) it is opened for good.
+
+    Attributes:
+        path: Where it is.
+        size: Bytes it holds.
     """
 
     def __init__(self, path: Path, status: os.stat_result) -> None:
         self.path = path
-        self._identity = _Identity.of(status)
+        self.size = status.st_size
+        self._identity = _identity(status)
         self._kept: BinaryIO | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes it holds."""
-        return self._identity.size
 
     @contextlib.contextmanager
     def open(self) -> Iterator[int]:
-        """See `Stored.open`."""
+        """See `_File.open`."""
         if self._kept is not None:
             yield self._kept.fileno()
             return
@@ -136,7 +127,7 @@ class DataFile:
                 "back and load the model again"
             ) from error
         with file:
-            if _Identity.of(os.fstat(file.fileno())) != self._identity:
+            if _identity(os.fstat(file.fileno())) != self._identity:
                 raise InputError(
                     f"the data file '{self.path}' has changed since the model was loaded; load "
                     "the model again"
@@ -154,7 +145,7 @@ class DataFile:
             self._kept.close()
 
 
-_data_files: weakref.WeakValueDictionary[tuple[Path, _Identity], DataFile] = (
+_data_files: weakref.WeakValueDictionary[tuple[object, ...], DataFile] = (
     weakref.WeakValueDictionary()
 )
 
@@ -166,7 +157,7 @@ def data_file(path: Path) -> DataFile:
         OSError: it cannot be looked at.
     """
     status = path.stat()
-    key = path, _Identity.of(status)
+    key = path, *_identity(status)
     found = _data_files.get(key)
     if found is None:
         found = _data_files[key] = DataFile(path, status)
@@ -183,14 +174,6 @@ def keep_readable(path: Path) -> None:
 
 class External(Stored):
     """A range of a data file."""
-
-    def __init__(self, file: DataFile, offset: int, length: int) -> None:
-        super().__init__(offset, length)
-        self._file = file
-
-    def open(self) -> contextlib.AbstractContextManager[int]:
-        """See `Stored.open`."""
-        return self._file.open()
 
 
 # What memory is short for
@@ -228,14 +211,6 @@ class _Segment:
 
 class Spilled(Stored):
     """A range of a temporary file; its space is given back when the last one in it is gone."""
-
-    def __init__(self, segment: _Segment, offset: int, length: int) -> None:
-        super().__init__(offset, length)
-        self._segment = segment
-
-    def open(self) -> contextlib.AbstractContextManager[int]:
-        """See `Stored.open`."""
-        return self._segment.open()
 
 
 _lock = threading.Lock()

@@ -10,7 +10,7 @@ import onnx.printer
 
 from onnxq.errors import InputError
 from onnxq.ir.attribute import Attribute
-from onnxq.ir.graph import Graph, Node, Value
+from onnxq.ir.graph import Graph, Node
 from onnxq.ir.load import from_proto
 from onnxq.ir.save import to_proto
 from onnxq.ir.tensor import Tensor
@@ -41,8 +41,8 @@ def to_text(graph: Graph) -> str:
 
 
 def _lines(graph: Graph, indent: str) -> Iterator[str]:
-    inputs = ", ".join(_typed(v) for v in graph.inputs)
-    outputs = ", ".join(_typed(v) for v in graph.outputs)
+    inputs = ", ".join(map(repr, graph.inputs))
+    outputs = ", ".join(map(repr, graph.outputs))
     yield f"{indent}{graph.name or 'graph'} ({inputs}) => ({outputs}) {{"
     inner = indent + "    "
     for value in graph.initializers():
@@ -54,7 +54,7 @@ def _lines(graph: Graph, indent: str) -> Iterator[str]:
 
 
 def _node_lines(node: Node, indent: str) -> Iterator[str]:
-    made = ", ".join("_" if v is None else _typed(v) for v in node.outputs)
+    made = ", ".join("_" if v is None else repr(v) for v in node.outputs)
     read = ", ".join("_" if v is None else f"%{v.name}" for v in node.inputs)
     operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     plain = [
@@ -69,10 +69,6 @@ def _node_lines(node: Node, indent: str) -> Iterator[str]:
         for subgraph in attribute.graphs():
             yield f"{indent}  {name}:"
             yield from _lines(subgraph, indent + "    ")
-
-
-def _typed(value: Value) -> str:
-    return f"%{value.name}: {value.type}" if value.type is not None else f"%{value.name}"
 
 
 def _shown(attribute: Attribute) -> str:

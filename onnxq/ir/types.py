@@ -70,7 +70,7 @@ class DataType(enum.IntEnum):
     @property
     def is_float(self) -> bool:
         """Whether this is a floating-point type of any width."""
-        return self in _FLOATS
+        return "FLOAT" in self.name or self is DataType.DOUBLE
 
     @classmethod
     def of(cls, dtype: np.dtype[np.generic]) -> DataType:
@@ -85,31 +85,10 @@ class DataType(enum.IntEnum):
 
 
 _BITS = {
-    DataType.UINT4: 4,
-    DataType.INT4: 4,
-    DataType.FLOAT4E2M1: 4,
-    DataType.UINT2: 2,
-    DataType.INT2: 2,
-    DataType.FLOAT6E2M3: 6,
-    DataType.FLOAT6E3M2: 6,
+    **dict.fromkeys((DataType.UINT2, DataType.INT2), 2),
+    **dict.fromkeys((DataType.UINT4, DataType.INT4, DataType.FLOAT4E2M1), 4),
+    **dict.fromkeys((DataType.FLOAT6E2M3, DataType.FLOAT6E3M2), 6),
 }
-
-_FLOATS = frozenset(
-    {
-        DataType.FLOAT,
-        DataType.FLOAT16,
-        DataType.DOUBLE,
-        DataType.BFLOAT16,
-        DataType.FLOAT8E4M3FN,
-        DataType.FLOAT8E4M3FNUZ,
-        DataType.FLOAT8E5M2,
-        DataType.FLOAT8E5M2FNUZ,
-        DataType.FLOAT4E2M1,
-        DataType.FLOAT6E2M3,
-        DataType.FLOAT6E3M2,
-        DataType.FLOAT8E8M0,
-    }
-)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 
+from onnxq.ir.save import elsewhere
 from onnxq.ir.tensor import Tensor
 
 _KEY = "withheld"
@@ -20,12 +21,9 @@ class Withheld:
 
     def put(self, tensor: Tensor, name: str) -> onnx.TensorProto:
         """See `TensorStore.put`."""
-        proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape)
-        proto.data_location = onnx.TensorProto.EXTERNAL
         mark = str(len(self._tensors))
         self._tensors[mark] = tensor
-        proto.external_data.add(key=_KEY, value=mark)
-        return proto
+        return elsewhere(tensor, name, **{_KEY: mark})
 
     def find(self, proto: onnx.TensorProto) -> Tensor | None:
         """The constant a message stands for, None if it holds its own data."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +13,10 @@ import numpy as np
 from onnxq.errors import InputError
 from onnxq.needs import MovingRangeOf, Need, RangeOf
 from onnxq.observe.histogram import Histogram
-from onnxq.observe.search import choose_range, entropy_range, mse_range
+from onnxq.observe.search import RangeSearch
 from onnxq.observe.statistics import Statistics
 from onnxq.quant import Format, Scheme
+from onnxq.registry import from_form, to_form
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,7 @@ class Calibrator(ABC):
         """The range of a tensor whose values are finite."""
 
     def __str__(self) -> str:
-        options = [
-            f"{f.name}={getattr(self, f.name):g}"
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != f.default
-        ]
-        return f"{self.name}{{{','.join(options)}}}" if options else self.name
+        return to_form(self)
 
     def _histogram(self, seen: Statistics) -> Histogram:
         if seen.histogram is None:
@@ -77,6 +71,19 @@ class Calibrator(ABC):
                 "calibrate again with it"
             )
         return seen.histogram
+
+    def _search(
+        self, seen: Statistics, format: Format, scheme: Scheme, clipping: float = 1.0
+    ) -> RangeSearch:
+        histogram = self._histogram(seen)
+        return RangeSearch(histogram, seen.min, seen.max, format, scheme, clipping)
+
+    def _require(self, option: str, holds: bool, limits: str) -> None:
+        if not holds:
+            raise InputError(
+                f"option '{option}' of calibrator {self.name} is {getattr(self, option):g}; it "
+                f"has to be {limits}"
+            )
 
 
 @dataclass(frozen=True)
@@ -106,11 +113,7 @@ class MovingAverage(Calibrator):
     momentum: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.momentum <= 1:
-            raise InputError(
-                f"option 'momentum' of calibrator moving-average is {self.momentum:g}; "
-                "it has to be above 0 and at most 1"
-            )
+        self._require("momentum", 0 < self.momentum <= 1, "above 0 and at most 1")
 
     def needs(self, tensor: str) -> Sequence[Need]:
         """The ends, for tensors that are not finite, and their moving average."""
@@ -142,11 +145,7 @@ class Percentile(Calibrator):
     percentile: float = 99.99
 
     def __post_init__(self) -> None:
-        if not 50 < self.percentile <= 100:
-            raise InputError(
-                f"option 'percentile' of calibrator percentile is {self.percentile:g}; "
-                "it has to be above 50 and at most 100"
-            )
+        self._require("percentile", 50 < self.percentile <= 100, "above 50 and at most 100")
 
     def _choose(self, seen: Statistics, format: Format, scheme: Scheme) -> tuple[float, float]:
         histogram = self._histogram(seen)
@@ -162,20 +161,20 @@ class Percentile(Calibrator):
 class Entropy(Calibrator):
     """The range whose quantized distribution tells most about the original one.
 
-    See `onnxq.observe.search.entropy_range`.
+    See `onnxq.observe.search.RangeSearch.entropy`.
     """
 
     name: ClassVar[str] = "entropy"
 
     def _choose(self, seen: Statistics, format: Format, scheme: Scheme) -> tuple[float, float]:
-        return entropy_range(self._histogram(seen), seen.min, seen.max, format, scheme)
+        return self._search(seen, format, scheme).entropy()
 
 
 @dataclass(frozen=True)
 class Mse(Calibrator):
     """The range with the smallest expected squared error.
 
-    See `onnxq.observe.search.mse_range`.
+    See `onnxq.observe.search.RangeSearch.mse`.
 
     Attributes:
         clipping: Weight of the squared error of clipped values against that of rounded ones.
@@ -186,11 +185,10 @@ class Mse(Calibrator):
     clipping: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_weight(self, self.clipping)
+        self._require("clipping", 0 < self.clipping < np.inf, "above 0")
 
     def _choose(self, seen: Statistics, format: Format, scheme: Scheme) -> tuple[float, float]:
-        histogram = self._histogram(seen)
-        return mse_range(histogram, seen.min, seen.max, format, scheme, clipping=self.clipping)
+        return self._search(seen, format, scheme, self.clipping).mse()
 
 
 @dataclass(frozen=True)
@@ -212,19 +210,12 @@ class Auto(Calibrator):
     clipping: float = 2.0
 
     def __post_init__(self) -> None:
-        _check_weight(self, self.clipping)
+        self._require("clipping", 0 < self.clipping < np.inf, "above 0")
 
     def _choose(self, seen: Statistics, format: Format, scheme: Scheme) -> tuple[float, float]:
         candidates = (MinMax(), Percentile(), Percentile(99.999), Entropy(), Mse(self.clipping))
-        return choose_range(
-            self._histogram(seen),
-            seen.min,
-            seen.max,
-            [candidate.range(seen, format, scheme) for candidate in candidates],
-            format,
-            scheme,
-            clipping=self.clipping,
-        )
+        ranges = [candidate.range(seen, format, scheme) for candidate in candidates]
+        return self._search(seen, format, scheme, self.clipping).best_of(ranges)
 
 
 CALIBRATORS: dict[str, type[Calibrator]] = {
@@ -239,39 +230,7 @@ def parse_calibrator(text: str) -> Calibrator:
     Raises:
         InputError: naming the calibrator, option or value that is wrong.
     """
-    matched = re.fullmatch(r"([\w-]+)\s*(?:\{(.*)\})?", text.strip(), flags=re.DOTALL)
-    if matched is None:
-        raise InputError(
-            f"cannot read the calibrator '{text}'; write name or name{{option=number}}"
-        )
-    kind = CALIBRATORS.get(matched[1])
-    if kind is None:
-        raise InputError(
-            f"there is no calibrator '{matched[1]}'; available: {', '.join(CALIBRATORS)}"
-        )
-    known = [f.name for f in dataclasses.fields(kind)]
-    values: dict[str, float] = {}
-    for option in filter(None, (part.strip() for part in (matched[2] or "").split(","))):
-        key, _, number = (part.strip() for part in option.partition("="))
-        if key not in known:
-            raise InputError(
-                f"calibrator {kind.name} has no option '{key}'; it has: "
-                f"{', '.join(known) or 'none'}"
-            )
-        try:
-            values[key] = float(number)
-        except ValueError:
-            raise InputError(
-                f"option '{key}' of calibrator {kind.name} takes a number, not '{number}'"
-            ) from None
-    return kind(**values)
-
-
-def _check_weight(calibrator: Calibrator, weight: float) -> None:
-    if not 0 < weight < np.inf:
-        raise InputError(
-            f"option 'clipping' of calibrator {calibrator.name} is {weight:g}; it has to be above 0"
-        )
+    return from_form(text, CALIBRATORS, "calibrator")
 
 
 def _ranked(histogram: Histogram, rank: int, seen: Statistics) -> float:

@@ -128,23 +128,13 @@ class Tally:
             # In place, unlike bincount, which would make and add a whole table for every chunk.
             np.add.at(self._table, filled, 1)
 
-    @property
-    def not_finite(self) -> int:
-        """Number of values that were NaN or infinite; they are in no bin."""
-        halves = self._table.reshape(2, _SIGN)
-        return int(halves[:, _NOT_FINITE:].sum())
-
     def histogram(self) -> Histogram:
-        """The finite values counted so far."""
+        """The finite values counted so far; others are in no bin."""
         positive, negative = self._table.reshape(2, _SIGN)[:, :_NOT_FINITE]
         counts = np.concatenate([negative[:0:-1], positive])
         counts[_NOT_FINITE - 1] += negative[0]
         used = np.flatnonzero(counts)
         return Histogram((used - (_NOT_FINITE - 1)).astype(np.int32), counts[used])
-
-
-EMPTY = Histogram(np.zeros(0, np.int32), np.zeros(0, np.int64))
-"""The histogram of no values."""
 
 
 def as_float32(values: npt.NDArray[Any]) -> Float32Array:

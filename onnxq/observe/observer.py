@@ -57,9 +57,9 @@ class Observer(ABC):
     def result(self) -> Result | None:
         """What was found out, or None where there was no value."""
 
-    @abstractmethod
     def bytes_for(self, shape: tuple[int, ...]) -> int:
         """Memory that it takes where it is shown values of a shape, beyond the values."""
+        return 0
 
 
 class RangeObserver(Observer):
@@ -142,10 +142,6 @@ class MovingObserver(Observer):
     def result(self) -> Moving | None:
         """The average after the last batch."""
         return self._moving
-
-    def bytes_for(self, shape: tuple[int, ...]) -> int:
-        """Nothing to speak of."""
-        return 0
 
 
 class Folding(Observer):

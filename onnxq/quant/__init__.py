@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxq.quant._ranges import MIN_SCALE
 from onnxq.quant._rounding import from_storage, to_storage
 from onnxq.quant.bias import (
     BIAS_LIMIT,
@@ -27,7 +28,6 @@ from onnxq.quant.formats import (
     UINT8,
     UINT16,
     Format,
-    format_of,
 )
 from onnxq.quant.grouped import (
     GROUPED_TYPES,
@@ -44,7 +44,6 @@ from onnxq.quant.grouped import (
 )
 from onnxq.quant.low_bit import binary, ternary
 from onnxq.quant.qparams import (
-    MIN_SCALE,
     QParams,
     QuantizedTensor,
     dequantize,
@@ -124,7 +123,6 @@ __all__ = [
     "binary",
     "dequantize",
     "fake_quantize",
-    "format_of",
     "from_storage",
     "grouped_quantize",
     "grouped_to_onnx",

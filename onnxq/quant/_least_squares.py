@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from onnxq.quant._arrays import PIECE
 from onnxq.quant._rounding import round_to
 from onnxq.quant.formats import Format
+from onnxq.quant.scheme import Scheme
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -23,6 +24,38 @@ _LARGEST = 2.0**120
 _SMALLEST = 2.0**-60
 """Groups whose largest magnitude is beyond these keep the scale of their whole range, which may
 stand at the limit of what a scale can be."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Groups of values for which scales are wanted.
+
+    Attributes:
+        values: Finite, of shape (length, groups) or (groups, length).
+        axis: Axis of `values` on which the values of one group lie.
+        scale: The scale of each group's whole range, shape (groups,).
+        zero_point: The zero-point that goes with it, shape (groups,).
+        format: Format of the quantized values.
+        low: Smallest value of the format that may be used.
+        high: Largest value of the format that may be used.
+        scheme: Absmax or zero-point, with options.
+    """
+
+    values: Float32Array
+    axis: int
+    scale: Float32Array
+    zero_point: Float32Array
+    format: Format
+    low: float
+    high: float
+    scheme: Scheme
+
+
+class Solution(NamedTuple):
+    """Scales and zero-points found, each of shape (groups,)."""
+
+    scale: Float32Array
+    zero_point: Float32Array
 
 
 @dataclass(eq=False)
@@ -40,38 +73,21 @@ class TrialGroups:
     Such a factor changes no quantized value. Scales given and taken are multiplied by it as well.
 
     Args:
-        values: Finite, of shape (length, groups) or (groups, length).
-        axis: Axis of `values` on which the values of one group lie.
-        scale: Scale of each group's whole range.
-        zero_point: Zero-point that goes with it.
-        format: Format of the quantized values.
-        bounds: Smallest and largest value of the format that may be used.
+        problem: The groups. Scales of power-of-two schemes are not refined by least squares.
         weighting: How much the error of a value counts.
-        refine: Whether scales are refined by least squares.
     """
 
-    def __init__(
-        self,
-        values: Float32Array,
-        axis: int,
-        scale: Float32Array,
-        zero_point: Float32Array,
-        format: Format,
-        bounds: tuple[float, float],
-        *,
-        weighting: Weighting = "even",
-        refine: bool = True,
-    ) -> None:
-        self._values, self._axis, self._format, self._bounds = values, axis, format, bounds
-        self._given_scale, self._zero_point = scale, zero_point
-        self._weighting, self._refine = weighting, refine
+    def __init__(self, problem: Problem, weighting: Weighting = "even") -> None:
+        self._problem, self._weighting = problem, weighting
+        self._axis = axis = problem.axis
+        values = problem.values
         low = np.minimum(values.min(axis=axis), np.float32(0))
         high = np.maximum(values.max(axis=axis), np.float32(0))
         largest = np.maximum(-low, high)
         self._usable = (largest >= _SMALLEST) & (largest <= _LARGEST)
         _, exponent = np.frexp(np.where(self._usable, largest, np.float32(1)))
         self._factor = np.where(self._usable, np.ldexp(np.float32(1), -exponent), np.float32(0))
-        self._plain = np.where(self._usable, scale * self._factor, np.float32(1))
+        self._plain = np.where(self._usable, problem.scale * self._factor, np.float32(1))
         self._length = values.shape[axis]
         self._step = max(1, PIECE // max(values.size // self._length, 1))
         self._whole = values * self._spread(self._factor) if self._length <= self._step else None
@@ -87,8 +103,8 @@ class TrialGroups:
 
     def plain(self) -> Best:
         """The scale of the whole range."""
-        error, _, _ = self._sums(self._plain, self._zero_point)
-        return Best(self._plain, self._zero_point, error)
+        error, _, _ = self._sums(self._plain, self._problem.zero_point)
+        return Best(self._plain, self._problem.zero_point, error)
 
     def consider(self, scale: Float64Array, zero_point: Float32Array, best: Best) -> Float64Array:
         """Try a scale for each group, refined, and keep it where it is the best so far.
@@ -98,7 +114,7 @@ class TrialGroups:
         """
         trial = scale.astype(np.float32)
         error, slope, curvature = self._sums(trial, zero_point)
-        if self._refine:
+        if not self._problem.scheme.power_of_two:
             shift = np.divide(slope, curvature, out=np.zeros_like(slope), where=curvature > 0)
             trial = (trial + shift).astype(np.float32)
             error = np.maximum(error - shift * slope, 0.0)
@@ -120,8 +136,8 @@ class TrialGroups:
         Returns:
             The smallest scale, the one that clips nothing, and the largest.
         """
-        below = zero_point.astype(np.float64) - self._bounds[0]
-        above = self._bounds[1] - zero_point.astype(np.float64)
+        below = zero_point.astype(np.float64) - self._problem.low
+        above = self._problem.high - zero_point.astype(np.float64)
         reach = np.maximum(below, above)
 
         def needed(clipped: Float64Array) -> Float64Array:
@@ -136,19 +152,19 @@ class TrialGroups:
         evenness = np.maximum(np.minimum(below, above) / reach, 0.1)
         lowest = np.maximum(needed(np.sqrt(error)), evenness * self.mean_magnitude / reach)
         lowest = np.where(lowest > 0, np.minimum(lowest, plain), plain)
-        further = 2.0 if self._format.is_float else reach / np.maximum(reach - 2, reach / 2)
+        further = 2.0 if self._problem.format.is_float else reach / np.maximum(reach - 2, reach / 2)
         highest = plain * np.where(reach > 1, further, 1.0)
         return lowest, plain, highest
 
-    def solution(self, best: Best) -> tuple[Float32Array, Float32Array]:
+    def solution(self, best: Best) -> Solution:
         """Scale and zero-point of each group: the best, unless the plain ones err no more."""
         error, _, _ = self._sums(best.scale, best.zero_point, np.float64)
-        plain, _, _ = self._sums(self._plain, self._zero_point, np.float64)
+        plain, _, _ = self._sums(self._plain, self._problem.zero_point, np.float64)
         better = self._usable & (error < plain)
         factor = np.where(self._usable, self._factor, np.float32(1))
-        return (
-            np.where(better, best.scale / factor, self._given_scale),
-            np.where(better, best.zero_point, self._zero_point),
+        return Solution(
+            np.where(better, best.scale / factor, self._problem.scale),
+            np.where(better, best.zero_point, self._problem.zero_point),
         )
 
     def _sums(
@@ -158,14 +174,15 @@ class TrialGroups:
         dtype: type[np.float32] | type[np.float64] = np.float32,
     ) -> tuple[Float64Array, Float64Array, Float64Array]:
         """Sums of `w d d`, `w d y` and `w y y` of each group."""
-        low, high = (self._spread(np.float32(end) - zero_point) for end in self._bounds)
+        ends = self._problem.low, self._problem.high
+        low, high = (self._spread(np.float32(end) - zero_point) for end in ends)
         wide = self._spread(scale)
         error, slope, curvature = (np.zeros(scale.shape) for _ in range(3))
         for x in self._pieces():
             y = x / wide
             np.maximum(y, low, out=y)
             np.minimum(y, high, out=y)
-            round_to(y, self._format)
+            round_to(y, self._problem.format)
             d = y * wide
             np.subtract(x, d, out=d)
             weighted, other = self._weigh(x, d.astype(dtype, copy=False), y)
@@ -192,7 +209,7 @@ class TrialGroups:
         factor = self._spread(self._factor)
         for start in range(0, self._length, self._step):
             cut = slice(start, start + self._step)
-            yield self._values[(slice(None),) * self._axis + (cut,)] * factor
+            yield self._problem.values[(slice(None),) * self._axis + (cut,)] * factor
 
     def _spread(self, of_groups: Float32Array) -> Float32Array:
         return np.asarray(np.expand_dims(of_groups, self._axis))

@@ -45,12 +45,9 @@ def round_to(values: npt.NDArray[Any], format: Format) -> None:
 
 def to_storage(values: npt.NDArray[Any], format: Format) -> npt.NDArray[Any]:
     """Values of a format, already rounded and within its range, in its storage dtype."""
-    if format.is_float:
-        return _float_codes(values.astype(np.float32, copy=False), format)
-    # ml_dtypes' integers below 8 bits are reached through int8: directly is slower.
-    if format.bits < 8:
-        values = values.astype(np.int8)
-    return values.astype(format.storage)
+    out: npt.NDArray[Any] = np.empty(values.shape, format.storage)
+    store(values, format, out)
+    return out
 
 
 def store(values: npt.NDArray[Any], format: Format, out: npt.NDArray[Any]) -> None:

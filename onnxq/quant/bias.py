@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from onnxq.errors import InputError
 from onnxq.quant._arrays import finite, label
+from onnxq.quant._ranges import MIN_SCALE
 from onnxq.quant.formats import INT32
-from onnxq.quant.qparams import MIN_SCALE, Float32Array, Float64Array, QParams
+from onnxq.quant.qparams import Float32Array, Float64Array, QParams
 
 BIAS_LIMIT = 1 << 30
 """Largest magnitude of a quantized bias: half of int32, so that the sum of products that the bias

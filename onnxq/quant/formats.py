@@ -8,8 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from onnx import TensorProto
-
-from onnxq.errors import InputError
+from onnx.helper import tensor_dtype_to_np_dtype
 
 
 @dataclass(frozen=True)
@@ -60,18 +59,14 @@ class Format:
         return FORMATS[name]
 
 
-def _integer(name: str, onnx_dtype: int, bits: int, signed: bool, dtype: Any, opset: int) -> Format:
-    qmin = -(1 << (bits - 1)) if signed else 0
-    return Format(
-        name=name,
-        onnx_dtype=onnx_dtype,
-        bits=bits,
-        signed=signed,
-        qmin=qmin,
-        qmax=qmin + (1 << bits) - 1,
-        storage=np.dtype(dtype),
-        opset=opset,
-    )
+def _format(name: str, opset: int) -> Format:
+    """The format of an ONNX element type, which says all but the opset."""
+    onnx_dtype = TensorProto.DataType.Value(name.upper())
+    storage = np.dtype(tensor_dtype_to_np_dtype(onnx_dtype))
+    is_float = name.startswith("float")
+    info: Any = (ml_dtypes.finfo if is_float else ml_dtypes.iinfo)(storage)
+    low, high = (float if is_float else int)(info.min), (float if is_float else int)(info.max)
+    return Format(name, onnx_dtype, info.bits, low < 0, low, high, storage, opset, is_float)
 
 
 def _narrowed(held: Format, bits: int) -> Format:
@@ -82,60 +77,26 @@ def _narrowed(held: Format, bits: int) -> Format:
     return replace(held, name=name, qmin=qmin, qmax=qmax)
 
 
-def _floating(name: str, onnx_dtype: int, dtype: Any, opset: int) -> Format:
-    info: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
-    return Format(
-        name=name,
-        onnx_dtype=onnx_dtype,
-        bits=info.bits,
-        signed=True,
-        qmin=float(info.min),
-        qmax=float(info.max),
-        storage=np.dtype(dtype),
-        opset=opset,
-        is_float=True,
-    )
-
-
-INT2 = _integer("int2", TensorProto.INT2, 2, True, ml_dtypes.int2, 25)
-UINT2 = _integer("uint2", TensorProto.UINT2, 2, False, ml_dtypes.uint2, 25)
-INT4 = _integer("int4", TensorProto.INT4, 4, True, ml_dtypes.int4, 21)
-UINT4 = _integer("uint4", TensorProto.UINT4, 4, False, ml_dtypes.uint4, 21)
-INT8 = _integer("int8", TensorProto.INT8, 8, True, np.int8, 10)
-UINT8 = _integer("uint8", TensorProto.UINT8, 8, False, np.uint8, 10)
-INT16 = _integer("int16", TensorProto.INT16, 16, True, np.int16, 21)
-UINT16 = _integer("uint16", TensorProto.UINT16, 16, False, np.uint16, 21)
-INT32 = _integer("int32", TensorProto.INT32, 32, True, np.int32, 10)
-
-FLOAT8E4M3FN = _floating(
-    "float8e4m3fn", TensorProto.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn, opset=19
-)
-FLOAT8E4M3FNUZ = _floating(
-    "float8e4m3fnuz", TensorProto.FLOAT8E4M3FNUZ, ml_dtypes.float8_e4m3fnuz, opset=19
-)
-FLOAT8E5M2 = _floating("float8e5m2", TensorProto.FLOAT8E5M2, ml_dtypes.float8_e5m2, opset=19)
-FLOAT8E5M2FNUZ = _floating(
-    "float8e5m2fnuz", TensorProto.FLOAT8E5M2FNUZ, ml_dtypes.float8_e5m2fnuz, opset=19
-)
-FLOAT4E2M1 = _floating("float4e2m1", TensorProto.FLOAT4E2M1, ml_dtypes.float4_e2m1fn, opset=23)
+INT2 = _format("int2", 25)
+UINT2 = _format("uint2", 25)
+INT4 = _format("int4", 21)
+UINT4 = _format("uint4", 21)
+INT8 = _format("int8", 10)
+UINT8 = _format("uint8", 10)
+INT16 = _format("int16", 21)
+UINT16 = _format("uint16", 21)
+INT32 = _format("int32", 10)
+FLOAT8E4M3FN = _format("float8e4m3fn", 19)
+FLOAT8E4M3FNUZ = _format("float8e4m3fnuz", 19)
+FLOAT8E5M2 = _format("float8e5m2", 19)
+FLOAT8E5M2FNUZ = _format("float8e5m2fnuz", 19)
+FLOAT4E2M1 = _format("float4e2m1", 23)
 
 FORMATS: dict[str, Format] = {
     format.name: format
     for format in (
-        INT2,
-        UINT2,
-        INT4,
-        UINT4,
-        INT8,
-        UINT8,
-        INT16,
-        UINT16,
-        INT32,
-        FLOAT8E4M3FN,
-        FLOAT8E4M3FNUZ,
-        FLOAT8E5M2,
-        FLOAT8E5M2FNUZ,
-        FLOAT4E2M1,
+        *(INT2, UINT2, INT4, UINT4, INT8, UINT8, INT16, UINT16, INT32),
+        *(FLOAT8E4M3FN, FLOAT8E4M3FNUZ, FLOAT8E5M2, FLOAT8E5M2FNUZ, FLOAT4E2M1),
     )
 }
 
@@ -147,25 +108,3 @@ NARROW_FORMATS: dict[str, Format] = {
 }
 """Integers of 3, 5, 6 and 7 bits, each held in the next wider type. They are for weights:
 QuantizeLinear saturates where the type ends."""
-
-_BY_ONNX_DTYPE = {format.onnx_dtype: format for format in FORMATS.values()}
-
-
-def format_of(onnx_dtype: int) -> Format:
-    """Format of an ONNX element type.
-
-    Args:
-        onnx_dtype: A value of `onnx.TensorProto.DataType`.
-
-    Raises:
-        InputError: Quantized values of this type are not supported.
-    """
-    try:
-        return _BY_ONNX_DTYPE[onnx_dtype]
-    except KeyError:
-        known = TensorProto.DataType.values()
-        name = TensorProto.DataType.Name(onnx_dtype) if onnx_dtype in known else str(onnx_dtype)
-        raise InputError(
-            f"element type {name} is not a format for quantized values; "
-            f"use one of {', '.join(FORMATS)}"
-        ) from None

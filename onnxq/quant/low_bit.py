@@ -76,18 +76,7 @@ def binary(
     becomes +1: nothing here stands for 0, so that groups of only zeros become MIN_SCALE, which is
     about 1e-38.
 
-    Args:
-        weight: Values, of any float type and shape, also empty.
-        granularity: Which values share a scale; a negative axis is counted from the end.
-        format: Integers to store the values in: 2 bits, or more where the opset is below 25.
-            Unsigned ones have zero-point 1.
-        name: The tensor's name, for error messages.
-
-    Returns:
-        The values, and qparams with limits at -1 and +1 from the zero-point.
-
-    Raises:
-        InputError: NaN or infinity in the weight, no such axis, or a float format.
+    Arguments, result and what is raised are those of `ternary`.
     """
     values, grouping = _prepared(weight, granularity, format, name)
     scale = np.maximum(_mean_magnitude(values, grouping), MIN_SCALE)

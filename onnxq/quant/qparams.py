@@ -26,6 +26,7 @@ from onnxq.quant._arrays import (
     widen,
 )
 from onnxq.quant._groups import Grouping
+from onnxq.quant._least_squares import Problem
 from onnxq.quant._ranges import (
     FLOAT32_MAX,
     MIN_SCALE,
@@ -36,24 +37,10 @@ from onnxq.quant._ranges import (
 from onnxq.quant._rounding import from_storage, round_to, store, to_storage
 from onnxq.quant.formats import Format
 from onnxq.quant.scheme import Granularity, Scheme, value_range
-from onnxq.quant.search import PLAIN, Problem, ScaleSearch
+from onnxq.quant.search import PLAIN, ScaleSearch
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
-
-__all__ = [
-    "MIN_SCALE",
-    "Float32Array",
-    "Float64Array",
-    "QParams",
-    "QuantizedTensor",
-    "dequantize",
-    "fake_quantize",
-    "qparams_from_range",
-    "quantize",
-    "quantize_weight",
-    "weight_qparams",
-]
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,11 +245,7 @@ def weight_qparams(
         InputError: NaN or infinity in the weight, no such axis, or scheme and format do not suit
             each other.
     """
-    values: Float32Array = as_numbers(weight, np.float32, name)
-    axis = axis_within(granularity, values.ndim, name)
-    grouping = Grouping(values.shape, axis, granularity.block_size)
-    low, high = _extremes(values, grouping, name)
-    return _weight_qparams(values, grouping, low, high, format, scheme, search)
+    return _weight_qparams(weight, format, scheme, granularity, search, name)[0]
 
 
 def quantize_weight(
@@ -279,30 +262,32 @@ def quantize_weight(
     Raises:
         InputError: As `weight_qparams` does.
     """
-    values: Float32Array = as_numbers(weight, np.float32, name)
-    axis = axis_within(granularity, values.ndim, name)
-    grouping = Grouping(values.shape, axis, granularity.block_size)
-    low, high = _extremes(values, grouping, name)
-    qparams = _weight_qparams(values, grouping, low, high, format, scheme, search)
-    within = search == PLAIN and _stay_within(low, high, qparams)
+    qparams, values, grouping, ends = _weight_qparams(
+        weight, format, scheme, granularity, search, name
+    )
+    within = search == PLAIN and _stay_within(*ends, qparams)
     return QuantizedTensor(_quantized(values, qparams, grouping, clips=not within), qparams)
 
 
 def _weight_qparams(
-    values: Float32Array,
-    grouping: Grouping,
-    low: Float32Array,
-    high: Float32Array,
+    weight: npt.ArrayLike,
     format: Format,
     scheme: Scheme,
+    granularity: Granularity,
     search: ScaleSearch,
-) -> QParams:
+    name: str,
+) -> tuple[QParams, Float32Array, Grouping, tuple[Float32Array, Float32Array]]:
+    """Beside the qparams the weight's values, their grouping and the smallest and largest ones."""
+    values: Float32Array = as_numbers(weight, np.float32, name)
+    axis = axis_within(granularity, values.ndim, name)
+    grouping = Grouping(values.shape, axis, granularity.block_size)
+    low, high = _extremes(values, grouping, name)
     plain = _plain(low, high, format, scheme, grouping)
     zeros = (low == 0) & (high == 0)
     if zeros.any() and not zeros.all():
-        scale = np.where(zeros, plain.scale[~zeros].min(), plain.scale)
-        plain = replace(plain, scale=scale)
-    return plain if search == PLAIN else _searched(values, grouping, plain, scheme, search)
+        plain = replace(plain, scale=np.where(zeros, plain.scale[~zeros].min(), plain.scale))
+    found = plain if search == PLAIN else _searched(values, grouping, plain, scheme, search)
+    return found, values, grouping, (low, high)
 
 
 def _stay_within(low: Float32Array, high: Float32Array, qparams: QParams) -> bool:

@@ -21,62 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import InputError
-from onnxq.quant._least_squares import Best, TrialGroups, Weighting
+from onnxq.quant._least_squares import Best, Problem, Solution, TrialGroups
 from onnxq.quant._ranges import power_of_two_at_least, scale_from_range
-from onnxq.quant.formats import Format
-from onnxq.quant.scheme import Scheme
 
 Float32Array = npt.NDArray[np.float32]
 
 
 _FLOAT_TRIALS = 4
 """How many times as many scales are tried in float formats, all of whose binades err alike."""
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """Groups of values for which scales are wanted.
-
-    Attributes:
-        values: Finite, of shape (length, groups) or (groups, length).
-        axis: Axis of `values` on which the values of one group lie.
-        scale: The scale of each group's whole range, shape (groups,).
-        zero_point: The zero-point that goes with it, shape (groups,).
-        format: Format of the quantized values.
-        low: Smallest value of the format that may be used.
-        high: Largest value of the format that may be used.
-        scheme: Absmax or zero-point, with options.
-    """
-
-    values: Float32Array
-    axis: int
-    scale: Float32Array
-    zero_point: Float32Array
-    format: Format
-    low: float
-    high: float
-    scheme: Scheme
-
-    def trials(self, weighting: Weighting) -> TrialGroups:
-        """The groups, ready for trying scales; those of power-of-two schemes are not refined."""
-        return TrialGroups(
-            self.values,
-            self.axis,
-            self.scale,
-            self.zero_point,
-            self.format,
-            (self.low, self.high),
-            weighting=weighting,
-            refine=not self.scheme.power_of_two,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """Scales and zero-points found, each of shape (groups,)."""
-
-    scale: Float32Array
-    zero_point: Float32Array
 
 
 class ScaleSearch(Protocol):
@@ -187,13 +139,13 @@ class MeanSquaredError:
 
     def find(self, problem: Problem) -> Solution:
         """Scales, and zero-points if the scheme has them, with the least squared error."""
-        groups = problem.trials("even")
+        groups = TrialGroups(problem)
         best = groups.plain()
         if problem.scheme.symmetric:
             self._try_scales(problem, groups, best, best.zero_point, self.trials)
         else:
             self._try_zero_points(problem, groups, best)
-        return Solution(*groups.solution(best))
+        return groups.solution(best)
 
     def _try_zero_points(self, problem: Problem, groups: TrialGroups, best: Best) -> None:
         few = max(self.trials // 3, 4)
@@ -257,7 +209,7 @@ class GroupedSearch:
     def find(self, problem: Problem) -> Solution:
         """Scales and zero-points with the least weighted error of those tried."""
         symmetric = problem.scheme.symmetric
-        groups = problem.trials("square" if symmetric else "magnitude")
+        groups = TrialGroups(problem, "square" if symmetric else "magnitude")
         best = groups.plain()
         plain, zero_point = best.scale.astype(np.float64), best.zero_point
         if problem.scheme.power_of_two:
@@ -276,7 +228,7 @@ class GroupedSearch:
                     np.rint(problem.low - groups.low / trial), problem.low, problem.high
                 )
                 groups.consider(trial, shifted.astype(np.float32), best)
-        return Solution(*groups.solution(best))
+        return groups.solution(best)
 
 
 PLAIN = Plain()

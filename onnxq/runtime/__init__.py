@@ -9,7 +9,7 @@ from onnxq.runtime.backend import (
     available_backends,
     load_backend,
 )
-from onnxq.runtime.compare import ErrorAccumulator, OutputError, compare_outputs
+from onnxq.runtime.compare import ErrorAccumulator, OutputError
 from onnxq.runtime.operators import INTEGER_OPERATORS, integer_operators, optimized_operators
 from onnxq.runtime.providers import available_providers, missing_provider, resolve_provider
 from onnxq.runtime.session import Session
@@ -29,7 +29,6 @@ __all__ = [
     "Timing",
     "available_backends",
     "available_providers",
-    "compare_outputs",
     "integer_operators",
     "interleaved",
     "load_backend",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
-import pkgutil
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import ClassVar
 import onnx
 
 from onnxq.errors import InputError
+from onnxq.registry import kinds_in
 from onnxq.runtime.specs import Array, Runnable
 from onnxq.runtime.timing import interleaved
 
@@ -108,18 +107,9 @@ class Backend(ABC):
 
 def available_backends() -> dict[str, type[Backend]]:
     """Backends by name: those in modules of this package, and in modules of entry points."""
-    package = importlib.import_module(__name__.rpartition(".")[0])
-    names = [m.name for m in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
-    modules = [importlib.import_module(name) for name in names]
+    modules = [importlib.import_module(__package__)]
     modules += [entry.load() for entry in entry_points(group=ENTRY_POINT_GROUP)]
-    return {
-        kind.name: kind
-        for module in modules
-        for _, kind in inspect.getmembers(module, inspect.isclass)
-        if issubclass(kind, Backend)
-        and not inspect.isabstract(kind)
-        and kind.__module__ == module.__name__
-    }
+    return {kind.name: kind for module in modules for kind in kinds_in(module, Backend)}  # type: ignore[type-abstract]
 
 
 def load_backend(name: str) -> Backend:

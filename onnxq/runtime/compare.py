@@ -33,16 +33,16 @@ class OutputError:
     max_abs: float
 
 
+@dataclass
 class _Sums:
     """Float64 sums over one output; they may be added in any split into batches."""
 
-    def __init__(self) -> None:
-        self.signal = 0.0
-        self.candidate = 0.0
-        self.product = 0.0
-        self.noise = 0.0
-        self.max_abs = 0.0
-        self.incomparable = False
+    signal: float = 0.0
+    candidate: float = 0.0
+    product: float = 0.0
+    noise: float = 0.0
+    max_abs: float = 0.0
+    incomparable: bool = False
 
     def add(self, reference: Array, candidate: Array) -> None:
         if reference.shape != candidate.shape:
@@ -119,19 +119,6 @@ class ErrorAccumulator:
     def result(self) -> list[OutputError]:
         """Return one error per output, in the order in which the outputs were first seen."""
         return [sums.result(name) for name, sums in self._sums.items()]
-
-
-def compare_outputs(
-    reference: Mapping[str, Any], candidate: Mapping[str, Any]
-) -> list[OutputError]:
-    """Compare one set of outputs with its reference; see `OutputError` for the formulas.
-
-    Raises:
-        InputError: the candidate lacks an output of the reference.
-    """
-    accumulator = ErrorAccumulator()
-    accumulator.add(reference, candidate)
-    return accumulator.result()
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Array]]:

@@ -9,46 +9,27 @@ from pathlib import Path
 import onnx
 
 from onnxq.errors import InputError
+from onnxq.ir.load import called
 from onnxq.runtime.backend import ModelLike
 from onnxq.runtime.session import Session, operator_name
 
-INTEGER_OPERATORS: frozenset[str] = frozenset(
-    {
-        "ConvInteger",
-        "MatMulInteger",
-        "QLinearConv",
-        "QLinearMatMul",
-        "com.microsoft:DynamicQuantizeLSTM",
-        "com.microsoft:DynamicQuantizeMatMul",
-        "com.microsoft:MatMulInteger16",
-        "com.microsoft:MatMulIntegerToFloat",
-        "com.microsoft:MatMulNBits",
-        "com.microsoft:MulInteger",
-        "com.microsoft:QAttention",
-        "com.microsoft:QEmbedLayerNormalization",
-        "com.microsoft:QGemm",
-        "com.microsoft:QLinearAdd",
-        "com.microsoft:QLinearAveragePool",
-        "com.microsoft:QLinearConcat",
-        "com.microsoft:QLinearConv",
-        "com.microsoft:QLinearGlobalAveragePool",
-        "com.microsoft:QLinearLeakyRelu",
-        "com.microsoft:QLinearMul",
-        "com.microsoft:QLinearReduceMean",
-        "com.microsoft:QLinearSigmoid",
-        "com.microsoft:QLinearSoftmax",
-        "com.microsoft:QLinearWhere",
-        "com.microsoft:QMoE",
-        "com.microsoft:QOrderedAttention",
-        "com.microsoft:QOrderedGelu",
-        "com.microsoft:QOrderedLayerNormalization",
-        "com.microsoft:QOrderedLongformerAttention",
-        "com.microsoft:QOrderedMatMul",
-        "com.microsoft:ReduceSumInteger",
-        "com.ms.internal.nhwc:QLinearAveragePool",
-        "com.ms.internal.nhwc:QLinearConv",
-        "com.ms.internal.nhwc:QLinearConvTranspose",
-    }
+_INTEGER_OPERATORS = {
+    "": "ConvInteger MatMulInteger QLinearConv QLinearMatMul",
+    "com.microsoft": (
+        "DynamicQuantizeLSTM DynamicQuantizeMatMul MatMulInteger16 MatMulIntegerToFloat "
+        "MatMulNBits MulInteger QAttention QEmbedLayerNormalization QGemm QLinearAdd "
+        "QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu "
+        "QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere QMoE "
+        "QOrderedAttention QOrderedGelu QOrderedLayerNormalization QOrderedLongformerAttention "
+        "QOrderedMatMul ReduceSumInteger"
+    ),
+    "com.ms.internal.nhwc": "QLinearAveragePool QLinearConv QLinearConvTranspose",
+}
+
+INTEGER_OPERATORS = frozenset(
+    operator_name(domain, op_type)
+    for domain, op_types in _INTEGER_OPERATORS.items()
+    for op_type in op_types.split()
 )
 """Operator types, qualified by domain, that compute on integers."""
 
@@ -77,9 +58,7 @@ def optimized_operators(model: ModelLike, *, provider: str = "cpu") -> Counter[s
             # A model that cannot be loaded at all fails again.
             return Session(model, provider=provider, record=True).assigned_operators()
         graph = onnx.load(path, load_external_data=False).graph
-    counts: Counter[str] = Counter()
-    _count(graph, counts)
-    return counts
+    return Counter(operator_name(domain, op_type) for domain, op_type, _ in called(graph.node))
 
 
 def integer_operators(model: ModelLike, *, provider: str = "cpu") -> Counter[str]:
@@ -90,14 +69,3 @@ def integer_operators(model: ModelLike, *, provider: str = "cpu") -> Counter[str
     """
     counts = optimized_operators(model, provider=provider)
     return Counter({name: count for name, count in counts.items() if name in INTEGER_OPERATORS})
-
-
-def _count(graph: onnx.GraphProto, counts: Counter[str]) -> None:
-    for node in graph.node:
-        counts[operator_name(node.domain, node.op_type)] += 1
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _count(attribute.g, counts)
-            elif attribute.type == onnx.AttributeProto.GRAPHS:
-                for subgraph in attribute.graphs:
-                    _count(subgraph, counts)

@@ -9,9 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.ir import DataType
+from onnxq.ir.types import DataType
 
 Array = npt.NDArray[Any]
+
+
+_DTYPES = {f"tensor({dtype.name.lower()})": dtype.numpy for dtype in DataType if dtype}
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,7 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 
 def dtype_of(onnx_type: str) -> np.dtype[Any] | None:
     """Return the numpy dtype of onnxruntime's type `tensor(...)`, None for anything else."""
-    name = onnx_type.removeprefix("tensor(").removesuffix(")").upper()
-    is_tensor = onnx_type == f"tensor({name.lower()})" and name in DataType.__members__
-    return DataType[name].numpy if is_tensor else None
+    return _DTYPES.get(onnx_type)
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:

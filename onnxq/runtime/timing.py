@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from time import perf_counter, thread_time
 
 import numpy as np
 
+from onnxq.ir.collector import collector_paused
 from onnxq.runtime.specs import Array, Runnable
 
 Feeds = Mapping[str, Array]
@@ -68,18 +68,13 @@ def interleaved(
     per_session = [feeds] * len(sessions) if isinstance(feeds, Mapping) else list(feeds)
     if len(per_session) != len(sessions):
         raise ValueError("one feed for all sessions or one per session")
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with collector_paused():
         clock = thread_time if all(s.runs_in_caller for s in sessions) else perf_counter
         repeats = [
             _repeats(session, feed, warmup, clock)
             for session, feed in zip(sessions, per_session, strict=True)
         ]
         times = _rounds(sessions, per_session, repeats, rounds, seconds, clock)
-    finally:
-        if collecting:
-            gc.enable()
     return _timings(times, repeats)
 
 

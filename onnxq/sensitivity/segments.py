@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
+from math import inf, prod
 
 from onnxq.ir import Graph, Node, TensorType, Value, to_proto
 from onnxq.ir.copying import reads
@@ -53,22 +53,19 @@ def cut(
     order = list(graph.nodes())
     if not order:
         return []
-    places = [0, *_places(graph, order, wanted, whole), len(order)]
-    crossing = _crossing(graph, order)
-    segments = []
-    for start, stop in pairwise(places):
-        segments.append(_segment(graph, order[start:stop], crossing[start], crossing[stop]))
-    return segments
+    last = _last_readers(graph, order)
+    places = [0, *_places(graph, order, last, wanted, whole), len(order)]
+    return [_segment(graph, order, last, *ends) for ends in pairwise(places)]
 
 
 def _segment(
-    graph: Graph, nodes: Sequence[Node], before: Sequence[Value], after: Sequence[Value]
+    graph: Graph, order: Sequence[Node], last: Mapping[Value, int], start: int, stop: int
 ) -> Segment:
-    made = {v for node in nodes for v in node.outputs if v is not None}
-    outputs = [v for v in after if v in made]
-    outputs += [v for v in graph.outputs if v in made and v not in outputs]
-    needed = {v for node in nodes for v in reads(node)}
-    inputs = [v for v in before if v in needed]
+    nodes = order[start:stop]
+    made = dict.fromkeys(v for node in nodes for v in node.outputs if v is not None)
+    outputs = [v for v in made if v.is_output or last.get(v, -1) >= stop]
+    read = dict.fromkeys(v for node in nodes for v in reads(node))
+    inputs = [v for v in read if v in last and v not in made]
     return Segment(
         graph.extract(inputs, outputs),
         tuple(v.name for v in inputs),
@@ -77,53 +74,52 @@ def _segment(
     )
 
 
-def _crossing(graph: Graph, order: Sequence[Node]) -> list[list[Value]]:
-    """For each place in the order, the values made before and read at or after it."""
-    last: dict[Value, int] = {}
-    for place, node in enumerate(order):
-        for value in reads(node):
-            if not value.is_constant and value.graph is graph:
-                last[value] = place
-    alive: dict[Value, None] = {v: None for v in graph.inputs if v in last}
-    crossing = [list(alive)]
-    for place, node in enumerate(order):
-        made = [v for v in node.outputs if v is not None]
-        alive.update((v, None) for v in made if last.get(v, -1) > place)
-        for value in [v for v in alive if last[v] <= place]:
-            del alive[value]
-        crossing.append(list(alive))
-    return crossing
+def _last_readers(graph: Graph, order: Sequence[Node]) -> dict[Value, int]:
+    """The place of the last reader of all values that are computed or fed."""
+    return {
+        value: place
+        for place, node in enumerate(order)
+        for value in reads(node)
+        if not value.is_constant and value.graph is graph
+    }
+
+
+def _costs(graph: Graph, order: Sequence[Node], last: Mapping[Value, int]) -> list[float]:
+    """Elements that cross each place, which is infinite where something else than tensors does."""
+    costs = [0.0] * (len(order) + 1)
+    first = dict.fromkeys(graph.inputs, 0)
+    first |= {v: at + 1 for at, node in enumerate(order) for v in node.outputs if v is not None}
+    for value, stop in last.items():
+        dims = value.shape or (None,)
+        size = prod(d if isinstance(d, int) else _UNKNOWN_SIZE for d in dims)
+        for place in range(first[value], stop + 1):
+            costs[place] += size if isinstance(value.type, TensorType) else inf
+    return [cost or inf for cost in costs]
 
 
 def _places(
-    graph: Graph, order: Sequence[Node], wanted: Sequence[Node], whole: Iterable[Sequence[Node]]
+    graph: Graph,
+    order: Sequence[Node],
+    last: Mapping[Value, int],
+    wanted: Sequence[Node],
+    whole: Iterable[Sequence[Node]],
 ) -> list[int]:
     count = min(MAX_SEGMENTS, len(wanted))
     if count < 2:
         return []
     at = {node: place for place, node in enumerate(order)}
     marks = sorted(at[node] for node in wanted)
-    cost = [_bytes(values) for values in _crossing(graph, order)]
+    cost = _costs(graph, order, last)
     for group in whole:
         inside = [at[node] for node in group]
-        cost[min(inside) + 1 : max(inside) + 1] = [None] * (max(inside) - min(inside))
+        cost[min(inside) + 1 : max(inside) + 1] = [inf] * (max(inside) - min(inside))
     ideal = [marks[number * len(marks) // count] for number in range(1, count)]
     reach = max(1, len(order) // (2 * count))
     chosen: list[int] = []
     for place in ideal:
         low = max(place - reach, (chosen[-1] if chosen else 0) + 1)
         near = range(low, min(place + reach, len(order) - 1) + 1)
-        possible = [p for p in near if cost[p] is not None]
+        possible = [p for p in near if cost[p] < inf]
         if possible:
-            chosen.append(min(possible, key=lambda p: (cost[p] or 0, abs(p - place))))
+            chosen.append(min(possible, key=lambda p: (cost[p], abs(p - place))))
     return chosen
-
-
-def _bytes(values: Sequence[Value]) -> int | None:
-    """Elements that cross a cut; None where something else than a tensor does."""
-    if not values or not all(isinstance(v.type, TensorType) for v in values):
-        return None
-    return sum(
-        prod(d if isinstance(d, int) else _UNKNOWN_SIZE for d in v.shape or (_UNKNOWN_SIZE,))
-        for v in values
-    )

@@ -8,12 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.errors import InputError
-from onnxq.ir import DataType, Graph, TensorType
+from onnxq.ir import DataType, Graph, TensorType, Value
 from onnxq.ir.shape_rules import computed_shapes
-from onnxq.ir.shape_values import symbolic_elements
+from onnxq.ir.shape_values import Elements, find_elements
 from tests.helpers import random_feeds, run
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
+
+
+def symbolic_elements(graph: Graph) -> dict[Value, Elements]:
+    found: dict[Value, Elements] = {}
+    find_elements(graph.nodes(), found)
+    return found
 
 
 def computed(text: str, opset: int = 21) -> dict[str, TensorType]:

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.errors import InputError
-from onnxq.ir import DataType, Graph, Tensor, infer_types
+from onnxq.ir import DataType, Graph, Tensor, Value, infer_types
 from onnxq.ir.shape_values import (
+    Elements,
     constant_ints,
     elements_of,
     find_elements,
     known_elements,
-    symbolic_elements,
 )
 from tests.helpers import random_feeds, run
 
@@ -20,6 +20,12 @@ HEAD = '<ir_version: 10, opset_import: ["": 21]>'
 CONSTANTS = """<int64 zero = {0}, int64[1] v0 = {0}, int64[1] v1 = {1}, int64[1] v2 = {2},
     int64[2] both = {2, 0}, int64[1] minus = {-1}, int64[1] far = {9}, int32[2] narrow = {7, 8},
     float[2] f = {1, 2}, int64[2, 2] square = {1, 2, 3, 4}, int64[1] five = {5}>"""
+
+
+def symbolic_elements(graph: Graph) -> dict[Value, Elements]:
+    found: dict[Value, Elements] = {}
+    find_elements(graph.nodes(), found)
+    return found
 
 
 def known(nodes: str, opset: int = 21) -> object:

@@ -85,7 +85,7 @@ def test_several_in_one_file_do_not_mix(little_memory: Path) -> None:
     tensor_module._Share.held = 1000
     arrays = [np.arange(n, dtype=np.float32) * n for n in range(16, 60)]
     tensors = [Tensor(array) for array in arrays]
-    assert len({id(t._stored._segment) for t in tensors}) == 1  # type: ignore[union-attr]
+    assert len({id(t._stored._file) for t in tensors}) == 1  # type: ignore[union-attr]
     for array, tensor in zip(arrays, tensors, strict=True):
         assert np.array_equal(tensor.numpy(), array)
 
@@ -93,7 +93,7 @@ def test_several_in_one_file_do_not_mix(little_memory: Path) -> None:
 def test_a_full_file_gets_a_successor(little_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored_module, "_SEGMENT_BYTES", 100)
     parts = [spill([bytes([n]) * 100], 100) for n in range(3)]
-    assert len({id(part._segment) for part in parts}) == 3
+    assert len({id(part._file) for part in parts}) == 3
     assert [next(part.pieces())[:1] for part in parts] == [b"\0", b"\1", b"\2"]
 
 
@@ -152,7 +152,7 @@ def test_failed_write_leaves_the_others_alone(little_memory: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         spill(breaking(), 20_000)  # type: ignore[arg-type]
     second = spill([b"2" * 100], 100)
-    assert second._segment is first._segment
+    assert second._file is first._file
     assert (b"".join(first.pieces()), b"".join(second.pieces())) == (b"1" * 100, b"2" * 100)
 
 
@@ -181,7 +181,7 @@ def test_a_forked_process_writes_a_file_of_its_own(little_memory: Path) -> None:
     if not child:
         ok = b"".join(mine.pieces()) == b"parent" * 20
         theirs = spill([b"child!" * 20], 120)
-        ok &= theirs._segment is not mine._segment
+        ok &= theirs._file is not mine._file
         ok &= b"".join(theirs.pieces()) == b"child!" * 20
         os._exit(0 if ok else 1)
     _, status = os.waitpid(child, 0)

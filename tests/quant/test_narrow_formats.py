@@ -18,7 +18,6 @@ from onnxq.quant import (
     ZERO_POINT,
     Format,
     Scheme,
-    format_of,
     per_block,
     quantize_weight,
     value_range,
@@ -32,7 +31,7 @@ BLOCK = 4
 @pytest.mark.parametrize("name", ["int3", "uint3", "int5", "uint5", "int6", "uint6", "int7"])
 def test_they_are_part_of_the_type_that_holds_them(name: str) -> None:
     format, bits = NARROW_FORMATS[name], int(name[-1])
-    held = format_of(format.onnx_dtype)
+    (held,) = (f for f in FORMATS.values() if f.onnx_dtype == format.onnx_dtype)
     assert held.name == ("int4" if bits == 3 else "int8").rjust(len(name), "u")
     assert (format.bits, format.storage, format.opset) == (held.bits, held.storage, held.opset)
     low = -(2 ** (bits - 1)) if format.signed else 0

@@ -32,7 +32,6 @@ from onnxq.quant import (
     Scheme,
     dequantize,
     fake_quantize,
-    format_of,
     per_block,
     per_channel,
     quantize,
@@ -84,7 +83,8 @@ def _model(op_type: str, onnx_dtype: int, granularity: Granularity) -> onnx.Mode
         ],
         [helper.make_tensor_value_info("y", target, None)],
     )
-    opset = max(format_of(onnx_dtype).opset, granularity.opset, 19)
+    (format,) = (f for f in FORMATS.values() if f.onnx_dtype == onnx_dtype)
+    opset = max(format.opset, granularity.opset, 19)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
