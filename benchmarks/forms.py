@@ -33,7 +33,7 @@ from onnxruntime.quantization import quantize_dynamic
 from onnxq import Recipe, apply_plan, make_plan
 from onnxq.data import read
 from onnxq.ir import Pipeline, default_passes, load, parse_passes, to_proto
-from onnxq.ir.load import from_proto
+from onnxq.ir.loading import from_proto
 from onnxq.job import single_feed
 from onnxq.passes.fusion.residual_as_sum import ResidualAsSum
 from onnxq.runtime import Session, interleaved

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from onnxq.bench import bench
+from onnxq.benchmark import bench
 from onnxq.comparison import compare
 from onnxq.errors import InputError
 from onnxq.ir import Graph, load, save

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from onnxq.data import DataLike, ImageOptions, read
-from onnxq.ir import load
-from onnxq.job import ModelLike, as_file, held_out_part, label, single_feed
+from onnxq.ir import ModelLike, load
+from onnxq.job import as_file, held_out_part, label, single_feed
 from onnxq.progress import SILENT, Progress
 from onnxq.report.certainty import certainty
 from onnxq.runtime import Session

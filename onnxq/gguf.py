@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, Tensor, TensorType, Value, load, raise_opset
-from onnxq.ir.save import replacing
+from onnxq.ir.saving import replacing
 from onnxq.ir.types import OpaqueType
 from onnxq.quant.grouped import (
     GROUP,

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import onnx
-
-from onnxq.bench import random_feeds
+from onnxq.benchmark import random_feeds
 from onnxq.data import Batch, DataLike, Dataset, read
 from onnxq.data.dataset import CALIBRATION_LIMIT
 from onnxq.errors import InputError
-from onnxq.ir import Context, Graph, load, parse_passes, save
+from onnxq.ir import Context, Graph, ModelLike, load, parse_passes, save
 from onnxq.observe import Calibrator, parse_calibrator
 from onnxq.options import Options
 from onnxq.passes.cleanup.constant_initializers import ConstantInitializers
@@ -29,8 +27,6 @@ from onnxq.targets import Target, load_target
 from onnxq.tune import parse_tuner
 from onnxq.verify.facts import file_sha256
 from onnxq.work import data_digest
-
-ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 _MADE_UP = 4
 """Samples that are made up where there is no data."""

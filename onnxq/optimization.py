@@ -11,9 +11,9 @@ from typing import Any
 
 from onnxq.data import DataLike
 from onnxq.errors import InputError, NothingToQuantizeError
-from onnxq.ir import Graph, save
-from onnxq.ir.save import check_writable
-from onnxq.job import Job, ModelLike, label, open_job
+from onnxq.ir import Graph, ModelLike, save
+from onnxq.ir.saving import check_writable
+from onnxq.job import Job, label, open_job
 from onnxq.options import Options
 from onnxq.plan import Plan
 from onnxq.plan.apply import float_graph

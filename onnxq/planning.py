@@ -13,9 +13,9 @@ from typing import Any
 from onnxq.cost import Costs
 from onnxq.data import DataLike
 from onnxq.errors import InputError
-from onnxq.ir import Context, Graph, load, save
-from onnxq.ir.save import check_writable
-from onnxq.job import Job, ModelLike, as_file, open_job
+from onnxq.ir import Context, Graph, ModelLike, load, save
+from onnxq.ir.saving import check_writable
+from onnxq.job import Job, as_file, open_job
 from onnxq.observe import Ranges
 from onnxq.options import Options
 from onnxq.passes.cleanup.constant_initializers import ConstantInitializers

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 
-from onnxq.bench import random_feeds
+from onnxq.benchmark import random_feeds
 from onnxq.errors import InputError, InvariantError
-from onnxq.ir import Context, Graph, Pass, PassRecord, Pipeline, default_passes, load, parse_passes
-from onnxq.ir.save import to_proto
+from onnxq.ir import (
+    Context,
+    Graph,
+    ModelLike,
+    Pass,
+    PassRecord,
+    Pipeline,
+    default_passes,
+    load,
+    parse_passes,
+)
+from onnxq.ir.saving import to_proto
 from onnxq.runtime import Session
-
-ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 TOLERANCE = 1e-5
 """Largest difference, relative to the output's largest magnitude, that counts as none."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from onnxq.errors import InputError
-from onnxq.ir.save import replacing
+from onnxq.ir.saving import replacing
 from onnxq.plain import finite, read, to_plain
 
 

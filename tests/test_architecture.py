@@ -46,7 +46,16 @@ STRANGERS = {
 """What a part knows nothing of, though the order would allow it."""
 
 API = {
-    *("__init__", "bench", "comparison", "gguf", "inspection", "job", "optimization", "options"),
+    *(
+        "__init__",
+        "benchmark",
+        "comparison",
+        "gguf",
+        "inspection",
+        "job",
+        "optimization",
+        "options",
+    ),
     *("planning", "prepare", "promise", "proof", "recipe", "recipes", "rewriting", "search"),
     *("study", "tuning", "work"),
 }

@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.bench import BenchRow, bench, random_feeds
+from onnxq.benchmark import BenchRow, bench, random_feeds
 from onnxq.errors import InputError
 from onnxq.ir import Graph, save
 from onnxq.runtime import Backend, Session, TensorSpec, Timing
 
-MODULE = importlib.import_module("onnxq.bench")
+MODULE = importlib.import_module("onnxq.benchmark")
 
 
 class Recorder:

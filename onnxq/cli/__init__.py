@@ -1,5 +1,5 @@
 """The command line."""
 
-from onnxq.cli.main import main
+from onnxq.cli.command import main
 
 __all__ = ["main"]

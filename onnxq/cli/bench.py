@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from onnxq.bench import BenchRow, bench
+from onnxq.benchmark import BenchRow, bench
 from onnxq.cli.terminal import Outcome, table
 from onnxq.progress import Progress
 from onnxq.report import words

@@ -25,7 +25,7 @@ NEEDS = "model --data --output"
 TAKES = (
     "--eval --recipe --target --calibrator --methods --max-drop --min-speedup --min-sqnr "
     "--max-size-ratio --keep-failed --plan-out --pin --work-dir --metric --calibration-samples "
-    f"--constant-initializers --opset --seed --report --threads --batch-size {IMAGES}"
+    f"--constant-initializers --opset --seed --memory-limit --report --threads --batch-size {IMAGES}"
 )
 MAKES_MODEL = True
 

@@ -13,7 +13,7 @@ from onnxq.cli import values
 from onnxq.data import ImageOptions
 from onnxq.errors import InputError
 from onnxq.gguf import TYPES
-from onnxq.ir.save import check_writable
+from onnxq.ir.saving import check_writable
 from onnxq.observe import CALIBRATORS
 from onnxq.options import DEFAULT_RECIPE, Options
 from onnxq.precision import searchable
@@ -237,7 +237,7 @@ IMAGES = " ".join(name for name in _NAMED if name.startswith("--image"))
 
 STUDY = (
     "--precision --recipe --target --calibrator --methods --samples --constant-initializers "
-    f"--opset --seed --work-dir --threads --batch-size {IMAGES}"
+    f"--opset --seed --memory-limit --work-dir --threads --batch-size {IMAGES}"
 )
 """How a model is read, rewritten and observed."""
 

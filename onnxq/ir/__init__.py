@@ -3,7 +3,7 @@
 from onnxq.ir.attribute import Attribute
 from onnxq.ir.graph import Graph, ModelInfo, Node, Use, Value
 from onnxq.ir.infer import infer_types
-from onnxq.ir.load import load
+from onnxq.ir.loading import ModelLike, load
 from onnxq.ir.operators import attribute_value
 from onnxq.ir.opset import raise_opset
 from onnxq.ir.passes import (
@@ -17,7 +17,7 @@ from onnxq.ir.passes import (
     parse_passes,
 )
 from onnxq.ir.pattern import Builder, Match, Rule, RulePass, remove_unused, rewrite
-from onnxq.ir.save import save, to_proto
+from onnxq.ir.saving import save, to_proto
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import DataType, OpaqueType, Shape, TensorType, ValueType
 
@@ -29,6 +29,7 @@ __all__ = [
     "Graph",
     "Match",
     "ModelInfo",
+    "ModelLike",
     "Node",
     "Numerics",
     "OpaqueType",

@@ -8,7 +8,7 @@ import onnx
 
 from onnxq.ir.copying import reads
 from onnxq.ir.graph import Graph, Node, Value
-from onnxq.ir.save import FIRST_OVERRIDABLE, to_proto, write_initializer, write_node
+from onnxq.ir.saving import FIRST_OVERRIDABLE, to_proto, write_initializer, write_node
 from onnxq.ir.shape_values import Elements, constant_ints, elements_of
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import ValueType, type_to_proto

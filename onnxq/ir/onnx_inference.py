@@ -11,7 +11,7 @@ import onnx.shape_inference
 
 from onnxq.ir.conformity import CRASHES_INFERENCE, CRASHING_NUMBERS
 from onnxq.ir.graph import Node, Value
-from onnxq.ir.load import called
+from onnxq.ir.loading import called
 from onnxq.ir.types import DataType
 
 INFERENCE_FAILURES = (

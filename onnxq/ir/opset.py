@@ -14,10 +14,10 @@ from onnxq.ir.adapters import adapt, last_before, needs_adapter
 from onnxq.ir.conformity import CRASHES_INFERENCE
 from onnxq.ir.graph import Graph, Value
 from onnxq.ir.infer import infer_types
-from onnxq.ir.load import called, from_proto
+from onnxq.ir.loading import called, from_proto
 from onnxq.ir.onnx_inference import INFERENCE_FAILURES
 from onnxq.ir.operators import schema_of
-from onnxq.ir.save import PLAIN_FIELDS, to_proto
+from onnxq.ir.saving import PLAIN_FIELDS, to_proto
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.withheld import Withheld
 

@@ -11,8 +11,8 @@ import onnx.printer
 from onnxq.errors import InputError
 from onnxq.ir.attribute import Attribute
 from onnxq.ir.graph import Graph, Node
-from onnxq.ir.load import from_proto
-from onnxq.ir.save import to_proto
+from onnxq.ir.loading import from_proto
+from onnxq.ir.saving import to_proto
 from onnxq.ir.tensor import Tensor
 
 _SHOWN_NUMBERS = 8

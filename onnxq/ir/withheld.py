@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from onnxq.ir.save import elsewhere
+from onnxq.ir.saving import elsewhere
 from onnxq.ir.tensor import Tensor
 
 _KEY = "withheld"

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from onnxq.errors import InputError
-from onnxq.ir.save import replacing
+from onnxq.ir.saving import replacing
 from onnxq.needs import ChannelsOf, GramOf, MovingRangeOf, Need, RangeOf, RowsOf, SamplesOf
 from onnxq.observe.gram import GramMatrix
 from onnxq.observe.observer import Result

@@ -75,7 +75,7 @@ class RangeSearch:
 
     def best_of(self, ranges: list[tuple[float, float]]) -> tuple[float, float]:
         """The one of several ranges whose expected squared error is smallest, first of equals."""
-        costs = [self._cost(*ends, best=np.inf) for ends in self._represented(ranges)]
+        costs = [self._cost(s, low, high, np.inf) for s, low, high in self._represented(ranges)]
         return ranges[int(np.argmin(costs))]
 
     def entropy(self) -> tuple[float, float]:
@@ -128,7 +128,8 @@ class RangeSearch:
     ) -> tuple[float, float, float]:
         """The cheapest of some ranges, the widest first, and the best one so far, with its cost."""
         for (low, high), represented in zip(ranges, self._represented(ranges), strict=True):
-            found = self._cost(*represented, best=best[0])
+            scale, lowest, highest = represented
+            found = self._cost(scale, lowest, highest, best[0])
             if found == np.inf:
                 break
             if found < best[0]:

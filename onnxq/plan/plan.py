@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import tomli_w
 
 from onnxq.errors import InputError
-from onnxq.ir.save import replacing
+from onnxq.ir.saving import replacing
+from onnxq.passes.tuned import Tuned
 from onnxq.plain import entry, read, read_toml
 from onnxq.saved import Saved, read_text, write_text
-from onnxq.tune.tuned import Tuned, read_tuned, sha256, to_bytes
+from onnxq.tune.tuned import read_tuned, sha256, to_bytes
 
 BY_HAND = "pinned by hand"
 
@@ -60,6 +61,14 @@ class PlanNode:
     def is_by_hand(self) -> bool:
         """Whether a person chose the precision."""
         return self.pinned or self.planned not in ("", self.precision)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """The file with what tuners computed."""
+
+    file: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -236,11 +245,11 @@ class Plan(Saved):
                 missing or were altered.
         """
         body = read_toml(text, where)
-        beside = read(dict[str, str], body.pop("tuned", {}), where, "tuned")
+        beside = read(_Beside | None, body.pop("tuned", None), where, "tuned")
         plan = cls.from_dict(body, where)
-        if not beside:
+        if beside is None:
             return plan
-        return replace(plan, tuned=read_tuned(folder / beside["file"], beside["sha256"]))
+        return replace(plan, tuned=read_tuned(folder / beside.file, beside.sha256))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

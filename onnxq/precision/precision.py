@@ -9,22 +9,18 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import ClassVar
 
-import numpy as np
-
 from onnxq.errors import InputError
 from onnxq.ir import Graph, Node, Pass
 from onnxq.needs import Need
 from onnxq.passes.notes import Reason
 from onnxq.passes.static.placement import Placement
+from onnxq.passes.tuned import Tuned
 from onnxq.precision.parts import Part
 from onnxq.registry import from_form, kinds_in, to_form
 from onnxq.targets import Target
 
 Bounds = Mapping[str, tuple[float, float]]
 """Smallest and largest value of tensors, by name."""
-
-Tensors = Mapping[str, Mapping[str, np.ndarray]]
-"""Tensors by node and by what they are: ``scale``, ``zero_point``, ..."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class Given:
 
     target: Target
     bounds: Bounds = field(default_factory=dict)
-    tuned: Tensors = field(default_factory=dict)
+    tuned: Tuned = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

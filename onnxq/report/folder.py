@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onnxq.errors import InputError
-from onnxq.ir.save import check_writable
+from onnxq.ir.saving import check_writable
 from onnxq.report.pages import to_html, to_junit
 from onnxq.saved import write_text
 from onnxq.verify.result import Report

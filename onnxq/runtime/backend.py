@@ -8,12 +8,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import ClassVar
 
-import onnx
-
 from onnxq.errors import InputError
+from onnxq.ir.loading import ModelLike
 from onnxq.registry import kinds_in
 from onnxq.runtime.specs import Array, Runnable
 from onnxq.runtime.timing import interleaved
@@ -22,8 +20,6 @@ ENTRY_POINT_GROUP = "onnxq.backends"
 """Entry points of other packages that name modules with backends."""
 
 COMPILED = "compiled:"
-
-ModelLike = str | Path | bytes | onnx.ModelProto
 
 
 @dataclass(frozen=True)

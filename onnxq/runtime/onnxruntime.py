@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from onnxq.runtime.backend import Backend, ModelLike, NodeTime
+from onnxq.ir.loading import ModelLike
+from onnxq.runtime.backend import Backend, NodeTime
 from onnxq.runtime.operators import INTEGER_OPERATORS, optimized_operators
 from onnxq.runtime.providers import missing_provider
 from onnxq.runtime.session import Session

@@ -9,8 +9,7 @@ from pathlib import Path
 import onnx
 
 from onnxq.errors import InputError
-from onnxq.ir.load import called
-from onnxq.runtime.backend import ModelLike
+from onnxq.ir.loading import ModelLike, called
 from onnxq.runtime.session import Session, operator_name
 
 _INTEGER_OPERATORS = {

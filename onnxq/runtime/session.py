@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError, EncodeError
 
 from onnxq.errors import InputError
-from onnxq.runtime.backend import COMPILED, ModelLike
+from onnxq.ir.loading import ModelLike
+from onnxq.runtime.backend import COMPILED
 from onnxq.runtime.failures import RUNTIME_FAILURES, one_sentence
 from onnxq.runtime.providers import provider_alias, provider_options, resolve_provider
 from onnxq.runtime.specs import Array, TensorSpec, dtype_of
@@ -179,8 +181,8 @@ def operator_name(domain: str, op_type: str) -> str:
 
 def model_label(model: ModelLike) -> str:
     """Return what an error message calls the model: its path, or its graph's name."""
-    if isinstance(model, str | Path):
-        return str(model)
+    if isinstance(model, str | os.PathLike):
+        return os.fspath(model)
     if isinstance(model, onnx.ModelProto) and model.graph.name:
         return f"model {model.graph.name!r}"
     return "the model"

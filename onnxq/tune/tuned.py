@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from onnxq.errors import InputError
-
-Tuned = Mapping[str, Mapping[str, np.ndarray]]
-"""Tensors by node and by what they are: ``scale``, ``zero_point``, ``values``."""
+from onnxq.passes.tuned import Tuned
 
 
 def to_bytes(tuned: Tuned) -> bytes:

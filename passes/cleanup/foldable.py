@@ -10,7 +10,7 @@ import onnx.shape_inference
 from onnxq.ir import DataType, Node, TensorType, Value
 from onnxq.ir.copying import reads
 from onnxq.ir.operators import schema_of
-from onnxq.ir.save import write_node
+from onnxq.ir.saving import write_node
 from onnxq.ir.types import merge_types, static_size, type_from_proto, type_to_proto
 
 _BODY_BYTES = 1 << 26

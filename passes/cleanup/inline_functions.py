@@ -11,8 +11,8 @@ import onnx.inliner
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, Pass
 from onnxq.ir.copying import assign
-from onnxq.ir.load import from_proto
-from onnxq.ir.save import to_proto
+from onnxq.ir.loading import from_proto
+from onnxq.ir.saving import to_proto
 from onnxq.ir.withheld import Withheld
 
 

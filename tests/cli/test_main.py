@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from onnxq.cli import main
-from onnxq.cli.main import COMMANDS
+from onnxq.cli.command import COMMANDS
 from tests.cli.conftest import Command
 from tests.cli.models import Case
 

@@ -17,7 +17,7 @@ import resource
 import sys
 from pathlib import Path
 
-from onnxq.cli.main import main
+from onnxq.cli.command import main
 from onnxq.errors import InputError
 from onnxq.ir import load
 

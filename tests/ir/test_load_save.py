@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, TensorType, load, save, to_proto
-from onnxq.ir.save import check_writable, replacing
+from onnxq.ir.saving import check_writable, replacing
 from tests.helpers import assert_same_outputs, random_feeds, run
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxq.ir import Context, Graph, Pass, infer_types, to_proto
-from onnxq.ir.load import from_proto
+from onnxq.ir.loading import from_proto
 from tests.helpers import assert_equivalent, assert_same_graph
 
 

@@ -242,7 +242,7 @@ def test_models_beyond_the_limit_of_protobuf_keep_their_weights_beside_them(
     graph = Graph.from_text(HEAD + "g (float[600] x) => (float[600] y) { y = Neg(x) }")
     weight = graph.constant(Tensor(np.arange(600, dtype=np.float32)), "w")
     graph.add_output(graph.add("Neg", [weight], outputs=["z"]).output)
-    saving = importlib.import_module("onnxq.ir.save")
+    saving = importlib.import_module("onnxq.ir.saving")
     # The limit less what names and the like may take.
     for limit, files in ((2400, {"m.onnx"}), (2399, {"m.onnx", "m.onnx.data"})):
         monkeypatch.setattr(saving, "PROTOBUF_LIMIT", limit + (1 << 26))

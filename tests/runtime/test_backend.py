@@ -12,7 +12,7 @@ import onnx.parser
 import onnxruntime as ort
 import pytest
 
-from onnxq.bench import bench
+from onnxq.benchmark import bench
 from onnxq.errors import InputError
 from onnxq.ir import load
 from onnxq.runtime import Session, backend, integer_operators, load_backend, optimized_operators

@@ -17,7 +17,7 @@ from onnxq.passes.static.insert_qdq import InsertQdq
 from onnxq.plan.apply import float_graph
 from onnxq.runtime import Session
 from onnxq.sensitivity import Sensitivity, analyse
-from onnxq.sensitivity.analyse import CERTAIN
+from onnxq.sensitivity.analysis import CERTAIN
 from onnxq.targets import load_target
 from tests.helpers import run
 from tests.networks import chain, choices, dataset, inputs, scene

@@ -11,10 +11,9 @@ import pytest
 
 from onnxq.errors import InputError
 from onnxq.ir import available_passes, parse_passes
-from onnxq.plan.apply import PRECISIONS
+from onnxq.precision import searchable
 from onnxq.quant import FORMATS, INT8, qparams_from_range, value_range
 from onnxq.runtime import available_backends
-from onnxq.sensitivity import PARTS
 from onnxq.targets import OperatorRule, Target, available_targets, load_target
 from onnxq.targets import target as target_module
 from onnxq.targets.target import BiasRule, Role, parse_target
@@ -52,7 +51,7 @@ def test_a_table_is_whole(name: str) -> None:
     # It is for onnxruntime's own kernels: compilers want one scale for an activation.
     assert target.finish == ("keep-float-weights" if target.provider == "cpu" else "")
     assert target.backend in available_backends()
-    assert target.precisions and set(target.precisions) <= set(PRECISIONS) & set(PARTS)
+    assert target.precisions and set(target.precisions) <= set(searchable())
     assert target.has_integer_kernels == ("int8" in target.precisions)
     assert [target.activation_format_of(bits).bits for bits in (8, 16)] == [8, 16]
     assert target.scheme_of(target.activation_format) == target.activation_scheme

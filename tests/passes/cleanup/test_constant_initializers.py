@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxq.ir import Context, Graph, save
-from onnxq.ir.load import load
+from onnxq.ir.loading import load
 from onnxq.passes.cleanup.constant_initializers import ConstantInitializers
 from onnxq.runtime import Session
 from tests.helpers import run

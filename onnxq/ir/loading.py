@@ -19,7 +19,7 @@ from onnxq.ir.attribute import Attribute
 from onnxq.ir.collector import collector_paused
 from onnxq.ir.conformity import require_conformity
 from onnxq.ir.graph import Graph, ModelInfo, Node, Value
-from onnxq.ir.save import FIRST_OVERRIDABLE, PLAIN_FIELDS, PROTOBUF_LIMIT
+from onnxq.ir.saving import FIRST_OVERRIDABLE, PLAIN_FIELDS, PROTOBUF_LIMIT
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import TensorType, ValueType, merge_types, type_from_proto
 from onnxq.ir.withheld import Withheld
@@ -31,7 +31,11 @@ _MOST_NODES = 10_000_000
 """Of one function with all it calls; runtimes write functions out when they load a model."""
 
 
-def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Graph:
+ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
+"""A model: the path of its file, the file's bytes, or what was parsed from them."""
+
+
+def load(source: ModelLike) -> Graph:
     """Read a model from a path, serialized bytes or a ``ModelProto``.
 
     Everything the model holds is kept. Constant data is read when it is first asked for.
