@@ -46,18 +46,9 @@ STRANGERS = {
 """What a part knows nothing of, though the order would allow it."""
 
 API = {
-    *(
-        "__init__",
-        "benchmark",
-        "comparison",
-        "gguf",
-        "inspection",
-        "job",
-        "optimization",
-        "options",
-    ),
-    *("planning", "prepare", "promise", "proof", "recipe", "recipes", "rewriting", "search"),
-    *("study", "tuning", "work"),
+    *("__init__", "benchmark", "comparison", "gguf", "inspection", "job", "optimization"),
+    *("options", "planning", "prepare", "promise", "proof", "recipe", "recipes", "rewriting"),
+    *("search", "study", "tuning", "work"),
 }
 """Modules that put the stages together: they import each other."""
 

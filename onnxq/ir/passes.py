@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from types import ModuleType
@@ -16,6 +16,7 @@ import networkx as nx
 from onnxq.errors import InputError, InvariantError
 from onnxq.ir.graph import Graph
 from onnxq.ir.infer import infer_types
+from onnxq.needs import Need
 from onnxq.registry import from_form, kinds_in, split_forms, to_form
 
 ENTRY_POINT_GROUP = "onnxq.passes"
@@ -65,6 +66,10 @@ class Pass(ABC):
     def needed_opset(self) -> int:
         """The opset below which the pass refuses a model; 0 if it takes any."""
         return 0
+
+    def needs(self, graph: Graph) -> Sequence[Need]:
+        """What has to be observed of a graph's tensors before the pass runs on it."""
+        return ()
 
     @abstractmethod
     def run(self, graph: Graph, ctx: Context) -> int:

@@ -49,10 +49,10 @@ class PlanNode:
     name: str
     op_type: str
     precision: str
-    reason: str = ""
-    loss: float = 0.0
-    cost: float = 0.0
-    float_cost: float = 0.0
+    reason: str = entry(sparse=True, default="")
+    loss: float = entry(sparse=True, default=0.0)
+    cost: float = entry(sparse=True, default=0.0)
+    float_cost: float = entry(sparse=True, default=0.0)
     pinned: bool = entry(sparse=True, default=False)
     planned: str = ""
     method: str = entry(sparse=True, default="")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,7 @@ from onnxq.ir import (
     attribute_value,
     remove_unused,
 )
+from onnxq.needs import Need, RangeOf
 from onnxq.passes.nodes import added
 from onnxq.passes.notes import LEFT_IN_FLOAT_KEY, Reason, node_name, note_left_in_float, note_target
 from onnxq.passes.static.placement import (
@@ -129,6 +130,15 @@ class InsertQdq(Pass):
         """
         formats = [self.activation_format, *map(_activation_format, self.formats.values())]
         return max(load_target(self.target).opset, *(format.opset for format in formats))
+
+    def needs(self, graph: Graph) -> Sequence[Need]:
+        """See `Pass.needs`: ranges of what is read or given as integers.
+
+        Raises:
+            InputError: there is no such target.
+        """
+        placed = place(graph, load_target(self.target), frozenset(self.keep_float))
+        return [RangeOf(name) for name in placed.observed()]
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """Quantize; gives the number of nodes that compute on integers now.

@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxq.errors import InputError
 from onnxq.ir import Context, DataType, Graph, infer_types, parse_passes, to_proto
+from onnxq.needs import RangeOf
 from onnxq.passes.notes import LEFT_IN_FLOAT_KEY
 from onnxq.passes.static.insert_qdq import InsertQdq
 from onnxq.runtime import integer_operators, optimized_operators
@@ -934,3 +935,12 @@ def test_the_opset_that_formats_need() -> None:
     assert InsertQdq(target="cpu-x64", activations="int16").needed_opset == 21
     assert InsertQdq(target="cpu-x64", formats={"a": "uint8"}).needed_opset == 13
     assert InsertQdq(target="cpu-x64", formats={"a": "uint16"}).needed_opset == 21
+
+
+def test_what_it_needs_is_what_it_quantizes() -> None:
+    graph = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, -2, 0.5, 0.75}>
+        { h = MatMul(x, w) e = Exp(h) y = MatMul(e, w) }""")
+    infer_types(graph)
+    assert InsertQdq(target="cpu-x64").needs(graph) == [RangeOf("x"), RangeOf("e")]
+    assert not InsertQdq(target="cpu-x64", keep_float=("h", "y")).needs(graph)
