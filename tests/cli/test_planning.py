@@ -326,8 +326,8 @@ def test_debug_prints_the_passes_of_the_search(
     found = run("optimize", "-o", tmp_path / "q.onnx", "--min-speedup", "0", "-q")
     assert (found.code, found.out) == (0, "")
     lines = found.err.splitlines()
-    assert sum(line.strip().startswith("insert-qdq") for line in lines) >= 2, "for each candidate"
-    assert any(line.startswith("all int8") for line in lines)
+    assert any(line.strip().startswith("insert-qdq") for line in lines)
+    assert any(line.startswith("plan with borders x1:") for line in lines)
 
 
 def test_tensors_beside_a_plan(run, onnxq: Command, case: Case, tmp_path: Path) -> None:
