@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,20 +13,33 @@ import pytest
 from onnxq.cost import Costs
 from onnxq.data import Dataset, read
 from onnxq.errors import InputError
-from onnxq.ir import Context, DataType, Graph, ModelInfo, TensorType, infer_types, save
-from onnxq.ir import to_proto as proto_of
+from onnxq.ir import (
+    Context,
+    DataType,
+    Graph,
+    ModelInfo,
+    Node,
+    TensorType,
+    infer_types,
+    save,
+    to_proto,
+)
 from onnxq.job import Job, open_job
+from onnxq.needs import Need, RangeOf
+from onnxq.observe import Observations, observe
 from onnxq.optimization import Optimized, optimize
 from onnxq.options import Options
 from onnxq.plan import Plan, PlanNode
 from onnxq.planning import apply_plan, find_costs, find_ranges, find_sensitivity, make_plan
-from onnxq.precision import FLOAT, parse_precision, searchable
+from onnxq.precision import FLOAT, Precision, parse_precision, searchable
 from onnxq.prepare import Prepared, observed, prepare
 from onnxq.recipe import built_in_recipes, load_recipe
 from onnxq.runtime import Session
 from onnxq.search import Candidate, Search, preferred
 from onnxq.sensitivity import Sensitivity
-from onnxq.study import Study, apply_to, plan_of, uniform
+from onnxq.study import Study, apply_to, plan_of, uniform, uniform_plan
+from onnxq.tune import Tuner
+from onnxq.tune.mse import Mse
 from onnxq.verify.precision import describe
 from onnxq.work import data_digest
 from tests.helpers import run
@@ -76,7 +91,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def computing(graph: Graph) -> bytes:
     """All of a model but its metadata."""
-    proto = proto_of(graph)
+    proto = to_proto(graph)
     for part in (proto, proto.graph, *proto.graph.node):
         part.ClearField("metadata_props")
     return proto.SerializeToString(deterministic=True)
@@ -198,6 +213,58 @@ def test_without_methods_scales_are_others_and_no_file_is_needed(
     assert not make_plan(model, DATA, recipe="int4-weight").tuned
     with pytest.raises(InputError, match="there is no method 'magic'; available: mse"):
         make_plan(model, DATA, methods=("magic",))
+
+
+@dataclass(frozen=True)
+class Largest(Tuner):
+    """A scale by the largest input: of no use, but one has to observe for it."""
+
+    name: ClassVar[str] = "largest"
+    description: ClassVar[str] = "scales by the largest input"
+
+    def refusal(self, node: Node, precision: Precision) -> str:
+        return "" if node.op_type == "Gemm" else "it is for Gemms"
+
+    def needs(self, node: Node, precision: Precision) -> Sequence[Need]:
+        return (RangeOf(node.inputs[0].name),)  # type: ignore[union-attr]
+
+    def tune(
+        self, node: Node, precision: Precision, observations: Observations
+    ) -> Mapping[str, np.ndarray]:
+        found = observations.get(self.needs(node, precision)[0])
+        tensors = dict(Mse().tune(node, precision, observations))
+        return tensors | {"scale": tensors["scale"] * np.float32(found.max)}
+
+
+def test_what_a_tuner_needs_is_observed_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Need, ...]] = []
+
+    def watched(graph: Graph, data: Dataset, needs: tuple[Need, ...], **rest: object) -> object:
+        asked.append(needs)
+        return observe(graph, data, needs, **rest)  # type: ignore[arg-type]
+
+    tuners = {"largest": Largest, "mse": Mse}
+    monkeypatch.setattr("onnxq.tuning.observe", watched)
+    monkeypatch.setattr("onnxq.tuning.parse_tuner", lambda text: tuners[text]())
+    monkeypatch.setattr("onnxq.job.parse_tuner", lambda text: tuners[text]())
+    options = Options(recipe="int8-weight", methods=("largest", "mse"))
+    with open_job(model, DATA, options) as job:
+        prepared = prepared_for(job)
+        plans = [uniform_plan(prepared, "int8-weight") for _ in range(2)]
+        seen = [b.feeds["x"] for b in job.samples.batches()]
+    assert len(seen) == 1 and len(asked) == 1 and len(asked[0]) == 1
+    assert [node.method for node in plans[0].nodes] == ["mse", "largest", "mse"]
+    assert plans[0].tuned == plans[1].tuned, "the second plan takes what was computed"
+    with open_job(model, DATA, replace(options, methods=("mse",))) as job:
+        plain = uniform_plan(prepared_for(job), "int8-weight")
+    ratio = plans[0].tuned["gemm"]["scale"] / plain.tuned["gemm"]["scale"]
+    # The Gemm reads means of what the Relu gives.
+    mean = np.maximum(np.einsum("oi,nihw->nohw", _kernel(), seen[0]), 0).mean(axis=(2, 3))
+    np.testing.assert_allclose(ratio, mean.max(), rtol=1e-5)
+
+
+def _kernel() -> np.ndarray:
+    return np.asarray(NETWORK.values["w0"].numpy()[:, :, 0, 0])
 
 
 # Three bits
@@ -355,7 +422,7 @@ def _searched(**options: object) -> tuple[Optimized, list[Candidate]]:
         given = {"min_speedup": 0.0, "target": "cpu-x64"} | options
         data = inputs(chain(6), 32)
         labels = run(chain(6), data)["y"].argmax(axis=1)
-        return optimize(proto_of(chain(6)), {**data, "labels": labels}, **given), seen  # type: ignore
+        return optimize(to_proto(chain(6)), {**data, "labels": labels}, **given), seen  # type: ignore
 
 
 def test_a_budget_is_tightened_even_where_every_candidate_fails() -> None:
@@ -438,7 +505,7 @@ def test_models_without_a_place_for_static_integers(made, node: str, name: str) 
     rng = np.random.default_rng(1)
     feeds = [{"x": rng.permuted(one["x"], axis=0)} for _ in range(6)]
     promise = {"min_speedup": 0.0, "min_sqnr": 20.0}
-    found = optimize(proto_of(graph), feeds, recipe=name, target="cpu-x64", **promise)  # type: ignore
+    found = optimize(to_proto(graph), feeds, recipe=name, target="cpu-x64", **promise)  # type: ignore
     assert found.passed
     assert {layer.node for layer in found.report.layers} >= {node}
     assert set(found.plan.precisions()) == {node}
@@ -447,7 +514,41 @@ def test_models_without_a_place_for_static_integers(made, node: str, name: str) 
         assert max(v.numpy().size for v in stored) >= 512
 
 
+def test_a_model_without_anything_to_quantize_stays_in_float(tmp_path: Path) -> None:
+    graph = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 2] x) => (float[N, 2] y) { i = Identity(x) y = Exp(i) }""")
+    plan = tmp_path / "p.toml"
+    save(graph, tmp_path / "m.onnx")
+    data = {"x": np.ones((6, 2), np.float32)}
+    for speedup in (0.0, 50.0):
+        found = optimize(tmp_path / "m.onnx", data, plan_output=plan, min_speedup=speedup)
+        assert found.passed == (speedup == 0)
+        assert [node.op_type for node in found.graph.nodes()] == ["Exp"]
+        assert "nothing in the model" in found.report.notes[0].lower()
+        assert "The model stays in float" in found.report.notes[0]
+    graph = apply_plan(tmp_path / "m.onnx", plan)
+    assert [node.op_type for node in graph.nodes()] == ["Exp"]
+
+
+@pytest.mark.parametrize("name", ["q4_0", "int4-weight{block_size=64}", "ternary"])
+def test_layers_tell_the_loss_of_the_precision_they_were_planned_in(name: str, model: Path) -> None:
+    found = optimize(model, DATA, precisions=(name,), pins=[f"matmul={name}"], **ANYTHING)  # type: ignore[arg-type]
+    (layer,) = (layer for layer in found.report.layers if layer.node == "matmul")
+    assert layer.precision == parse_precision(name).described
+    assert layer.sensitivity is not None and layer.sensitivity > 0
+
+
 # The work folder
+
+
+def test_a_damaged_file_of_the_work_folder_is_found_again(model: Path, tmp_path: Path) -> None:
+    options = Options(recipe="int8", work_folder=tmp_path)
+    first = make_plan(model, DATA, options)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_text()
+    file.write_text(whole[: len(whole) // 2])
+    assert make_plan(model, DATA, options) == first
+    assert file.read_text() == whole
 
 
 def test_the_work_folder_tells_targets_of_one_name_apart(model: Path, tmp_path: Path) -> None:
@@ -473,7 +574,7 @@ def _texts(*words: str) -> Dataset:
         g (string[N, 1] s) => (string[N, 1] t) { t = Identity(s) }""")
     # Strings of their own, so that equal ones do not lie in one place.
     array = np.array([["".join(word)] for word in map(list, words)], dtype=object)
-    return read({"s": array}, Session(proto_of(graph)).inputs)
+    return read({"s": array}, Session(to_proto(graph)).inputs)
 
 
 def test_texts_are_told_apart_by_their_contents() -> None:

@@ -112,6 +112,17 @@ def test_a_form_says_all(thing: Thing) -> None:
     assert read(to_form(thing)) == thing
 
 
+def test_an_annotation_that_only_type_checkers_know_is_read_by_its_default() -> None:
+    @dataclass(frozen=True)
+    class Odd:
+        name: ClassVar[str] = "odd"
+        count: Unknown = 3  # type: ignore[name-defined]  # noqa: F821
+
+    assert from_form("odd{count=4}", {"odd": Odd}, "thing").count == 4
+    with pytest.raises(InputError, match="takes int, not 'x'"):
+        from_form("odd{count=x}", {"odd": Odd}, "thing")
+
+
 def test_only_what_differs_from_defaults_is_written() -> None:
     assert to_form(Thing(3)) == "thing{limit=3}"
     assert to_form(Thing(3, hidden=9, word="x")) == "thing{limit=3, word='x'}"

@@ -85,12 +85,13 @@ class Pin:
         Raises:
             InputError: it is not of that form.
         """
-        nodes, separator, precision = text.rpartition("=")
+        before, brace, options = text.partition("{")
+        nodes, separator, precision = before.rpartition("=")
         if not separator or not nodes.strip() or not precision.strip():
             raise InputError(
                 f"cannot read the pin '{text}'; write PATTERN=PRECISION, as 'head*=float32'"
             )
-        return cls(nodes.strip(), precision.strip())
+        return cls(nodes.strip(), (precision + brace + options).strip())
 
 
 def _distinct(nodes: tuple[PlanNode, ...]) -> tuple[PlanNode, ...]:

@@ -318,6 +318,39 @@ def test_an_interrupted_search_goes_on_where_it_was(
     assert run("optimize", *arguments).code == 0
 
 
+@pytest.mark.usefixtures("computed")
+def test_debug_prints_the_passes_of_the_search(
+    run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ONNXQ_DEBUG", "1")
+    found = run("optimize", "-o", tmp_path / "q.onnx", "--min-speedup", "0", "-q")
+    assert (found.code, found.out) == (0, "")
+    lines = found.err.splitlines()
+    assert any(line.strip().startswith("insert-qdq") for line in lines)
+    assert any(line.startswith("plan with borders x1:") for line in lines)
+
+
+def test_tensors_beside_a_plan(run, onnxq: Command, case: Case, tmp_path: Path) -> None:
+    plan, beside, out = (tmp_path / name for name in ("p.toml", "p.safetensors", "q.onnx"))
+    made = ("plan", "--recipe", "int4-weight", "-o", plan, "--methods")
+    assert run(*made, "none", "-q").code == 0
+    assert not beside.exists() and "method" not in plan.read_text()
+    assert onnxq("apply", case.model, plan, "-o", out, "-q").code == 0
+    plain = out.read_bytes()
+    found = run(*made, "mse")
+    assert (found.code, found.err) == (0, "") and 'method = "mse"' in plan.read_text()
+    assert onnxq("apply", case.model, plan, "-o", out, "-q").code == 0
+    assert out.read_bytes() != plain
+    out.unlink()
+    tensors = beside.read_bytes()
+    beside.write_bytes(tensors[:-1] + bytes([tensors[-1] ^ 1]))
+    onnxq("apply", case.model, plan, "-o", out).refused("p.safetensors", "is not the file")
+    beside.unlink()
+    onnxq("apply", case.model, plan, "-o", out).refused("p.safetensors", "No such file")
+    assert not out.exists()
+    run(*made, "magic").refused("no method 'magic'", "mse")
+
+
 def test_optimize_refuses_what_cannot_be_done(run, tmp_path: Path) -> None:
     out = ("-o", tmp_path / "q.onnx")
     run("optimize", *out, "--pin", "head").refused("PATTERN=PRECISION")

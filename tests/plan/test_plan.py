@@ -147,6 +147,8 @@ def test_a_precision_edited_in_the_file_is_marked() -> None:
         ("head*=float32", Pin("head*", "float32")),
         (" a = int8 ", Pin("a", "int8")),
         ("a=b=int8", Pin("a=b", "int8")),
+        ("a = int4-weight{block_size=64}", Pin("a", "int4-weight{block_size=64}")),
+        ("a=b=q8_0{copies=true, x=1}", Pin("a=b", "q8_0{copies=true, x=1}")),
     ],
 )
 def test_pins_as_text(text: str, wanted: Pin) -> None:

@@ -104,9 +104,8 @@ def test_nodes_without_a_part() -> None:
     assert made["conv1", "weights", "int8"] and made["conv1", "activations", "int8"]
     assert not made["conv1", "activations", "int8-dynamic"], "no fast kernel for convolutions"
     assert made["head", "activations", "int8-dynamic"] and made["head", "weights", "int4-weight"]
-    assert (
-        not made["residual", "weights", "int8"] and not made["residual", "weights", "int4-weight"]
-    )
+    assert not made["residual", "weights", "int8"]
+    assert not made["residual", "weights", "int4-weight"]
     assert not part_of("q8_0", "weights").fits(named(graph, "head"), found), "8 inputs are no block"
     assert made["residual", "activations", "int8"]
 
