@@ -130,16 +130,7 @@ class FloatRegions:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the caller asks for.
-
-    Attributes:
-        low: ``FLOAT16`` or ``BFLOAT16``.
-        only: Names of the nodes that may be converted; empty: all.
-        keep_float: Names of nodes that stay in float32.
-        keep_operators: Operators that stay in float32.
-        ranges: Smallest and largest value of tensors, by name, where known.
-        interface: Whether the model's inputs and outputs change too.
-    """
+    """What the caller asks for: ``FLOAT16`` or ``BFLOAT16``, and the options of `ConvertFloat`."""
 
     low: DataType
     only: frozenset[str] = frozenset()
