@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxq.ir import (
-    Context,
-    DataType,
-    Graph,
-    Node,
-    Pass,
-    TensorType,
-    Value,
-    attribute_value,
-    remove_unused,
-)
+from onnxq.ir import Context, DataType, Graph, Node, Pass, TensorType, Value, remove_unused
+from onnxq.ir.operators import attribute_value
 from onnxq.passes.notes import node_name
 
 

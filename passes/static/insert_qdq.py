@@ -8,17 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.errors import InputError
-from onnxq.ir import (
-    Context,
-    DataType,
-    Graph,
-    Node,
-    Pass,
-    TensorType,
-    Value,
-    attribute_value,
-    remove_unused,
-)
+from onnxq.ir import Context, DataType, Graph, Node, Pass, TensorType, Value, remove_unused
+from onnxq.ir.operators import attribute_value
 from onnxq.passes.nodes import added
 from onnxq.passes.notes import LEFT_IN_FLOAT_KEY, Reason, node_name, note_left_in_float, note_target
 from onnxq.passes.static.placement import (
@@ -34,18 +25,15 @@ from onnxq.passes.static.placement import (
 )
 from onnxq.passes.tuned import Tuned, tuned_weight
 from onnxq.quant import (
-    FORMATS,
-    Format,
     QParams,
-    bias_qparams,
     dequantize,
     qparams_from_range,
     quantize,
-    quantize_bias,
     value_range,
     weight_qparams,
-    weight_qparams_for_bias,
 )
+from onnxq.quant.bias import bias_qparams, quantize_bias, weight_qparams_for_bias
+from onnxq.quant.formats import FORMATS, Format
 from onnxq.targets import OperatorRule, Target, load_target
 
 _LEFT_OUT = Reason("chosen", "another precision was chosen for it")
