@@ -87,13 +87,6 @@ def has_float_weight(node: Node) -> bool:
     return is_float and table.data is not None and table.data.shape[1:] != (1,)
 
 
-def set_weight(node: Node, slot: int, value: Value) -> None:
-    """Make a node read another weight; the old one goes if nobody else reads it."""
-    old = node.input(slot)
-    node.set_input(slot, value)
-    drop_unused([old])
-
-
 def contrib(
     node: Node,
     op_type: str,
