@@ -11,11 +11,9 @@ from onnxq.ir import Graph, Node
 LEFT_IN_FLOAT_KEY = "onnxq.left_in_float"
 """Model metadata entry: a JSON object from each reason to the nodes left in float for it."""
 
-
 REASONS_KEY = "onnxq.reasons"
 """Model metadata entry: a JSON object from each reason to the nodes whose precision a plan chose
 for it."""
-
 
 TARGET_KEY = "onnxq.target"
 """Model metadata entry: the name of the target whose table static integers were placed by."""

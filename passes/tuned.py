@@ -11,15 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import InputError
-from onnxq.quant import (
-    Format,
-    Granularity,
-    QParams,
-    QuantizedTensor,
-    from_storage,
-    quantize,
-    to_storage,
-)
+from onnxq.quant import Format, Granularity, from_storage, to_storage
+from onnxq.quant.qparams import QParams, QuantizedTensor, quantize
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 """``scale``, ``zero_point`` and maybe ``values``, already rounded. The scale has a number for each

@@ -323,17 +323,15 @@ def remove_unused(graph: Graph, nodes: Sequence[Node]) -> None:
 
     Quickest with users given first.
     """
-    left, removed = list(nodes), True
-    while left and removed:
-        removed, tried, left = False, left, []
+    left = [node for node in dict.fromkeys(nodes) if node.in_graph]
+    count = -1
+    while len(left) != count:
+        count, tried, left = len(left), left, []
         for node in tried:
-            if not node.in_graph:
-                continue
             if any(v is not None and v.is_used for v in node.outputs):
                 left.append(node)
-                continue
-            _remove(graph, node)
-            removed = True
+            else:
+                _remove(graph, node)
 
 
 def _remove(graph: Graph, node: Node) -> None:
@@ -390,7 +388,7 @@ def _ways(term: Term, value: Value | None, match: Match) -> Iterator[None]:
         yield
         del match.values[term.name]
     elif not isinstance(term, Operator | Either):
-        if value is not None and value.is_constant and _is_number(value, term):
+        if value is not None and _is_number(value, term):
             yield
     elif term in match.terms:
         if match.terms[term] is value:
@@ -435,17 +433,14 @@ def _ways_of_all(pairs: Sequence[tuple[Term, Value | None]], match: Match) -> It
         yield from _ways_of_all(pairs[1:], match)
 
 
-def _is_number(value: Value, number: float) -> bool:
+def _is_number(value: Value, wanted: float) -> bool:
     """Whether a value is this number, as far as its dtype can tell it from others."""
-    data = value.data
-    if data is None or data.size != 1:
+    held = number(value)
+    if held is None or value.dtype is None:
         return False
-    if not data.dtype.is_float and data.dtype.numpy.kind not in "iub":
-        return False
-    held = data.numpy().reshape(())
-    if data.dtype.is_float and held == np.asarray(number).astype(held.dtype):
+    if value.dtype.is_float and held == float(np.asarray(wanted).astype(value.dtype.numpy)):
         return True
-    return bool(np.isclose(float(held), number, rtol=1e-6, atol=0))
+    return bool(np.isclose(held, wanted, rtol=1e-6, atol=0))
 
 
 def _is_closed(match: Match) -> bool:
@@ -454,12 +449,10 @@ def _is_closed(match: Match) -> bool:
     if any(v is not None and v.is_used for v in match.root.outputs[1:]):
         return False
     for node in match.nodes:
-        if node is match.root:
-            continue
-        for value in node.outputs:
-            if value is None:
-                continue
-            if value.is_output or any(use.node not in inside for use in value._uses):
+        for value in node.outputs if node is not match.root else ():
+            if value is not None and (
+                value.is_output or any(use.node not in inside for use in value._uses)
+            ):
                 return False
     return True
 

@@ -7,18 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxq.ir import (
-    Context,
-    DataType,
-    Graph,
-    Node,
-    Pass,
-    Shape,
-    Value,
-    attribute_value,
-    remove_unused,
-)
-from onnxq.ir.operators import is_inference_dropout, is_packed, schema_of
+from onnxq.ir import Context, DataType, Graph, Node, Pass, Shape, Value, remove_unused
+from onnxq.ir.operators import attribute_value, is_inference_dropout, is_packed, schema_of
 from onnxq.ir.shape_values import constant_ints
 from onnxq.passes.nodes import broadcasts, bypass, stated, visit
 from onnxq.passes.slicing import TO_THE_END, slice_limits

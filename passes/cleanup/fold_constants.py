@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.errors import InputError
-from onnxq.ir import Attribute, Context, Graph, Node, Pass, Tensor, Value
+from onnxq.ir import Context, Graph, Node, Pass, Tensor, Value
 from onnxq.ir.copying import reads
 from onnxq.ir.operators import is_deterministic, is_packed
 from onnxq.ir.pattern import remove_unused
 from onnxq.ir.shape_values import known_elements
 from onnxq.passes.cleanup.foldable import bytes_of, is_safe, may_be_tensor, sizes_are_known
+from onnxq.passes.nodes import visit
 from onnxq.runtime.evaluate import evaluate
 
 _BATCH_BYTES = 1 << 26
@@ -72,62 +73,45 @@ class FoldConstants(Pass):
     limit: int = 1 << 16
 
     def run(self, graph: Graph, ctx: Context) -> int:
-        """See `Pass.run`; counts the operators that are gone and the constants made scalar."""
-        made = _fold_constant_nodes(graph, ctx) + _fold_shapes(graph, ctx)
-        made += _Folding(graph, self.limit, ctx).run()
-        made += _feed_scalars_to_ranges(graph, ctx)
+        """See `Pass.run`; counts the operators that are gone or read scalars now."""
+        made = visit(graph, ctx, {"Constant"}, _fold_constant) + self._fold(graph, ctx)
+        return made + visit(graph, ctx, {"Range"}, _read_scalars)
+
+    def _fold(self, graph: Graph, ctx: Context) -> int:
+        made = _fold_shapes(graph, ctx) + _Folding(graph, self.limit, ctx).run()
         for node in graph.nodes():
             for subgraph in node.subgraphs():
-                made += self.run(subgraph, ctx)
+                made += self._fold(subgraph, ctx)
         return made
 
 
-def _fold_constant_nodes(graph: Graph, ctx: Context) -> int:
-    made = 0
-    for node in graph.nodes():
-        if not node.is_op("Constant") or not node.output.uses:
-            continue
-        tensor = _held_tensor(node)
-        if tensor is None:
-            continue
-        old = node.output
-        constant = graph.constant(tensor, old.name)
-        # A Constant that is also a graph output stays for that, since only an operator can be.
-        graph.replace_uses(old, constant, where=lambda use: True)
-        _drop(graph, [node], {old: constant})
-        ctx.rewrote(f"{node.label}: now an initializer")
-        made += 1
-    return made
+def _fold_constant(node: Node) -> str | None:
+    old = node.output
+    tensor = _held_tensor(node) if old.uses else None
+    if tensor is None:
+        return None
+    constant = node.graph.constant(tensor, old.name)
+    # A Constant that is also a graph output stays for that, since only an operator can be.
+    node.graph.replace_uses(old, constant, where=lambda use: True)
+    _drop(node.graph, [node], {old: constant})
+    return "now an initializer"
 
 
 def _held_tensor(node: Node) -> Tensor | None:
     """The value of a Constant node, None if it refers to a function's parameter."""
     for name, attribute in node.attributes.items():
-        if attribute.reference or name not in _DTYPES:
+        if attribute.reference:
             continue
         if name == "value":
             return attribute.value if isinstance(attribute.value, Tensor) else None
         if name == "sparse_value":
             return Tensor.from_sparse(attribute.value)
-        return Tensor(_array(attribute, _DTYPES[name]))
+        if dtype := _DTYPES.get(name.removesuffix("s")):
+            return Tensor(np.array(attribute.plain(), dtype=dtype))
     return None
 
 
-_DTYPES: dict[str, type | None] = {
-    "value": None,
-    "sparse_value": None,
-    "value_float": np.float32,
-    "value_floats": np.float32,
-    "value_int": np.int64,
-    "value_ints": np.int64,
-    "value_string": object,
-    "value_strings": object,
-}
-
-
-def _array(attribute: Attribute, dtype: type | None) -> np.ndarray:
-    value = attribute.plain()
-    return np.array(list(value) if isinstance(value, tuple) else value, dtype=dtype)
+_DTYPES = {"value_float": np.float32, "value_int": np.int64, "value_string": object}
 
 
 def _fold_shapes(graph: Graph, ctx: Context) -> int:
@@ -151,21 +135,20 @@ def _fold_shapes(graph: Graph, ctx: Context) -> int:
     return made
 
 
-def _feed_scalars_to_ranges(graph: Graph, ctx: Context) -> int:
+def _read_scalars(node: Node) -> str | None:
     """Make constant vectors of one element scalars where a Range reads them.
 
     onnxruntime runs a Range on such vectors, against ONNX's definition, but refuses to load it
     once they are constant.
     """
-    made = 0
-    for node in graph.nodes():
-        for slot, value in enumerate(node.inputs if node.is_op("Range") else ()):
-            if value is None or not value.is_constant or value.shape != (1,):
-                continue
-            graph.set_constant(node, slot, value.numpy().reshape(()))
-            ctx.rewrote(f"{node.label}: reads '{value.name}' as a scalar")
-            made += 1
-    return made
+    vectors = [
+        (slot, v)
+        for slot, v in enumerate(node.inputs)
+        if v is not None and v.is_constant and v.shape == (1,)
+    ]
+    for slot, value in vectors:
+        node.graph.set_constant(node, slot, value.numpy().reshape(()))
+    return f"reads {len(vectors)} constants as scalars" if vectors else None
 
 
 def _drop(graph: Graph, nodes: list[Node], replaced: dict[Value, Value]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx
-import onnx.checker
-import onnx.shape_inference
+from onnx.checker import ValidationError
+from onnx.shape_inference import InferenceError, infer_node_outputs
 
 from onnxq.ir import DataType, Node, TensorType, Value
 from onnxq.ir.copying import reads
@@ -30,14 +32,6 @@ _SHAPE_ELEMENTS = 64
 
 _BOUNDED = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression"})
 """Operators whose result cannot outgrow their inputs by more than a small factor."""
-
-_FAILURES = (
-    onnx.shape_inference.InferenceError,
-    onnx.checker.ValidationError,
-    RuntimeError,
-    ValueError,
-)
-"""What inference raises on operators that are used against their definition."""
 
 
 def is_safe(node: Node) -> bool:
@@ -68,14 +62,14 @@ def is_safe(node: Node) -> bool:
 
 def sizes_are_known(node: Node, inputs_are_known: bool) -> bool:
     """Whether the results' sizes are known, if need be from the numbers of its inputs."""
-    if all(v is None or bytes_of(v) is not None or not may_be_tensor(v) for v in node.outputs):
-        return True
-    if not inputs_are_known or any(node.subgraphs()):
-        return False
+    if not inputs_are_known or any(node.subgraphs()) or _are_known(node.outputs):
+        return _are_known(node.outputs)
     _infer(node)
-    return node.is_op(*_BOUNDED) or all(
-        v is None or bytes_of(v) is not None or not may_be_tensor(v) for v in node.outputs
-    )
+    return node.is_op(*_BOUNDED) or _are_known(node.outputs)
+
+
+def _are_known(values: Iterable[Value | None]) -> bool:
+    return all(v is None or bytes_of(v) is not None or not may_be_tensor(v) for v in values)
 
 
 def _infer(node: Node) -> None:
@@ -94,10 +88,9 @@ def _infer(node: Node) -> None:
     write_node(node, proto)
     imports = [onnx.helper.make_opsetid(d, v) for d, v in node.graph.model.opset_imports.items()]
     try:
-        found = onnx.shape_inference.infer_node_outputs(
-            schema, proto, types, numbers, opset_imports=imports
-        )
-    except _FAILURES:
+        found = infer_node_outputs(schema, proto, types, numbers, opset_imports=imports)
+    except (InferenceError, ValidationError, RuntimeError, ValueError):
+        # The operator is used against its definition.
         return
     for value in node.outputs:
         if value is not None and value.name in found:

@@ -168,22 +168,18 @@ def _costs_nothing(node: Node) -> bool:
     values = [v for v in (*node.inputs, *node.outputs) if v is not None]
     if not all(_is_small_integer(v) for v in values):
         return False
-    if node.is_op("Gather"):
-        return _gathers_safely(node)
+    data, indices = node.input(0), constant_ints(node.input(1))
+    if node.is_op("Gather") and data is not None and data.shape is not None:
+        size = data.shape[0] if len(data.shape) == 1 else None
+        if indices is None or not isinstance(size, int):
+            return False
+        return all(-size <= index < size for index in indices)
     return node.is_op(*_SHAPE_ARITHMETIC)
 
 
 def _is_small_integer(value: Value) -> bool:
     size = static_size(value.shape)
     return value.dtype in _INTEGERS and size is not None and size <= _SMALL
-
-
-def _gathers_safely(node: Node) -> bool:
-    data, indices = node.input(0), constant_ints(node.input(1))
-    if data is None or data.shape is None or len(data.shape) != 1 or indices is None:
-        return False
-    size = data.shape[0]
-    return isinstance(size, int) and all(-size <= index < size for index in indices)
 
 
 class _Moving:

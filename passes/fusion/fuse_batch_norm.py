@@ -6,18 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxq.ir import (
-    Builder,
-    Context,
-    Graph,
-    Match,
-    Node,
-    Pass,
-    Rule,
-    Value,
-    attribute_value,
-    rewrite,
-)
+from onnxq.ir import Builder, Context, Graph, Match, Node, Pass, Rule, Value, rewrite
+from onnxq.ir.operators import attribute_value
 from onnxq.ir.pattern import Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.weighted import (
     are_finite,

@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from onnxq.ir import Context, Graph, Node, Pass, Use, attribute_value, remove_unused
 from onnxq.ir.pattern import number
 from onnxq.passes.nodes import stated, visit
 
 _FIRST_COUNT_OPSET = 7
 """From here on AveragePool can count its padding."""
+
+
+_PADDED_WITH = {"Conv": 0.0, "AveragePool": 0.0, "MaxPool": -math.inf}
+"""What each operator pads with."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,10 @@ def _fuse(pad: Node) -> str | None:
     value = _pad_value(pad)
     if read is None or value is None or made.is_output or not made.uses:
         return None
-    uses = made.uses
-    planned = [_pads_with(use, pad, value) for use in uses]
-    if None in planned:
+    planned = {use: _pads_with(use, pad, value) for use in made.uses}
+    if None in planned.values():
         return None
-    for use, pads in zip(uses, planned, strict=True):
+    for use, pads in planned.items():
         graph = use.node.graph
         use.node.set_input(use.slot, read)
         graph.set_attribute(use.node, "pads", pads)
@@ -84,26 +89,26 @@ def _pad_value(pad: Node) -> float | None:
 def _pads_with(use: Use, pad: Node, value: float) -> list[int] | None:
     """The reader's ``pads`` once it does the padding itself, None if it cannot."""
     node = use.node
-    takes = use.slot == 0 and (
-        (node.is_op("Conv") and value == 0)
-        or (node.is_op("AveragePool") and value == 0 and _pools_exactly(node))
-        or (node.is_op("MaxPool") and value == -math.inf and _pools_exactly(node))
-    )
-    rank = _spatial_rank(node) if takes else None
-    if rank is None or node.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+    wanted = _PADDED_WITH.get(node.op_type) if not node.domain and use.slot == 0 else None
+    if value != wanted or not (node.is_op("Conv") or _pools_exactly(node)):
         return None
-    added = _spatial_amounts(pad, rank)
-    own = _own_pads(node, rank)
+    weight, auto = node.input(1), node.get("auto_pad", "NOTSET")
+    sizes = None if weight is None or weight.shape is None else weight.shape[2:]
+    kernel = node.get("kernel_shape", sizes)
+    if kernel is None or auto not in ("NOTSET", "VALID"):
+        return None
+    none = [0] * (2 * len(kernel))
+    own = none if auto == "VALID" else list(node.get("pads", none))
+    added = _spatial_amounts(pad, len(kernel))
     if added is None or len(own) != len(added):
         return None
     if node.is_op("AveragePool") and any(own) and not node.get("count_include_pad", 0):
         return None
     total = [a + b for a, b in zip(own, added, strict=True)]
-    if not node.is_op("Conv"):
-        kernel = node.get("kernel_shape")
-        if any(amount >= size for amount, size in zip(total, (*kernel, *kernel), strict=True)):
-            return None
-    return total
+    if node.is_op("Conv"):
+        return total
+    fits = all(amount < size for amount, size in zip(total, (*kernel, *kernel), strict=True))
+    return total if fits else None
 
 
 def _pools_exactly(pool: Node) -> bool:
@@ -116,34 +121,15 @@ def _pools_exactly(pool: Node) -> bool:
     )
 
 
-def _spatial_rank(node: Node) -> int | None:
-    kernel = node.get("kernel_shape")
-    if kernel is not None:
-        return len(kernel)
-    weight = node.input(1)
-    return None if weight is None or weight.rank is None else weight.rank - 2
-
-
-def _own_pads(node: Node, rank: int) -> list[int]:
-    if node.get("auto_pad", "NOTSET") == "VALID":
-        return [0] * (2 * rank)
-    return list(node.get("pads", [0] * (2 * rank)))
-
-
 def _spatial_amounts(pad: Node, rank: int) -> list[int] | None:
     """What is padded before each spatial axis, then after each; None if that is not all."""
     amounts = stated(pad, "pads", 1)
     axes = stated(pad, "axes", 3, list(range(rank + 2)))
     if amounts is None or axes is None or len(amounts) != 2 * len(axes):
         return None
-    if min(amounts, default=0) < 0:
+    if min(amounts, default=0) < 0 or any(not -rank - 2 <= axis < rank + 2 for axis in axes):
         return None
-    found = [0] * (2 * (rank + 2))
-    for at, axis in enumerate(axes):
-        if not -(rank + 2) <= axis < rank + 2:
-            return None
-        axis %= rank + 2
-        found[axis] += amounts[at]
-        found[axis + rank + 2] += amounts[at + len(axes)]
-    before, after = found[: rank + 2], found[rank + 2 :]
-    return None if any(before[:2] + after[:2]) else before[2:] + after[2:]
+    found = np.zeros((rank + 2, 2), int)
+    # Axes may count from the last here as well.
+    np.add.at(found, axes, np.reshape(amounts, (2, -1)).T)
+    return None if found[:2].any() else [int(n) for n in found[2:].T.reshape(-1)]

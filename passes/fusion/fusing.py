@@ -12,8 +12,10 @@ def keeps_shape(match: Match, x: Value) -> bool:
     return all(
         value.rank == 0 or (x.rank is not None and value.rank is not None and value.rank <= x.rank)
         for node in match.nodes
-        for value in node.inputs
-        if number(value) is not None and value is not None and not _names_axes(node, value)
+        for slot, value in enumerate(node.inputs)
+        # The second input of a reduction names its axes.
+        if not (slot and node.op_type.startswith("Reduce"))
+        if value is not None and number(value) is not None
     )
 
 
@@ -34,7 +36,3 @@ def kept_axes(reduction: Node) -> list[int] | None:
 def reduced(op: PatternBuilder, op_type: str, x: Term, bind: str) -> Operator:
     """A reduction of ``x`` whose axes, an attribute or an input, are left to the condition."""
     return op(op_type)(x, op.optional(Variable(f"{bind}_axes")), bind=bind)
-
-
-def _names_axes(node: Node, value: Value) -> bool:
-    return node.op_type.startswith("Reduce") and value is node.input(1)

@@ -130,16 +130,7 @@ class FloatRegions:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the caller asks for.
-
-    Attributes:
-        low: ``FLOAT16`` or ``BFLOAT16``.
-        only: Names of the nodes that may be converted; empty: all.
-        keep_float: Names of nodes that stay in float32.
-        keep_operators: Operators that stay in float32.
-        ranges: Smallest and largest value of tensors, by name, where known.
-        interface: Whether the model's inputs and outputs change too.
-    """
+    """What the caller asks for: ``FLOAT16`` or ``BFLOAT16``, and the options of `ConvertFloat`."""
 
     low: DataType
     only: frozenset[str] = frozenset()
@@ -393,18 +384,15 @@ def _quantized(graph: Graph) -> set[Node]:
     found: set[Node] = set()
     for node in graph.all_nodes():
         makers = [v.producer for v in node.inputs if v is not None and v.producer is not None]
-        # An integer product is restored by a Cast.
-        before = [m.input(0) if m.is_op("Cast") else None for m in makers]
         uses = [use for v in node.outputs if v is not None for use in v.uses]
+        # The product of integers is restored behind a Cast.
+        products = [m.input(0) for m in makers if m.is_op("Cast")]
         if (
             node.is_op(*_QUANTIZING)
             or node.op_type.startswith("QLinear")
             or node.op_type.endswith("Integer")
             or any(maker.is_op("DequantizeLinear", "DynamicQuantizeLinear") for maker in makers)
-            or any(
-                v is not None and v.producer and v.producer.op_type.endswith("Integer")
-                for v in before
-            )
+            or any(v and v.producer and v.producer.op_type.endswith("Integer") for v in products)
             or (
                 any(maker in found for maker in makers)
                 and uses

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnxq.ir import Context, Graph, Node, Pass, Value, attribute_value, remove_unused
+from onnxq.passes.nodes import made_by
 from onnxq.passes.slicing import TO_THE_END, Limits, normal_axis, set_limits, slice_limits
 
 _TO_THE_START = -(2**31)
@@ -67,14 +68,14 @@ def _go_into_readers(inner: Node, ctx: Context) -> int:
     made, value = inner.output, inner.input(0)
     if made.is_output or not made.uses or value is None:
         return 0
-    if any(use.slot or not use.node.is_op("Slice") for use in made.uses):
-        return 0
-    planned = [(use.node, _both(value, inner, use.node)) for use in made.uses]
-    if any(limits is None for _, limits in planned):
-        return 0
+    planned: list[tuple[Node, list[Limits]]] = []
+    for use in made.uses:
+        limits = None if use.slot or not use.node.is_op("Slice") else _both(value, inner, use.node)
+        if limits is None:
+            return 0
+        planned.append((use.node, limits))
     ctx.rewrote(f"{inner.label}: into the Slices after it")
     for node, limits in planned:
-        assert limits is not None
         node.set_input(0, value)
         set_limits(node, limits)
     remove_unused(inner.graph, [inner])
@@ -94,15 +95,17 @@ def _both(value: Value, first: Node, second: Node) -> list[Limits] | None:
             if axis is None or axis in seen:
                 return None
             seen.add(axis)
-            cut = cut._replace(axis=axis)
-            if axis in merged:
-                known = value.shape[axis] if value.shape and axis < len(value.shape) else None
-                both = _compose(merged[axis], cut, known if isinstance(known, int) else None)
-                if both is None:
-                    return None
-                cut = both
-            merged[axis] = cut
+            own = cut._replace(axis=axis)
+            both = _compose(merged[axis], own, _size(value, axis)) if axis in merged else own
+            if both is None:
+                return None
+            merged[axis] = both
     return [merged[axis] for axis in sorted(merged)]
+
+
+def _size(value: Value, axis: int) -> int | None:
+    size = next(iter((value.shape or ())[axis : axis + 1]), None)
+    return size if isinstance(size, int) else None
 
 
 def _compose(first: Limits, second: Limits, size: int | None) -> Limits | None:
@@ -140,12 +143,12 @@ def _take_in_concats(outer: Node, ctx: Context) -> int:
     pending = list(reversed(outer.inputs))
     while pending:
         value = pending.pop()
-        inner = value.producer if value is not None else None
-        if value is None or inner is None or not _goes_into(inner, outer):
+        inner = made_by(value, "Concat")
+        if inner is None or not _goes_into(inner, outer):
             inputs.append(value)
-            continue
-        taken.append(inner)
-        pending += reversed(inner.inputs)
+        else:
+            taken.append(inner)
+            pending += reversed(inner.inputs)
     if taken:
         _set_inputs(outer, inputs)
         remove_unused(outer.graph, taken)
@@ -155,8 +158,7 @@ def _take_in_concats(outer: Node, ctx: Context) -> int:
 
 def _goes_into(inner: Node, outer: Node) -> bool:
     return (
-        inner.is_op("Concat")
-        and inner.graph is outer.graph
+        inner.graph is outer.graph
         and len(inner.output.uses) == 1
         and not inner.output.is_output
         and _axis(inner) is not None
@@ -196,14 +198,12 @@ def _join_parts(concat: Node, ctx: Context) -> int:
 
 def _run(parts: list[Value], at: int, axis: int) -> tuple[int, Value]:
     """How many parts from ``at`` on belong together, and what stands for all of them."""
-    node = parts[at].producer
-    if node is not None and node.is_op("Split") and parts[at].slot == 0:
-        whole = node.input(0)
-        outputs = list(node.outputs)
-        if whole is not None and _split_axis(node) == axis:
-            count = len(outputs)
-            if count > 1 and parts[at : at + count] == outputs:
-                return count, whole
+    split = made_by(parts[at], "Split")
+    if split is not None:
+        whole, outputs = split.input(0), list(split.outputs)
+        own = normal_axis(int(attribute_value(split, "axis")), whole)
+        if whole is not None and own == axis and parts[at : at + len(outputs)] == outputs:
+            return len(outputs), whole
         return 1, parts[at]
     cuts = [_cut(parts[at], axis)]
     while cuts[-1] is not None and at + len(cuts) < len(parts):
@@ -228,22 +228,16 @@ class _Cut:
     reaches_end: bool
 
 
-def _split_axis(node: Node) -> int | None:
-    return normal_axis(int(attribute_value(node, "axis")), node.input(0))
-
-
 def _cut(part: Value, axis: int) -> _Cut | None:
-    node = part.producer
-    if node is None or not node.is_op("Slice"):
-        return None
-    value, limits = node.input(0), slice_limits(node)
-    if value is None or limits is None or len(limits) != 1:
+    node = made_by(part, "Slice")
+    value, limits = (None, None) if node is None else (node.input(0), slice_limits(node))
+    if node is None or value is None or limits is None or len(limits) != 1:
         return None
     start, end, own_axis, step = limits[0]
     if step != 1 or normal_axis(own_axis, value) != axis:
         return None
-    size = value.shape[axis] if value.shape is not None and axis < len(value.shape) else None
-    if isinstance(size, int):
+    size = _size(value, axis)
+    if size is not None:
         start, end, _ = slice(start, end).indices(size)
         return _Cut(node, value, start, max(start, end), end == size)
     return _Cut(node, value, start, end, end >= TO_THE_END)

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxq.ir import (
-    Context,
-    DataType,
-    Graph,
-    Node,
-    Pass,
-    TensorType,
-    Value,
-    attribute_value,
-    remove_unused,
-)
+from onnxq.ir import Context, DataType, Graph, Node, Pass, TensorType, Value, remove_unused
+from onnxq.ir.operators import attribute_value
+from onnxq.passes.nodes import made_by
 from onnxq.passes.notes import node_name
 
 
@@ -64,21 +56,19 @@ def _flattened(node: Node) -> Value | None:
     """What a Gemm would read were it a MatMul; None if it cannot be one."""
     if not node.is_op("Gemm") or not _is_plain(node):
         return None
-    matrix, uses = node.inputs[0], node.output.uses
-    before = None if matrix is None else matrix.producer
-    if before is None or not before.is_op("Reshape") or len(uses) != 1 or node.output.is_output:
+    before, uses, weight = made_by(node.input(0), "Reshape"), node.output.uses, node.input(1)
+    source = None if before is None else before.input(0)
+    if source is None or len(uses) != 1 or node.output.is_output:
         return None
-    after, source = uses[0].node, before.inputs[0]
+    after = uses[0].node
     if not after.is_op("Reshape") or uses[0].slot != 0 or after.graph is not node.graph:
         return None
-    weight = node.inputs[1]
+    if source.shape is None or source.dtype is not DataType.FLOAT:
+        return None
     assert weight is not None
     rows, columns = weight.numpy().shape[:: -1 if attribute_value(node, "transB") else 1]
-    if source is None or source.shape is None or source.dtype is not DataType.FLOAT:
-        return None
-    given = after.output.shape
     restored = (*source.shape[:-1], columns)
-    known = None not in restored and given == restored
+    known = None not in restored and after.output.shape == restored
     return source if known and len(restored) > 2 and source.shape[-1] == rows else None
 
 
@@ -95,22 +85,19 @@ def _is_plain(node: Node) -> bool:
 
 
 def _unflatten(graph: Graph, node: Node, source: Value) -> None:
-    _, weight, bias = (node.input(slot) for slot in range(3))
-    assert weight is not None
+    matrix, weight, bias = (node.input(slot) for slot in range(3))
     after = node.output.uses[0].node
-    if attribute_value(node, "transB"):
-        assert weight.shape is not None
+    result, name, made_name = after.output, node_name(node), after.output.name
+    if weight is not None and weight.shape is not None and attribute_value(node, "transB"):
         turned = [TensorType(DataType.FLOAT, weight.shape[::-1])]
         weight = graph.add("Transpose", [weight], {"perm": [1, 0]}, types=turned).output
-    result, name, made_name = after.output, node_name(node), after.output.name
     kind = TensorType(DataType.FLOAT, result.shape)
     made = graph.add("MatMul", [source, weight], types=[kind])
     value = made.output
     if bias is not None:
         value = graph.add("Add", [value, bias], name=after.name, types=[kind]).output
     graph.replace_uses(result, value)
-    matrix = node.inputs[0]
-    before = None if matrix is None else matrix.producer
-    remove_unused(graph, [n for n in (after, node, before) if n is not None])
+    before = made_by(matrix, "Reshape")
+    remove_unused(graph, [after, node, *([before] if before else [])])
     graph.rename(value, made_name)
     graph.rename_node(made, name)

@@ -8,17 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.errors import InputError
-from onnxq.ir import (
-    Context,
-    DataType,
-    Graph,
-    Node,
-    Pass,
-    TensorType,
-    Value,
-    attribute_value,
-    remove_unused,
-)
+from onnxq.ir import Context, DataType, Graph, Node, Pass, TensorType, Value, remove_unused
+from onnxq.ir.operators import attribute_value
 from onnxq.needs import Need, RangeOf
 from onnxq.passes.nodes import added
 from onnxq.passes.notes import LEFT_IN_FLOAT_KEY, Reason, node_name, note_left_in_float, note_target
@@ -35,18 +26,15 @@ from onnxq.passes.static.placement import (
 )
 from onnxq.passes.tuned import Tuned, tuned_weight
 from onnxq.quant import (
-    FORMATS,
-    Format,
     QParams,
-    bias_qparams,
     dequantize,
     qparams_from_range,
     quantize,
-    quantize_bias,
     value_range,
     weight_qparams,
-    weight_qparams_for_bias,
 )
+from onnxq.quant.bias import bias_qparams, quantize_bias, weight_qparams_for_bias
+from onnxq.quant.formats import FORMATS, Format
 from onnxq.targets import OperatorRule, Target, load_target
 
 _LEFT_OUT = Reason("chosen", "another precision was chosen for it")
@@ -117,9 +105,8 @@ class InsertQdq(Pass):
         Raises:
             InputError: there is no such target or format.
         """
-        if not self.activations:
-            return load_target(self.target).activation_format
-        return _activation_format(self.activations)
+        named = self.activations
+        return _activation_format(named) if named else load_target(self.target).activation_format
 
     @property
     def needed_opset(self) -> int:
@@ -179,10 +166,9 @@ class InsertQdq(Pass):
         """The format in which each node reads and gives its activations."""
         found: dict[Node, Format] = {}
         for node in graph.nodes():
-            rule = placed.nodes.get(node)
+            rule, source = placed.nodes.get(node), node.input(0)
             if rule is None or rule.role == "absorb":
                 continue
-            source = node.input(0)
             makers = placed.integer.get(source) if source is not None else None
             wanted = self.formats.get(node_name(node))
             if rule.role == "share" and makers:
@@ -198,10 +184,6 @@ def _activation_format(name: str) -> Format:
             f"activations cannot have the format '{name}'; use one of {', '.join(_ACTIVATIONS)}"
         )
     return FORMATS[name]
-
-
-def _line(node: Node) -> tuple[float, float]:
-    return float(attribute_value(node, "alpha")), float(attribute_value(node, "beta"))
 
 
 def _note_left_in_float(graph: Graph, placed: Placement, quantized: list[str]) -> None:
@@ -302,7 +284,9 @@ class _Insertion:
         read = node.inputs[0]
         pair = None if read is None else read.producer
         assert read is not None and pair is not None
-        alpha, beta = (1 / 6, 0.5) if node.is_op("HardSwish") else _line(node)
+        alpha, beta = 1 / 6, 0.5
+        if node.is_op("HardSigmoid"):
+            alpha, beta = (float(attribute_value(node, name)) for name in ("alpha", "beta"))
         (integers, scale, zero_point), name = pair.inputs, node.output.name
         assert integers is not None and scale is not None and zero_point is not None
         shrunk = np.asarray(scale.numpy() * np.float32(alpha))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxq.ir import Context, DataType, Graph, Node, Pass, Value, remove_unused
+from onnxq.passes.nodes import made_by
 
 _FIRST_OPSET = 13
 """The lowest in which DequantizeLinear takes a scale for each channel."""
@@ -43,34 +44,28 @@ class KeepFloatWeights(Pass):
         if graph.opset < _FIRST_OPSET:
             return 0
         kept = 0
-        for node in list(graph.nodes()):
-            if _is_taken_for_integer(node):
-                value = node.input(0)
-                assert value is not None and value.producer is not None
-                node.set_input(0, _by_channel(graph, value))
-                remove_unused(graph, [value.producer])
+        for node in graph.nodes():
+            value, pair = node.input(0), made_by(node.input(0), "DequantizeLinear")
+            if value is not None and pair is not None and _is_taken_for_integer(node, value, pair):
+                node.set_input(0, _by_channel(graph, value, pair))
+                remove_unused(graph, [pair])
                 kept += 1
         return kept
 
 
-def _is_taken_for_integer(node: Node) -> bool:
-    if not node.is_op(*_TAKEN):
-        return False
-    value, weight = node.input(0), node.input(1)
-    if value is None or weight is None or value.producer is None:
-        return False
-    pair = value.producer
-    shape = value.shape or ()
+def _is_taken_for_integer(node: Node, value: Value, pair: Node) -> bool:
+    weight, scale = node.input(1), pair.input(1)
+    channels = (value.shape or ())[1:2]
     return (
-        pair.is_op("DequantizeLinear")
-        and all(v is not None and v.is_constant and v.data is not None for v in pair.inputs[1:])
-        and pair.inputs[1] is not None
-        and pair.inputs[1].numpy().size == 1
+        node.is_op(*_TAKEN)
+        and all(v is not None and v.is_constant for v in pair.inputs[1:])
+        and scale is not None
+        and scale.numpy().size == 1
+        and weight is not None
         and weight.is_constant
         and weight.dtype is DataType.FLOAT
-        and len(shape) > 1
-        and isinstance(shape[1], int)
-        and shape[1] > 1
+        and channels not in ((), (1,))
+        and isinstance(channels[0], int)
         and _is_quantized(node)
     )
 
@@ -85,14 +80,12 @@ def _is_quantized(node: Node) -> bool:
     )
 
 
-def _by_channel(graph: Graph, value: Value) -> Value:
+def _by_channel(graph: Graph, value: Value, pair: Node) -> Value:
     """An activation out of another DequantizeLinear."""
-    assert value.producer is not None and value.shape is not None
-    integers, *params = value.producer.inputs
-    size = value.shape[1]
-    assert isinstance(size, int)
+    integers, *params = pair.inputs
+    assert value.shape is not None and isinstance(value.shape[1], int)
     repeated = [
-        graph.constant(np.full(size, p.numpy().reshape(()), p.numpy().dtype), f"{p.name}_repeated")
+        graph.constant(np.repeat(p.numpy(), value.shape[1]), f"{p.name}_repeated")
         for p in params
         if p is not None
     ]

@@ -210,7 +210,7 @@ def activation_slots(node: Node, rule: OperatorRule) -> Sequence[int]:
 
 def reads_weight(node: Node, rule: OperatorRule) -> bool:
     """Whether a computing node multiplies with a constant, not with a second activation."""
-    weight = node.input(rule.weight) if rule.weight is not None else None
+    weight = _read(node, rule.weight)
     return weight is not None and weight.is_constant
 
 
@@ -240,7 +240,7 @@ def channel_bias(node: Node, rule: OperatorRule) -> np.ndarray | None:
 
     None if the node has no bias, or one that does not come to a number per channel.
     """
-    bias = node.input(rule.bias) if rule.bias is not None else None
+    bias = _read(node, rule.bias)
     if bias is None or not bias.is_constant:
         return None
     channels = _weight(node, rule).numpy().shape[_output_axis(node, rule)]
@@ -291,35 +291,32 @@ def _refusal(node: Node, rule: OperatorRule, target: Target) -> Reason | None:
         if value.is_constant:
             return Reason("neighbours", f"its input {slot} is constant")
         maker = value.producer
-        made_by = target.operators.get(maker.op_type) if maker and not maker.domain else None
-        if maker and made_by and (broken := _breaking_attribute(maker, made_by)):
-            return Reason(
-                "neighbours",
-                f"a pair on its input would fuse {maker.op_type}, which {broken} breaks",
-            )
+        before = target.operators.get(maker.op_type) if maker and not maker.domain else None
+        if maker and before and (broken := _breaking_attribute(maker, before)):
+            text = f"a pair on its input would fuse {maker.op_type}, which {broken} breaks"
+            return Reason("neighbours", text)
     if not reads_weight(node, rule):
         if rule.two_activations:
             return None
-        weight = node.input(rule.weight) if rule.weight is not None else None
-        overridable = weight is not None and weight.data is not None
-        return OVERRIDABLE if overridable else Reason("computed", "its weight is not constant")
+        weight = _read(node, rule.weight)
+        if weight is not None and weight.data is not None:
+            return OVERRIDABLE
+        return Reason("computed", "its weight is not constant")
     numbers = _weight(node, rule).numpy()
     if numbers.dtype != np.float32 or numbers.ndim < 2:
         return Reason("type", "its weight is no float32 matrix")
     if not np.isfinite(numbers).all():
         return NOT_FINITE
-    bias = node.input(rule.bias) if rule.bias is not None else None
+    bias = _read(node, rule.bias)
     if bias is not None and target.bias == "int32":
         if bias.dtype is not DataType.FLOAT or channel_bias(node, rule) is None:
-            return Reason(
-                "type", "its bias is not a float32 constant with one number per output channel"
-            )
+            text = "its bias is not a float32 constant with one number per output channel"
+            return Reason("type", text)
         if not np.isfinite(bias.numpy()).all():
             return Reason("finite", "its bias has infinite or NaN values")
         if node.op_type == "Gemm" and any(attribute_value(node, a) != 1.0 for a in _FACTORS):
-            return Reason(
-                "attribute", "it scales its product or its bias, which it adds up as integers"
-            )
+            text = "it scales its product or its bias, which it adds up as integers"
+            return Reason("attribute", text)
     return _unfit(node, rule)
 
 
@@ -337,9 +334,8 @@ def _unfit(node: Node, rule: OperatorRule) -> Reason | None:
     if any(v is not None and v.dtype is not DataType.FLOAT for v in node.outputs):
         return Reason("type", "not all of its outputs are float32")
     if node.graph.opset < rule.minimum_opset:
-        return Reason(
-            "opset", f"{node.op_type} takes integers only from opset {rule.minimum_opset} on"
-        )
+        text = f"{node.op_type} takes integers only from opset {rule.minimum_opset} on"
+        return Reason("opset", text)
     return None
 
 
@@ -370,9 +366,8 @@ def _clips_apart(node: Node) -> bool:
     low, high = node.input(1), node.input(2)
     if any(bound is not None and not bound.is_constant for bound in (low, high)):
         return True
-    return (low is not None and not low.numpy() <= 0) or (
-        high is not None and not high.numpy() >= 0
-    )
+    holds_zero = (low is None or low.numpy() <= 0) and (high is None or high.numpy() >= 0)
+    return not holds_zero
 
 
 def _clipping_rule(
@@ -405,11 +400,10 @@ def _fuses_residual(node: Node, placed: Placement) -> bool:
     slots = _product_slots(node)
     if not slots or len(node.inputs) != 2:
         return False
-    product, other = node.inputs[slots[0]], node.inputs[1 - slots[0]]
-    assert product is not None
+    product, other = node.input(slots[0]), node.input(1 - slots[0])
     if other is None or other.is_constant or other.dtype is not DataType.FLOAT:
         return False
-    return product.producer in placed.nodes and not product.is_output
+    return product is not None and product.producer in placed.nodes and not product.is_output
 
 
 def _can_join(node: Node, rule: OperatorRule, placed: Placement, target: Target) -> bool:
@@ -471,6 +465,10 @@ def _activations(node: Node, rule: OperatorRule) -> Iterator[Value]:
 
 
 def _weight(node: Node, rule: OperatorRule) -> Value:
-    weight = node.input(rule.weight) if rule.weight is not None else None
+    weight = _read(node, rule.weight)
     assert weight is not None
     return weight
+
+
+def _read(node: Node, slot: int | None) -> Value | None:
+    return None if slot is None else node.input(slot)

@@ -13,12 +13,7 @@ from onnxq.passes.nodes import added
 from onnxq.passes.notes import Reason
 from onnxq.passes.weights.stored_weights import Arrays, Layout, Rounding, Stored
 from onnxq.passes.weights.weight_pass import Rewrite, Rewriter, WeightPass
-from onnxq.passes.weights.weight_rewrites import (
-    CONTRIB_DOMAIN,
-    ConstantWeight,
-    plain_gemm,
-    replace_node,
-)
+from onnxq.passes.weights.weight_rewrites import ConstantWeight, contrib, plain_gemm, replace_node
 from onnxq.quant import INT8, PER_TENSOR, Granularity, QParams, Scheme, per_block, per_channel
 
 OPSET = 13
@@ -197,18 +192,12 @@ class _Dynamic(Rewriter):
 
 
 def _replace_lstm(node: Node, stored: Sequence[Stored]) -> None:
-    graph, (w, r) = node.graph, stored
+    w, r = stored
     others = [node.input(slot) for slot in range(3, 8)]
-    qparams = [w.scale, w.zero_point, r.scale, r.zero_point]
-    made = graph.add(
-        "DynamicQuantizeLSTM",
-        [node.input(0), w.values, r.values, *others, *qparams],
-        {name: a for name, a in node.attributes.items() if name != "layout"},
-        domain=CONTRIB_DOMAIN,
-        outputs=[None if v is None else "" for v in node.outputs],
-        types=[None if v is None else v.type for v in node.outputs],
-    )
-    graph.model.opset_imports.setdefault(CONTRIB_DOMAIN, 1)
+    inputs = [node.input(0), w.values, r.values, *others]
+    inputs += [w.scale, w.zero_point, r.scale, r.zero_point]
+    kept = {name: a for name, a in node.attributes.items() if name != "layout"}
+    made = contrib(node, "DynamicQuantizeLSTM", inputs, kept)
     replace_node(node, made.outputs, made)
 
 

@@ -10,18 +10,12 @@ import numpy as np
 
 from onnxq.errors import InputError
 from onnxq.ir import Node
-from onnxq.ir.attribute import AttributeLike
 from onnxq.passes.notes import Reason
 from onnxq.passes.weights import stored_weights
 from onnxq.passes.weights.stored_weights import Arrays, Layout, Quantizer, Stored
 from onnxq.passes.weights.weight_formats import SCHEMES, WEIGHT_FORMATS, Grouped, weight_quantizer
 from onnxq.passes.weights.weight_pass import Rewrite, Rewriter, WeightPass
-from onnxq.passes.weights.weight_rewrites import (
-    CONTRIB_DOMAIN,
-    ConstantWeight,
-    plain_gemm,
-    replace_node,
-)
+from onnxq.passes.weights.weight_rewrites import ConstantWeight, contrib, plain_gemm, replace_node
 from onnxq.quant import Format, Granularity, QParams, per_block, per_channel
 from onnxq.quant.grouped import GROUP
 from onnxq.quant.search import SCALE_SEARCHES
@@ -269,25 +263,19 @@ class _Stored(Rewriter):
     # Operators of onnxruntime
 
     def _replace_gather(self, node: Node, stored: Sequence[Stored]) -> None:
-        graph, (table,) = node.graph, stored
+        (table,) = stored
         inputs = [table.values, node.input(1), table.scale, table.zero_point]
-        attributes: dict[str, AttributeLike] = {
+        attributes = {
             "bits": self._format.bits,
             "block_size": self._options.block_size,
             "gather_axis": 0,
             "quantize_axis": 1,
         }
-        made = graph.add(
-            "GatherBlockQuantized",
-            inputs if table.zero_point is not None else inputs[:3],
-            attributes,
-            domain=CONTRIB_DOMAIN,
-        )
-        graph.model.opset_imports.setdefault(CONTRIB_DOMAIN, 1)
+        made = contrib(node, "GatherBlockQuantized", inputs, attributes)
         replace_node(node, made.outputs, made)
 
     def _replace_product(self, node: Node, inner: int, stored: Sequence[Stored]) -> None:
-        graph, (weight,) = node.graph, stored
+        (weight,) = stored
         columns = int(weight.qparams.scale.shape[1])
         bias = None
         if node.op_type == "Gemm":
@@ -295,24 +283,17 @@ class _Stored(Rewriter):
             bias = node.input(2)
         inside = bias is not None and bias.shape == (columns,)
         inputs = [node.input(0), weight.values, weight.scale, weight.zero_point, None]
-        inputs.append(bias if inside else None)
-        product = graph.add(
-            "MatMulNBits",
-            inputs,
-            {
-                "K": inner,
-                "N": columns,
-                "bits": self._format.bits,
-                "block_size": self._options.block_size,
-                "accuracy_level": self._options.accuracy_level,
-            },
-            domain=CONTRIB_DOMAIN,
-            types=[node.output.type],
-        )
-        graph.model.opset_imports.setdefault(CONTRIB_DOMAIN, 1)
+        attributes = {
+            "K": inner,
+            "N": columns,
+            "bits": self._format.bits,
+            "block_size": self._options.block_size,
+            "accuracy_level": self._options.accuracy_level,
+        }
+        product = contrib(node, "MatMulNBits", [*inputs, bias if inside else None], attributes)
         made = product.output
         if bias is not None and not inside:
-            made = graph.add("Add", [made, bias]).output
+            made = node.graph.add("Add", [made, bias]).output
         replace_node(node, [made], product)
 
 

@@ -17,16 +17,8 @@ from onnxq.ir.packing import PACKED_BITS, pack, pack_transposed
 from onnxq.passes.nodes import added
 from onnxq.passes.notes import NOT_FINITE, Reason
 from onnxq.passes.tuned import TunedWeight
-from onnxq.quant import (
-    ABSMAX,
-    Format,
-    Granularity,
-    QParams,
-    QuantizedTensor,
-    Scheme,
-    quantize_weight,
-    value_range,
-)
+from onnxq.quant import ABSMAX, Format, Granularity, Scheme, value_range
+from onnxq.quant.qparams import QParams, QuantizedTensor, quantize_weight
 from onnxq.quant.search import PLAIN, ScaleSearch
 
 SLICE = 1 << 20

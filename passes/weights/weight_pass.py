@@ -24,12 +24,12 @@ from onnxq.passes.weights.stored_weights import (
 )
 from onnxq.passes.weights.weight_rewrites import (
     ConstantWeight,
+    drop_unused,
     find_weight,
     gather_rows,
     has_float_weight,
     plain_gemm,
     rows_reason,
-    set_weight,
 )
 from onnxq.quant import INT8, Granularity, per_block
 from onnxq.quant.search import PLAIN, ScaleSearch
@@ -261,4 +261,6 @@ class Rewriter(ABC):
         if node.is_op("Gemm"):
             plain_gemm(node)
         for slot, constants in enumerate(stored, first):
-            set_weight(node, slot, self.store.dequantized(constants))
+            old = node.input(slot)
+            node.set_input(slot, self.store.dequantized(constants))
+            drop_unused([old])

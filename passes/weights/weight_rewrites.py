@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnxq.ir import DataType, Node, TensorType, Value, remove_unused
+from onnxq.ir.attribute import AttributeLike
 from onnxq.passes.nodes import added, made_by
 from onnxq.passes.notes import OVERRIDABLE, Reason
 from onnxq.passes.weights.stored_weights import Stored
 
-CONTRIB_DOMAIN = "com.microsoft"
+_CONTRIB_DOMAIN = "com.microsoft"
 
 _WEIGHT_SLOTS = {"Gather": (0,), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2)}
 _LAYOUT_OPERATORS = ("Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten")
@@ -86,11 +87,23 @@ def has_float_weight(node: Node) -> bool:
     return is_float and table.data is not None and table.data.shape[1:] != (1,)
 
 
-def set_weight(node: Node, slot: int, value: Value) -> None:
-    """Make a node read another weight; the old one goes if nobody else reads it."""
-    old = node.input(slot)
-    node.set_input(slot, value)
-    drop_unused([old])
+def contrib(
+    node: Node,
+    op_type: str,
+    inputs: Sequence[Value | None],
+    attributes: Mapping[str, AttributeLike],
+) -> Node:
+    """Add an operator of onnxruntime's own that makes what a node makes."""
+    graph = node.graph
+    graph.model.opset_imports.setdefault(_CONTRIB_DOMAIN, 1)
+    return graph.add(
+        op_type,
+        inputs,
+        attributes,
+        domain=_CONTRIB_DOMAIN,
+        outputs=[None if v is None else "" for v in node.outputs],
+        types=[None if v is None else v.type for v in node.outputs],
+    )
 
 
 def replace_node(node: Node, made: Sequence[Value | None], computing: Node) -> None:
