@@ -1,56 +1,33 @@
 """The intermediate representation: graphs, passes over them, reading and writing."""
 
-from onnxq.ir.attribute import Attribute
-from onnxq.ir.graph import Graph, ModelInfo, Node, Use, Value
-from onnxq.ir.infer import infer_types
-from onnxq.ir.load import load
-from onnxq.ir.operators import attribute_value
-from onnxq.ir.opset import raise_opset
-from onnxq.ir.passes import (
-    Context,
-    Numerics,
-    Pass,
-    PassRecord,
-    Pipeline,
-    available_passes,
-    default_passes,
-    parse_passes,
-)
-from onnxq.ir.pattern import Builder, Match, Rule, remove_unused, rewrite
-from onnxq.ir.save import save, to_proto
-from onnxq.ir.tensor import Tensor
-from onnxq.ir.types import DataType, OpaqueType, Shape, TensorType, ValueType
-
-__all__ = [
-    "Attribute",
-    "Builder",
-    "Context",
-    "DataType",
-    "Graph",
-    "Match",
-    "ModelInfo",
-    "Node",
-    "Numerics",
-    "OpaqueType",
-    "Pass",
-    "PassRecord",
-    "Pipeline",
-    "Rule",
-    "Shape",
-    "Tensor",
-    "TensorType",
-    "Use",
-    "Value",
-    "ValueType",
-    "attribute_value",
-    "available_passes",
-    "default_passes",
-    "infer_types",
-    "load",
-    "parse_passes",
-    "raise_opset",
-    "remove_unused",
-    "rewrite",
-    "save",
-    "to_proto",
-]
+from onnxq.ir.attribute import Attribute as Attribute
+from onnxq.ir.graph import Graph as Graph
+from onnxq.ir.graph import ModelInfo as ModelInfo
+from onnxq.ir.graph import Node as Node
+from onnxq.ir.graph import Use as Use
+from onnxq.ir.graph import Value as Value
+from onnxq.ir.infer import infer_types as infer_types
+from onnxq.ir.load import load as load
+from onnxq.ir.operators import attribute_value as attribute_value
+from onnxq.ir.opset import raise_opset as raise_opset
+from onnxq.ir.passes import Context as Context
+from onnxq.ir.passes import Numerics as Numerics
+from onnxq.ir.passes import Pass as Pass
+from onnxq.ir.passes import PassRecord as PassRecord
+from onnxq.ir.passes import Pipeline as Pipeline
+from onnxq.ir.passes import available_passes as available_passes
+from onnxq.ir.passes import default_passes as default_passes
+from onnxq.ir.passes import parse_passes as parse_passes
+from onnxq.ir.pattern import Builder as Builder
+from onnxq.ir.pattern import Match as Match
+from onnxq.ir.pattern import Rule as Rule
+from onnxq.ir.pattern import remove_unused as remove_unused
+from onnxq.ir.pattern import rewrite as rewrite
+from onnxq.ir.save import save as save
+from onnxq.ir.save import to_proto as to_proto
+from onnxq.ir.tensor import Tensor as Tensor
+from onnxq.ir.types import DataType as DataType
+from onnxq.ir.types import OpaqueType as OpaqueType
+from onnxq.ir.types import Shape as Shape
+from onnxq.ir.types import TensorType as TensorType
+from onnxq.ir.types import ValueType as ValueType

@@ -2,140 +2,65 @@
 
 from __future__ import annotations
 
-from onnxq.quant._ranges import MIN_SCALE
-from onnxq.quant._rounding import from_storage, to_storage
-from onnxq.quant.bias import (
-    BIAS_LIMIT,
-    bias_qparams,
-    quantize_bias,
-    weight_qparams_for_bias,
-)
-from onnxq.quant.formats import (
-    FLOAT4E2M1,
-    FLOAT8E4M3FN,
-    FLOAT8E4M3FNUZ,
-    FLOAT8E5M2,
-    FLOAT8E5M2FNUZ,
-    FORMATS,
-    INT2,
-    INT4,
-    INT8,
-    INT16,
-    INT32,
-    NARROW_FORMATS,
-    UINT2,
-    UINT4,
-    UINT8,
-    UINT16,
-    Format,
-)
-from onnxq.quant.grouped import (
-    GROUPED_TYPES,
-    Q4_0,
-    Q4_1,
-    Q5_0,
-    Q5_1,
-    Q8_0,
-    GroupedTensor,
-    GroupedType,
-    grouped_quantize,
-    grouped_to_onnx,
-    is_exact_in_onnx,
-)
-from onnxq.quant.low_bit import binary, ternary
-from onnxq.quant.qparams import (
-    QParams,
-    QuantizedTensor,
-    dequantize,
-    fake_quantize,
-    qparams_from_range,
-    quantize,
-    quantize_weight,
-    weight_qparams,
-)
-from onnxq.quant.scheme import (
-    ABSMAX,
-    PER_TENSOR,
-    ZERO_POINT,
-    Granularity,
-    Scheme,
-    per_block,
-    per_channel,
-    value_range,
-)
-from onnxq.quant.search import (
-    GROUPED_SEARCH,
-    MSE,
-    PERCENTILE,
-    PLAIN,
-    SCALE_SEARCHES,
-    GroupedSearch,
-    MeanSquaredError,
-    Percentile,
-    ScaleSearch,
-)
-
-__all__ = [
-    "ABSMAX",
-    "BIAS_LIMIT",
-    "FLOAT4E2M1",
-    "FLOAT8E4M3FN",
-    "FLOAT8E4M3FNUZ",
-    "FLOAT8E5M2",
-    "FLOAT8E5M2FNUZ",
-    "FORMATS",
-    "GROUPED_SEARCH",
-    "GROUPED_TYPES",
-    "INT2",
-    "INT4",
-    "INT8",
-    "INT16",
-    "INT32",
-    "MIN_SCALE",
-    "MSE",
-    "NARROW_FORMATS",
-    "PERCENTILE",
-    "PER_TENSOR",
-    "PLAIN",
-    "Q4_0",
-    "Q4_1",
-    "Q5_0",
-    "Q5_1",
-    "Q8_0",
-    "SCALE_SEARCHES",
-    "UINT2",
-    "UINT4",
-    "UINT8",
-    "UINT16",
-    "ZERO_POINT",
-    "Format",
-    "Granularity",
-    "GroupedSearch",
-    "GroupedTensor",
-    "GroupedType",
-    "MeanSquaredError",
-    "Percentile",
-    "QParams",
-    "QuantizedTensor",
-    "ScaleSearch",
-    "Scheme",
-    "bias_qparams",
-    "binary",
-    "dequantize",
-    "fake_quantize",
-    "from_storage",
-    "grouped_quantize",
-    "grouped_to_onnx",
-    "is_exact_in_onnx",
-    "per_block",
-    "per_channel",
-    "qparams_from_range",
-    "quantize",
-    "quantize_bias",
-    "quantize_weight",
-    "ternary",
-    "to_storage",
-    "value_range",
-    "weight_qparams",
-    "weight_qparams_for_bias",
-]
+from onnxq.quant._ranges import MIN_SCALE as MIN_SCALE
+from onnxq.quant._rounding import from_storage as from_storage
+from onnxq.quant._rounding import to_storage as to_storage
+from onnxq.quant.bias import BIAS_LIMIT as BIAS_LIMIT
+from onnxq.quant.bias import bias_qparams as bias_qparams
+from onnxq.quant.bias import quantize_bias as quantize_bias
+from onnxq.quant.bias import weight_qparams_for_bias as weight_qparams_for_bias
+from onnxq.quant.formats import FLOAT4E2M1 as FLOAT4E2M1
+from onnxq.quant.formats import FLOAT8E4M3FN as FLOAT8E4M3FN
+from onnxq.quant.formats import FLOAT8E4M3FNUZ as FLOAT8E4M3FNUZ
+from onnxq.quant.formats import FLOAT8E5M2 as FLOAT8E5M2
+from onnxq.quant.formats import FLOAT8E5M2FNUZ as FLOAT8E5M2FNUZ
+from onnxq.quant.formats import FORMATS as FORMATS
+from onnxq.quant.formats import INT2 as INT2
+from onnxq.quant.formats import INT4 as INT4
+from onnxq.quant.formats import INT8 as INT8
+from onnxq.quant.formats import INT16 as INT16
+from onnxq.quant.formats import INT32 as INT32
+from onnxq.quant.formats import NARROW_FORMATS as NARROW_FORMATS
+from onnxq.quant.formats import UINT2 as UINT2
+from onnxq.quant.formats import UINT4 as UINT4
+from onnxq.quant.formats import UINT8 as UINT8
+from onnxq.quant.formats import UINT16 as UINT16
+from onnxq.quant.formats import Format as Format
+from onnxq.quant.grouped import GROUPED_TYPES as GROUPED_TYPES
+from onnxq.quant.grouped import Q4_0 as Q4_0
+from onnxq.quant.grouped import Q4_1 as Q4_1
+from onnxq.quant.grouped import Q5_0 as Q5_0
+from onnxq.quant.grouped import Q5_1 as Q5_1
+from onnxq.quant.grouped import Q8_0 as Q8_0
+from onnxq.quant.grouped import GroupedTensor as GroupedTensor
+from onnxq.quant.grouped import GroupedType as GroupedType
+from onnxq.quant.grouped import grouped_quantize as grouped_quantize
+from onnxq.quant.grouped import grouped_to_onnx as grouped_to_onnx
+from onnxq.quant.grouped import is_exact_in_onnx as is_exact_in_onnx
+from onnxq.quant.low_bit import binary as binary
+from onnxq.quant.low_bit import ternary as ternary
+from onnxq.quant.qparams import QParams as QParams
+from onnxq.quant.qparams import QuantizedTensor as QuantizedTensor
+from onnxq.quant.qparams import dequantize as dequantize
+from onnxq.quant.qparams import fake_quantize as fake_quantize
+from onnxq.quant.qparams import qparams_from_range as qparams_from_range
+from onnxq.quant.qparams import quantize as quantize
+from onnxq.quant.qparams import quantize_weight as quantize_weight
+from onnxq.quant.qparams import weight_qparams as weight_qparams
+from onnxq.quant.scheme import ABSMAX as ABSMAX
+from onnxq.quant.scheme import PER_TENSOR as PER_TENSOR
+from onnxq.quant.scheme import ZERO_POINT as ZERO_POINT
+from onnxq.quant.scheme import Granularity as Granularity
+from onnxq.quant.scheme import Scheme as Scheme
+from onnxq.quant.scheme import per_block as per_block
+from onnxq.quant.scheme import per_channel as per_channel
+from onnxq.quant.scheme import value_range as value_range
+from onnxq.quant.search import GROUPED_SEARCH as GROUPED_SEARCH
+from onnxq.quant.search import MSE as MSE
+from onnxq.quant.search import PERCENTILE as PERCENTILE
+from onnxq.quant.search import PLAIN as PLAIN
+from onnxq.quant.search import SCALE_SEARCHES as SCALE_SEARCHES
+from onnxq.quant.search import GroupedSearch as GroupedSearch
+from onnxq.quant.search import MeanSquaredError as MeanSquaredError
+from onnxq.quant.search import Percentile as Percentile
+from onnxq.quant.search import ScaleSearch as ScaleSearch
