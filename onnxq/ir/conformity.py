@@ -94,6 +94,7 @@ def _faults(node: Node, definition: _Definition) -> Iterator[str]:
         kind = definition.kinds.get(name)
         if kind is None:
             continue
+        taken = CRASHING_NUMBERS.get((node.op_type, name))
         fault = ""
         if attribute.reference:
             fault = (
@@ -103,7 +104,7 @@ def _faults(node: Node, definition: _Definition) -> Iterator[str]:
         elif kind != attribute.kind:
             wanted, given = map(_KindName, (kind, attribute.kind))
             fault = f"is {given}, but the operator takes {wanted}"
-        elif attribute.value not in CRASHING_NUMBERS.get((node.op_type, name), (attribute.value,)):
+        elif taken is not None and attribute.value not in taken:
             fault = f"is {attribute.value}, which fits no tensor"
         if fault:
             yield f"attribute '{name}' of node {node.label} {fault}"

@@ -383,25 +383,15 @@ class Graph:
 
     def find(self, name: str) -> Value | None:
         """The value a name stands for in this scope or an outer one."""
-        scope: Graph | None = self
-        while scope is not None:
-            found = scope._values.get(name)
-            if found is not None:
-                return found
-            scope = scope.outer
-        return None
+        return next((s._values[name] for s in self._scopes() if name in s._values), None)
 
     def consumers(self, value: Value) -> list[Node]:
         """The nodes of this graph that depend on a value, each once.
 
         A node counts also when only a subgraph it holds reads the value.
         """
-        found: dict[Node, None] = {}
-        for use in value._uses:
-            holder = self._holder(use.node)
-            if holder is not None:
-                found[holder] = None
-        return list(found)
+        holders = map(self._holder, (use.node for use in value._uses))
+        return [holder for holder in dict.fromkeys(holders) if holder is not None]
 
     def fresh_name(self, base: str) -> str:
         """A value name that nothing in the whole model uses yet."""
@@ -692,6 +682,13 @@ class Graph:
 
     # Links between values and nodes
 
+    def _scopes(self) -> Iterator[Graph]:
+        """This graph and those around it, whose values it can see."""
+        scope: Graph | None = self
+        while scope is not None:
+            yield scope
+            scope = scope.outer
+
     def _define(self, name: str, value_type: ValueType | None) -> Value:
         if not name or not self._is_free(name):
             raise InvariantError(f"two values of graph '{self.name}' are called '{name}'")
@@ -730,14 +727,11 @@ class Graph:
             )
 
     def _require_visible(self, node: Node, value: Value | None) -> None:
-        scope: Graph | None = self
-        while value is not None and scope is not value._graph:
-            if scope is None:
-                raise InvariantError(
-                    f"{node.op_type} in graph '{self.name}' cannot read '{value._name}', which "
-                    f"belongs to graph '{value._graph.name}'"
-                )
-            scope = scope.outer
+        if value is not None and all(scope is not value._graph for scope in self._scopes()):
+            raise InvariantError(
+                f"{node.op_type} in graph '{self.name}' cannot read '{value._name}', which "
+                f"belongs to graph '{value._graph.name}'"
+            )
 
     def _require_own(self, node: Node, subgraphs: Iterable[Graph]) -> None:
         for subgraph in subgraphs:
@@ -783,10 +777,8 @@ class Graph:
         for subgraph in subgraphs:
             self._holders[node] = None
             subgraph.owner = node
-        scope: Graph | None = self if subgraphs else None
-        while scope is not None:
+        for scope in self._scopes() if subgraphs else ():
             scope._stale()
-            scope = scope.outer
 
     def _dissolve(self) -> None:
         """Take this subgraph apart, so that outer values forget the uses in it."""

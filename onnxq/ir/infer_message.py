@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
@@ -11,7 +12,7 @@ from onnxq.ir.graph import Graph, Node, Value
 from onnxq.ir.saving import FIRST_OVERRIDABLE, to_proto, write_initializer, write_node
 from onnxq.ir.shape_values import Elements, constant_ints, elements_of
 from onnxq.ir.tensor import Tensor
-from onnxq.ir.types import ValueType, type_to_proto
+from onnxq.ir.types import type_to_proto
 from onnxq.ir.withheld import Withheld
 
 
@@ -87,15 +88,12 @@ def _write_types(graph: Graph, proto: onnx.GraphProto) -> None:
     Symbols that ONNX made up then are taken: without them it would use their names again, for
     other dimensions.
     """
-    messages: dict[ValueType, onnx.TypeProto] = {}
+    message_of = functools.cache(type_to_proto)
     for name, value in graph.values.items():
         known = value.type
         if known is None or value.producer is None or value.declared or value.is_output:
             continue
-        message = messages.get(known)
-        if message is None:
-            message = messages[known] = type_to_proto(known)
-        proto.value_info.add(name=name).type.CopyFrom(message)
+        proto.value_info.add(name=name).type.CopyFrom(message_of(known))
 
 
 def _write_captured(graph: Graph, proto: onnx.GraphProto) -> None:

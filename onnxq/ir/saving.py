@@ -267,6 +267,10 @@ def _write_attribute(
     if attribute.reference:
         proto.ref_attr_name = attribute.reference
         return
+    if isinstance(attribute.value, Graph):
+        # In place: bodies may be large.
+        _write_graph(attribute.value, proto.g, store)
+        return
     kind = onnx.AttributeProto.AttributeType.Name(attribute.kind)
     field = _FIELDS.get(kind, kind.lower())
     if isinstance(attribute.value, tuple | list):
@@ -299,7 +303,6 @@ _FIELDS = {
     "FLOAT": "f",
     "STRING": "s",
     "TENSOR": "t",
-    "GRAPH": "g",
     "TYPE_PROTO": "tp",
 }
 """Fields of the kinds of attributes that have another name."""

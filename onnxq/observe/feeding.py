@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,44 +49,35 @@ class _Group:
     rows: int | None
 
 
+@dataclass
 class Feeding:
     """Shows observers every value that their tensors take.
 
-    Args:
+    Attributes:
         graph: The float model.
         data: Samples to run it on.
         observers: Those of each tensor, by name.
         positions: Place of each sample in the whole data, rising.
         folder: Where model files may be put.
-        threads: Threads inside one operator; all processors when None.
+        threads: Threads inside one operator.
         progress: Told of samples fed. Where memory makes several passes over the data necessary, a
             sample counts once in each.
-
-    Attributes:
         samples: Number of samples fed so far, in the pass that went furthest.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        data: Dataset,
-        observers: Mapping[str, Sequence[Observer]],
-        positions: Indices,
-        folder: Path,
-        threads: int | None,
-        progress: Progress,
-    ) -> None:
-        self._graph = graph
-        self._data = data
-        self._observers = observers
-        self._positions = positions
-        self._folder = folder
-        self._threads = threads or os.cpu_count() or 1
-        self._progress = progress
+    graph: Graph
+    data: Dataset
+    observers: Mapping[str, Sequence[Observer]]
+    positions: Indices
+    folder: Path
+    threads: int
+    progress: Progress
+    samples: int = 0
+
+    def __post_init__(self) -> None:
         # Inputs with a default value are not fed; they are given out like any other tensor.
-        values = graph.values
-        self._made = [n for n in observers if not (values[n].is_input and values[n].data is None)]
-        self.samples = 0
+        fed = {value.name for value in self.graph.inputs if value.data is None}
+        self._made = [name for name in self.observers if name not in fed]
 
     def run(self, memory_limit: int | None = None) -> Iterator[Sequence[str]]:
         """Show all values; gives the names of tensors as soon as all of theirs were shown.
@@ -96,35 +86,35 @@ class Feeding:
             InputError: the limit is too small for some tensor, or onnxruntime cannot run the
                 model on the data.
         """
-        model, whole, session = self._folder / "model.onnx", None, None
-        groups = [_Group([*self._observers], self._made, None)]
+        model, whole, session = self.folder / "model.onnx", None, None
+        groups = [_Group([*self.observers], self._made, None)]
         if self._made:
-            save(_with_outputs(self._graph, self._made), model)
+            save(_with_outputs(self.graph, self._made), model)
         if self._made and memory_limit is None:
-            session = Session(model, threads=self._threads, config=_YIELDING)
+            session = Session(model, threads=self.threads, config=_YIELDING)
         elif self._made:
             # What is given out decides what onnxruntime may fuse, and so the last digits of all
             # values. The model is optimized once, with everything given out, and cut up then: the
             # groups' values are those of one pass with all tensors.
-            optimized = self._folder / "optimized.onnx"
-            Session(model, threads=self._threads, config=_WEIGHTS_APART, save_optimized=optimized)
+            optimized = self.folder / "optimized.onnx"
+            Session(model, threads=self.threads, config=_WEIGHTS_APART, save_optimized=optimized)
             whole = load(optimized)
         if memory_limit is not None:
             groups = self._groups(whole, memory_limit)
-        self._progress.stage("calibrating", len(groups) * len(self._data))
+        self.progress.stage("calibrating", len(groups) * len(self.data))
         for number, group in enumerate(groups):
             if whole is not None:
                 session = self._cut(whole, group.made) if group.made else None
-            self._feed(session, group, number * len(self._data))
+            self._feed(session, group, number * len(self.data))
             yield group.names
 
     def _cut(self, whole: Graph, names: Sequence[str]) -> Session:
         """A session of what some of the optimized graph's values need."""
         graph = whole.copy()
         part = graph.extract(graph.inputs, [graph.values[name] for name in names])
-        path = self._folder / "part.onnx"
+        path = self.folder / "part.onnx"
         save(part, path)
-        return Session(path, threads=self._threads, optimization="none", config=_YIELDING)
+        return Session(path, threads=self.threads, optimization="none", config=_YIELDING)
 
     def _bytes(self, whole: Graph | None) -> dict[str, tuple[int, int]]:
         """Bytes of the tensors in the smallest part of a batch that can be fed.
@@ -136,15 +126,15 @@ class Feeding:
             graph = whole.copy()
             shapes = {n: graph.add("Shape", [graph.values[n]]).output for n in self._made}
             names = {name: shape.name for name, shape in shapes.items()}
-            path = self._folder / "shapes.onnx"
+            path = self.folder / "shapes.onnx"
             save(graph.extract(graph.inputs, shapes.values()), path)
-            session = Session(path, threads=self._threads, optimization="none", config=_YIELDING)
+            session = Session(path, threads=self.threads, optimization="none", config=_YIELDING)
         batch = next(self._parts(session, _Group((), (), 1))).batch
         if session is not None:
             found = session.run(batch.feeds, [*names.values()])
         rows = _SMALLEST_PART / batch.size if session and _is_open(session, batch) else 1.0
         sizes = {}
-        for name, observers in self._observers.items():
+        for name, observers in self.observers.items():
             # What is fed lies in memory anyway.
             made = name in names
             shape = tuple(found[names[name]].tolist()) if made else batch.feeds[name].shape
@@ -153,7 +143,7 @@ class Feeding:
         return sizes
 
     def _item_bytes(self, name: str) -> int:
-        dtype = self._graph.values[name].dtype or DataType.FLOAT
+        dtype = self.graph.values[name].dtype or DataType.FLOAT
         # A float32 copy is made of what is something else.
         return 4 if dtype is DataType.FLOAT else 4 + dtype.numpy.itemsize
 
@@ -173,19 +163,17 @@ class Feeding:
                 room = limit
             groups[-1].append(name)
             room -= needed
-        return [self._group(names, sizes, limit) for names in groups]
-
-    def _group(
-        self, names: Sequence[str], sizes: Mapping[str, tuple[int, int]], limit: int
-    ) -> _Group:
-        given, kept = (sum(of) for of in zip(*(sizes[name] for name in names), strict=True))
-        left = min((limit - kept) // _IN_FLIGHT, RUN_BYTES)
-        rows = max(1, left // max(1, given // _SMALLEST_PART))
-        return _Group(names, [name for name in names if name in self._made], rows)
+        found = []
+        for names in groups:
+            given, kept = (sum(of) for of in zip(*(sizes[name] for name in names), strict=True))
+            left = min((limit - kept) // _IN_FLIGHT, RUN_BYTES)
+            rows = max(1, left // max(1, given // _SMALLEST_PART))
+            found.append(_Group(names, [name for name in names if name in self._made], rows))
+        return found
 
     def _feed(self, session: Session | None, group: _Group, before: int) -> None:
         """Pass over the data once, or over as much as the group's observers need."""
-        observers = [o for name in group.names for o in self._observers[name]]
+        observers = [o for name in group.names for o in self.observers[name]]
         done = 0
         for part, values in _computed(session, self._parts(session, group), group.made):
             for name in group.names:
@@ -196,13 +184,13 @@ class Feeding:
             done += part.batch.valid
             if part.is_last:
                 self.samples = max(self.samples, done)
-                self._progress.advance(before + done)
+                self.progress.advance(before + done)
                 if all(observer.is_complete for observer in observers):
                     return
 
     def _show(self, name: str, values: Array, part: _Part) -> None:
-        samples = self._positions[part.first : part.first + part.batch.valid]
-        for observer in self._observers[name]:
+        samples = self.positions[part.first : part.first + part.batch.valid]
+        for observer in self.observers[name]:
             try:
                 observer.add(values, samples)
             except ValueError as error:
@@ -212,7 +200,7 @@ class Feeding:
 
     def _parts(self, session: Session | None, group: _Group) -> Iterator[_Part]:
         rows, first = group.rows, 0
-        for batch in self._data.batches():
+        for batch in self.data.batches():
             cuts = [0, batch.size]
             if session is not None and _is_open(session, batch):
                 if rows is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 import numpy as np
@@ -108,17 +109,17 @@ class RangeObserver(Observer):
         return 0 if self._tally is None else TABLE_BYTES
 
 
+@dataclass
 class MovingObserver(Observer):
     """Moving average of the batches' ends: see `Moving` for what it depends on.
 
-    Args:
+    Attributes:
         momentum: Weight of a new batch.
     """
 
-    def __init__(self, momentum: float) -> None:
-        self._momentum = momentum
-        self._batch: tuple[float, float] | None = None
-        self._moving: Moving | None = None
+    momentum: float
+    _batch: tuple[float, float] | None = None
+    _moving: Moving | None = None
 
     def add(self, values: Array, samples: Indices) -> None:
         """Take in values of any shape."""
@@ -133,7 +134,7 @@ class MovingObserver(Observer):
         if self._batch is None:
             return
         low, high = self._batch
-        before, m = self._moving, self._momentum
+        before, m = self._moving, self.momentum
         if before is not None:
             low, high = (1 - m) * before.min + m * low, (1 - m) * before.max + m * high
         self._moving = Moving(m, low, high, 1 if before is None else before.batches + 1)
@@ -144,27 +145,23 @@ class MovingObserver(Observer):
         return self._moving
 
 
+@dataclass
 class Folding(Observer):
     """Merges what is found out of each batch, or part of one.
 
-    Args:
+    Attributes:
         find: Gives the result of some values, of which there are any, and their samples.
-        bytes_for: Memory that it takes to find it in values of a shape.
+        memory: What `bytes_for` gives: memory that it takes to find it in values of a shape.
     """
 
-    def __init__(
-        self,
-        find: Callable[[Array, Indices], Result],
-        bytes_for: Callable[[tuple[int, ...]], int],
-    ) -> None:
-        self._find = find
-        self._bytes_for = bytes_for
-        self._seen: Result | None = None
+    find: Callable[[Array, Indices], Result]
+    memory: Callable[[tuple[int, ...]], int]
+    _seen: Result | None = None
 
     def add(self, values: Array, samples: Indices) -> None:
         """Find out and merge."""
         if values.size:
-            seen = self._find(values, samples)
+            seen = self.find(values, samples)
             self._seen = seen if self._seen is None else self._seen.merge(seen)
 
     def result(self) -> Result | None:
@@ -173,4 +170,4 @@ class Folding(Observer):
 
     def bytes_for(self, shape: tuple[int, ...]) -> int:
         """As given."""
-        return self._bytes_for(shape)
+        return self.memory(shape)

@@ -84,7 +84,8 @@ def observe(
             observer = _observer(need, seed, scratch / f"samples-{number}")
             observers.setdefault(need.tensor, {})[need] = observer
         shown = {tensor: list(of.values()) for tensor, of in observers.items()}
-        feeding = Feeding(graph, data, shown, places, scratch, threads, progress)
+        count = threads or os.cpu_count() or 1
+        feeding = Feeding(graph, data, shown, places, scratch, count, progress)
 
         def found() -> Iterator[tuple[Need, Result]]:
             for names in feeding.run(memory_limit):

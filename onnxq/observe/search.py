@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxq.observe.histogram import Float64Array, Histogram
 from onnxq.observe.squared_error import SquaredError
@@ -75,7 +74,7 @@ class RangeSearch:
 
     def best_of(self, ranges: list[tuple[float, float]]) -> tuple[float, float]:
         """The one of several ranges whose expected squared error is smallest, first of equals."""
-        costs = [self._cost(s, low, high, np.inf) for s, low, high in self._represented(ranges)]
+        costs = [self._cost(ends, np.inf) for ends in self._represented(ranges)]
         return ranges[int(np.argmin(costs))]
 
     def entropy(self) -> tuple[float, float]:
@@ -110,12 +109,13 @@ class RangeSearch:
     def _error(self) -> SquaredError:
         return SquaredError(self.histogram, self.low, self.high)
 
-    def _cost(self, scale: float, lowest: float, highest: float, best: float) -> float:
+    def _cost(self, represented: Float64Array, best: float) -> float:
         """What a scale, and the smallest and largest number it represents, cost.
 
         Infinite where clipping alone costs so much more than ``best`` that no narrower range can
         be cheaper.
         """
+        scale, lowest, highest = map(float, represented)
         outside = self.clipping * self._error.clipping(lowest, highest)
         if outside >= _HOPELESS * best:
             return np.inf
@@ -128,15 +128,14 @@ class RangeSearch:
     ) -> tuple[float, float, float]:
         """The cheapest of some ranges, the widest first, and the best one so far, with its cost."""
         for (low, high), represented in zip(ranges, self._represented(ranges), strict=True):
-            scale, lowest, highest = represented
-            found = self._cost(scale, lowest, highest, best[0])
+            found = self._cost(represented, best[0])
             if found == np.inf:
                 break
             if found < best[0]:
                 best = (found, low, high)
         return best
 
-    def _represented(self, ranges: list[tuple[float, float]]) -> npt.NDArray[np.float64]:
+    def _represented(self, ranges: list[tuple[float, float]]) -> Float64Array:
         """Scale, smallest and largest number represented for each range, (ranges, 3)."""
         lows, highs = np.array(ranges).T
         params = qparams_from_range(lows, highs, self.format, self.scheme, axis=0)

@@ -98,9 +98,10 @@ def _rounds(
 ) -> Array:
     """Return seconds per inference, [rounds, sessions]."""
     count = len(sessions)
+    fewest = _FEWEST_ROUNDS if rounds is None else max(1, rounds)
+    end = perf_counter() + seconds if rounds is None else 0.0
     times: list[list[float]] = []
-    begin = perf_counter()
-    while not _enough(len(times), rounds, perf_counter() - begin, seconds):
+    while len(times) < fewest or perf_counter() < end:
         row = [0.0] * count
         for position in range(count):
             index = (position + len(times)) % count
@@ -111,12 +112,6 @@ def _rounds(
             row[index] = (clock() - start) / inferences
         times.append(row)
     return np.asarray(times, dtype=np.float64)
-
-
-def _enough(done: int, rounds: int | None, elapsed: float, seconds: float) -> bool:
-    if rounds is not None:
-        return done >= max(1, rounds)
-    return done >= _FEWEST_ROUNDS and elapsed >= seconds
 
 
 def _timings(times: Array, repeats: Sequence[int]) -> list[Timing]:
