@@ -469,6 +469,7 @@ def test_calibrating_sees_what_optimizing_does(name: str, model: Path) -> None:
         tensor: plan.ranges[tensor] for tensor in found.ranges
     }
     assert all(s.histogram is not None for s in found.statistics.values())
+    assert found.format.bits == (16 if name == "int16-act" else 8)
 
 
 # Models without a place for static integers
@@ -551,20 +552,15 @@ def test_a_damaged_file_of_the_work_folder_is_found_again(model: Path, tmp_path:
     assert file.read_text() == whole
 
 
-def test_the_work_folder_tells_targets_of_one_name_apart(model: Path, tmp_path: Path) -> None:
-    work, files = tmp_path / "work", []
-    for number, scheme in enumerate(("zero-point", "absmax")):
-        folder = tmp_path / str(number)
-        folder.mkdir()
+def test_the_work_folder_tells_a_target_from_what_its_file_was_before(
+    model: Path, tmp_path: Path
+) -> None:
+    work, target, files = tmp_path / "work", tmp_path / "mine.toml", []
+    for scheme in ("zero-point", "absmax"):
         text = f'extends = "generic"\n[activation]\nformat = "int8"\nscheme = "{scheme}"\n'
-        (folder / "mine.toml").write_text(text)
-        find_sensitivity(
-            model,
-            DATA,
-            target=str(folder / "mine.toml"),
-            precisions=("int8",),
-            work_folder=work,
-        )
+        target.write_text(text)
+        options = Options(target=str(target), precisions=("int8",), work_folder=work)
+        find_sensitivity(model, DATA, options)
         files.append(len(list(work.iterdir())))
     assert files == [2, 4]
 
