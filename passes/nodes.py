@@ -75,14 +75,10 @@ def broadcasts(shape: Shape | None, target: Shape | None) -> bool:
     )
 
 
-def can_be_output(value: Value, graph: Graph) -> bool:
-    """Whether a value may take the name of a graph output (see `Graph.replace_uses`)."""
-    return value.graph is graph and value.producer is not None and not value.is_output
-
-
 def bypass(node: Node, source: Value) -> bool:
     """Take out a node that gives back a value; False where a graph output needs the node for it."""
-    if node.output.is_output and not can_be_output(source, node.graph):
+    takes_name = source.graph is node.graph and source.producer and not source.is_output
+    if node.output.is_output and not takes_name:
         return False
     node.graph.replace_uses(node.output, source)
     remove_unused(node.graph, [node])
