@@ -17,8 +17,8 @@ from onnxq.errors import InputError
 from onnxq.quant._arrays import (
     PIECE,
     WIDE_PIECE,
-    Extremes,
     as_numbers,
+    ends_of,
     finite,
     label,
     not_finite,
@@ -163,10 +163,9 @@ def qparams_from_range(
     scheme: Scheme,
     *,
     axis: int | None = None,
-    block_size: int | None = None,
     name: str = "",
 ) -> QParams:
-    """Scale and zero-point for given ranges, one for each channel or block.
+    """Scale and zero-point for given ranges, one for each channel.
 
     Ranges are widened to hold 0, which is then represented exactly. The scale is the smallest one,
     rounded to float32, that clips nothing of the range, within these bounds:
@@ -178,12 +177,11 @@ def qparams_from_range(
       scales, by more).
 
     Args:
-        low: Lower ends: () per tensor, (channels,) per channel, the tensor's rank per block.
+        low: Lower ends: () per tensor, (channels,) per channel.
         high: Upper ends, in the same shape.
         format: Format of the quantized values.
         scheme: Absmax or zero-point, with options.
-        axis: Axis of the channels or blocks, None per tensor.
-        block_size: Values on `axis` that share a scale, None per tensor and per channel.
+        axis: Axis of the channels, None per tensor.
         name: The tensor's name, for error messages.
 
     Raises:
@@ -202,13 +200,7 @@ def qparams_from_range(
             f"{label(name)} has a range whose lower end is above the upper, or beyond float32"
         )
     scale, zero_point = scale_from_range(lows, highs, format, scheme)
-    return QParams(
-        format=format,
-        scale=scale,
-        zero_point=to_storage(zero_point, format),
-        axis=axis,
-        block_size=block_size,
-    )
+    return QParams(format, scale, to_storage(zero_point, format), axis)
 
 
 def weight_qparams(
@@ -471,11 +463,11 @@ def _extremes(
     Raises:
         InputError: NaN or infinity among the values.
     """
-    extremes = Extremes(grouping.scale_shape)
-    inputs = grouping.pieces(values, extremes.positive, extremes.negative, size=WIDE_PIECE)
-    for part, positive, negative in inputs:
-        widen(positive, negative, part, grouping.value_axes)
-    low, high = extremes.ends()
+    positive = np.zeros(grouping.scale_shape, np.int32)
+    negative = np.zeros(grouping.scale_shape, np.uint32)
+    for part, *extremes in grouping.pieces(values, positive, negative, size=WIDE_PIECE):
+        widen(*extremes, part, grouping.value_axes)
+    low, high = ends_of(positive, negative)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise not_finite(np.float32, name)
     return low, high
