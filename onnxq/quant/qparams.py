@@ -271,8 +271,7 @@ def _weight_qparams(
 ) -> tuple[QParams, Float32Array, Grouping, tuple[Float32Array, Float32Array]]:
     """Beside the qparams the weight's values, their grouping and the smallest and largest ones."""
     values: Float32Array = as_numbers(weight, np.float32, name)
-    axis = axis_within(granularity, values.ndim, name)
-    grouping = Grouping(values.shape, axis, granularity.block_size)
+    grouping = Grouping.of(values.shape, granularity, name)
     low, high = _extremes(values, grouping, name)
     plain = _plain(low, high, format, scheme, grouping)
     zeros = (low == 0) & (high == 0)
@@ -442,19 +441,6 @@ def fake_quantize(x: npt.ArrayLike, qparams: QParams, *, name: str = "") -> Floa
     return dequantize(quantize(x, qparams, name=name), qparams, name=name)
 
 
-def axis_within(granularity: Granularity, rank: int, name: str) -> int | None:
-    """The granularity's axis, counted from the start.
-
-    Raises:
-        InputError: A tensor of this rank has no such axis.
-    """
-    if granularity.axis is None:
-        return None
-    if not -rank <= granularity.axis < rank:
-        raise InputError(f"{label(name)} has {rank} axes, and none is axis {granularity.axis}")
-    return granularity.axis % rank
-
-
 def _extremes(
     values: Float32Array, grouping: Grouping, name: str
 ) -> tuple[Float32Array, Float32Array]:
@@ -465,8 +451,9 @@ def _extremes(
     """
     positive = np.zeros(grouping.scale_shape, np.int32)
     negative = np.zeros(grouping.scale_shape, np.uint32)
-    for part, *extremes in grouping.pieces(values, positive, negative, size=WIDE_PIECE):
-        widen(*extremes, part, grouping.value_axes)
+    parts = grouping.pieces(values, positive, negative, size=WIDE_PIECE)
+    for part, most, least in parts:
+        widen(most, least, part, grouping.value_axes)
     low, high = ends_of(positive, negative)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise not_finite(np.float32, name)
@@ -479,8 +466,7 @@ def _fitting(values: npt.NDArray[Any], qparams: QParams, name: str) -> Grouping:
     Raises:
         InputError: The scale is for another shape.
     """
-    axis = axis_within(qparams.granularity, values.ndim, name)
-    grouping = Grouping(values.shape, axis, qparams.block_size)
+    grouping = Grouping.of(values.shape, qparams.granularity, name)
     if qparams.scale.shape != grouping.scale_shape:
         raise InputError(
             f"{label(name)} has shape {values.shape}, which needs a scale of shape "
