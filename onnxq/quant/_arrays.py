@@ -78,38 +78,35 @@ def pieces(shape: tuple[int, ...], size: int = PIECE) -> Iterator[tuple[slice, .
         )
 
 
-class Extremes:
-    """Smallest and largest numbers of groups, widened to hold 0, found by their bit patterns.
-
-    As signed integers, float32 numbers above 0 lie in their own order above all others, and as
-    unsigned ones numbers below 0 lie in the opposite order above all others. NaN and infinity lie
-    farther out than finite numbers, so one of them among a group's numbers is one of its ends.
-    Integers are compared twice as fast as floats, whose NaN numpy has to pass on.
-
-    Attributes:
-        positive: The largest numbers, as int32.
-        negative: The smallest, as uint32; below 2**31 where there is none below 0.
-    """
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.positive = np.zeros(shape, np.int32)
-        self.negative = np.zeros(shape, np.uint32)
-
-    def ends(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Smallest and largest numbers; NaN or infinite where such are in the group."""
-        negative = np.where(self.negative < _SIGN, np.uint32(0), self.negative)
-        return negative.view(np.float32), self.positive.view(np.float32)
-
-
 def widen(
     positive: npt.NDArray[np.int32],
     negative: npt.NDArray[np.uint32],
     values: npt.NDArray[np.float32],
     axes: tuple[int, ...],
 ) -> None:
-    """Let parts of `Extremes` hold values too, of groups on some of the values' axes."""
+    """Let the bit patterns of groups' largest and smallest numbers hold values too.
+
+    As signed integers, float32 numbers above 0 lie in their own order above all others, and as
+    unsigned ones numbers below 0 lie in the opposite order above all others. NaN and infinity lie
+    farther out than finite numbers, so one of them among a group's numbers is one of its ends.
+    Integers are compared twice as fast as floats, whose NaN numpy has to pass on.
+
+    Args:
+        positive: The largest numbers; zeros at first, so that ranges hold 0.
+        negative: The smallest; below 2**31 where there is none below 0.
+        values: Numbers of the groups.
+        axes: Axes of the values on which those of one group lie.
+    """
     for most, patterns in ((positive, values.view(np.int32)), (negative, values.view(np.uint32))):
         np.maximum(most, _largest(patterns, axes), out=most)
+
+
+def ends_of(
+    positive: npt.NDArray[np.int32], negative: npt.NDArray[np.uint32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Smallest and largest numbers of what `widen` found; NaN or infinite where such are."""
+    negative = np.where(negative < _SIGN, np.uint32(0), negative)
+    return negative.view(np.float32), positive.view(np.float32)
 
 
 def _largest(patterns: npt.NDArray[Any], axes: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.quant._arrays import PIECE, pieces
+from onnxq.errors import InputError
+from onnxq.quant._arrays import PIECE, label, pieces
 from onnxq.quant.scheme import Granularity
 
 Array = npt.NDArray[Any]
@@ -56,6 +57,18 @@ class Grouping:
     shape: tuple[int, ...]
     axis: int | None
     block_size: int | None
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], granularity: Granularity, name: str) -> Grouping:
+        """That of a granularity in a tensor, ``name`` in messages.
+
+        Raises:
+            InputError: the tensor has no such axis.
+        """
+        axis, rank = granularity.axis, len(shape)
+        if axis is not None and not -rank <= axis < rank:
+            raise InputError(f"{label(name)} has {rank} axes, and none is axis {axis}")
+        return cls(shape, None if axis is None else axis % rank, granularity.block_size)
 
     @property
     def scale_shape(self) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from onnxq.quant._groups import Batch, Grouping
 from onnxq.quant._ranges import MIN_SCALE
 from onnxq.quant._rounding import to_storage
 from onnxq.quant.formats import INT2, Format
-from onnxq.quant.qparams import QParams, QuantizedTensor, axis_within, quantize
+from onnxq.quant.qparams import QParams, QuantizedTensor, quantize
 from onnxq.quant.scheme import Granularity
 
 Float32Array = npt.NDArray[np.float32]
@@ -94,8 +94,7 @@ def _prepared(
     if format.is_float:
         raise InputError(f"{label(name)} cannot be stored as {format.name}; take an integer format")
     values: Float32Array = finite(weight, np.float32, name)
-    axis = axis_within(granularity, values.ndim, name)
-    return values, Grouping(values.shape, axis, granularity.block_size)
+    return values, Grouping.of(values.shape, granularity, name)
 
 
 def _zero_point(format: Format) -> int:

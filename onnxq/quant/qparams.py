@@ -17,8 +17,8 @@ from onnxq.errors import InputError
 from onnxq.quant._arrays import (
     PIECE,
     WIDE_PIECE,
-    Extremes,
     as_numbers,
+    ends_of,
     finite,
     label,
     not_finite,
@@ -163,10 +163,9 @@ def qparams_from_range(
     scheme: Scheme,
     *,
     axis: int | None = None,
-    block_size: int | None = None,
     name: str = "",
 ) -> QParams:
-    """Scale and zero-point for given ranges, one for each channel or block.
+    """Scale and zero-point for given ranges, one for each channel.
 
     Ranges are widened to hold 0, which is then represented exactly. The scale is the smallest one,
     rounded to float32, that clips nothing of the range, within these bounds:
@@ -178,12 +177,11 @@ def qparams_from_range(
       scales, by more).
 
     Args:
-        low: Lower ends: () per tensor, (channels,) per channel, the tensor's rank per block.
+        low: Lower ends: () per tensor, (channels,) per channel.
         high: Upper ends, in the same shape.
         format: Format of the quantized values.
         scheme: Absmax or zero-point, with options.
-        axis: Axis of the channels or blocks, None per tensor.
-        block_size: Values on `axis` that share a scale, None per tensor and per channel.
+        axis: Axis of the channels, None per tensor.
         name: The tensor's name, for error messages.
 
     Raises:
@@ -202,13 +200,7 @@ def qparams_from_range(
             f"{label(name)} has a range whose lower end is above the upper, or beyond float32"
         )
     scale, zero_point = scale_from_range(lows, highs, format, scheme)
-    return QParams(
-        format=format,
-        scale=scale,
-        zero_point=to_storage(zero_point, format),
-        axis=axis,
-        block_size=block_size,
-    )
+    return QParams(format, scale, to_storage(zero_point, format), axis)
 
 
 def weight_qparams(
@@ -279,8 +271,7 @@ def _weight_qparams(
 ) -> tuple[QParams, Float32Array, Grouping, tuple[Float32Array, Float32Array]]:
     """Beside the qparams the weight's values, their grouping and the smallest and largest ones."""
     values: Float32Array = as_numbers(weight, np.float32, name)
-    axis = axis_within(granularity, values.ndim, name)
-    grouping = Grouping(values.shape, axis, granularity.block_size)
+    grouping = Grouping.of(values.shape, granularity, name)
     low, high = _extremes(values, grouping, name)
     plain = _plain(low, high, format, scheme, grouping)
     zeros = (low == 0) & (high == 0)
@@ -450,19 +441,6 @@ def fake_quantize(x: npt.ArrayLike, qparams: QParams, *, name: str = "") -> Floa
     return dequantize(quantize(x, qparams, name=name), qparams, name=name)
 
 
-def axis_within(granularity: Granularity, rank: int, name: str) -> int | None:
-    """The granularity's axis, counted from the start.
-
-    Raises:
-        InputError: A tensor of this rank has no such axis.
-    """
-    if granularity.axis is None:
-        return None
-    if not -rank <= granularity.axis < rank:
-        raise InputError(f"{label(name)} has {rank} axes, and none is axis {granularity.axis}")
-    return granularity.axis % rank
-
-
 def _extremes(
     values: Float32Array, grouping: Grouping, name: str
 ) -> tuple[Float32Array, Float32Array]:
@@ -471,11 +449,12 @@ def _extremes(
     Raises:
         InputError: NaN or infinity among the values.
     """
-    extremes = Extremes(grouping.scale_shape)
-    inputs = grouping.pieces(values, extremes.positive, extremes.negative, size=WIDE_PIECE)
-    for part, positive, negative in inputs:
-        widen(positive, negative, part, grouping.value_axes)
-    low, high = extremes.ends()
+    positive = np.zeros(grouping.scale_shape, np.int32)
+    negative = np.zeros(grouping.scale_shape, np.uint32)
+    parts = grouping.pieces(values, positive, negative, size=WIDE_PIECE)
+    for part, most, least in parts:
+        widen(most, least, part, grouping.value_axes)
+    low, high = ends_of(positive, negative)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise not_finite(np.float32, name)
     return low, high
@@ -487,8 +466,7 @@ def _fitting(values: npt.NDArray[Any], qparams: QParams, name: str) -> Grouping:
     Raises:
         InputError: The scale is for another shape.
     """
-    axis = axis_within(qparams.granularity, values.ndim, name)
-    grouping = Grouping(values.shape, axis, qparams.block_size)
+    grouping = Grouping.of(values.shape, qparams.granularity, name)
     if qparams.scale.shape != grouping.scale_shape:
         raise InputError(
             f"{label(name)} has shape {values.shape}, which needs a scale of shape "
