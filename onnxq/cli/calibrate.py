@@ -25,7 +25,7 @@ EXAMPLES = """examples:
 NEEDS = "--output"
 TAKES = (
     "model --data --from --calibrator --recipe --target --samples --memory-limit "
-    f"--constant-initializers --opset --seed --threads --batch-size {IMAGES}"
+    f"--constant-initializers --opset --seed --batch-size {IMAGES}"
 )
 
 

@@ -26,7 +26,7 @@ STUDYING = (
 OPTIONS = {
     "optimize": (
         "--data -o --output --eval --recipe --target --metric --max-drop --min-speedup "
-        "--min-sqnr --keep-failed --report --seed --threads --batch-size --calibration-samples "
+    "    "--min-sqnr --keep-failed --report --seed --threads --batch-size --calibration-samples "
         "--calibrator --constant-initializers --opset --image-size --image-mean --image-std "
         "--image-scale --image-layout --image-color --image-resize --max-size-ratio --plan-out "
         "--pin --work-dir --methods"

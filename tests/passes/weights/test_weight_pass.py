@@ -11,7 +11,7 @@ import pytest
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, Node, infer_types, to_proto
 from onnxq.passes.layout.unflatten_gemm import UnflattenGemm
-from onnxq.passes.notes import BY_REQUEST, LEFT_IN_FLOAT_KEY, left_in_float, node_name
+from onnxq.passes.notes import BY_REQUEST, LEFT_IN_FLOAT_KEY, UNRELATED, left_in_float, node_name
 from onnxq.passes.weights.quantize_dynamic import QuantizeDynamic
 from onnxq.passes.weights.quantize_weights import QuantizeWeights
 from onnxq.passes.weights.weight_pass import WeightPass
@@ -94,7 +94,7 @@ def test_nodes_that_a_pass_is_not_for() -> None:
     reasons = {name: step.reason(n) for name, n in found.items()}
     assert reasons["one"] is None and reasons["two"] == BY_REQUEST
     for other in ("d", "b", "rows"):
-        assert reasons[other] is not None and reasons[other].kind == "operator"
+        assert reasons[other] is not None and reasons[other].kind == UNRELATED
 
 
 def test_dynamic_integers_of_named_gemms_between_reshapes() -> None:
