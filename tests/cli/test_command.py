@@ -20,16 +20,16 @@ NAMES = [module.__name__.rpartition(".")[2] for module in COMMANDS]
 
 STUDYING = (
     "--data -o --output --precision --recipe --target --calibrator --samples --opset --seed "
-    "--methods --work-dir --threads --batch-size --constant-initializers --image-size"
+    "--methods --memory-limit --work-dir --threads --batch-size --constant-initializers --image-size"
 )
 
 OPTIONS = {
     "optimize": (
         "--data -o --output --eval --recipe --target --metric --max-drop --min-speedup "
-    "    "--min-sqnr --keep-failed --report --seed --threads --batch-size --calibration-samples "
+        "--min-sqnr --keep-failed --report --seed --threads --batch-size --calibration-samples "
         "--calibrator --constant-initializers --opset --image-size --image-mean --image-std "
         "--image-scale --image-layout --image-color --image-resize --max-size-ratio --plan-out "
-        "--pin --work-dir --methods"
+        "--pin --work-dir --methods --memory-limit"
     ),
     "sensitivity": f"{STUDYING} --method --proxy --report",
     "cost": f"{STUDYING} --cost",
