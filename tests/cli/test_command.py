@@ -20,7 +20,8 @@ NAMES = [module.__name__.rpartition(".")[2] for module in COMMANDS]
 
 STUDYING = (
     "--data -o --output --precision --recipe --target --calibrator --samples --opset --seed "
-    "--methods --memory-limit --work-dir --threads --batch-size --constant-initializers --image-size"
+    "--methods --memory-limit --work-dir --threads --batch-size --constant-initializers "
+    "--image-size"
 )
 
 OPTIONS = {
