@@ -170,6 +170,11 @@ def make_plan(
     limit = limit or Limit()
     with _opened(model, data, options, changes, progress) as job:
         if not job.recipe.is_search:
+            if limit != Limit():
+                raise InputError(
+                    "a limit is for a search, and the recipe gives all nodes one precision; leave "
+                    "the limit out, or use the recipe 'mixed'"
+                )
             return uniform_plan(observed(prepare(job)), job.recipe.precision)
         table = job.options.cost_table
         kind = job.options.cost if table is None else table.kind

@@ -121,6 +121,12 @@ def test_limits_that_make_no_sense(
         make_plan(model, data, limit=limit, cost=cost)  # type: ignore[arg-type]
 
 
+def test_a_recipe_of_one_precision_is_its_plan(model: Path, data: dict[str, np.ndarray]) -> None:
+    assert set(sizes(model, data, recipe="int8").precisions().values()) == {"int8"}
+    with pytest.raises(InputError, match="a limit is for a search"):
+        sizes(model, data, recipe="int8", limit=Limit(min_sqnr=3))
+
+
 def test_the_front_falls_in_loss_and_rises_in_cost(
     model: Path, data: dict[str, np.ndarray]
 ) -> None:

@@ -17,6 +17,7 @@ import onnx
 from onnxq.cost.cache import Measurements, machine
 from onnxq.cost.costs import Costs
 from onnxq.ir import DataType, Graph, Node, TensorType, Value, to_proto
+from onnxq.ir.blocks import repeated_blocks, without_weights
 from onnxq.passes.notes import node_name
 from onnxq.passes.static.placement import Placement, channel_axis
 from onnxq.precision import FLOAT, parse_precision
@@ -82,7 +83,9 @@ def measure_costs(
     Nodes are timed where they stand: onnxruntime's profiler runs over the float model and over
     one model per precision in which all that can has it, in turn in one process. Borders are
     timed by themselves, at their real shapes, with the change of layout that one costs where
-    images meet integers. What was measured before on this machine is not measured again.
+    images meet integers. What was measured before on this machine is not measured again. Repeated
+    blocks take equal time, so each of their nodes costs what it does on average: equal blocks get
+    equal plans, and the clock's noise is divided among them.
 
     Args:
         graph: The float graph.
@@ -123,7 +126,23 @@ def measure_costs(
     }
     bench = _Bench(backend, provider, threads, here, known)
     borders = _measure_borders(graph, placed, found[FLOAT] or {}, feeds, bench)
-    return Costs("latency", model_sha256, here, costs, borders)
+    return Costs("latency", model_sha256, here, _alike(graph, costs), borders)
+
+
+def _alike(
+    graph: Graph, costs: Mapping[str, Mapping[str, float]]
+) -> dict[str, Mapping[str, float]]:
+    """Costs with those of repeated blocks averaged, node by node."""
+    found = dict(costs)
+    for repeated in repeated_blocks(graph, without_weights(graph)):
+        for nodes in zip(*(block.nodes for block in repeated), strict=True):
+            names = [name for name in map(node_name, nodes) if name in costs]
+            mean = {
+                p: sum(costs[name].get(p, 0.0) for name in names) / len(names)
+                for p in (costs[names[0]] if names else ())
+            }
+            found.update(dict.fromkeys(names, mean))
+    return found
 
 
 def size_costs(nodes: Sequence[Node], precisions: Sequence[str], model_sha256: str = "") -> Costs:

@@ -109,6 +109,24 @@ def test_measured_times_are_of_every_node_and_border(tmp_path: Path) -> None:
     assert again == found, "what is on disk is not measured again"
 
 
+def test_repeated_blocks_cost_what_they_do_on_average(tmp_path: Path) -> None:
+    """Convolutions 1, 2 and 3 of the chain are alike and stand between cuts; the first is not."""
+    graph = chain(4, planted=0)
+    nodes = [node for node in graph.nodes() if node.op_type != "Relu"]
+
+    class Remembering(Measurements):
+        def get(self, signature: str) -> dict[str, float] | None:
+            if '"model"' not in signature:
+                return super().get(signature)
+            return {node.name: 2.0**at for at, node in enumerate(nodes)}
+
+    placed = place(graph, load_target("cpu-x64"))
+    known = Remembering(tmp_path)
+    found = measure_costs(graph, nodes, placed, {}, inputs(graph, 1), measurements=known)
+    spent = [found.of(node.name, "float32") for node in nodes]
+    assert spent == pytest.approx([1.0, 14 / 3, 14 / 3, 14 / 3, *(2.0**n for n in range(4, 7))])
+
+
 # The memory of measurements
 
 
