@@ -76,6 +76,32 @@ def shared(seed: int = 0) -> Graph:
     return graph
 
 
+_INNER, _OUTER = 64, 8
+
+
+def products() -> Graph:
+    """A convolution, a Gemm and a MatMul, of which each has whole blocks."""
+    rng = np.random.default_rng(0)
+
+    def weight(name: str, *shape: int) -> object:
+        values = rng.standard_normal(shape) / np.sqrt(_INNER)
+        return graph.constant(values.astype(np.float32), name)
+
+    graph = Graph("network", model=ModelInfo(8, {"": 17}))
+    x = graph.add_input("x", TensorType(DataType.FLOAT, ("N", _INNER, 3, 3)))
+    c = graph.add("Conv", [x, weight("w0", _INNER, _INNER, 1, 1)], name="conv").output
+    r = graph.add("Relu", [c], name="relu").output
+    p = graph.add("GlobalAveragePool", [r], name="pool").output
+    f = graph.add("Flatten", [p], name="flat").output
+    g = graph.add("Gemm", [f, weight("w1", _INNER, _INNER)], name="gemm").output
+    t = graph.add("Tanh", [g], name="tanh").output
+    y = graph.add("MatMul", [t, weight("w2", _INNER, _OUTER)], name="matmul").output
+    graph.add_output(y)
+    graph.rename(y, "y")
+    infer_types(graph)
+    return graph
+
+
 def inputs(graph: Graph, count: int = 24, seed: int = 1) -> dict[str, np.ndarray]:
     """Normally distributed samples for the one input."""
     shape = [d for d in graph.inputs[0].shape or () if isinstance(d, int)]
@@ -89,14 +115,14 @@ def dataset(graph: Graph, feeds: dict[str, np.ndarray], batch_size: int | None =
 
 def scene(graph: Graph, data: Dataset, target: str = "cpu-x64") -> Scene:
     """Placement and calibrated ranges of a graph."""
-    table = load_target(target)
-    placed = place(graph, table)
+    where = load_target(target)
+    placed = place(graph, where)
     ranges = calibrate(graph, data, placed.observed()).ranges
     bounds = {name: (r.min, r.max) for name, r in ranges.items()}
     for value, root in placed.roots.items():
         if root.name in bounds:
             bounds.setdefault(value.name, bounds[root.name])
-    return Scene(placed, table, bounds)
+    return Scene(placed, where, bounds)
 
 
 def choices(scene: Scene, *precisions: str) -> dict[str, tuple[str, ...]]:

@@ -20,7 +20,6 @@ from onnxq.ir import (
     ModelInfo,
     Node,
     TensorType,
-    infer_types,
     save,
     to_proto,
 )
@@ -43,7 +42,7 @@ from onnxq.tune.mse import Mse
 from onnxq.verify.precision import describe
 from onnxq.work import data_digest
 from tests.helpers import run
-from tests.networks import chain, computed, inputs
+from tests.networks import chain, computed, inputs, products
 
 __all__ = ["computed"]
 
@@ -52,34 +51,8 @@ pytestmark = pytest.mark.usefixtures("computed")
 RECIPES = [name for name in built_in_recipes() if load_recipe(name).precision]
 RUNNABLE = [name for name in RECIPES if name != "bfloat16"]
 ANYTHING = {"min_speedup": 0.0, "min_sqnr": -100.0}
-INNER, OUTER = 64, 8
-
-
-def network() -> Graph:
-    """A convolution, a Gemm and a MatMul, of which each has whole blocks."""
-    rng = np.random.default_rng(0)
-
-    def weight(name: str, *shape: int) -> object:
-        values = rng.standard_normal(shape) / np.sqrt(INNER)
-        return graph.constant(values.astype(np.float32), name)
-
-    graph = Graph("network", model=ModelInfo(8, {"": 17}))
-    x = graph.add_input("x", TensorType(DataType.FLOAT, ("N", INNER, 3, 3)))
-    c = graph.add("Conv", [x, weight("w0", INNER, INNER, 1, 1)], name="conv").output
-    r = graph.add("Relu", [c], name="relu").output
-    p = graph.add("GlobalAveragePool", [r], name="pool").output
-    f = graph.add("Flatten", [p], name="flat").output
-    g = graph.add("Gemm", [f, weight("w1", INNER, INNER)], name="gemm").output
-    t = graph.add("Tanh", [g], name="tanh").output
-    y = graph.add("MatMul", [t, weight("w2", INNER, OUTER)], name="matmul").output
-    graph.add_output(y)
-    graph.rename(y, "y")
-    infer_types(graph)
-    return graph
-
-
-NETWORK = network()
-DATA = {"x": np.random.default_rng(1).standard_normal((16, INNER, 3, 3)).astype(np.float32)}
+NETWORK = products()
+DATA = inputs(NETWORK, 16)
 
 
 @pytest.fixture(scope="module")
@@ -265,46 +238,6 @@ def test_what_a_tuner_needs_is_observed_once(model: Path, monkeypatch: pytest.Mo
 
 def _kernel() -> np.ndarray:
     return np.asarray(NETWORK.values["w0"].numpy()[:, :, 0, 0])
-
-
-# Three bits
-
-
-def _weights(graph: Graph, node: str) -> tuple[np.ndarray, DataType]:
-    """Stored values of a product's weight, a row for each output, and their type."""
-    (product,) = (n for n in graph.nodes() if n.name == node)
-    restored = product.input(1)
-    assert restored is not None and restored.producer is not None
-    stored = restored.producer.input(0)
-    assert stored is not None and stored.dtype is not None
-    return stored.numpy().astype(np.int64), stored.dtype
-
-
-def test_three_bits_are_eight_levels_held_in_four_bits(model: Path, tmp_path: Path) -> None:
-    table = tmp_path / "mine.toml"
-    table.write_text('precision = "int3-weight"\n')
-    by_file = make_plan(model, DATA, recipe=str(table))
-    assert set(by_file.precisions().values()) == {"int3-weight"}
-    pinned = make_plan(model, DATA, recipe="int8-weight", pins=["gemm=int3-weight"])
-    by_file.save(tmp_path / "p.toml")
-    for plan in (Plan.load(tmp_path / "p.toml"), pinned):
-        graph = apply_plan(model, plan)
-        assert precisions(graph)["gemm"] == "int4-weight"
-        values, stored = _weights(graph, "gemm")
-        assert stored is DataType.INT4
-        assert 6 <= len(np.unique(values)) <= 8 and np.abs(values).max() <= 4
-        (restored,) = (n for n in graph.nodes() if n.op_type == "Gemm")
-        maker = restored.inputs[1].producer  # type: ignore[union-attr]
-        assert maker is not None and maker.get("block_size") == 32
-
-
-def test_three_bits_lose_more_than_four_and_less_than_two(model: Path) -> None:
-    exact = run(NETWORK, DATA)["y"]
-    noise = []
-    for bits in (2, 3, 4):
-        plan = make_plan(model, DATA, recipe=f"int{bits}-weight")
-        noise.append(np.square(run(apply_plan(model, plan), DATA)["y"] - exact).sum())
-    assert noise[0] > noise[1] > noise[2] > 0
 
 
 # Only what is needed
