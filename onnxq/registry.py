@@ -75,11 +75,13 @@ def from_form(text: str, kinds: Mapping[str, type[T]], what: str) -> T:
     values: dict[str, Any] = {}
     for part in split_forms(matched[2] or ""):
         key, separator, value = (s.strip() for s in part.partition("="))
-        if key not in options or not separator:
+        if key not in options:
             raise InputError(
                 f"the {what} {name} has no option '{key or part}'; it has: "
                 f"{', '.join(options) or 'none'}"
             )
+        if not separator:
+            raise InputError(f"the {what} {name} needs a value; write {name}{{{key}=...}}")
         values[key] = _value(kinds[name], options[key], value, f"{what} {name}")
     for key, option in options.items():
         if key not in values and _default_of(option) is dataclasses.MISSING:

@@ -196,7 +196,7 @@ def test_reading(installed: ModuleType, text: str, wanted: Swap) -> None:
         ("swap{limit=1", r"cannot read the pass 'swap\{limit=1'"),
         ("swap limit=1", "cannot read the pass 'swap limit=1'"),
         ("swap{speed=1}", r"the pass swap has no option 'speed'; it has: source, .*limit"),
-        ("swap{limit}", "the pass swap has no option 'limit'"),
+        ("swap{limit}", "the pass swap needs a value; write swap.limit=..."),
         ("swap{=1}", "the pass swap has no option"),
         ("look{limit=1}", "the pass look has no option 'limit'; it has: none"),
         ("swap{limit=many}", "option 'limit' of pass swap takes int, not 'many'"),

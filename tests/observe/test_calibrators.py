@@ -350,7 +350,7 @@ def test_options_at_their_default_are_not_written() -> None:
             "percentile{percentile=most}",
             "option 'percentile' .* takes float, not 'most'",
         ),
-        ("percentile{percentile}", "calibrator percentile has no option 'percentile'"),
+        ("percentile{percentile}", "the calibrator percentile needs a value; write"),
         ("percentile{percentile=50}", "has to be above 50 and at most 100"),
         ("percentile{percentile=nan}", "has to be above 50 and at most 100"),
         ("moving-average{momentum=0}", "has to be above 0 and at most 1"),
