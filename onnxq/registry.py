@@ -14,7 +14,8 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import entry_points
 from types import ModuleType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -42,6 +43,36 @@ def kinds_in(module: ModuleType, base: type[T]) -> Iterator[type[T]]:
             is_own = kind.__module__ == each.__name__ and hasattr(kind, "name")
             if issubclass(kind, base) and is_own and not inspect.isabstract(kind):
                 yield kind
+
+
+def installed_kinds(group: str, base: type[T], what: str) -> dict[str, type[T]]:
+    """The kinds of all installed packages by name, found through their entry points of a group.
+
+    An entry names such a class, or a module or package in which every one counts.
+
+    Raises:
+        InputError: an entry point cannot be loaded, or two kinds share a name.
+    """
+    found: dict[str, type[T]] = {}
+    for entry in entry_points(group=group):
+        try:
+            loaded = entry.load()
+            is_module = isinstance(loaded, ModuleType)
+            given: Iterable[Any] = kinds_in(loaded, base) if is_module else [loaded]
+            kinds = [k for k in given if isinstance(k, type) and issubclass(k, base)]
+        except Exception as error:  # Any module may be brought, and raise anything.
+            raise InputError(
+                f"the {what} entry point '{entry.name}' ({entry.value}) cannot be loaded: {error}; "
+                "reinstall or remove the package that brings it"
+            ) from error
+        for kind in kinds:
+            name: str = kind.name  # type: ignore[attr-defined]
+            if found.setdefault(name, kind) is not kind:
+                modules = f"{found[name].__module__} and {kind.__module__}"
+                raise InputError(
+                    f"each of two packages has a {what} '{name}': {modules}; remove one package"
+                )
+    return dict(sorted(found.items()))
 
 
 def to_form(thing: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Group
@@ -13,6 +13,7 @@ from rich.text import Text
 from onnxq.cli.terminal import Outcome, table
 from onnxq.errors import InputError
 from onnxq.ir import parse_passes
+from onnxq.precision import require_searchable
 from onnxq.progress import Progress
 from onnxq.quant import Scheme
 from onnxq.runtime import load_backend
@@ -35,7 +36,7 @@ def run(parsed: argparse.Namespace, _: Progress) -> Outcome:
     names = available_targets() if parsed.name is None else (parsed.name,)
     targets = [load_target(name) for name in names]
     if parsed.name is not None:
-        _check_passes(targets[0])
+        _check(targets[0])
     body = {"schema": "onnxq/targets/1", "targets": [_facts(target) for target in targets]}
     if parsed.name is None:
         ending = f"auto is {load_target('auto').name} on this machine."
@@ -43,11 +44,16 @@ def run(parsed: argparse.Namespace, _: Progress) -> Outcome:
     return Outcome(body, _whole(targets[0]))
 
 
-def _check_passes(target: Target) -> None:
-    for entry, text in (("passes", target.passes), ("finish", target.finish)):
+def _check(target: Target) -> None:
+    """Find out whether there are the passes and precisions that a target names."""
+    checks: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("passes", lambda: target.passes and parse_passes(target.passes)),
+        ("finish", lambda: target.finish and parse_passes(target.finish)),
+        ("precisions", lambda: require_searchable(target.precisions)),
+    )
+    for entry, check in checks:
         try:
-            if text:
-                parse_passes(text)
+            check()
         except InputError as error:
             raise InputError(f"entry '{entry}' of target '{target.name}': {error}") from error
 

@@ -7,8 +7,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
-from types import ModuleType
 from typing import ClassVar, Literal
 
 import networkx as nx
@@ -17,7 +15,7 @@ from onnxq.errors import InputError, InvariantError
 from onnxq.ir.graph import Graph
 from onnxq.ir.infer import infer_types
 from onnxq.needs import Need
-from onnxq.registry import from_form, kinds_in, split_forms, to_form
+from onnxq.registry import from_form, installed_kinds, split_forms, to_form
 
 ENTRY_POINT_GROUP = "onnxq.passes"
 Numerics = Literal["exact", "reassociates", "approximates"]
@@ -174,22 +172,7 @@ def available_passes() -> dict[str, type[Pass]]:
     Raises:
         InputError: an entry point cannot be loaded or two passes share a name.
     """
-    found: dict[str, type[Pass]] = {}
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        try:
-            kinds = _pass_classes(entry.load())
-        except Exception as error:  # Any module may be brought, and raise anything.
-            raise InputError(
-                f"the pass entry point '{entry.name}' ({entry.value}) cannot be loaded: {error}; "
-                "reinstall or remove the package that brings it"
-            ) from error
-        for kind in kinds:
-            if found.setdefault(kind.name, kind) is not kind:
-                raise InputError(
-                    f"two installed passes are called '{kind.name}': "
-                    f"{found[kind.name].__module__} and {kind.__module__}; remove one package"
-                )
-    return dict(sorted(found.items()))
+    return installed_kinds(ENTRY_POINT_GROUP, Pass, "pass")  # type: ignore[type-abstract]
 
 
 def default_passes() -> tuple[Pass, ...]:
@@ -212,9 +195,3 @@ def parse_passes(text: str) -> tuple[Pass, ...]:
     if not made:
         raise InputError("no pass is named; `onnxq rewrite --list` shows what there is")
     return made
-
-
-def _pass_classes(loaded: object) -> list[type[Pass]]:
-    if isinstance(loaded, type):
-        return [loaded] if issubclass(loaded, Pass) else []
-    return list(kinds_in(loaded, Pass)) if isinstance(loaded, ModuleType) else []  # type: ignore[type-abstract]

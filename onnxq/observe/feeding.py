@@ -129,10 +129,12 @@ class Feeding:
             path = self.folder / "shapes.onnx"
             save(graph.extract(graph.inputs, shapes.values()), path)
             session = Session(path, threads=self.threads, optimization="none", config=_YIELDING)
-        batch = next(self._parts(session, _Group((), (), 1))).batch
+        part = next(self._parts(session, _Group((), (), 1)))
+        batch = part.batch
         if session is not None:
             found = session.run(batch.feeds, [*names.values()])
-        rows = _SMALLEST_PART / batch.size if session and _is_open(session, batch) else 1.0
+        is_open = session is not None and _is_open(session, batch)
+        rows = min(_SMALLEST_PART, part.samples) / batch.size if is_open else 1.0
         sizes = {}
         for name, observers in self.observers.items():
             # What is fed lies in memory anyway.

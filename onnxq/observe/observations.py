@@ -100,7 +100,7 @@ class Observations:
             stored = np.memmap(arrays, np.uint8, "r") if some else np.zeros(0, np.uint8)
             results = dict(_read(entry, stored) for entry in body["results"])
             return cls(int(body["samples"]), results, body["model_sha256"], int(body["seed"]))
-        except (InputError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        except (InputError, ArithmeticError, LookupError, ValueError, TypeError, OSError) as error:
             raise InputError(
                 f"'{folder}' holds no observations that onnxq wrote ({error}); observe again"
             ) from error

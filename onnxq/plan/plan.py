@@ -262,10 +262,6 @@ class Plan(Saved):
         text = read_text(path, "the plan")
         return cls.from_toml(text, f"the plan '{path}'", Path(path).parent)
 
-    def with_measured(self, measured: Mapping[str, float]) -> Plan:
-        """The plan with what verification measured."""
-        return replace(self, measured=dict(measured))
-
 
 @dataclass(frozen=True)
 class Difference:

@@ -7,12 +7,11 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import ClassVar
 
 from onnxq.errors import InputError
 from onnxq.ir.loading import ModelLike
-from onnxq.registry import kinds_in
+from onnxq.registry import installed_kinds, kinds_in
 from onnxq.runtime.specs import Array, Runnable
 from onnxq.runtime.timing import interleaved
 
@@ -102,10 +101,14 @@ class Backend(ABC):
 
 
 def available_backends() -> dict[str, type[Backend]]:
-    """Backends by name: those in modules of this package, and in modules of entry points."""
-    modules = [importlib.import_module(__package__)]
-    modules += [entry.load() for entry in entry_points(group=ENTRY_POINT_GROUP)]
-    return {kind.name: kind for module in modules for kind in kinds_in(module, Backend)}  # type: ignore[type-abstract]
+    """Backends by name: those in modules of this package, and those of entry points.
+
+    Raises:
+        InputError: an entry point cannot be loaded, or two backends share a name.
+    """
+    own = kinds_in(importlib.import_module(__package__), Backend)  # type: ignore[type-abstract]
+    others = installed_kinds(ENTRY_POINT_GROUP, Backend, "backend")  # type: ignore[type-abstract]
+    return {**others, **{kind.name: kind for kind in own}}
 
 
 def load_backend(name: str) -> Backend:

@@ -6,8 +6,9 @@ A target is a table: a TOML file beside this module, or the user's own.
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -286,6 +287,7 @@ def _entries(of: str, text: str) -> dict[str, Any]:
     """
     table = read_toml(text, of)
     base = table.pop("extends", None)
+    own = read(dict[str, Any], table.get("operators", {}), of, "operators")
     left_out = read(tuple[str, ...], table.pop("without", []), of, "without")
     if base is not None:
         if base not in available_targets():
@@ -294,7 +296,6 @@ def _entries(of: str, text: str) -> dict[str, Any]:
                 f"there are {', '.join(available_targets())}"
             )
         below = _entries(of, _text(base))
-        own = read(dict[str, Any], table.get("operators", {}), of, "operators")
         table = {**below, **table, "operators": {**below["operators"], **own}}
     for op_type in left_out:
         if op_type not in table.get("operators", {}):
@@ -305,11 +306,24 @@ def _entries(of: str, text: str) -> dict[str, Any]:
     return table
 
 
+_FORMS: Mapping[str, Sequence[str]] = {"saturating-add": ("HardSigmoid", "HardSwish")}
+"""The operators that have each `Form`."""
+
+
 def _rule(of: str, op_type: str, fields: Mapping[str, Any]) -> OperatorRule:
     place = f"operators.{op_type}"
     rule: OperatorRule = read(OperatorRule, {**fields, "op_type": op_type}, of, place)
     if not onnx.defs.has(op_type):
         raise InputError(f"entry '{place}' of {of} names no operator of ONNX")
+    if rule.form and op_type not in _FORMS[rule.form]:
+        able = " and ".join(_FORMS[rule.form])
+        raise InputError(f"entry '{place}.form' of {of} is {rule.form}, which is for {able}")
+    slots = [*rule.activations, *(s for s in (rule.weight, rule.bias) if s is not None)]
+    if any(not 0 <= slot < onnx.defs.get_schema(op_type).max_input for slot in slots):
+        raise InputError(f"entry '{place}' of {of} names an input that {op_type} does not have")
+    for ends in filter(None, (rule.range, rule.range_16bit)):
+        if not -math.inf < ends[0] < ends[1] < math.inf:
+            raise InputError(f"entry '{place}' of {of} has a range from {ends[0]} to {ends[1]}")
     if rule.role == "compute" and (not rule.activations or rule.weight is None):
         raise InputError(
             f"entry '{place}' of {of} has role compute, which needs the slots of activations and "

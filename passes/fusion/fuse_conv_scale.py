@@ -218,12 +218,6 @@ def _tiny_numbers(array: np.ndarray) -> int:
 
 _FOLDED = "folded into the weight"
 
-_RULES = [
-    Rule(_after_weighted, _fold_after, _folded_after, _FOLDED),
-    Rule(_after_product, _fold_into_product, _folded_into_product, _FOLDED),
-    Rule(_before, _fold_before, _folded_before, _FOLDED),
-]
-
 
 @dataclass(frozen=True)
 class FuseConvScale(RulePass):

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import onnxq.ir.passes
 import onnxq.passes
+import onnxq.registry
 from onnxq.errors import InputError, InvariantError
 from onnxq.ir import (
     Context,
@@ -136,7 +136,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
         EntryPoint(f"e{at}", value, onnxq.ir.passes.ENTRY_POINT_GROUP)
         for at, value in enumerate(("onnxq.passes", *values))
     ]
-    monkeypatch.setattr(onnxq.ir.passes, "entry_points", lambda group: entries)
+    monkeypatch.setattr(onnxq.registry, "entry_points", lambda group: entries)
 
 
 # Text form
@@ -342,7 +342,7 @@ def test_a_package_with_a_module_that_cannot_be_imported(
 
 def test_two_passes_of_one_name(monkeypatch: pytest.MonkeyPatch, installed: ModuleType) -> None:
     monkeypatch.setattr(Swap, "name", "fold-constants")
-    with pytest.raises(InputError, match="two installed passes are called 'fold-constants'"):
+    with pytest.raises(InputError, match="each of two packages has a pass 'fold-constants'"):
         available_passes()
 
 

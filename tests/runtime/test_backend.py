@@ -12,6 +12,7 @@ import onnx.parser
 import onnxruntime as ort
 import pytest
 
+from onnxq import registry
 from onnxq.benchmark import bench
 from onnxq.errors import InputError
 from onnxq.ir import load
@@ -41,7 +42,7 @@ def model(tmp_path: Path) -> Path:
 def abacus(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("abacus", "tests.runtime.abacus", backend.ENTRY_POINT_GROUP)
     monkeypatch.setattr(
-        backend, "entry_points", lambda group: [entry] if group == entry.group else []
+        registry, "entry_points", lambda group: [entry] if group == entry.group else []
     )
 
 

@@ -200,3 +200,31 @@ def test_opset_and_granularity_of_weights() -> None:
     assert channels.weight_granularity(1).axis == 1
     assert channels.weight_granularity(None).axis is None
     assert tensor.weight_granularity(1).axis is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ('Add = { role = "follow", form = "saturating-add" }', "is for HardSigmoid and HardSwish"),
+        (
+            'Conv = { role = "compute", activations = [7], weight = 1 }',
+            "input that Conv does",
+        ),
+        (
+            'Conv = { role = "compute", activations = [0], weight = -1 }',
+            "input that Conv does",
+        ),
+        ('Sigmoid = { role = "follow", range = [1, 0] }', "has a range from 1.0 to 0.0"),
+        ('Sigmoid = { role = "follow", range = [0, inf] }', "has a range from 0.0 to inf"),
+    ],
+)
+def test_rules_that_make_no_sense(entry: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(f'extends = "cpu-x64"\n[operators]\n{entry}\n')
+    with pytest.raises(InputError, match=message):
+        load_target(str(tmp_path / "mine.toml"))
+
+
+def test_operators_that_are_no_table(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('without = ["a"]\noperators = "abc"\n')
+    with pytest.raises(InputError, match=r"'operators' of .* takes a table, not 'abc'"):
+        load_target(str(tmp_path / "mine.toml"))
