@@ -133,8 +133,8 @@ class Feeding:
         batch = part.batch
         if session is not None:
             found = session.run(batch.feeds, [*names.values()])
-        is_open = session is not None and _is_open(session, batch)
-        rows = min(_SMALLEST_PART, part.samples) / batch.size if is_open else 1.0
+        # A batch that is fed as a whole, however small the parts, has none that are larger.
+        rows = 1.0 if part.is_last else _SMALLEST_PART / batch.size
         sizes = {}
         for name, observers in self.observers.items():
             # What is fed lies in memory anyway.

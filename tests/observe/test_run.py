@@ -273,7 +273,7 @@ def test_groups_run_only_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None
 
     operators: list[list[str]] = []
     monkeypatch.setattr(feeding, "Session", noting)
-    calibrate(graph, _data(graph, _samples(4), 2), ["h", "y"], memory_limit=100)
+    calibrate(graph, _data(graph, _samples(4), 2), ["h", "y"], memory_limit=80)
     # The whole, the shapes, h alone, and y with what it comes from.
     assert operators[2] == ["MatMul"] and operators[3][-1] == "Exp"
     assert len(operators) == 4
