@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from onnxq.tune import parse_tuner
 from onnxq.verify.facts import file_sha256
 from onnxq.work import data_digest
 
+AUTOMATIC, NO_METHODS = ("auto",), ("none",)
+
 _MADE_UP = 4
 """Samples that are made up where there is no data."""
 
@@ -48,6 +50,7 @@ class Job:
         calibrator: How ranges are found.
         precisions: What a search may choose from, or the one precision of the recipe.
         pins: Precisions set by hand.
+        methods: Tuners that may be used, `AUTOMATIC`, or `NO_METHODS`.
         options: What else the user wants.
         progress: Told of stages.
     """
@@ -63,6 +66,7 @@ class Job:
     calibrator: Calibrator
     precisions: tuple[str, ...]
     pins: tuple[Pin, ...]
+    methods: tuple[str, ...]
     options: Options
     progress: Progress
 
@@ -75,6 +79,15 @@ class Job:
     def digest(self) -> str:
         """Hash of the samples."""
         return data_digest(self.samples)
+
+    def as_search(self) -> Job:
+        """The job of searching among the precision that the recipe gives to all nodes.
+
+        Raises:
+            InputError: a search cannot choose it.
+        """
+        require_searchable(self.precisions)
+        return replace(self, recipe=replace(self.recipe, precision=""))
 
     @property
     def context(self) -> Context:
@@ -112,11 +125,19 @@ def open_job(
     calibrator = parse_calibrator(options.calibrator or recipe.calibrator)
     for text in filter(None, (target.passes, target.finish)):
         parse_passes(text)
-    if tuple(options.methods) not in (("auto",), ("none",)):
-        for method in options.methods:
-            parse_tuner(method)
+    given = options.methods
+    methods = tuple(given.split(",") if isinstance(given, str) else given)
+    if not methods:
+        raise InputError("no method is named; name some, or 'auto' or 'none'")
+    for method in methods if methods not in (AUTOMATIC, NO_METHODS) else ():
+        parse_tuner(method)
     pins = tuple(p if isinstance(p, Pin) else Pin.parse(p) for p in options.pins)
-    if recipe.is_search or options.precisions:
+    if options.precisions and not recipe.is_search:
+        raise InputError(
+            "precisions to choose from are for a search, and the recipe gives all nodes one; leave "
+            "them out, or use the recipe 'mixed'"
+        )
+    if recipe.is_search:
         precisions = tuple(options.precisions) or recipe.precisions or target.precisions
         require_searchable(precisions)
     else:
@@ -141,6 +162,7 @@ def open_job(
             calibrator,
             precisions,
             pins,
+            methods,
             options,
             progress,
         )

@@ -17,7 +17,7 @@ from onnxq.job import Job, label, open_job
 from onnxq.options import Options
 from onnxq.plan import Plan
 from onnxq.plan.apply import float_graph
-from onnxq.precision import FLOAT, parse_precision
+from onnxq.precision import FLOAT
 from onnxq.prepare import Prepared, observed, prepare
 from onnxq.progress import SILENT, Progress
 from onnxq.promise import promise
@@ -86,9 +86,14 @@ def optimize(
     """
     started = time.perf_counter()
     options = replace(options or Options(), **changes)
-    for file in (output, plan_output):
+    beside = None if plan_output is None else Path(plan_output).with_suffix(".safetensors")
+    for file in (output, plan_output, beside):
         if file is not None:
             check_writable(Path(file))
+    if beside is not None and output is not None and beside.resolve() == Path(output).resolve():
+        raise InputError(
+            f"the plan's tensors go to '{beside}', as does the model; name another file"
+        )
     with open_job(model, data, options, eval_data=eval_data, progress=progress) as job:
         _check(job)
         graph, report, plan = _searched(job) if job.recipe.is_search else _planned(job)
@@ -129,13 +134,6 @@ def _check(job: Job) -> None:
             f"a smallest speedup on the target {job.target.name} cannot be measured here, because "
             f"{missing}; leave --min-speedup away and use `onnxq compare` there"
         )
-    if not job.recipe.is_search:
-        is_static = parse_precision(job.recipe.precision).is_static
-        if is_static and not job.target.has_integer_kernels:
-            raise InputError(
-                f"target {job.target.name} has no integer kernels, so static integers would only "
-                "cost time there; use another recipe, as float16 or int4-weight"
-            )
 
 
 def _planned(job: Job) -> Found:
@@ -164,6 +162,8 @@ def _searched(job: Job) -> Found:
     try:
         prepared = observed(prepare(job))
     except NothingToQuantizeError as error:
+        if job.pins:
+            raise
         return _float_only(job, baseline, gates, str(error))
     found = study(prepared)
     search = Search(found, gates)
@@ -192,6 +192,8 @@ def _float_only(job: Job, baseline: Report, gates: Sequence[Gate], why: str) -> 
         passes=job.recipe.passes,
         opset=max(job.source.opset, job.options.opset or 0),
         constant_initializers=job.options.constant_initializers,
+        calibrator=str(job.calibrator),
+        seed=job.options.seed,
     )
     graph, records = float_graph(
         job.source, plan.passes, job.target, plan.opset, job.context, job.progress

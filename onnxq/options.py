@@ -56,7 +56,7 @@ class Options:
     target: str = "auto"
     calibrator: str | None = None
     precisions: Sequence[str] = ()
-    methods: Sequence[str] = ("auto",)
+    methods: str | Sequence[str] = ("auto",)
     pins: Sequence[str | Pin] = ()
     metric: str | None = None
     max_drop: float | None = None

@@ -22,7 +22,6 @@ from onnxq.passes.cleanup.constant_initializers import ConstantInitializers
 from onnxq.plan import Assignment, Plan, assign, pareto_front
 from onnxq.plan.apply import apply, float_graph, parsed
 from onnxq.plan.assignment import Objective
-from onnxq.precision import FLOAT
 from onnxq.prepare import find_ranges as ranges_of
 from onnxq.prepare import observed, prepare
 from onnxq.progress import SILENT, Progress
@@ -33,7 +32,6 @@ from onnxq.study import find_losses as losses_of
 from onnxq.study import study, uniform_plan
 from onnxq.targets import load_target
 from onnxq.verify.facts import file_sha256
-from onnxq.verify.precision import describe
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def find_sensitivity(
     The arguments, and what is raised, are those of `make_plan`, without the limit.
     """
     with _opened(model, data, options, changes, progress) as job:
-        return losses_of(observed(prepare(job)))
+        return losses_of(observed(prepare(job.as_search())))
 
 
 def find_costs(
@@ -118,7 +116,7 @@ def find_costs(
     any numbers. The arguments, and what is raised, are those of `make_plan`, without the limit.
     """
     with _opened(model, data, options, changes, progress) as job:
-        prepared = prepare(job)
+        prepared = prepare(job.as_search())
         return costs_of(observed(prepared) if job.options.cost == "latency" else prepared)
 
 
@@ -170,10 +168,10 @@ def make_plan(
     limit = limit or Limit()
     with _opened(model, data, options, changes, progress) as job:
         if not job.recipe.is_search:
-            if limit != Limit():
+            if limit != Limit() or job.options.cost_table is not None:
                 raise InputError(
-                    "a limit is for a search, and the recipe gives all nodes one precision; leave "
-                    "the limit out, or use the recipe 'mixed'"
+                    "limits and costs are for a search, and the recipe gives all nodes one "
+                    "precision; leave them out, or use the recipe 'mixed'"
                 )
             return uniform_plan(observed(prepare(job)), job.recipe.precision)
         table = job.options.cost_table
@@ -205,7 +203,7 @@ def find_front(
     The arguments, and what is raised, are those of `make_plan`, without the limit.
     """
     with _opened(model, data, options, changes, progress) as job:
-        found = study(observed(prepare(job)))
+        found = study(observed(prepare(job.as_search())))
         progress.stage("solving")
         points = pareto_front(found.problem())
         _possible(points[0] if points else None)
@@ -259,6 +257,11 @@ def apply_plan(
 
 def _applied(source: Graph, plan: Plan, progress: Progress, debug: int) -> Graph:
     target, ctx = load_target(plan.target), Context(debug)
+    if plan.target_sha256 not in ("", target.digest):
+        raise InputError(
+            f"the table of the target '{plan.target}' is another one than the plan was made with; "
+            "plan again"
+        )
     wanted = parsed(plan.precisions())
     opset = max([plan.opset, *(p.needed_opset(target) for p in wanted.values())])
     graph, _ = float_graph(source, plan.passes, target, opset, ctx, progress)
@@ -266,15 +269,6 @@ def _applied(source: Graph, plan: Plan, progress: Progress, debug: int) -> Graph
     graph = graph.copy()
     progress.stage("quantizing")
     apply(graph, plan, target, ctx)
-    by_hand = set(plan.by_hand())
-    for layer in describe(graph):
-        precision = wanted[layer.node] if layer.node in by_hand else None
-        if precision is None or layer.precision == precision.described or precision.name == FLOAT:
-            continue
-        raise InputError(
-            f"the node '{layer.node}' cannot have the precision '{precision}' that the plan gives "
-            f"it by hand: {layer.op_type} comes out as {layer.precision}"
-        )
     return graph
 
 

@@ -13,7 +13,7 @@ from onnxq.errors import InputError, NothingToQuantizeError
 from onnxq.ir import Graph, Node, PassRecord
 from onnxq.job import Job
 from onnxq.needs import Need, RangeOf
-from onnxq.observe import Ranges, calibrate
+from onnxq.observe import Ranges, calibrate, parse_calibrator
 from onnxq.passes.notes import BY_REQUEST, OVERRIDABLE, UNRELATED, Reason, node_name
 from onnxq.passes.static.placement import (
     Placement,
@@ -116,9 +116,15 @@ def prepare(job: Job) -> Prepared:
     graph, records = float_graph(
         job.source, job.recipe.passes, job.target, opset, job.context, job.progress
     )
-    placed = Placement()
-    if any(parse_precision(text).is_static for text in wanted):
-        placed = place(graph, job.target, frozenset(job.recipe.keep_float))
+    placed = place(graph, job.target, frozenset(job.recipe.keep_float))
+    if (
+        any(parse_precision(text).is_static for text in wanted)
+        and not job.target.has_integer_kernels
+    ):
+        raise InputError(
+            f"target {job.target.label} has no integer kernels, so static integers would only "
+            "cost time there; use another recipe, as float16 or int4-weight"
+        )
     return _with_choices(Prepared(job, graph, tuple(records), placed, {}, {}, {}))
 
 
@@ -137,13 +143,15 @@ def find_ranges(prepared: Prepared, *, histograms: bool = False) -> Ranges:
         return Ranges(job.sha256, str(job.calibrator), 0, {})
     static = [p for p in map(parse_precision, job.precisions) if p.is_static]
     format = job.target.activation_format_of(static[0].activation_bits if static else 8)
+    # What is no integer must not overflow: nothing may be left out of its range.
+    calibrator = job.calibrator if static else parse_calibrator("minmax")
 
     def find() -> Ranges:
         return calibrate(
             prepared.graph,
             job.samples,
             tensors,
-            calibrator=job.calibrator,
+            calibrator=calibrator,
             format=format,
             scheme=job.target.scheme_of(format),
             histograms=histograms,
@@ -156,7 +164,7 @@ def find_ranges(prepared: Prepared, *, histograms: bool = False) -> Ranges:
         "ranges",
         Ranges,
         find,
-        calibrator=str(job.calibrator),
+        calibrator=str(calibrator),
         format=format.name,
         tensors=tensors,
         histograms=histograms,
@@ -171,7 +179,7 @@ def observed(prepared: Prepared) -> Prepared:
         NothingToQuantizeError: no node has usable ranges.
     """
     found = replace(prepared, ranges=find_ranges(prepared))
-    if prepared.placed.nodes:
+    if any(parse_precision(p).is_static for own in prepared.choices.values() for p in own):
         keep = frozenset(prepared.job.recipe.keep_float)
         placed = place_within(prepared.graph, prepared.target, found.bounds(), keep)
         found = replace(found, placed=placed)

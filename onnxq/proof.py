@@ -53,6 +53,8 @@ def verify(
             progress=job.progress,
         )
     except InputError as error:
+        if is_float:
+            raise
         made_by = "the model that the recipe makes"
         raise InputError(str(error).replace(str(path), made_by)) from error
     if is_float:

@@ -59,6 +59,8 @@ def load_recipe(name: str | Recipe) -> Recipe:
         )
     of = f"the recipe '{name}'"
     recipe: Recipe = read(Recipe, read_toml(toml_text(name, "onnxq.recipes", "the recipe"), of), of)
+    if recipe.precisions and not recipe.is_search:
+        raise InputError(f"{of} has both a precision for all nodes and precisions to choose from")
     checks: tuple[tuple[str, Callable[[], object]], ...] = (
         ("a calibrator", lambda: parse_calibrator(recipe.calibrator)),
         ("a precision", lambda: recipe.is_search or parse_precision(recipe.precision)),

@@ -169,7 +169,7 @@ class Search:
         if not set(floats.precisions.values()) <= {FLOAT}:
             # Something is pinned to integers.
             return
-        self._make("float, rewritten", self._plan(floats, program, free))
+        self._make("float, rewritten", self._plan(floats, program, floats))
 
     def _propose(self, budget: float | None, free: Assignment) -> None:
         exact = self._study.problem()

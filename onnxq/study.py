@@ -11,6 +11,7 @@ import numpy as np
 from onnxq.cost import Costs, Measurements, flops_costs, measure_costs, size_costs
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, PassRecord
+from onnxq.job import AUTOMATIC, NO_METHODS
 from onnxq.passes.notes import BY_REQUEST, node_name
 from onnxq.plan import Assignment, Plan, PlanNode, Problem, build_problem, plan_nodes
 from onnxq.plan.apply import apply, apply_precisions
@@ -81,6 +82,7 @@ def plan_of(prepared: Prepared, nodes: Sequence[PlanNode]) -> Plan:
     return Plan(
         model_sha256=job.sha256,
         target=job.target.name,
+        target_sha256=job.target.digest,
         passes=job.recipe.passes,
         opset=prepared.graph.opset,
         constant_initializers=job.options.constant_initializers,
@@ -93,7 +95,11 @@ def plan_of(prepared: Prepared, nodes: Sequence[PlanNode]) -> Plan:
 
 
 def uniform_plan(prepared: Prepared, precision: str) -> Plan:
-    """The plan of a recipe: every node that can have a precision has it, pins respected."""
+    """The plan of a recipe: every node that can have a precision has it, pins respected.
+
+    Raises:
+        InputError: a method that was asked for is for none of the nodes.
+    """
     nodes, is_static = [], parse_precision(precision).is_static
     named = {node_name(node): node for node in prepared.graph.all_nodes()}
     for name, node in named.items():
@@ -102,10 +108,18 @@ def uniform_plan(prepared: Prepared, precision: str) -> Plan:
             nodes.append(PlanNode(name, node.op_type, prepared.pinned[name], pinned=True))
         elif precision in own:
             nodes.append(PlanNode(name, node.op_type, precision))
-        elif (reason := prepared.refusals.get(name)) and not (is_static and reason != BY_REQUEST):
+        elif (reason := prepared.refusals.get(name)) and (
+            not is_static or reason.kind in (BY_REQUEST.kind, "range")
+        ):
             # What else static integers leave out, their pass notes itself.
             nodes.append(PlanNode(name, node.op_type, FLOAT, reason.text))
-    return plan_of(prepared, nodes)
+    plan, methods = plan_of(prepared, nodes), prepared.job.methods
+    if methods not in (AUTOMATIC, NO_METHODS) and not plan.tuned:
+        raise InputError(
+            f"none of the methods {', '.join(methods)} is for a node in the precision it has; "
+            "leave --methods out"
+        )
+    return plan
 
 
 def apply_to(prepared: Prepared, plan: Plan, ctx: Context) -> tuple[Graph, list[PassRecord]]:
@@ -210,7 +224,7 @@ def _check_table(costs: Costs, prepared: Prepared) -> None:
     if costs.model_sha256 not in ("", prepared.job.sha256):
         raise InputError("the cost table is for another model; measure this one with `onnxq cost`")
     for name, choices in prepared.choices.items():
-        for precision in (FLOAT, *choices):
+        for precision in (FLOAT, *(c for c in choices if c in prepared.job.precisions)):
             if precision not in costs.nodes.get(name, {}):
                 raise InputError(
                     f"the cost table does not say what the node '{name}' costs in '{precision}'; "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxq.job import AUTOMATIC, NO_METHODS
 from onnxq.observe import Observations, observe
 from onnxq.precision import FLOAT, Precision, parse_precision
 from onnxq.prepare import Prepared
@@ -39,7 +40,7 @@ def tune(prepared: Prepared, precisions: Mapping[str, str]) -> dict[str, Tuning]
     for name, text in precisions.items():
         if text != FLOAT and name in nodes:
             precision = parse_precision(text)
-            for method in _methods(job.options.methods, precision):
+            for method in _methods(job.methods, precision):
                 tuner = parse_tuner(method)
                 if name not in tuners and not tuner.refusal(nodes[name], precision):
                     tuners[name] = tuner
@@ -70,6 +71,6 @@ def tune(prepared: Prepared, precisions: Mapping[str, str]) -> dict[str, Tuning]
 
 def _methods(wanted: Sequence[str], precision: Precision) -> Sequence[str]:
     """The tuners to try for a precision, in their order."""
-    if tuple(wanted) == ("auto",):
+    if wanted == AUTOMATIC:
         return [precision.tuner] if precision.tuner else []
-    return [] if tuple(wanted) == ("none",) else wanted
+    return [] if wanted == NO_METHODS else wanted

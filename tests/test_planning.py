@@ -123,7 +123,7 @@ def test_limits_that_make_no_sense(
 
 def test_a_recipe_of_one_precision_is_its_plan(model: Path, data: dict[str, np.ndarray]) -> None:
     assert set(sizes(model, data, recipe="int8").precisions().values()) == {"int8"}
-    with pytest.raises(InputError, match="a limit is for a search"):
+    with pytest.raises(InputError, match="limits and costs are for a search"):
         sizes(model, data, recipe="int8", limit=Limit(min_sqnr=3))
 
 

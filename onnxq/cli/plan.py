@@ -95,9 +95,10 @@ def _summary(plan: Plan) -> Iterator[tuple[str, str, str]]:
     if plan.float_cost > 0 and plan.cost > 0:
         costs = f"{words.cost(plan.cost_kind, plan.float_cost)} -> {costs}"
         gain = f"{words.ratio(plan.float_cost / plan.cost)}x less"
-    yield f"predicted {plan.cost_kind}", costs, gain
-    yield "predicted SQNR", words.loss(plan.proxy, plan.loss), ", ".join(plan.promise)
-    if not plan.exact:
+    if plan.cost_kind:
+        yield f"predicted {plan.cost_kind}", costs, gain
+        yield "predicted SQNR", words.loss(plan.proxy, plan.loss), ", ".join(plan.promise)
+    if plan.cost_kind and not plan.exact:
         yield "solved by", "a heuristic", "the exact search ran out of time"
     found = Counter(node.precision for node in plan.nodes)
     yield "precision", words.count(len(plan.nodes), "node"), words.listed(found)

@@ -10,6 +10,7 @@ import onnx.helper
 
 from onnxq.ir.attribute import Attribute
 from onnxq.ir.graph import Node, Value
+from onnxq.ir.types import DataType
 
 _RANDOM = frozenset(
     {
@@ -70,9 +71,13 @@ def is_deterministic(node: Node) -> bool:
     return all(is_deterministic(n) for subgraph in node.subgraphs() for n in subgraph.all_nodes())
 
 
-def is_packed(value: Value) -> bool:
-    """Whether elements are smaller than a byte: runtimes have no Identity for such tensors."""
-    return value.dtype is not None and 0 < value.dtype.bits < 8
+def lacks_identity(value: Value) -> bool:
+    """Whether runtimes have no Identity for such tensors.
+
+    These are elements smaller than a byte and, as of onnxruntime 1.32, exponents alone (E8M0).
+    """
+    dtype = value.dtype
+    return dtype is DataType.FLOAT8E8M0 or (dtype is not None and 0 < dtype.bits < 8)
 
 
 def is_inference_dropout(node: Node) -> bool:

@@ -21,6 +21,7 @@ from onnxq.plan.plan import Plan
 from onnxq.precision import FLOAT, Given, Precision, parse_precision
 from onnxq.progress import SILENT, Progress
 from onnxq.targets import Target
+from onnxq.verify.precision import describe
 
 
 def float_passes(text: str) -> tuple[Pass, ...]:
@@ -116,12 +117,31 @@ def apply(graph: Graph, plan: Plan, target: Target, ctx: Context | None = None) 
     """Do to a float graph what a plan says, in place; gives what the passes did.
 
     Raises:
-        InputError: the plan names an unknown node or precision, or one that was set by hand is none
-            that its node can have.
+        InputError: the plan names an unknown node or precision, lacks ranges, or has a precision
+            set by hand that its node cannot have.
     """
-    precisions, reasons = plan.precisions(), plan.reasons()
-    given = Given(target, plan.ranges, plan.tuned)
-    return apply_precisions(graph, precisions, given, reasons, ctx)
+    wanted, reasons = parsed(plan.precisions()), plan.reasons()
+    if not plan.ranges and any(precision.is_static for precision in wanted.values()):
+        raise InputError("the plan has no [ranges], which static integers need; plan again")
+    made_for = {node.name: node.planned or node.precision for node in plan.nodes}
+    tuned = {name: own for name, own in plan.tuned.items() if made_for[name] == str(wanted[name])}
+    given = Given(target, plan.ranges, tuned)
+    records = apply_precisions(graph, plan.precisions(), given, reasons, ctx)
+    by_hand = set(plan.by_hand())
+    for layer in describe(graph) if by_hand else ():
+        if layer.node in by_hand and not _is_kept(wanted[layer.node], layer.precision):
+            raise InputError(
+                f"the node '{layer.node}' cannot have the precision '{wanted[layer.node]}' that it "
+                f"is given by hand: {layer.op_type} comes out as {layer.precision}"
+            )
+    return records
+
+
+def _is_kept(wanted: Precision, found: str) -> bool:
+    """Whether an operator came out as it was to; weights may be stored in another width."""
+    if wanted.is_static or found in (FLOAT, "float64"):
+        return found == wanted.described
+    return True
 
 
 def parsed(precisions: Mapping[str, str]) -> dict[str, Precision]:

@@ -61,7 +61,7 @@ def build_problem(
             follows = tuple(_makers(node, rule, owners))
             if not set(follows) <= set(choices):
                 found = [c for c in found if not c.reads_integers]
-            serves = tuple(_integer_readers(node, placed, owners))
+            serves = tuple(n for n in _integer_readers(node, placed, owners) if n in choices)
         moves = follows if rule is not None and rule.role == "share" else ()
         items.append(Item(name, tuple(found), follows, serves, moves))
     names = {item.name for item in items}
@@ -132,11 +132,11 @@ def _borders(
             rule = placed.nodes.get(use.node)
             if rule is not None and rule.role == "absorb" and value in owners:
                 absorbed = True
-            elif rule is not None and placed.reads_pair(use):
+            elif node_name(use.node) in names and placed.reads_pair(use):
                 readers[node_name(use.node)] = None
             else:
                 as_float = True
-        producer = owners.get(value)
+        producer = owner if (owner := owners.get(value)) in names else None
         if absorbed and not readers and not value.is_output:
             continue
         if (producer in names or readers) and (readers or as_float):

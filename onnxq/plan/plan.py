@@ -112,7 +112,8 @@ class Plan(Saved):
 
     Attributes:
         model_sha256: Hash of the model file that the plan is for.
-        target: Name of the target.
+        target: Name of the target; a file is looked for beside the plan's, too.
+        target_sha256: Hash of the target's table; empty for any.
         passes: Float passes in text form, forms of regions included; empty, and without nodes,
             for a plan that leaves the model as it is.
         opset: Opset that the model is raised to.
@@ -120,7 +121,8 @@ class Plan(Saved):
         calibrator: How the ranges were found.
         seed: Chose the calibration samples.
         promise: Gates that the plan was made for.
-        cost_kind: What costs are: ``latency`` in milliseconds, ``size``, ``flops``.
+        cost_kind: What costs are: ``latency`` in milliseconds, ``size``, ``flops``; empty where
+            nothing was predicted, as for the plan of a recipe.
         cost: Predicted cost of the whole, borders included.
         float_cost: Predicted cost of the float model.
         proxy: What losses are.
@@ -140,18 +142,19 @@ class Plan(Saved):
 
     model_sha256: str
     target: str
+    target_sha256: str = entry(sparse=True, default="")
     passes: str = "default"
     opset: int = 0
     constant_initializers: bool = False
     calibrator: str = "minmax"
     seed: int = 0
     promise: tuple[str, ...] = entry(sparse=True, default=())
-    cost_kind: str = entry("predicted.kind", default="latency")
-    cost: float = entry("predicted.cost", default=0.0)
-    float_cost: float = entry("predicted.float_cost", default=0.0)
-    proxy: str = entry("predicted.proxy", default="noise")
-    loss: float = entry("predicted.loss", default=0.0)
-    exact: bool = entry("predicted.exact", default=True)
+    cost_kind: str = entry("predicted.kind", sparse=True, default="")
+    cost: float = entry("predicted.cost", sparse=True, default=0.0)
+    float_cost: float = entry("predicted.float_cost", sparse=True, default=0.0)
+    proxy: str = entry("predicted.proxy", sparse=True, default="")
+    loss: float = entry("predicted.loss", sparse=True, default=0.0)
+    exact: bool = entry("predicted.exact", sparse=True, default=False)
     measured: Mapping[str, float] = entry(sparse=True, default_factory=dict)
     measured_on: Mapping[str, str] = entry(sparse=True, default_factory=dict)
     pins: tuple[Pin, ...] = entry("pin", sparse=True, default=())
@@ -227,6 +230,8 @@ class Plan(Saved):
             InputError: it cannot be written.
         """
         beside = Path(path).with_suffix(".safetensors")
+        if beside == Path(path):
+            raise InputError(f"the plan '{path}' has the ending of its tensors; name a .toml file")
         if self.tuned:
             with replacing(beside) as file:
                 file.write(to_bytes(self.tuned))
@@ -246,6 +251,9 @@ class Plan(Saved):
                 missing or were altered.
         """
         body = read_toml(text, where)
+        plan_target = folder / str(body.get("target", ""))
+        if plan_target.suffix == ".toml" and plan_target.is_file():
+            body["target"] = str(plan_target)
         beside = read(_Beside | None, body.pop("tuned", None), where, "tuned")
         plan = cls.from_dict(body, where)
         if beside is None:

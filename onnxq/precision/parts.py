@@ -150,16 +150,18 @@ class DynamicActivations(Part):
 
 def twin(graph: Graph, node: Node) -> Node:
     """The node of a graph that gives what a node of another one gives."""
-    found = graph.values[node.output.name].producer
+    name = next(value.name for value in node.outputs if value is not None)
+    found = graph.values[name].producer
     assert found is not None
     return found
 
 
 def _weights(node: Node, scene: Scene) -> dict[int, Granularity]:
     """Slots of a node's constant weights, and which of their values share a scale."""
-    rule = scene.rule(node)
+    rule = scene.target.operators.get(node.op_type) if not node.domain else None
     if rule is not None and rule.role == "compute" and rule.weight is not None:
-        if not reads_weight(node, rule):
+        weight = node.input(rule.weight)
+        if weight is None or not reads_weight(node, rule) or (weight.rank or 0) < 2:
             return {}
         return {rule.weight: scene.target.weight_granularity(channel_axis(node, rule))}
     slots = {1: 1, 2: 1} if node.is_op(*_RECURRENT) else {0: 0} if node.is_op("Gather") else {}

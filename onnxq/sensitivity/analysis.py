@@ -254,7 +254,7 @@ class _Suffix(_Runner):
         return {name: self._held[name] for name in self._outputs}
 
     def run(self, key: Key, parts: Sequence[Part]) -> dict[str, np.ndarray]:
-        place = self._place[key[0].output.name]
+        place = self._place[node_name(key[0])]
         segment = self._segments[place]
         if key not in self._local:
             self._local[key] = _perturbed(segment.graph, key[0], parts, self._scene, self._threads)

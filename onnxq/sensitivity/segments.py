@@ -9,6 +9,7 @@ from math import inf, prod
 
 from onnxq.ir import Graph, Node, TensorType, Value, to_proto
 from onnxq.ir.copying import reads
+from onnxq.passes.notes import node_name
 from onnxq.runtime import Session
 
 MAX_SEGMENTS = 16
@@ -26,7 +27,7 @@ class Segment:
         graph: Its nodes, with what they read as inputs and what later ones read as outputs.
         inputs: Names of the values it reads.
         outputs: Names of the values it gives.
-        nodes: Names of the first outputs of its nodes.
+        nodes: Names of its nodes.
     """
 
     graph: Graph
@@ -70,7 +71,7 @@ def _segment(
         graph.extract(inputs, outputs),
         tuple(v.name for v in inputs),
         tuple(v.name for v in outputs),
-        frozenset(node.outputs[0].name for node in nodes if node.outputs and node.outputs[0]),
+        frozenset(map(node_name, nodes)),
     )
 
 

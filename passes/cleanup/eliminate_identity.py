@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxq.ir import Context, DataType, Graph, Node, Pass, Shape, Value, remove_unused
-from onnxq.ir.operators import attribute_value, is_inference_dropout, is_packed, schema_of
+from onnxq.ir.operators import attribute_value, is_inference_dropout, lacks_identity, schema_of
 from onnxq.ir.shape_values import constant_ints
 from onnxq.passes.nodes import broadcasts, bypass, stated, visit
 from onnxq.passes.slicing import TO_THE_END, slice_limits
@@ -71,7 +71,7 @@ def _eliminate(node: Node) -> str | None:
     if new is None or not old.is_used:
         return None
     if not bypass(node, new):
-        if node.is_op("Identity") or is_packed(old):
+        if node.is_op("Identity") or lacks_identity(old):
             if not old.uses:
                 return None
             node.graph.replace_uses(old, new, where=lambda use: True)

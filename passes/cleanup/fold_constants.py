@@ -11,7 +11,7 @@ import numpy as np
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, Node, Pass, Tensor, Value
 from onnxq.ir.copying import reads
-from onnxq.ir.operators import is_deterministic, is_packed
+from onnxq.ir.operators import is_deterministic, lacks_identity
 from onnxq.ir.pattern import remove_unused
 from onnxq.ir.shape_values import known_elements
 from onnxq.passes.cleanup.foldable import bytes_of, is_safe, may_be_tensor, sizes_are_known
@@ -277,7 +277,7 @@ class _Folding:
                 continue
             if not may_be_tensor(value) and (value.is_output or shared[value].staying):
                 return True
-            if value.is_output and is_packed(value):
+            if value.is_output and lacks_identity(value):
                 return True
             if value.uses or value.is_output:
                 grown += bytes_of(value) or 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from onnxq.ir import Node
-from onnxq.ir.operators import is_deterministic, is_packed
+from onnxq.ir.operators import is_deterministic, lacks_identity
 
 
 def node_key(node: Node, inputs: Hashable) -> Hashable | None:
@@ -15,7 +15,7 @@ def node_key(node: Node, inputs: Hashable) -> Hashable | None:
     """
     if node.is_op("Identity") or any(node.subgraphs()) or not is_deterministic(node):
         return None
-    if any(v is not None and v.is_output and is_packed(v) for v in node.outputs):
+    if any(v is not None and v.is_output and lacks_identity(v) for v in node.outputs):
         return None
     if any(a.reference for a in node.attributes.values()):
         return None

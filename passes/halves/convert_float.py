@@ -88,7 +88,7 @@ class ConvertFloat(Pass):
     keep_float: tuple[str, ...] = ()
     keep_operators: tuple[str, ...] = tuple(sorted(KEEP_REASONS))
     interface: bool = False
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict, repr=False)
 
     @property
     def needed_opset(self) -> int:

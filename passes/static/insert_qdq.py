@@ -90,12 +90,12 @@ class InsertQdq(Pass):
     numerics = "approximates"
     needs_types = True
 
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict, repr=False)
     target: str = "auto"
     keep_float: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     activations: str = ""
-    formats: Mapping[str, str] = field(default_factory=dict)
+    formats: Mapping[str, str] = field(default_factory=dict, repr=False)
     tuned: Tuned = field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -4,7 +4,7 @@ import onnx
 import pytest
 
 from onnxq.ir import Graph, attribute_value
-from onnxq.ir.operators import is_deterministic, is_inference_dropout, is_packed, schema_of
+from onnxq.ir.operators import is_deterministic, is_inference_dropout, lacks_identity, schema_of
 
 
 def graph_of(nodes: str, opset: int = 21, more: str = "", inputs: str = "float[2] x") -> Graph:
@@ -79,9 +79,10 @@ def test_old_dropouts(opset: int, attributes: str, drops_nothing: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype, packed", [("int4", True), ("uint4", True), ("int8", False), ("string", False)]
+    "dtype, lacking",
+    [("int4", True), ("uint4", True), ("float8e8m0", True), ("int8", False), ("string", False)],
 )
-def test_packed_types(dtype: str, packed: bool) -> None:
+def test_types_without_an_identity(dtype: str, lacking: bool) -> None:
     graph = graph_of("y = Identity(x)", inputs=f"{dtype}[2] x")
-    assert is_packed(graph.values["x"]) == packed
-    assert not is_packed(graph.values["y"])
+    assert lacks_identity(graph.values["x"]) == lacking
+    assert not lacks_identity(graph.values["y"])
