@@ -20,6 +20,7 @@ from onnxq.ir import (
     ModelInfo,
     Node,
     TensorType,
+    infer_types,
     save,
     to_proto,
 )
@@ -510,3 +511,116 @@ def test_texts_are_told_apart_by_their_contents() -> None:
     assert data_digest(_texts("one", "two")) == data_digest(_texts("one", "two"))
     assert data_digest(_texts("one", "two")) != data_digest(_texts("one", "too"))
     assert data_digest(_texts("ab", "c")) != data_digest(_texts("a", "bc"))
+
+
+# What a plan says is what it does
+
+
+def _lstm_without_sequence() -> Graph:
+    """An LSTM that gives its last state only."""
+    rng = np.random.default_rng(3)
+    graph = Graph("last", model=ModelInfo(8, {"": 17}))
+    x = graph.add_input("x", TensorType(DataType.FLOAT, (5, 1, 8)))
+    weights = [
+        graph.constant(rng.standard_normal((1, 32, 8)).astype(np.float32), name) for name in "wr"
+    ]
+    made = graph.add(
+        "LSTM", [x, *weights], {"hidden_size": 8}, name="lstm", outputs=[None, "state"]
+    )
+    graph.add_output(graph.values["state"])
+    infer_types(graph)
+    assert made.outputs[0] is None
+    return graph
+
+
+def test_a_node_without_a_first_output_is_searched_like_any_other() -> None:
+    data = [
+        {"x": np.random.default_rng(n).standard_normal((5, 1, 8)).astype(np.float32)}
+        for n in range(8)
+    ]
+    found = optimize(to_proto(_lstm_without_sequence()), data, **ANYTHING)  # type: ignore[arg-type]
+    assert found.passed
+    ranked = find_sensitivity(to_proto(_lstm_without_sequence()), data, precisions=("int8-weight",))
+    assert dict(ranked.ranking("int8-weight"))["lstm"] > 0
+
+
+@pytest.mark.parametrize("precisions", [("int8-dynamic",), ("int8", "int8-dynamic")])
+def test_what_a_precision_loses_and_costs_does_not_depend_on_the_others(
+    precisions: tuple[str, ...], model: Path
+) -> None:
+    found = find_sensitivity(model, DATA, precisions=precisions)
+    (gemm,) = (node for node in found.nodes if node.node == "gemm")
+    assert gemm.precisions["int8-dynamic"] == ("weights:int8", "activations:dynamic")
+    costs = find_costs(model, cost="flops", precisions=precisions)
+    assert (costs.of("gemm", FLOAT), costs.of("gemm", "int8-dynamic")) == (4096, 1228.8)
+
+
+def test_precisions_beside_a_recipe_of_one_are_refused(model: Path) -> None:
+    with pytest.raises(InputError, match="precisions to choose from are for a search"):
+        make_plan(model, DATA, recipe="int8", precisions=("int4-weight",))
+
+
+def test_a_pin_that_cannot_be_kept_is_refused_wherever_it_is_applied(model: Path) -> None:
+    with pytest.raises(InputError, match="'flat' cannot have the precision 'int8'"):
+        optimize(model, DATA, recipe="int8-weight", pins=["flat=int8"], **ANYTHING)  # type: ignore[arg-type]
+
+
+def test_tensors_belong_to_the_precision_that_they_were_made_for(model: Path) -> None:
+    plan = make_plan(model, DATA, recipe="int2-weight")
+    edited = tuple(
+        replace(node, precision="ternary", planned="int2-weight") if node.name == "gemm" else node
+        for node in plan.nodes
+    )
+    by_hand = apply_plan(model, replace(plan, nodes=edited))
+    pinned = apply_plan(model, make_plan(model, DATA, recipe="int2-weight", pins=["gemm=ternary"]))
+    assert computing(by_hand) == computing(pinned)
+
+
+def test_a_plan_is_for_one_table_of_its_target(model: Path, tmp_path: Path) -> None:
+    table, plan = tmp_path / "mine.toml", tmp_path / "p.toml"
+    table.write_text('extends = "cpu-x64"\n')
+    make_plan(model, DATA, recipe="int8", target=str(table)).save(plan)
+    plan.write_text(plan.read_text().replace(str(table), "mine.toml"))
+    assert precisions(apply_plan(model, plan))["conv"] == "int8", "found beside the plan"
+    table.write_text('extends = "cpu-x64"\nbias = "float"\n')
+    with pytest.raises(InputError, match="another one than the plan was made with; plan again"):
+        apply_plan(model, plan)
+
+
+def test_static_integers_need_ranges(model: Path) -> None:
+    with pytest.raises(InputError, match=r"no \[ranges\], which static integers need"):
+        apply_plan(model, replace(make_plan(model, DATA, recipe="int8"), ranges={}))
+
+
+def test_the_plan_of_a_recipe_predicts_nothing(model: Path) -> None:
+    assert "predicted" not in make_plan(model, DATA, recipe="int8").to_toml()
+
+
+def test_a_table_of_costs_needs_no_precision_that_only_a_pin_has(model: Path) -> None:
+    costs = find_costs(model, cost="size")
+    plan = make_plan(model, DATA, cost_table=costs, pins=["gemm=int8-weight"])
+    assert plan.precisions()["gemm"] == "int8-weight"
+
+
+def test_static_integers_where_the_target_has_none_are_refused(model: Path) -> None:
+    for options in ({"recipe": "int8"}, {"recipe": "float16", "pins": ["gemm=int8"]}):
+        with pytest.raises(InputError, match="target cuda has no integer kernels"):
+            make_plan(model, DATA, target="cuda", **options)  # type: ignore[arg-type]
+
+
+def test_methods_that_nothing_takes_are_named(model: Path) -> None:
+    with pytest.raises(InputError, match="none of the methods mse is for a node"):
+        make_plan(model, DATA, recipe="int8", methods="mse")
+    with pytest.raises(InputError, match="no method is named"):
+        make_plan(model, DATA, recipe="int8", methods=())
+
+
+def test_a_plan_does_not_take_the_place_of_its_tensors(model: Path, tmp_path: Path) -> None:
+    plan = make_plan(model, DATA, recipe="int2-weight")
+    with pytest.raises(InputError, match=r"name a \.toml file"):
+        plan.save(tmp_path / "p.safetensors")
+    (tmp_path / "q.safetensors").mkdir()
+    with pytest.raises(InputError, match="it is a folder"):
+        outputs = {"output": tmp_path / "o.onnx", "plan_output": tmp_path / "q.toml"}
+        optimize(model, DATA, **outputs, **ANYTHING)  # type: ignore[arg-type]
+    assert not (tmp_path / "o.onnx").exists()
