@@ -79,6 +79,9 @@ def _samples(count: int) -> np.ndarray:
 LEAST_SQNR = {"int2-weight": 0.0, "ternary": 0.0, "binary": 0.0, "int3-weight": 6.0}
 LEAST_SQNR |= {"int4-weight": 12.0, "q4_0": 12.0}
 
+# Of products that read stored weights, onnxruntime 1.24 fuses those of 4 bits only.
+FUSED_BY_1_24 = ("int3-weight", "int4-weight", "q4_0", "int8", "int8-dynamic")
+
 RUNNABLE = [name for name in built_in_recipes() if name != "bfloat16"]
 
 
@@ -103,8 +106,7 @@ def test_what_a_built_in_recipe_makes(name: str, monkeypatch: pytest.MonkeyPatch
         expected = {"com.microsoft:MatMulNBits": 1} if fused else {}
         assert report.output.integer_operators == expected
     elif name != "mixed":
-        # Of products that read stored weights, 1.24 fuses those of 4 bits only.
-        fused = RUNTIME >= (1, 25) or name in ("int4-weight", "q4_0", "int8", "int8-dynamic")
+        fused = RUNTIME >= (1, 25) or name in FUSED_BY_1_24
         assert bool(report.output.integer_operators) == fused
         assert report.size.ratio > (1.7 if name == "int8-dynamic" else 2)
     # By default onnxruntime quantizes the activations of products with weights in few bits.
