@@ -244,7 +244,10 @@ def _pinned(pins: Sequence[Pin], choices: Mapping[str, tuple[str, ...]]) -> dict
     for pin in pins:
         matching = fnmatch.filter(choices, pin.nodes)
         if not matching:
-            raise InputError(f"the pin '{pin.nodes}' matches no node that can be quantized")
+            raise InputError(
+                f"the pin '{pin.nodes}' matches no node that can be quantized; a plan made without "
+                "it, by `onnxq plan`, names those that can"
+            )
         found.update(dict.fromkeys(matching, pin.precision))
     for name, precision in found.items():
         if precision not in (FLOAT, *choices[name]):

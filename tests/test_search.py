@@ -153,7 +153,7 @@ def test_a_pin_to_integers_rules_the_float_model_out() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pins": ["conv9=float32"]}, "pin 'conv9' matches no node"),
+        ({"pins": ["conv9=float32"]}, "pin 'conv9' matches no node that can be quantized; a plan"),
         ({"pins": ["conv1=int7"]}, "asks for 'int7'"),
         ({"pins": ["conv1"]}, "PATTERN=PRECISION"),
         ({"pins": ["conv1=int8-dynamic"]}, "'conv1' cannot have the precision 'int8-dynamic'"),

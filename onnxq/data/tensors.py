@@ -52,7 +52,8 @@ def check_shape(shape: tuple[int, ...], spec: TensorSpec, where: str) -> None:
     )
     if not fits:
         raise InputError(
-            f"{where} has shape {list(shape)}, which does not fit the model's input {spec}"
+            f"{where} has shape {list(shape)}, which does not fit the model's input {spec}; "
+            "give samples of that shape"
         )
 
 

@@ -239,7 +239,11 @@ def test_nan_is_found_far_down_in_a_large_array() -> None:
         ({"z": rows(2)}, [X], "no array for the model's input 'x'; its arrays are: z"),
         ({}, [X], "its arrays are: none; the model's inputs are: x float32 [N, 3]"),
         ({"x": rows(2), "q": rows(2)}, [X], "array 'q' that is no input"),
-        ({"x": np.zeros((2, 4))}, [X], "has shape [2, 4], which does not fit the model's input x"),
+        (
+            {"x": np.zeros((2, 4))},
+            [X],
+            "does not fit the model's input x float32 [N, 3]; give samples",
+        ),
         ({"x": np.zeros(3)}, [X], "has shape [3]"),
         ({"x": np.zeros((1, 2, 3, 3))}, [X], "has shape [1, 2, 3, 3]"),
         ({"x": np.zeros((4, 3, 3))}, [FIXED], "element of the data: array 'x' has shape [3, 3]"),
