@@ -17,7 +17,7 @@ from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, ModelLike, load, parse_passes, save
 from onnxq.observe import Calibrator, parse_calibrator
 from onnxq.options import Options
-from onnxq.passes.cleanup.constant_initializers import ConstantInitializers
+from onnxq.passes.cleanup.constant_initializers import settle_overridable
 from onnxq.plan import Pin
 from onnxq.precision import require_searchable
 from onnxq.progress import SILENT, Progress
@@ -53,6 +53,7 @@ class Job:
         methods: Tuners that may be used, `AUTOMATIC`, or `NO_METHODS`.
         options: What else the user wants.
         progress: Told of stages.
+        notes: What to say of the model in the report.
     """
 
     path: Path
@@ -69,6 +70,7 @@ class Job:
     methods: tuple[str, ...]
     options: Options
     progress: Progress
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def sha256(self) -> str:
@@ -148,8 +150,8 @@ def open_job(
         if data is None:
             data = [random_feeds(specs, seed=seed) for seed in range(_MADE_UP)]
         samples, held_out = _split(data, eval_data, specs, options)
-        if options.constant_initializers:
-            ConstantInitializers().run(source, Context(options.debug))
+        ctx = Context(options.debug)
+        notes = settle_overridable(source, ctx, keep=options.keep_overridable)
         yield Job(
             path,
             folder,
@@ -165,6 +167,7 @@ def open_job(
             methods,
             options,
             progress,
+            notes,
         )
 
 

@@ -99,7 +99,7 @@ def optimize(
         graph, report, plan = _searched(job) if job.recipe.is_search else _planned(job)
         report = replace(
             report,
-            notes=(*report.notes, *certainty(report)),
+            notes=(*job.notes, *report.notes, *certainty(report)),
             model=replace(report.model, path=label(model)),
             output=replace(report.output, path="" if output is None else str(output)),
         )
@@ -191,7 +191,7 @@ def _float_only(job: Job, baseline: Report, gates: Sequence[Gate], why: str) -> 
         job.target.name,
         passes=job.recipe.passes,
         opset=max(job.source.opset, job.options.opset or 0),
-        constant_initializers=job.options.constant_initializers,
+        keep_overridable=job.options.keep_overridable,
         calibrator=str(job.calibrator),
         seed=job.options.seed,
     )
@@ -210,13 +210,12 @@ def _float_only(job: Job, baseline: Report, gates: Sequence[Gate], why: str) -> 
 
 def _left_alone(job: Job) -> Plan:
     """The plan that leaves the model as it is."""
-    constant = job.options.constant_initializers
     return Plan(
         job.sha256,
         job.target.name,
         passes="",
         opset=job.source.opset,
-        constant_initializers=constant,
+        keep_overridable=job.options.keep_overridable,
         calibrator=str(job.calibrator),
         seed=job.options.seed,
     )

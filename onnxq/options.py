@@ -39,8 +39,8 @@ class Options:
         sensitivity: ``suffix``, or ``exhaustive`` for one run of the whole model per node.
         proxy: What a loss is, see `onnxq.sensitivity.loss.PROXIES`.
         opset: Raise the model to at least this opset; the lowest that will do if None.
-        constant_initializers: Make weights that are listed as inputs, too, constants; callers can
-            no longer override them.
+        keep_overridable: Keep weights that are all listed as inputs overridable; they are made
+            constants otherwise.
         samples: Samples to calibrate on; half of the data, at most 512, if None.
         batch_size: Samples in a batch where the model leaves it open.
         images: How to read a folder of images.
@@ -68,7 +68,7 @@ class Options:
     sensitivity: Literal["suffix", "exhaustive"] = "suffix"
     proxy: str = "noise"
     opset: int | None = None
-    constant_initializers: bool = False
+    keep_overridable: bool = False
     samples: int | None = None
     batch_size: int | None = None
     images: ImageOptions | None = None

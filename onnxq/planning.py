@@ -18,7 +18,7 @@ from onnxq.ir.saving import check_writable
 from onnxq.job import Job, as_file, open_job
 from onnxq.observe import Ranges
 from onnxq.options import Options
-from onnxq.passes.cleanup.constant_initializers import ConstantInitializers
+from onnxq.passes.cleanup.constant_initializers import settle_overridable
 from onnxq.plan import Assignment, Plan, assign, pareto_front
 from onnxq.plan.apply import apply, float_graph, parsed
 from onnxq.plan.assignment import Objective
@@ -245,8 +245,7 @@ def apply_plan(
                 f"the plan is for another model, of SHA-256 {made.model_sha256[:12]}...; this "
                 f"one's is {found[:12]}..., so make a new plan with `onnxq plan`"
             )
-        if made.constant_initializers:
-            ConstantInitializers().run(graph, Context(debug))
+        settle_overridable(graph, Context(debug), keep=made.keep_overridable)
         if not made.changes_nothing:
             graph = _applied(graph, made, progress, debug)
         if output is not None:

@@ -14,6 +14,7 @@ from onnxq.ir import Graph, Node, PassRecord
 from onnxq.job import Job
 from onnxq.needs import Need, RangeOf
 from onnxq.observe import Ranges, calibrate, parse_calibrator
+from onnxq.passes.cleanup.constant_initializers import AS_CONSTANTS
 from onnxq.passes.notes import BY_REQUEST, OVERRIDABLE, UNRELATED, Reason, node_name
 from onnxq.passes.static.placement import (
     Placement,
@@ -98,7 +99,7 @@ class Prepared:
         if job.options.work_folder is None:
             return WorkFolder()
         basis = (job.sha256, job.digest, job.recipe.passes, *job.recipe.keep_float)
-        more = (job.target.digest, self.graph.opset, job.options.constant_initializers)
+        more = (job.target.digest, self.graph.opset, job.options.keep_overridable)
         return WorkFolder(Path(job.options.work_folder), *basis, *map(str, more))
 
 
@@ -278,5 +279,6 @@ def _why(reasons: Sequence[Reason], target: Target) -> str:
         computing = sorted(n for n, r in target.operators.items() if r.role == "compute")
         return f"it has no {', '.join(computing)} outside of subgraphs and functions"
     reason = Counter(reasons).most_common(1)[0][0]
-    more = "; if none does, add --constant-initializers" if reason == OVERRIDABLE else ""
-    return f"{reason.text}{more}"
+    if reason != OVERRIDABLE:
+        return reason.text
+    return f"{reason.text}; if none does, make them constants: {AS_CONSTANTS}"

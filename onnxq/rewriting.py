@@ -23,6 +23,7 @@ from onnxq.ir import (
     parse_passes,
 )
 from onnxq.ir.saving import to_proto
+from onnxq.passes.cleanup.constant_initializers import settle_overridable
 from onnxq.runtime import Session
 
 TOLERANCE = 1e-5
@@ -31,10 +32,11 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A rewritten model and what each pass did to it."""
+    """A rewritten model, what each pass did to it, and sentences about its interface."""
 
     graph: Graph
     records: tuple[PassRecord, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def rewrite(
     model: ModelLike | Graph,
     passes: str | Sequence[Pass] | None = None,
     *,
+    keep_overridable: bool = False,
     debug: int = 0,
 ) -> Rewritten:
     """Rewrite a model with float passes.
@@ -70,14 +73,17 @@ def rewrite(
         model: Path, serialized bytes, ``ModelProto`` or a graph, which is left as it is.
         passes: Passes, or their text form ``"fold-constants,fuse-batch-norm"``; the default
             float pipeline if None.
+        keep_overridable: Keep weights that are all listed as inputs overridable; they are made
+            constants otherwise.
         debug: Level of the passes' log, see `onnxq.ir.Context`.
 
     Raises:
         InputError: the model or a pass cannot be used.
     """
     graph = model.copy() if isinstance(model, Graph) else load(model)
-    records = Pipeline(_passes(passes)).run(graph, Context(debug))
-    return Rewritten(graph, tuple(records))
+    steps, ctx = _passes(passes), Context(debug)
+    notes = settle_overridable(graph, ctx, keep=keep_overridable)
+    return Rewritten(graph, tuple(Pipeline(steps).run(graph, ctx)), notes)
 
 
 def bisect_passes(
@@ -85,6 +91,7 @@ def bisect_passes(
     passes: str | Sequence[Pass] | None = None,
     *,
     feeds: Mapping[str, np.ndarray] | None = None,
+    keep_overridable: bool = False,
     seed: int = 0,
     tolerance: float = TOLERANCE,
 ) -> BisectResult:
@@ -97,6 +104,7 @@ def bisect_passes(
         model: The model, see `rewrite`.
         passes: The passes to check, see `rewrite`.
         feeds: Inputs to run with; random ones drawn from ``seed`` if None.
+        keep_overridable: See `rewrite`.
         seed: Chooses the random inputs.
         tolerance: Largest difference relative to an output's largest magnitude.
 
@@ -107,6 +115,7 @@ def bisect_passes(
     session = Session(to_proto(graph), optimization="none")
     fed = dict(feeds) if feeds is not None else random_feeds(session.inputs, seed=seed)
     expected = session.run(fed)
+    settle_overridable(graph, Context(), keep=keep_overridable)
     checked = []
     for step in _passes(passes):
         checked.append(_check(step, graph, fed, expected))

@@ -85,7 +85,7 @@ def plan_of(prepared: Prepared, nodes: Sequence[PlanNode]) -> Plan:
         target_sha256=job.target.digest,
         passes=job.recipe.passes,
         opset=prepared.graph.opset,
-        constant_initializers=job.options.constant_initializers,
+        keep_overridable=job.options.keep_overridable,
         calibrator=prepared.ranges.calibrator,
         seed=job.options.seed,
         nodes=tuple(replace(node, method=methods.get(node.name, "")) for node in nodes),

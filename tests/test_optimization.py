@@ -428,10 +428,15 @@ def _infinite(model: Path, data: object, folder: Path) -> dict[str, object]:
     return {"model": to_proto(graph), "data": {"x": np.zeros((8, 4), np.float32)}}
 
 
-def _overridable(model: Path, data: object, folder: Path) -> dict[str, object]:
-    graph = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
-        g (float[N, 2] x, float[2, 1] w = {1, 2}) => (float[N, 1] y) { y = MatMul(x, w) }""")
+def _listed(weights: str) -> dict[str, object]:
+    graph = Graph.from_text(f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 2] x, {weights}
+        {{ h = MatMul(x, w)  y = Add(h, v) }}""")
     return {"model": to_proto(graph), "data": {"x": np.ones((8, 2), np.float32)}}
+
+
+def _partly_overridable(model: Path, data: object, folder: Path) -> dict[str, object]:
+    return _listed("float[2, 1] w = {1, 2}) => (float[N, 1] y) <float[1, 1] v = {4}>")
 
 
 BAD: dict[str, tuple[Change, str]] = {
@@ -466,7 +471,10 @@ BAD: dict[str, tuple[Change, str]] = {
     ),
     "nothing to quantize": (_nothing_to_quantize, "it has no Conv, Gemm, MatMul outside"),
     "infinite values": (_infinite, "nothing in the model can be quantized: 'h' has infinite"),
-    "weights as inputs": (_overridable, "callers may override; if none does, add --constant-init"),
+    "weights as inputs": (
+        _partly_overridable,
+        "callers may override; if none does, make them constants: `onnxq rewrite -p constant-init",
+    ),
 }
 
 
@@ -484,11 +492,14 @@ def test_bad_input_is_one_sentence_and_leaves_no_file(
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_weights_that_are_inputs_too_can_be_made_constants() -> None:
-    arguments = _overridable(Path(), None, Path())
-    found = optimize(**arguments, constant_initializers=True, **FAST)  # type: ignore[arg-type]
+def test_weights_that_are_all_inputs_are_constants_unless_they_are_to_be_kept() -> None:
+    arguments = _listed("float[2, 1] w = {1, 2}, float[1, 1] v = {4}) => (float[N, 1] y)")
+    found = optimize(**arguments, **FAST)  # type: ignore[arg-type]
     assert [v.name for v in found.graph.inputs] == ["x"]
     assert found.report.output.integer_operators
+    assert "2 of them are constants now" in found.report.notes[0]
+    with pytest.raises(InputError, match="which callers may override"):
+        optimize(**arguments, keep_overridable=True, **FAST)  # type: ignore[arg-type]
 
 
 def test_nodes_are_kept_in_float_by_the_recipe(model: Path, data: dict[str, np.ndarray]) -> None:
@@ -661,7 +672,6 @@ def test_every_model_of_the_zoo_is_quantized_or_refused_in_a_sentence(
                 path,
                 _zoo_feeds(path),
                 output=output,
-                constant_initializers=True,
                 keep_failed=True,
             )
         except InputError as error:

@@ -201,7 +201,6 @@ def test_weights_that_are_inputs_too_are_made_constants_again(tmp_path: Path) ->
         inputs(graph, 32),
         output=out,
         plan_output=tmp_path / "p.toml",
-        constant_initializers=True,
         min_speedup=0,
     )
     assert found.passed and [v.name for v in found.graph.inputs] == ["x"]

@@ -25,7 +25,7 @@ EXAMPLES = """examples:
 NEEDS = "--output"
 TAKES = (
     "model --data --from --calibrator --recipe --target --samples --memory-limit "
-    f"--constant-initializers --opset --seed --batch-size {IMAGES}"
+    f"--keep-overridable --opset --seed --batch-size {IMAGES}"
 )
 
 

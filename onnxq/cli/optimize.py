@@ -25,7 +25,7 @@ NEEDS = "model --data --output"
 TAKES = (
     "--eval --recipe --target --calibrator --methods --max-drop --min-speedup --min-sqnr "
     "--max-size-ratio --keep-failed --plan-out --pin --work-dir --metric --calibration-samples "
-    "--constant-initializers --opset --seed --memory-limit --report --threads --batch-size "
+    "--keep-overridable --opset --seed --memory-limit --report --threads --batch-size "
     f"{IMAGES}"
 )
 MAKES_MODEL = True

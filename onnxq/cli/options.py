@@ -193,8 +193,8 @@ _DECLARED: Mapping[str, Keywords] = {
         "several times if it is short",
         values.memory,
     ),
-    "--constant-initializers": _switch(
-        "treat weights that are listed as inputs, too, as constants"
+    "--keep-overridable": _switch(
+        "keep weights that are all listed as inputs overridable; they are made constants without it"
     ),
     "--opset": _value(
         "N",
@@ -236,7 +236,7 @@ IMAGES = " ".join(name for name in _NAMED if name.startswith("--image"))
 """How a folder of images becomes input."""
 
 STUDY = (
-    "--precision --recipe --target --calibrator --methods --samples --constant-initializers "
+    "--precision --recipe --target --calibrator --methods --samples --keep-overridable "
     f"--opset --seed --memory-limit --work-dir --threads --batch-size {IMAGES}"
 )
 """How a model is read, rewritten and observed."""

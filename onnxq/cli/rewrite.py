@@ -24,7 +24,7 @@ examples:
 """
 
 NEEDS = ""
-TAKES = "model --output --passes --list --bisect-passes --external-data"
+TAKES = "model --output --passes --list --bisect-passes --external-data --keep-overridable"
 CHANGES = {"model": {"help": "model to rewrite"}}
 MAKES_MODEL = True
 
@@ -46,13 +46,16 @@ def run(parsed: argparse.Namespace, _: Progress) -> Outcome:
                 f"the pass '{step.name}' approximates, so it runs only under the promise of "
                 "`onnxq optimize`"
             )
-    result = rewrite(parsed.model, passes, debug=debug_level())
+    result = rewrite(
+        parsed.model, passes, keep_overridable=parsed.keep_overridable, debug=debug_level()
+    )
     save(result.graph, parsed.output, external_data=parsed.external_data)
     body = {
         "schema": "onnxq/rewrite/1",
         "model": parsed.model,
         "output": parsed.output,
         "passes": [dataclasses.asdict(record) for record in result.records],
+        "notes": list(result.notes),
     }
     rows = [
         (
@@ -64,7 +67,7 @@ def run(parsed: argparse.Namespace, _: Progress) -> Outcome:
         for r in result.records
     ]
     shown = table(rows, ("pass", "rewrites", "time", "nodes"), align=">>>")
-    return Outcome(body, shown, f"Wrote {parsed.output}.")
+    return Outcome(body, shown, " ".join((*result.notes, f"Wrote {parsed.output}.")))
 
 
 def _list() -> Outcome:
@@ -84,7 +87,7 @@ def _list() -> Outcome:
 
 
 def _bisect(parsed: argparse.Namespace) -> Outcome:
-    result = bisect_passes(parsed.model, parsed.passes)
+    result = bisect_passes(parsed.model, parsed.passes, keep_overridable=parsed.keep_overridable)
     ending, code = "No pass changes the outputs.", EXIT_OK
     if result.first_bad is not None:
         ending = f"The first pass that changes the outputs is {result.first_bad}."

@@ -22,7 +22,7 @@ from onnxq.tune.tuned import read_tuned, sha256, to_bytes
 BY_HAND = "pinned by hand"
 
 _COMPARED = (
-    *("model_sha256", "target", "passes", "opset", "constant_initializers", "calibrator"),
+    *("model_sha256", "target", "passes", "opset", "keep_overridable", "calibrator"),
     *("promise", "tuned_sha256"),
 )
 _ORDER = ("planned", "loss", "cost", "float_cost", "reason", "pinned", "method")
@@ -117,7 +117,7 @@ class Plan(Saved):
         passes: Float passes in text form, forms of regions included; empty, and without nodes,
             for a plan that leaves the model as it is.
         opset: Opset that the model is raised to.
-        constant_initializers: Whether weights that are inputs, too, are made constants.
+        keep_overridable: Whether weights that are all listed as inputs stay inputs.
         calibrator: How the ranges were found.
         seed: Chose the calibration samples.
         promise: Gates that the plan was made for.
@@ -145,7 +145,7 @@ class Plan(Saved):
     target_sha256: str = entry(sparse=True, default="")
     passes: str = "default"
     opset: int = 0
-    constant_initializers: bool = False
+    keep_overridable: bool = False
     calibrator: str = "minmax"
     seed: int = 0
     promise: tuple[str, ...] = entry(sparse=True, default=())

@@ -20,7 +20,7 @@ NAMES = [module.__name__.rpartition(".")[2] for module in COMMANDS]
 
 STUDYING = (
     "--data -o --output --precision --recipe --target --calibrator --samples --opset --seed "
-    "--methods --memory-limit --work-dir --threads --batch-size --constant-initializers "
+    "--methods --memory-limit --work-dir --threads --batch-size --keep-overridable "
     "--image-size"
 )
 
@@ -28,7 +28,7 @@ OPTIONS = {
     "optimize": (
         "--data -o --output --eval --recipe --target --metric --max-drop --min-speedup "
         "--min-sqnr --keep-failed --report --seed --threads --batch-size --calibration-samples "
-        "--calibrator --constant-initializers --opset --image-size --image-mean --image-std "
+        "--calibrator --keep-overridable --opset --image-size --image-mean --image-std "
         "--image-scale --image-layout --image-color --image-resize --max-size-ratio --plan-out "
         "--pin --work-dir --methods --memory-limit"
     ),
@@ -38,10 +38,10 @@ OPTIONS = {
     "--pareto --diff",
     "apply": "-o --output",
     "calibrate": "--data -o --output --from --calibrator --memory-limit --recipe --target "
-    "--samples --batch-size --constant-initializers --opset --seed --image-size",
+    "--samples --batch-size --keep-overridable --opset --seed --image-size",
     "compare": "--data --metric --gate --provider --junit --report --samples --no-layers "
     "--threads --batch-size --image-size",
-    "rewrite": "-p --passes -o --output --list --bisect-passes --external-data",
+    "rewrite": "-p --passes -o --output --list --bisect-passes --external-data --keep-overridable",
     "bench": "--data --seconds --provider --threads --batch-size",
     "inspect": "--nodes",
     "targets": "",

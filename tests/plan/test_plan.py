@@ -23,7 +23,7 @@ PLAN = Plan(
     "cpu-x64",
     passes="fold-constants",
     opset=17,
-    constant_initializers=True,
+    keep_overridable=True,
     calibrator="percentile{percentile=99.9}",
     seed=3,
     promise=("drop<=0.01",),
