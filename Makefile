@@ -21,10 +21,10 @@ resolve = echo "setuptools>=77" | UV_CUSTOM_COMPILE_COMMAND="make constraints" \
 
 help:
 	@echo "make demo         quantize models/digits_resnet.onnx and compare it with the float model"
-	@echo "make test         the tests, with coverage"
+	@echo "make test         the tests"
 	@echo "make slow         the tests marked slow (those on a model corpus need ONNXQ_CORPUS)"
 	@echo "make lint         ruff and mypy"
-	@echo "make oldest       the tests with the oldest dependencies that pyproject.toml allows"
+	@echo "make oldest       the tests with the oldest dependencies that pyproject.toml allows, with coverage"
 	@echo "make newest       the tests with the newest ones there are"
 	@echo "make compat       both"
 	@echo "make constraints  write the versions that all but 'newest' install, in constraints/"
@@ -54,7 +54,7 @@ demo: $(VENV)/.installed
 		-o build/digits_resnet.int8.onnx --report build/report
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
@@ -67,7 +67,7 @@ lint: $(VENV)/.installed-dev
 compat: oldest newest
 
 oldest: $(VENV)-oldest/.installed
-	$(VENV)-oldest/bin/python -m pytest -n auto
+	$(VENV)-oldest/bin/python -m pytest -n auto --cov --cov-report=term
 
 # Nothing holds this one, so it is brought up to date each time.
 newest: | $(VENV)-newest/bin/python
