@@ -9,10 +9,11 @@ from dataclasses import replace
 from onnxq.data import DataLike, ImageOptions, read
 from onnxq.ir import ModelLike, load
 from onnxq.job import as_file, held_out_part, label, single_feed
-from onnxq.progress import SILENT, Progress
+from onnxq.progress import SILENT, PeakWatch, Progress
 from onnxq.report.certainty import certainty
 from onnxq.runtime import Session
 from onnxq.verify import CompareOptions, Gate, Report, compare_files
+from onnxq.verify.facts import peak_rss_bytes
 
 
 def compare(
@@ -64,11 +65,13 @@ def compare(
         if samples is not None:
             dataset = dataset.take(samples)
         feed = single_feed(dataset, specs)
+        watch = PeakWatch(progress, peak_rss_bytes)
         report = compare_files(
-            path, candidate_path, dataset, feed, options, started=started, progress=progress
+            path, candidate_path, dataset, feed, options, started=started, progress=watch
         )
     return replace(
         report,
+        peak_stage=watch.peak_stage(),
         notes=certainty(report),
         model=replace(report.model, path=label(float_model)),
         output=replace(report.output, path=label(candidate)),

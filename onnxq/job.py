@@ -25,6 +25,7 @@ from onnxq.recipe import Recipe, load_recipe
 from onnxq.runtime import Session, TensorSpec, load_backend
 from onnxq.targets import Target, load_target
 from onnxq.tune import parse_tuner
+from onnxq.verify import Reference
 from onnxq.verify.facts import file_sha256
 from onnxq.work import data_digest
 
@@ -90,6 +91,19 @@ class Job:
         """
         require_searchable(self.precisions)
         return replace(self, recipe=replace(self.recipe, precision=""))
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The float model on the held-out samples, on the target's provider if it is here."""
+        assert self.held_out is not None
+        return Reference(
+            self.path,
+            self.held_out,
+            metric=self.options.metric,
+            backend=self.target.backend,
+            provider="cpu" if self.missing_provider() else self.target.provider,
+            folder=self.folder,
+        )
 
     @property
     def context(self) -> Context:
@@ -198,13 +212,7 @@ def held_out_part(data: Dataset, seed: int = 0) -> Dataset:
 def single_feed(data: Dataset, specs: Sequence[TensorSpec]) -> Batch:
     """The first sample alone where the model leaves the batch open, else the first batch."""
     first = next(data.batches())
-    open_batch = all(
-        s.shape and not isinstance(s.shape[0], int) and len(first.feeds[s.name]) == first.size
-        for s in specs
-    )
-    if first.size == 1 or not open_batch:
-        return first
-    return Batch({name: array[:1] for name, array in first.feeds.items()}, None, 1, 1)
+    return first.rows(0, 1) if first.is_divisible(specs) else first
 
 
 @contextmanager

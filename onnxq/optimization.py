@@ -19,13 +19,14 @@ from onnxq.plan import Plan
 from onnxq.plan.apply import float_graph
 from onnxq.precision import FLOAT
 from onnxq.prepare import Prepared, observed, prepare
-from onnxq.progress import SILENT, Progress
+from onnxq.progress import SILENT, PeakWatch, Progress
 from onnxq.promise import promise
 from onnxq.proof import verify
 from onnxq.report.certainty import certainty
 from onnxq.search import Candidate, Search
 from onnxq.study import apply_to, study, uniform_plan
 from onnxq.verify import Gate, Report, with_gates
+from onnxq.verify.facts import peak_rss_bytes
 from onnxq.verify.metrics import choose_metric
 from onnxq.verify.result import CandidateFacts
 
@@ -94,7 +95,8 @@ def optimize(
         raise InputError(
             f"the plan's tensors go to '{beside}', as does the model; name another file"
         )
-    with open_job(model, data, options, eval_data=eval_data, progress=progress) as job:
+    watch = PeakWatch(progress, peak_rss_bytes)
+    with open_job(model, data, options, eval_data=eval_data, progress=watch) as job:
         _check(job)
         graph, report, plan = _searched(job) if job.recipe.is_search else _planned(job)
         report = replace(
@@ -109,8 +111,13 @@ def optimize(
         if is_kept and plan_output is not None:
             plan.save(plan_output)
     written = Path(output) if is_kept and output is not None else None
-    seconds = time.perf_counter() - started
-    return Optimized(graph, replace(report, seconds=seconds), written, plan)
+    report = replace(
+        report,
+        seconds=time.perf_counter() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+        peak_stage=watch.peak_stage(),
+    )
+    return Optimized(graph, report, written, plan)
 
 
 Found = tuple[Graph, Report, Plan]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -16,6 +17,42 @@ class Progress(Protocol):
 
     def finish(self) -> None:
         """All stages are over."""
+
+
+class PeakWatch:
+    """Passes on what it is told, and notes in which stage memory was highest.
+
+    Args:
+        inner: Whom to pass it on to.
+        peak: Gives the most memory that the process has held so far, in bytes.
+    """
+
+    def __init__(self, inner: Progress, peak: Callable[[], int]) -> None:
+        self._inner = inner
+        self._peak = peak
+        self._highest = peak()
+        self._running, self._found = "reading", ""
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """A stage begins, so the one before it is over."""
+        self.peak_stage()
+        self._running = name
+        self._inner.stage(name, total)
+
+    def advance(self, done: int) -> None:
+        """Passed on."""
+        self._inner.advance(done)
+
+    def finish(self) -> None:
+        """Passed on."""
+        self._inner.finish()
+
+    def peak_stage(self) -> str:
+        """The stage in which the most memory was held; empty if more was before all stages."""
+        peak = self._peak()
+        if peak > self._highest:
+            self._highest, self._found = peak, self._running
+        return self._found
 
 
 class _Silent:

@@ -50,6 +50,7 @@ def verify(
                 latency_seconds=_BRIEFLY if is_float else _SECONDS,
             ),
             passes=records,
+            reference=job.reference,
             progress=job.progress,
         )
     except InputError as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,6 +14,18 @@ from onnxq.runtime.specs import Array
 
 Block = tuple[dict[str, Array], Array | None]
 """Arrays by input name and labels; the first axis of each runs over samples."""
+
+
+class Fed(Protocol):
+    """An input of a model."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def shape(self) -> Sequence[int | str | None] | None:
+        """Its declared shape, in which only numbers are fixed."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,28 @@ class Batch:
     def _real_rows(self, value: Any) -> Any:
         batched = isinstance(value, np.ndarray) and value.shape[:1] == (self.size,)
         return value[: self.valid] if batched else value
+
+    def is_divisible(self, inputs: Iterable[Fed]) -> bool:
+        """Whether a model with some inputs may as well be fed the rows a few at a time."""
+        return self.valid == self.size and all(
+            i.shape and not isinstance(i.shape[0], int) and len(self.feeds[i.name]) == self.size
+            for i in inputs
+        )
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Some of a divisible batch's rows."""
+        feeds = {name: array[start:stop] for name, array in self.feeds.items()}
+        labels = None if self.labels is None else self.labels[start:stop]
+        return Batch(feeds, labels, stop - start, stop - start)
+
+    def parts(self, rows: int) -> Iterator[Batch]:
+        """A divisible batch's rows, about evenly, at most ``rows`` at a time."""
+        count = math.ceil(self.size / rows)
+        if count <= 1:
+            yield self
+            return
+        ends = [self.size * i // count for i in range(count + 1)]
+        yield from (self.rows(*part) for part in pairwise(ends))
 
 
 def stack_rows(blocks: Iterable[Block], size: int, *, fill: bool) -> Iterator[Batch]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.data.batch import Batch
+from onnxq.data.batch import Batch, Fed
 from onnxq.errors import InputError
 from onnxq.runtime.specs import Array
 
@@ -102,6 +102,10 @@ class Dataset:
             return self
         return Dataset(self._source, _evenly(self._units, count / len(self)))
 
+    def in_parts(self, rows: int, inputs: Sequence[Fed]) -> Dataset:
+        """Return the same samples, at most so many in a batch where a model leaves it open."""
+        return Dataset(_Divided(self._source, rows, inputs), self._units)
+
     def split(self, seed: int, calibration: int | None = None) -> tuple[Dataset, Dataset]:
         """Return disjoint calibration and held-out parts; each keeps the source's order.
 
@@ -156,6 +160,24 @@ class Dataset:
         before = np.cumsum(self._source.samples[order]) - self._source.samples[order]
         taken = min(int((before < wanted).sum()), len(order) - 1)
         return order[:taken], order[taken:]
+
+
+class _Divided(Source):
+    """A source whose batches are given out in parts where a model's inputs allow it."""
+
+    def __init__(self, source: Source, rows: int, inputs: Sequence[Fed]) -> None:
+        self.name, self.samples = source.name, source.samples
+        self.split, self.labels_ndim = source.split, source.labels_ndim
+        self._source = source
+        self._rows = rows
+        self._inputs = tuple(inputs)
+
+    def batches(self, units: Indices) -> Iterator[Batch]:
+        for batch in self._source.batches(units):
+            if batch.is_divisible(self._inputs):
+                yield from batch.parts(self._rows)
+            else:
+                yield batch
 
 
 def _evenly(units: Indices, fraction: float) -> Indices:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,8 @@ from onnxq.ir import DataType, Graph, load, save
 from onnxq.observe.observer import Indices, Observer
 from onnxq.progress import Progress
 from onnxq.runtime import Session
+from onnxq.runtime.pool import RUN_BYTES
 from onnxq.runtime.specs import Array
-
-RUN_BYTES = 64 << 20
-"""Observed values that one run gives out unless told otherwise. Batches that make more are fed in
-parts where the model leaves the batch open."""
 
 _SMALLEST_PART = 3
 """Rows that parts of a batch may have to have: onnxruntime computes a single row with other
@@ -91,7 +87,7 @@ class Feeding:
         if self._made:
             save(_with_outputs(self.graph, self._made), model)
         if self._made and memory_limit is None:
-            session = Session(model, threads=self.threads, config=_YIELDING)
+            session = Session(model, threads=self.threads, config=_YIELDING, pooled=True)
         elif self._made:
             # What is given out decides what onnxruntime may fuse, and so the last digits of all
             # values. The model is optimized once, with everything given out, and cut up then: the
@@ -114,7 +110,13 @@ class Feeding:
         part = graph.extract(graph.inputs, [graph.values[name] for name in names])
         path = self.folder / "part.onnx"
         save(part, path)
-        return Session(path, threads=self.threads, optimization="none", config=_YIELDING)
+        return self._as_optimized(path)
+
+    def _as_optimized(self, path: Path) -> Session:
+        """A session of what was optimized before."""
+        return Session(
+            path, threads=self.threads, optimization="none", config=_YIELDING, pooled=True
+        )
 
     def _bytes(self, whole: Graph | None) -> dict[str, tuple[int, int]]:
         """Bytes of the tensors in the smallest part of a batch that can be fed.
@@ -128,7 +130,7 @@ class Feeding:
             names = {name: shape.name for name, shape in shapes.items()}
             path = self.folder / "shapes.onnx"
             save(graph.extract(graph.inputs, shapes.values()), path)
-            session = Session(path, threads=self.threads, optimization="none", config=_YIELDING)
+            session = self._as_optimized(path)
         part = next(self._parts(session, _Group((), (), 1)))
         batch = part.batch
         if session is not None:
@@ -203,16 +205,14 @@ class Feeding:
     def _parts(self, session: Session | None, group: _Group) -> Iterator[_Part]:
         rows, first = group.rows, 0
         for batch in self.data.batches():
-            cuts = [0, batch.size]
-            if session is not None and _is_open(session, batch):
+            parts = [batch]
+            if session is not None and batch.is_divisible(session.inputs):
                 if rows is None:
                     rows = _rows_that_fit(session, batch, group.made)
-                count = min(math.ceil(batch.size / rows), max(1, batch.size // 2))
-                cuts = [batch.size * i // count for i in range(count + 1)]
-            for start, stop in pairwise(cuts):
-                some = batch if len(cuts) == 2 else _slice(batch, start, stop)
-                yield _Part(some, first + start, stop == batch.size)
-            first += batch.valid
+                parts = [*batch.parts(max(rows, _SMALLEST_PART))]
+            for number, part in enumerate(parts, start=1):
+                yield _Part(part, first, number == len(parts))
+                first += part.valid
 
 
 @dataclass(frozen=True)
@@ -249,22 +249,9 @@ def _computed(
             yield waiting[0], waiting[1].result()
 
 
-def _is_open(session: Session, batch: Batch) -> bool:
-    """Whether a batch's rows may as well be fed a few at a time."""
-    return batch.valid == batch.size and all(
-        s.shape and not isinstance(s.shape[0], int) and len(batch.feeds[s.name]) == batch.size
-        for s in session.inputs
-    )
-
-
-def _slice(batch: Batch, start: int, stop: int) -> Batch:
-    feeds = {name: array[start:stop] for name, array in batch.feeds.items()}
-    return Batch(feeds, None, stop - start, stop - start)
-
-
 def _rows_that_fit(session: Session, batch: Batch, names: Sequence[str]) -> int:
     """Number of rows whose values fill `RUN_BYTES`, judged by the first row's."""
-    values = session.run(_slice(batch, 0, 1).feeds, names)
+    values = session.run(batch.rows(0, 1).feeds, names)
     return max(1, RUN_BYTES // max(1, sum(np.asarray(v).nbytes for v in values.values())))
 
 

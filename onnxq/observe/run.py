@@ -24,6 +24,7 @@ from onnxq.observe.sampling import SampledRows, SamplesObserver
 from onnxq.observe.statistics import ChannelStatistics
 from onnxq.progress import SILENT, Progress
 from onnxq.quant import UINT8, ZERO_POINT, Format, Scheme
+from onnxq.runtime.pool import processors
 
 
 def observe(
@@ -84,7 +85,7 @@ def observe(
             observer = _observer(need, seed, scratch / f"samples-{number}")
             observers.setdefault(need.tensor, {})[need] = observer
         shown = {tensor: list(of.values()) for tensor, of in observers.items()}
-        count = threads or os.cpu_count() or 1
+        count = threads or processors()
         feeding = Feeding(graph, data, shown, places, scratch, count, progress)
 
         def found() -> Iterator[tuple[Need, Result]]:

@@ -56,8 +56,16 @@ class Backend(ABC):
         """Say why models cannot run on a provider here; empty if they can."""
 
     @abstractmethod
-    def session(self, model: ModelLike, *, provider: str = "cpu", threads: int = 1) -> Runnable:
+    def session(
+        self, model: ModelLike, *, provider: str = "cpu", threads: int = 1, pooled: bool = False
+    ) -> Runnable:
         """Load a model.
+
+        Args:
+            model: Path or serialized model.
+            provider: Where to run it.
+            threads: Threads inside one operator.
+            pooled: Whether it may share memory with other such sessions, as nobody times it.
 
         Raises:
             InputError: the model cannot be loaded on that provider.

@@ -12,6 +12,9 @@ import numpy as np
 from onnxq.errors import InputError
 from onnxq.runtime.specs import Array
 
+_AT_ONCE = 1 << 18
+"""Numbers that are compared at a time; their float64 copies stay in the processor's cache."""
+
 
 @dataclass(frozen=True)
 class OutputError:
@@ -51,8 +54,13 @@ class _Sums:
         if reference.dtype.kind in "OUS" or candidate.dtype.kind in "OUS":
             self.incomparable |= not np.array_equal(reference, candidate)
             return
-        r = reference.astype(np.float64).ravel()
-        c = candidate.astype(np.float64).ravel()
+        r, c = reference.reshape(-1), candidate.reshape(-1)
+        for at in range(0, r.size, _AT_ONCE):
+            self._add(
+                r[at : at + _AT_ONCE].astype(np.float64), c[at : at + _AT_ONCE].astype(np.float64)
+            )
+
+    def _add(self, r: Array, c: Array) -> None:
         finite = np.isfinite(r) & np.isfinite(c)
         if not finite.all():
             self.incomparable |= not np.array_equal(r[~finite], c[~finite], equal_nan=True)

@@ -38,9 +38,11 @@ class Onnxruntime(Backend):
         """See `Backend.missing`."""
         return missing_provider(provider)
 
-    def session(self, model: ModelLike, *, provider: str = "cpu", threads: int = 1) -> Session:
+    def session(
+        self, model: ModelLike, *, provider: str = "cpu", threads: int = 1, pooled: bool = False
+    ) -> Session:
         """See `Backend.session`."""
-        return Session(model, provider=provider, threads=threads)
+        return Session(model, provider=provider, threads=threads, pooled=pooled)
 
     def operators(self, model: ModelLike, *, provider: str = "cpu") -> Counter[str]:
         """See `Backend.operators`."""

@@ -19,6 +19,7 @@ from onnxq.errors import InputError
 from onnxq.ir.loading import ModelLike
 from onnxq.runtime.backend import COMPILED
 from onnxq.runtime.failures import RUNTIME_FAILURES, one_sentence
+from onnxq.runtime.pool import SHARED_ARENA, share_arena
 from onnxq.runtime.providers import provider_alias, provider_options, resolve_provider
 from onnxq.runtime.specs import Array, TensorSpec, dtype_of
 
@@ -52,6 +53,7 @@ class Session:
         save_optimized: file to which onnxruntime writes the graph it really runs.
         profile: beginning of the path of a file for the times of all operators, see `end_profile`.
         record: whether onnxruntime notes which provider runs what, see `assigned_operators`.
+        pooled: whether memory is shared with other such sessions; not for what is timed.
 
     Raises:
         InputError: the provider is not available, or onnxruntime cannot load the model.
@@ -68,11 +70,18 @@ class Session:
         save_optimized: Path | None = None,
         profile: Path | None = None,
         record: bool = False,
+        pooled: bool = False,
     ) -> None:
         full_name = resolve_provider(provider)
         self._label = model_label(model)
         source = _source(model, self._label)
-        config = {**(config or {}), **({_RECORDING: "1"} if record else {})}
+        if pooled:
+            share_arena()
+        config = {
+            **(config or {}),
+            **({_RECORDING: "1"} if record else {}),
+            **(SHARED_ARENA if pooled else {}),
+        }
         options = _options(threads, optimization, config, save_optimized)
         if profile is not None:
             options.enable_profiling = True

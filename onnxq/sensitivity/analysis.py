@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -97,11 +97,12 @@ def analyse(
         }
         runner = _Suffix(graph, scene, list(nodes), threads)
         limit = MAX_SAMPLES if max_samples is None else max_samples
-    samples = data.take(min(limit, len(data)))
+    inputs = [v for v in graph.inputs if v.data is None]
+    samples = data.take(min(limit, len(data))).in_parts(CHUNK, inputs)
     progress.stage("analysing sensitivity", len(samples))
     found = {key: _Sample() for key in groups}
     done, reliability = 0, 0.0
-    for batch in _chunks(graph, samples):
+    for batch in samples.batches():
         reference = runner.start(batch)
         for key, parts in groups.items():
             outputs = runner.run(key, parts)
@@ -157,21 +158,6 @@ def _parts(graph: Graph, scene: Scene, choices: Mapping[str, Sequence[str]]) -> 
     return found
 
 
-def _chunks(graph: Graph, data: Dataset) -> Iterator[Batch]:
-    """Batches, cut smaller where every input runs over samples and leaves their number open."""
-    inputs = [v for v in graph.inputs if v.data is None]
-    is_open = all(v.shape and not isinstance(v.shape[0], int) for v in inputs)
-    for batch in data.batches():
-        shared = is_open and all(a.ndim and len(a) == batch.size for a in batch.feeds.values())
-        if batch.size <= CHUNK or not shared or batch.valid != batch.size:
-            yield batch
-            continue
-        for start in range(0, batch.size, CHUNK):
-            feeds = {name: array[start : start + CHUNK] for name, array in batch.feeds.items()}
-            size = min(CHUNK, batch.size - start)
-            yield Batch(feeds, None, size, size)
-
-
 def _reliability(found: Mapping[Key, _Sample]) -> float:
     """Agreement of the rankings by every other chunk, stepped up to all chunks."""
     chunks = min((len(sample.chunks) for sample in found.values()), default=0)
@@ -217,7 +203,7 @@ class _Whole(_Runner):
         self._scene = scene
         self._threads = threads
         self._names = [v.name for v in graph.outputs]
-        self._float = Session(to_proto(graph), threads=threads)
+        self._float = Session(to_proto(graph), threads=threads, pooled=True)
         self._sessions: dict[Key, Session] = {}
         self._feeds: Mapping[str, np.ndarray] = {}
 
@@ -273,7 +259,7 @@ def _perturbed(
     changed = graph.copy()
     for part in parts:
         part.apply(changed, node, scene)
-    return Session(to_proto(changed), threads=threads, config=_AS_WRITTEN)
+    return Session(to_proto(changed), threads=threads, config=_AS_WRITTEN, pooled=True)
 
 
 def _only(held: Mapping[str, np.ndarray], segment: Segment) -> dict[str, np.ndarray]:

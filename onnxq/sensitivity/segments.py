@@ -37,7 +37,7 @@ class Segment:
 
     def session(self, threads: int) -> Session:
         """The segment, ready to run."""
-        return Session(to_proto(self.graph), threads=threads)
+        return Session(to_proto(self.graph), threads=threads, pooled=True)
 
 
 def cut(

@@ -21,8 +21,9 @@ from onnxq.runtime import (
 from onnxq.verify.facts import model_facts, peak_rss_bytes, versions
 from onnxq.verify.gates import Gate
 from onnxq.verify.layers import compare_layers
-from onnxq.verify.metrics import choose_metric, paired_drop
+from onnxq.verify.metrics import paired_drop
 from onnxq.verify.precision import describe
+from onnxq.verify.reference import Reference
 from onnxq.verify.result import (
     LatencyFacts,
     MetricFacts,
@@ -68,6 +69,7 @@ def compare_files(
     options: CompareOptions,
     *,
     passes: Sequence[PassRecord] = (),
+    reference: Reference | None = None,
     started: float | None = None,
     progress: Progress = SILENT,
 ) -> Report:
@@ -80,6 +82,7 @@ def compare_files(
         one: The feed that latency is measured with, usually a single sample.
         options: What to measure.
         passes: What the pipeline that made the candidate did, for the report.
+        reference: The float model on these samples, if several are compared with it.
         started: `time.perf_counter()` when the work began; now if None.
         progress: Told of stages.
 
@@ -90,11 +93,17 @@ def compare_files(
     started = time.perf_counter() if started is None else started
     if not options.providers:
         raise InputError("no execution provider is named; name at least one, as 'cpu'")
-    float_graph, candidate_graph = load(float_path), load(candidate_path)
-    sessions = _sessions(float_path, candidate_path, options, options.providers[0])
-    _check_interface(sessions[0], sessions[1], candidate_path)
-    metric, outputs = _quality(sessions, data, options.metric, progress)
-    latencies = _latencies(float_path, candidate_path, sessions, one, options, progress)
+    if reference is None:
+        reference = Reference(
+            float_path,
+            data,
+            metric=options.metric,
+            backend=options.backend,
+            provider=options.providers[0],
+        )
+    metric, outputs = _quality(reference, candidate_path, progress)
+    latencies = _latencies(float_path, candidate_path, one, options, progress)
+    float_graph, candidate_graph = reference.graph, load(candidate_path)
     infer_types(candidate_graph)
     if options.layers:
         progress.stage("comparing layers")
@@ -123,23 +132,13 @@ def compare_files(
     return with_gates(report, options.gates)
 
 
-def _sessions(
-    float_path: Path, candidate_path: Path, options: CompareOptions, provider: str
-) -> list[Runnable]:
-    backend = load_backend(options.backend)
-    return [
-        backend.session(path, provider=provider, threads=options.threads)
-        for path in (float_path, candidate_path)
-    ]
-
-
 def with_gates(report: Report, gates: Sequence[Gate]) -> Report:
     """The report held against promises."""
     facts = tuple(gate.check(report) for gate in gates)
     return replace(report, gates=facts, passed=all(fact.passed for fact in facts))
 
 
-def _check_interface(reference: Runnable, candidate: Runnable, path: Path) -> None:
+def _check_interface(reference: Reference, candidate: Runnable, path: Path) -> None:
     for kind, ours, theirs in (
         ("inputs", reference.inputs, candidate.inputs),
         ("outputs", reference.outputs, candidate.outputs),
@@ -157,44 +156,46 @@ def _interface(specs: Sequence[TensorSpec]) -> dict[str, tuple[str, int | None]]
 
 
 def _quality(
-    sessions: Sequence[Runnable], data: Dataset, name: str | None, progress: Progress
+    reference: Reference, path: Path, progress: Progress
 ) -> tuple[MetricFacts | None, tuple[OutputError, ...]]:
-    metrics = [choose_metric(name, data.has_labels, data.labels_ndim) for _ in sessions]
+    """The metric of both models, and how far the candidate's outputs are from the float model's."""
+    is_same = path == reference.path
+    candidate = None if is_same else reference.load(path)
+    metric = reference.metric if is_same else reference.new_metric()
+    if candidate is not None:
+        _check_interface(reference, candidate, path)
     errors = ErrorAccumulator()
-    progress.stage("verifying", len(data))
+    progress.stage("verifying", len(reference.data))
     done = 0
-    for batch in data.batches():
-        results = [batch.trim(session.run(batch.feeds)) for session in sessions]
-        errors.add(results[0], results[1])
-        labels = None if batch.labels is None else batch.labels[: batch.valid]
-        for metric, outputs in zip(metrics, results, strict=True):
-            if metric is not None:
-                metric.add(outputs, labels, batch.valid)
+    for batch, ours in reference.batches():
+        theirs = ours if candidate is None else batch.trim(candidate.run(batch.feeds))
+        errors.add(ours, theirs)
+        if metric is not None and candidate is not None:
+            labels = None if batch.labels is None else batch.labels[: batch.valid]
+            metric.add(theirs, labels, batch.valid)
         done += batch.valid
         progress.advance(done)
-    reference, candidate = metrics
-    facts = paired_drop(reference, candidate) if reference and candidate else None
+    facts = paired_drop(reference.metric, metric) if reference.metric and metric else None
     return facts, tuple(errors.result())
 
 
 def _latencies(
     float_path: Path,
     candidate_path: Path,
-    sessions: Sequence[Runnable],
     one: Batch,
     options: CompareOptions,
     progress: Progress,
 ) -> list[LatencyFacts]:
     if not options.latency:
         return []
-    found = []
-    for position, provider in enumerate(options.providers):
+    backend, found = load_backend(options.backend), []
+    for provider in options.providers:
         progress.stage(f"measuring latency on {provider}")
-        if position:
-            sessions = _sessions(float_path, candidate_path, options, provider)
-        slow, fast = load_backend(options.backend).time(
-            sessions, one.feeds, seconds=options.latency_seconds
-        )
+        sessions = [
+            backend.session(path, provider=provider, threads=options.threads)
+            for path in (float_path, candidate_path)
+        ]
+        slow, fast = backend.time(sessions, one.feeds, seconds=options.latency_seconds)
         found.append(
             LatencyFacts(provider, options.threads, slow.p10_ms, fast.p10_ms, fast.speedup)
         )

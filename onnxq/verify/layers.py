@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from onnxq.data import Dataset
 from onnxq.ir import DataType, Graph, Node, infer_types, to_proto
+from onnxq.ir.sizes import value_bytes
 from onnxq.runtime import ErrorAccumulator, Session
+from onnxq.runtime.pool import RUN_BYTES, processors
 from onnxq.verify.precision import describe, operators
 from onnxq.verify.result import LayerFacts
+
+_LARGEST_GROUP = 4 * RUN_BYTES
+"""Bytes of one sample's values that each model gives out at a time."""
 
 
 def compare_layers(reference: Graph, candidate: Graph, data: Dataset) -> tuple[LayerFacts, ...]:
@@ -26,13 +31,34 @@ def compare_layers(reference: Graph, candidate: Graph, data: Dataset) -> tuple[L
     made = {_given_as(n, reference): name for n, name in operators(candidate) if node_output(n)}
     shared = [name for name in made if _comparable(reference, candidate, name)]
     errors = ErrorAccumulator()
-    if shared:
-        sessions = [Session(to_proto(_exposing(g, shared))) for g in (reference, candidate)]
-        for batch in data.batches():
-            ours, theirs = (batch.trim(s.run(batch.feeds, shared)) for s in sessions)
+    first = next(data.batches())
+    inputs = [v for v in reference.inputs if v.data is None]
+    least = first.rows(0, 1) if first.is_divisible(inputs) else first
+    sizes = value_bytes(reference, {name: array.shape for name, array in least.feeds.items()})
+    for names in _groups(shared, sizes):
+        rows = max(1, RUN_BYTES // max(1, sum(sizes[name] for name in names)))
+        sessions = [
+            Session(to_proto(_exposing(g, names)), threads=processors(), pooled=True)
+            for g in (reference, candidate)
+        ]
+        for batch in data.in_parts(rows, inputs).batches():
+            ours, theirs = (batch.trim(s.run(batch.feeds, names)) for s in sessions)
             errors.add(ours, theirs)
     sqnr = {made[error.name]: error.sqnr_db for error in errors.result()}
     return tuple(replace(layer, sqnr_db=sqnr.get(layer.node)) for layer in describe(candidate))
+
+
+def _groups(names: Sequence[str], sizes: Mapping[str, int]) -> list[list[str]]:
+    """Values to give out at a time: all of them unless a single sample's take too much memory."""
+    groups: list[list[str]] = []
+    room = 0
+    for name in names:
+        if not groups or sizes[name] > room:
+            groups.append([])
+            room = _LARGEST_GROUP
+        groups[-1].append(name)
+        room -= sizes[name]
+    return groups
 
 
 def node_output(node: Node) -> str:

@@ -121,7 +121,9 @@ class Report(SavedAsJson):
     """Everything a run found out; see DESIGN for the contract of the JSON keys.
 
     ``latency`` is that of the first provider, ``latencies`` of each in the order asked for;
-    ``candidates`` are those of a search, the fastest first; ``notes`` are sentences for people.
+    ``candidates`` are those of a search, the fastest first; ``notes`` are sentences for people;
+    ``peak_stage`` is the stage that held the most memory, empty where the process had held more
+    before.
     """
 
     schema = "onnxq/report/1"
@@ -144,6 +146,7 @@ class Report(SavedAsJson):
     latencies: tuple[LatencyFacts, ...] = ()
     candidates: tuple[CandidateFacts, ...] = ()
     notes: tuple[str, ...] = ()
+    peak_stage: str = ""
 
     @property
     def sqnr_db(self) -> float:

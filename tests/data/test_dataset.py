@@ -175,3 +175,13 @@ def test_splits_that_leave_nothing_are_refused() -> None:
         numbered(2, split=np.array([0, 0])).split(0)
     with pytest.raises(InputError, match="leaves the calibration part empty"):
         numbered(2, split=np.array([1, 1])).split(0)
+
+
+def test_parts_hold_every_sample_once_where_the_batch_is_open() -> None:
+    dataset = numbered(11)
+    parts = dataset.in_parts(3, [spec("N", 2)])
+    assert contents(parts) == list(range(11)) and len(parts) == 11
+    assert [batch.size for batch in parts.batches()] == [2, 2, 2, 2, 3]
+    assert [batch.size for batch in dataset.in_parts(1, [spec("N", 2)]).batches()] == [1] * 11
+    assert contents(parts.take(4)) == contents(dataset.take(4))
+    assert [b.size for b in numbered(6, 4).in_parts(1, [spec(4, 2)]).batches()] == [4, 4]

@@ -21,9 +21,11 @@ class Abacus(Backend):
     def missing(self, provider: str) -> str:
         return "" if provider == "wood" else f"there are no beads of {provider}"
 
-    def session(self, model: ModelLike, *, provider: str = "wood", threads: int = 1) -> Session:
+    def session(
+        self, model: ModelLike, *, provider: str = "wood", threads: int = 1, pooled: bool = False
+    ) -> Session:
         assert provider == "wood"
-        return Session(model, threads=threads)
+        return Session(model, threads=threads, pooled=pooled)
 
     def profile(
         self,

@@ -31,7 +31,7 @@ def test_the_keys_of_the_contract() -> None:
     body = json.loads(a_report().to_json())
     assert body["schema"] == "onnxq/report/1"
     assert next(iter(body)) == "schema"
-    assert {"versions", "seconds", "peak_rss_bytes", "passed"} <= set(body)
+    assert {"versions", "seconds", "peak_rss_bytes", "peak_stage", "passed"} <= set(body)
     for part, keys in CONTRACT.items():
         for entry in body[part] if isinstance(body[part], list) else [body[part]]:
             assert keys <= set(entry), part
