@@ -32,6 +32,7 @@ REPORT_KEYS = {
     "versions": {"onnxq", "onnx", "onnxruntime", "numpy", "networkx", "python"},
     "seconds": None,
     "peak_rss_bytes": None,
+    "peak_stage": None,
     "passed": None,
 }
 

@@ -36,6 +36,7 @@ KEYS: dict[str, str | None] = {
     "passed": None,
     "candidates": "label speedup predicted_loss sqnr_db drop",
     "notes": None,
+    "peak_stage": None,
 }
 
 
