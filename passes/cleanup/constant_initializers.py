@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxq.ir import Context, Graph, Pass, Tensor
+from onnxq.ir import Context, Graph, Pass, Tensor, Value
+
+_WEIGHTED = ("Conv", "ConvTranspose", "Gather", "Gemm", "GRU", "LSTM", "MatMul", "RNN", "Transpose")
 
 AS_CONSTANTS = "`onnxq rewrite -p constant-initializers`"
 """The command that takes every default value out of the interface."""
@@ -37,8 +39,8 @@ def settle_overridable(graph: Graph, ctx: Context, *, keep: bool = False) -> tup
 
     Older exporters list every initializer as an input. Nobody feeds all weights of a model, so
     where every weight is listed, all that have a default value become constants. Where only some
-    are, somebody chose them, and they stay. A weight is a tensor of floats with two dimensions or
-    more; a model without any keeps its inputs.
+    are, somebody chose them, and they stay. A weight is a matrix or kernel that an operator such as
+    Conv or MatMul reads; a model without any keeps its inputs.
 
     Args:
         graph: The graph, changed in place.
@@ -48,13 +50,10 @@ def settle_overridable(graph: Graph, ctx: Context, *, keep: bool = False) -> tup
     Returns:
         Sentences for the report, if anything was done. Of what was left, the nodes say it.
     """
-    listed = [v.data for v in graph.inputs if v.data is not None]
-    if keep or not listed:
-        return ()
-    own = [v.data for v in graph.initializers() if not v.is_input]
-    own += [node.get("value") for node in graph.nodes() if node.is_op("Constant")]
-    weights, others = sum(map(_is_weight, listed)), sum(map(_is_weight, own))
-    if not weights or others:
+    listed = [v for v in graph.inputs if v.data is not None]
+    own = [v for v in graph.initializers() if not v.is_input]
+    own += [node.output for node in graph.nodes() if node.is_op("Constant")]
+    if keep or not any(map(_is_weight, listed)) or any(map(_is_weight, own)):
         return ()
     ConstantInitializers().run(graph, ctx)
     return (
@@ -64,5 +63,7 @@ def settle_overridable(graph: Graph, ctx: Context, *, keep: bool = False) -> tup
     )
 
 
-def _is_weight(data: object) -> bool:
-    return isinstance(data, Tensor) and data.dtype.is_float and len(data.shape) > 1
+def _is_weight(value: Value) -> bool:
+    data = value.data if value.producer is None else value.producer.get("value")
+    is_matrix = isinstance(data, Tensor) and data.dtype.is_float and len(data.shape) > 1
+    return is_matrix and any(use.node.is_op(*_WEIGHTED) for use in value.uses)

@@ -42,6 +42,8 @@ def test_inputs_without_a_default_stay() -> None:
 W = "float[2, 2] w = {1, 2, 3, 4}"
 B = "float[2] b = {5, 6}"
 V = "float[2, 2] v = {1, 0, 0, 1}"
+P = "float[1, 2] p = {7, 8}"
+ADDED = "h = MatMul(x, w)  i = MatMul(h, v)  j = Add(i, b)  y = Mul(j, p)"
 BODY = "h = MatMul(x, w)  i = MatMul(h, v)  y = Add(i, b)"
 
 
@@ -52,10 +54,19 @@ BODY = "h = MatMul(x, w)  i = MatMul(h, v)  y = Add(i, b)"
         (f"{W}, {V}", f"<{B}>", BODY, ["x"]),
         (f"{W}, {B}", f"<{V}>", BODY, ["x", "w", "b"]),
         (f"{W}, {B}", "", f"v = Constant <value = {V}> () {BODY}", ["x", "w", "b"]),
+        (f"{W}, {V}, {B}", "", f"p = Constant <value = {P}> () {ADDED}", ["x"]),
         (B, f"<{W}, {V}>", BODY, ["x", "b"]),
         (B, "", "y = Add(x, b)", ["x", "b"]),
     ],
-    ids=["all", "all weights", "some", "a Constant is none", "no weight", "no weights at all"],
+    ids=[
+        "all",
+        "all weights",
+        "some",
+        "a Constant is none",
+        "boxes in a Constant are no weight",
+        "no weight",
+        "no weights at all",
+    ],
 )
 def test_weights_are_settled_where_all_are_inputs(
     inputs: str, own: str, body: str, kept: list[str]
