@@ -15,6 +15,7 @@ from onnxq.data import Batch, DataLike, Dataset, read
 from onnxq.data.dataset import CALIBRATION_LIMIT
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, ModelLike, load, parse_passes, save
+from onnxq.ir.stored import keep_readable
 from onnxq.observe import Calibrator, parse_calibrator
 from onnxq.options import Options
 from onnxq.passes.cleanup.constant_initializers import settle_overridable
@@ -226,6 +227,8 @@ def as_file(model: ModelLike) -> Iterator[tuple[Path, Path]]:
             path = folder / "model.onnx"
             save(load(model), path)
             yield path, folder
+            # The folder goes, and what was made of the model is still there.
+            keep_readable(path)
 
 
 def label(model: ModelLike) -> str:

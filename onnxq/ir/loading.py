@@ -18,8 +18,9 @@ from onnxq.errors import InputError, InvariantError
 from onnxq.ir.attribute import Attribute
 from onnxq.ir.collector import collector_paused
 from onnxq.ir.conformity import require_conformity
+from onnxq.ir.embedded import PROTOBUF_LIMIT, withhold
 from onnxq.ir.graph import Graph, ModelInfo, Node, Value
-from onnxq.ir.saving import FIRST_OVERRIDABLE, PLAIN_FIELDS, PROTOBUF_LIMIT
+from onnxq.ir.saving import FIRST_OVERRIDABLE, PLAIN_FIELDS
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import TensorType, ValueType, merge_types, type_from_proto
 from onnxq.ir.withheld import Withheld
@@ -38,7 +39,8 @@ ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
 def load(source: ModelLike) -> Graph:
     """Read a model from a path, serialized bytes or a ``ModelProto``.
 
-    Everything the model holds is kept. Constant data is read when it is first asked for.
+    Everything the model holds is kept. Constant data is read when it is first asked for; that of
+    a large file is never in memory as a whole.
 
     Raises:
         InputError: the file is missing or unreadable, is no ONNX model, is damaged, or its
@@ -49,6 +51,9 @@ def load(source: ModelLike) -> Graph:
     if isinstance(source, bytes):
         return from_proto(parse(source, "the serialized model"))
     path = Path(source)
+    found = withhold(path)
+    if found is not None:
+        return from_proto(parse(found[0], f"'{path}'"), path, found[1])
     return from_proto(parse(read_bytes(path), f"'{path}'"), path)
 
 

@@ -14,13 +14,12 @@ from google.protobuf.message import Message
 
 from onnxq.errors import InputError
 from onnxq.ir.attribute import Attribute
+from onnxq.ir.embedded import PROTOBUF_LIMIT, Embedding
 from onnxq.ir.graph import Graph, Node, Value
 from onnxq.ir.stored import keep_readable
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import DataType, TensorType, type_to_proto
-
-PROTOBUF_LIMIT = 2**31 - 1
-"""Bytes one protobuf message may take; larger models keep their weights beside them."""
+from onnxq.ir.withheld import elsewhere
 
 EXTERNAL_MINIMUM = 1024
 """Bytes from which a tensor goes into the external data file."""
@@ -50,15 +49,18 @@ def save(graph: Graph, path: str | os.PathLike[str], *, external_data: bool = Fa
     target = Path(path)
     external = external_data or _embedded_size(graph) > PROTOBUF_LIMIT - (1 << 26)
     if not external:
-        data = to_proto(graph).SerializeToString(deterministic=True)
+        embedding = Embedding(v.data for v in graph.initializers() if v.data is not None)
+        message = to_proto(graph, embedding).SerializeToString(deterministic=True)
         with replacing(target) as file:
-            file.write(data)
+            embedding.write(message, file)
+            keep_readable(target)
         return
     data_path = target.with_name(target.name + ".data")
     with replacing(target) as file, replacing(data_path) as data_file:
         store = _ExternalStore(data_file, data_path.name)
         proto = to_proto(graph, store)
         file.write(proto.SerializeToString(deterministic=True))
+        keep_readable(target)
         keep_readable(data_path)
 
 
@@ -156,15 +158,6 @@ class _ExternalStore:
         tensor.copy_to(self._file)
         length = self._file.tell() - start
         return elsewhere(tensor, name, location=self._location, offset=start, length=length)
-
-
-def elsewhere(tensor: Tensor, name: str, **where: object) -> onnx.TensorProto:
-    """The message of a tensor whose numbers it does not hold, with entries that say where."""
-    proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape)
-    proto.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in where.items():
-        proto.external_data.add(key=key, value=str(value))
-    return proto
 
 
 def _embedded_size(graph: Graph) -> int:

@@ -111,13 +111,15 @@ class DataFile:
         self.path = path
         self.size = status.st_size
         self._identity = _identity(status)
-        self._kept: BinaryIO | None = None
+        self._kept: int | None = None
 
     @contextlib.contextmanager
     def open(self) -> Iterator[int]:
         """See `_File.open`."""
         if self._kept is not None:
-            yield self._kept.fileno()
+            if _identity(os.fstat(self._kept)) != self._identity:
+                raise self._changed()
+            yield self._kept
             return
         try:
             file = self.path.open("rb")
@@ -128,21 +130,21 @@ class DataFile:
             ) from error
         with file:
             if _identity(os.fstat(file.fileno())) != self._identity:
-                raise InputError(
-                    f"the data file '{self.path}' has changed since the model was loaded; load "
-                    "the model again"
-                )
+                raise self._changed()
             yield file.fileno()
+
+    def _changed(self) -> InputError:
+        return InputError(
+            f"the data file '{self.path}' has changed since the model was loaded; load the model "
+            "again"
+        )
 
     def keep(self) -> None:
         """Stay readable when the path comes to lead elsewhere."""
         if self._kept is None:
             with contextlib.suppress(InputError), self.open() as descriptor:
-                self._kept = os.fdopen(os.dup(descriptor), "rb")
-
-    def __del__(self) -> None:
-        if self._kept is not None:
-            self._kept.close()
+                self._kept = os.dup(descriptor)
+                weakref.finalize(self, os.close, self._kept)
 
 
 _data_files: weakref.WeakValueDictionary[tuple[object, ...], DataFile] = (

@@ -103,6 +103,14 @@ class Tensor:
         return tensor
 
     @classmethod
+    def from_stored(cls, stored: Stored, dtype: DataType, shape: tuple[int, ...]) -> Tensor:
+        """Take what lies in a range of a file."""
+        tensor = cls.__new__(cls)
+        tensor._set(dtype, shape)
+        tensor._stored = stored
+        return tensor
+
+    @classmethod
     def from_sparse(cls, proto: onnx.SparseTensorProto) -> Tensor:
         """Wrap a ``SparseTensorProto``; its numbers are read as a dense array.
 
@@ -132,6 +140,11 @@ class Tensor:
     def is_sparse(self) -> bool:
         """Whether the model file held it as a sparse initializer."""
         return self._sparse is not None
+
+    @property
+    def is_message(self) -> bool:
+        """Whether it is kept as a message, which may say more than the numbers."""
+        return self._proto is not None or self._sparse is not None
 
     @property
     def is_external(self) -> bool:
@@ -363,20 +376,23 @@ def _external(proto: onnx.TensorProto, folder: Path | None) -> External:
 
 def _mapped(stored: Stored, dtype: DataType, shape: tuple[int, ...]) -> np.ndarray:
     if dtype.bits >= 8:
-        return stored.map().view(dtype.numpy).reshape(shape)
+        array = stored.map().view(dtype.numpy).reshape(shape)
+        # Where a model file holds numbers itself they may begin anywhere.
+        return array if array.flags.aligned else _read_only(array.copy())
     if dtype.bits in PACKED_BITS:
         return _unpacked(np.frombuffer(b"".join(stored.pieces()), np.uint8), dtype, shape)
     inline = onnx.TensorProto(data_type=int(dtype), dims=shape)
     inline.raw_data = b"".join(stored.pieces())
-    array = onnx.numpy_helper.to_array(inline)
+    return _read_only(onnx.numpy_helper.to_array(inline))
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
     array.flags.writeable = False
     return array
 
 
 def _unpacked(packed: np.ndarray, dtype: DataType, shape: tuple[int, ...]) -> np.ndarray:
-    array = unpack(packed, dtype.bits, math.prod(shape)).view(dtype.numpy).reshape(shape)
-    array.flags.writeable = False
-    return array
+    return _read_only(unpack(packed, dtype.bits, math.prod(shape)).view(dtype.numpy).reshape(shape))
 
 
 def _densify(proto: onnx.SparseTensorProto, shape: tuple[int, ...]) -> np.ndarray:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import onnx
 
-from onnxq.ir.saving import elsewhere
 from onnxq.ir.tensor import Tensor
 
 _KEY = "withheld"
+
+
+def elsewhere(tensor: Tensor, name: str, **where: object) -> onnx.TensorProto:
+    """The message of a tensor whose numbers it does not hold, with entries that say where."""
+    proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape)
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in where.items():
+        proto.external_data.add(key=key, value=str(value))
+    return proto
 
 
 class Withheld:
@@ -18,6 +26,10 @@ class Withheld:
 
     def __init__(self) -> None:
         self._tensors: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        """Number of constants."""
+        return len(self._tensors)
 
     def put(self, tensor: Tensor, name: str) -> onnx.TensorProto:
         """See `TensorStore.put`."""
