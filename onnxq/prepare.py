@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from onnxq.errors import InputError, NothingToQuantizeError
-from onnxq.ir import Graph, Node, PassRecord
+from onnxq.ir import DataType, Graph, Node, PassRecord
+from onnxq.ir.lifting import can_lift, is_conditional
 from onnxq.job import Job
 from onnxq.needs import Need, RangeOf
 from onnxq.observe import Ranges, calibrate, parse_calibrator
@@ -27,6 +28,8 @@ from onnxq.plan.apply import float_graph, needed_opset
 from onnxq.precision import FLOAT, Scene, parse_precision
 from onnxq.targets import Target
 from onnxq.work import WorkFolder
+
+_NEVER_RUN = Reason("range", "no sample takes the branch that it is in")
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,18 @@ class Prepared:
         for text in dict.fromkeys(p for choices in self.choices.values() for p in choices):
             having = [nodes[name] for name, choices in self.choices.items() if text in choices]
             found.update(dict.fromkeys(parse_precision(text).needs(having, self.placed)))
-        return tuple(found)
+        return tuple(dict.fromkeys([*found, *self.witnesses(nodes.values())]))
+
+    def witnesses(self, nodes: Iterable[Node]) -> list[Need]:
+        """What shows a search that nodes in branches of an If run at all."""
+        if not self.job.recipe.is_search:
+            return []
+        made = [n.output for n in nodes if n.graph.outer is not None and n.outputs[:1] != (None,)]
+        return [
+            RangeOf(value.name)
+            for value in made
+            if value.dtype is DataType.FLOAT and can_lift(value) and is_conditional(value)
+        ]
 
     def work_folder(self) -> WorkFolder:
         """Where to keep what is found out about it."""
@@ -188,10 +202,7 @@ def observed(prepared: Prepared) -> Prepared:
 
 
 def _with_choices(prepared: Prepared) -> Prepared:
-    """The same with the precisions that the nodes can have, as the placement is now.
-
-    A search is over the nodes of the main graph; one precision for all goes into subgraphs, too.
-    """
+    """The same with the precisions that the nodes can have, as the placement is now."""
     job, graph, placed = prepared.job, prepared.graph, prepared.placed
     keep = set(job.recipe.keep_float)
     names = {node.name for node in graph.all_nodes()}
@@ -204,7 +215,7 @@ def _with_choices(prepared: Prepared) -> Prepared:
     choices: dict[str, tuple[str, ...]] = {}
     refusals: dict[str, Reason] = {}
     computing: list[Reason] = []
-    for node in graph.nodes() if job.recipe.is_search else graph.all_nodes():
+    for node in graph.all_nodes():
         name = node_name(node)
         asked = [p.precision for p in job.pins if fnmatch.fnmatchcase(name, p.nodes)][-1:]
         if node in placed.nodes and placed.nodes[node].role != "compute":
@@ -236,6 +247,8 @@ def _unbounded(prepared: Prepared, text: str, node: Node) -> Reason | None:
         return None
     seen = prepared.ranges.ranges
     tensors = [need.tensor for need in precision.needs([node], prepared.placed)]
+    if any(need.tensor not in seen for need in prepared.witnesses([node])):
+        return _NEVER_RUN
     wrong = next((name for name in tensors if name in seen and not seen[name].is_finite), "")
     return Reason("range", f"'{wrong}' has infinite or NaN values") if wrong else None
 
@@ -277,7 +290,7 @@ def _why(reasons: Sequence[Reason], target: Target) -> str:
     """Why nothing can be quantized, in the words of most of the operators that compute."""
     if not reasons:
         computing = sorted(n for n, r in target.operators.items() if r.role == "compute")
-        return f"it has no {', '.join(computing)} outside of subgraphs and functions"
+        return f"it has no {', '.join(computing)}"
     reason = Counter(reasons).most_common(1)[0][0]
     if reason != OVERRIDABLE:
         return reason.text

@@ -76,6 +76,35 @@ def shared(seed: int = 0) -> Graph:
     return graph
 
 
+def branches(seed: int = 0) -> Graph:
+    """An If that chooses by ``wide`` between two convolutions with a Gemm behind; batch open."""
+    rng = np.random.default_rng(seed)
+    graph = Graph("branches", model=ModelInfo(8, {"": 17}))
+    x = graph.add_input("x", TensorType(DataType.FLOAT, ("N", 2, PIXELS, PIXELS)))
+    flag = graph.add_input("wide", TensorType(DataType.BOOL, ()))
+    bodies = {}
+    for name in ("then", "else"):
+        body = Graph(name, outer=graph)
+        value = x
+        for number, inner in enumerate((2, 32)):
+            weight = rng.standard_normal((32, inner, 3, 3)).astype(np.float32) / 16
+            weights = body.constant(weight, f"{name}_w{number}")
+            pads = {"pads": [1, 1, 1, 1]}
+            value = body.add("Conv", [value, weights], pads, name=f"{name}_conv{number}").output
+            value = body.add("Relu", [value], name=f"{name}_relu{number}").output
+        value = body.add("GlobalAveragePool", [value], name=f"{name}_pool").output
+        value = body.add("Flatten", [value], name=f"{name}_flat").output
+        head = body.constant(rng.standard_normal((32, 64)).astype(np.float32), f"{name}_head")
+        body.add_output(body.add("Gemm", [value, head], name=f"{name}_gemm").output)
+        bodies[f"{name}_branch"] = body
+    y = graph.add("If", [flag], bodies, name="choice").output
+    y.type = TensorType(DataType.FLOAT, ("N", 64))
+    graph.add_output(y)
+    graph.rename(y, "y")
+    infer_types(graph)
+    return graph
+
+
 _INNER, _OUTER = 64, 8
 
 

@@ -469,7 +469,7 @@ BAD: dict[str, tuple[Change, str]] = {
         _with(recipe=_kept("stem", "inner", "head")),
         "nothing in the model can be quantized: kept in float by request",
     ),
-    "nothing to quantize": (_nothing_to_quantize, "it has no Conv, Gemm, MatMul outside"),
+    "nothing to quantize": (_nothing_to_quantize, "it has no Conv, Gemm, MatMul$"),
     "infinite values": (_infinite, "nothing in the model can be quantized: 'h' has infinite"),
     "weights as inputs": (
         _partly_overridable,

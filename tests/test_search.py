@@ -23,7 +23,7 @@ from onnxq.search import Candidate, preferred
 from onnxq.targets import load_target
 from onnxq.verify import Report
 from onnxq.verify.precision import describe
-from tests.networks import chain, computed, inputs, shared
+from tests.networks import branches, chain, computed, inputs, shared
 
 __all__ = ["computed"]
 
@@ -251,3 +251,58 @@ def test_of_equally_fast_candidates_the_one_that_loses_least_comes_first() -> No
         ]
     )
     assert [c.label for c in found] == ["as fast", "fastest", "nearly", "float"]
+
+
+def taking(wide: bool) -> list[dict[str, np.ndarray]]:
+    samples = inputs(branches(), 12)["x"]
+    return [{"x": x[None], "wide": np.array(wide)} for x in samples]
+
+
+def test_branches_are_searched_where_samples_take_them() -> None:
+    model, data = to_proto(branches()), taking(True)
+    found = optimize(model, data, min_sqnr=20, min_speedup=0.0)
+    layers = {layer.node: layer for layer in found.report.layers}
+    assert layers["then_conv1"].precision == "int8" and layers["then_conv1"].sensitivity
+    assert layers["then_conv1"].sqnr_db is not None and 20 < layers["then_conv1"].sqnr_db < 80
+    assert any("QLinearConv" in name for name in found.report.output.integer_operators)
+    assert layers["else_conv1"].precision == "float32"
+    assert "no range" in layers["else_conv1"].reason
+    again = apply_plan(model, Plan.from_toml(found.plan.to_toml()))
+    assert to_proto(again) == to_proto(found.graph)
+    data += taking(False)
+    both = optimize(model, data, min_sqnr=20, min_speedup=0.0).report.layers
+    assert {layer.precision for layer in both if layer.op_type == "Conv"} == {"int8"}
+
+
+def test_what_no_sample_runs_is_not_chosen_by_a_search() -> None:
+    model, data = to_proto(branches()), taking(True)
+    found = optimize(model, data, precisions=["int8-dynamic"], min_sqnr=10, min_speedup=0.0)
+    layers = {layer.node: layer for layer in found.report.layers}
+    assert layers["then_gemm"].precision == "int8-dynamic"
+    assert layers["else_gemm"].precision == "float32"
+    whole = optimize(model, data, recipe="int8-dynamic", min_sqnr=10, min_speedup=0.0)
+    gemms = {n.name: n.precision for n in whole.plan.nodes if n.name.endswith("gemm")}
+    assert set(gemms.values()) == {"int8-dynamic"} and len(gemms) == 2
+
+
+def test_nodes_of_bodies_are_pinned_and_checked() -> None:
+    model, data = to_proto(branches()), taking(True)
+    pinned = optimize(model, data, pins=["then_*=float32"], min_sqnr=5, min_speedup=0.0)
+    assert set(precisions(pinned).values()) <= {"float32"}
+    forced = optimize(model, data, pins=["then_conv0=int8"], min_sqnr=5, min_speedup=0.0)
+    assert precisions(forced)["then_conv0"] == "int8"
+    with pytest.raises(InputError, match="'then_pool' cannot have the precision 'int8-dynamic'"):
+        optimize(model, data, pins=["then_pool=int8-dynamic"], min_sqnr=5, min_speedup=0.0)
+
+
+def test_model_local_functions_are_inlined_and_quantized() -> None:
+    weight = ", ".join(str(n % 7 - 3) for n in range(64))
+    graph = Graph.from_text(f"""<ir_version: 8, opset_import: ["": 17, "own": 1]>
+        g (float[N, 8] x) => (float[N, 8] y) <float[8, 8] w = {{{weight}}}>
+        {{ y = own.twice(x, w) }}
+        <domain: "own", opset_import: ["": 17]> twice (a, b) => (c) {{
+          h = MatMul(a, b) c = MatMul(h, b) }}""")
+    found = optimize(to_proto(graph), inputs(graph, 16), recipe="int8", min_sqnr=5, min_speedup=0.0)
+    assert [layer.op_type for layer in found.report.layers].count("MatMul") == 2
+    assert not found.graph.model.functions
+    assert found.report.output.integer_operators

@@ -41,6 +41,7 @@ _SAME = {
     "DynamicQuantizeMatMul": "MatMul",
     "MatMulInteger": "MatMul",
     "MatMulNBits": "MatMul",
+    "DynamicQuantizeLSTM": "LSTM",
 }
 """Operators of onnxruntime's own by what they do; QLinearX does X."""
 
@@ -219,7 +220,7 @@ def _by_node(graph: Graph, times: Sequence[NodeTime]) -> dict[str, float]:
     of another kind, for the nearest node before it that is of the kind and has no time yet.
     """
     by_name: dict[str, Node] = {}
-    for node in graph.nodes():
+    for node in graph.all_nodes():
         by_name[node_name(node)] = node
         for value in node.outputs:
             if value is not None:
@@ -341,8 +342,10 @@ class _Alone:
         self._node = node
         self._read = [v for v in node.inputs if v is not None and not v.is_constant]
         self._shapes = [_shape(v, feeds) for v in self._read]
-        known = all(s is not None for s in self._shapes) and not any(
-            v.dtype is not DataType.FLOAT for v in self._read
+        # A node of a body is counted with the others of its body alone.
+        known = node.graph.outer is None and all(
+            shape is not None and value.dtype is DataType.FLOAT
+            for value, shape in zip(self._read, self._shapes, strict=True)
         )
         attributes = {name: str(a.value) for name, a in sorted(node.attributes.items())}
         self.signature = (

@@ -77,7 +77,7 @@ def _check_node(graph: Graph, node: Node, scopes: frozenset[Graph]) -> None:
 def _check_uses(graph: Graph) -> None:
     for value in graph.values.values():
         for use in value._uses:
-            inside = graph._holder(use.node) is not None
+            inside = graph.holder(use.node) is not None
             if not inside or use.node.input(use.slot) is not value:
                 raise InvariantError(
                     f"value '{value.name}' counts a use that node {use.node.label} does not make"

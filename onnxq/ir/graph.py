@@ -323,7 +323,7 @@ class Graph:
             view.add_nodes_from(self._nodes)
             for value in self._values.values():
                 for use in value._uses:
-                    reader = self._holder(use.node)
+                    reader = self.holder(use.node)
                     if value.producer is not None and reader is not None:
                         view.add_edge(value.producer, reader, key=use)
             self._networkx = view
@@ -390,8 +390,18 @@ class Graph:
 
         A node counts also when only a subgraph it holds reads the value.
         """
-        holders = map(self._holder, (use.node for use in value._uses))
+        holders = map(self.holder, (use.node for use in value._uses))
         return [holder for holder in dict.fromkeys(holders) if holder is not None]
+
+    def holder(self, node: Node) -> Node | None:
+        """The node of this graph that is ``node`` or holds it in a subgraph."""
+        graph = node._graph
+        while graph is not None and graph is not self:
+            if graph.owner is None:
+                return None
+            node = graph.owner
+            graph = node._graph
+        return node if graph is self else None
 
     def fresh_name(self, base: str) -> str:
         """A value name that nothing in the whole model uses yet."""
@@ -762,16 +772,6 @@ class Graph:
             del value._uses[Use(node, slot)]
             if value.producer is not None:
                 value._graph._stale()
-
-    def _holder(self, node: Node) -> Node | None:
-        """The node of this graph that is ``node`` or holds it in a subgraph."""
-        graph = node._graph
-        while graph is not None and graph is not self:
-            if graph.owner is None:
-                return None
-            node = graph.owner
-            graph = node._graph
-        return node if graph is self else None
 
     def _adopt_subgraphs(self, node: Node, subgraphs: Sequence[Graph]) -> None:
         for subgraph in subgraphs:

@@ -14,6 +14,7 @@ from onnxq.data import Dataset
 from onnxq.data.batch import Batch
 from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, load, save
+from onnxq.ir.lifting import lift
 from onnxq.observe.observer import Indices, Observer
 from onnxq.progress import Progress
 from onnxq.runtime import Session
@@ -50,7 +51,7 @@ class Feeding:
     """Shows observers every value that their tensors take.
 
     Attributes:
-        graph: The float model.
+        graph: The float model. What bodies compute may be observed, too, see `lift`.
         data: Samples to run it on.
         observers: Those of each tensor, by name.
         positions: Place of each sample in the whole data, rising.
@@ -71,6 +72,8 @@ class Feeding:
     samples: int = 0
 
     def __post_init__(self) -> None:
+        self.graph = self.graph.copy()
+        lift(self.graph, self.observers)
         # Inputs with a default value are not fed; they are given out like any other tensor.
         fed = {value.name for value in self.graph.inputs if value.data is None}
         self._made = [name for name in self.observers if name not in fed]
@@ -85,7 +88,10 @@ class Feeding:
         model, whole, session = self.folder / "model.onnx", None, None
         groups = [_Group([*self.observers], self._made, None)]
         if self._made:
-            save(_with_outputs(self.graph, self._made), model)
+            for value in map(self.graph.values.__getitem__, self._made):
+                if not value.is_output:
+                    self.graph.add_output(value)
+            save(self.graph, model)
         if self._made and memory_limit is None:
             session = Session(model, threads=self.threads, config=_YIELDING, pooled=True)
         elif self._made:
@@ -253,12 +259,3 @@ def _rows_that_fit(session: Session, batch: Batch, names: Sequence[str]) -> int:
     """Number of rows whose values fill `RUN_BYTES`, judged by the first row's."""
     values = session.run(batch.rows(0, 1).feeds, names)
     return max(1, RUN_BYTES // max(1, sum(np.asarray(v).nbytes for v in values.values())))
-
-
-def _with_outputs(graph: Graph, names: Sequence[str]) -> Graph:
-    observed = graph.copy()
-    for name in names:
-        value = observed.values[name]
-        if not value.is_output:
-            observed.add_output(value)
-    return observed

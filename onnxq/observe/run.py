@@ -13,6 +13,7 @@ import numpy as np
 from onnxq.data import Dataset
 from onnxq.errors import InputError
 from onnxq.ir import Graph
+from onnxq.ir.lifting import nested_values
 from onnxq.needs import ChannelsOf, GramOf, MovingRangeOf, Need, RangeOf, RowsOf, SamplesOf
 from onnxq.observe.calibrators import Calibrator, parse_calibrator
 from onnxq.observe.feeding import Feeding
@@ -71,8 +72,9 @@ def observe(
     for need in wanted:
         alike.setdefault(need.tensor, []).append(need)
     kept = [n for n in wanted if not any(o != n and o.covers(n) for o in alike[n.tensor])]
+    known = nested_values(graph)
     for need in kept:
-        if need.tensor not in graph.values:
+        if need.tensor not in known:
             raise InputError(f"the model has no tensor '{need.tensor}' to observe; check the name")
     if not kept:
         return Observations(0, {}, model_sha256, seed)

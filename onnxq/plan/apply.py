@@ -16,6 +16,7 @@ from onnxq.ir import (
     parse_passes,
     raise_opset,
 )
+from onnxq.passes.cleanup.inline_functions import InlineFunctions
 from onnxq.passes.notes import forget_notes, node_name, note_reasons
 from onnxq.plan.plan import Plan
 from onnxq.precision import FLOAT, Given, Precision, parse_precision
@@ -41,7 +42,9 @@ def float_graph(
     ctx: Context | None = None,
     progress: Progress = SILENT,
 ) -> tuple[Graph, list[PassRecord]]:
-    """The rewritten graph that is observed and quantized; its nodes have names of their own.
+    """The rewritten graph that is observed and quantized.
+
+    Model-local functions are inlined. Nodes and values have names of their own.
 
     Args:
         source: The model as loaded, which is left as it is.
@@ -55,18 +58,32 @@ def float_graph(
         InputError: a pass is not there.
     """
     progress.stage("rewriting")
+    ctx, records = ctx or Context(), []
+    if source.model.functions:
+        source = source.copy()
+        records = Pipeline((InlineFunctions(),)).run(source, ctx)
     graph = raise_opset(source, max(opset, source.opset))
     if graph is source:
         graph = source.copy()
     steps = float_passes(passes) + (parse_passes(target.passes) if target.passes else ())
-    records = Pipeline(steps).run(graph, ctx or Context())
+    records += Pipeline(steps).run(graph, ctx)
     infer_types(graph)
-    seen: set[str] = set()
-    for node in graph.all_nodes():
-        if not node.name or node.name in seen:
-            node.graph.rename_node(node, node_name(node))
-        seen.add(node.name)
+    _name(graph)
     return graph, records
+
+
+def _name(graph: Graph) -> None:
+    """Give all nodes and values, those of all bodies, names of their own."""
+    nodes, values = set[str](), set[str]()
+    for scope in graph.all_graphs():
+        for value in [*scope.values.values()]:
+            if value.name in values:
+                scope.rename(value, scope.fresh_name(value.name))
+            values.add(value.name)
+    for node in graph.all_nodes():
+        if not node.name or node.name in nodes:
+            node.graph.rename_node(node, node_name(node))
+        nodes.add(node.name)
 
 
 def needed_opset(precisions: Iterable[str], target: Target) -> int:

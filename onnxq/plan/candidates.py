@@ -45,7 +45,7 @@ def build_problem(
     pinned = pinned or {}
     owners = _owners(graph, placed)
     items: list[Item] = []
-    for node in graph.nodes():
+    for node in graph.all_nodes():
         name, rule = node_name(node), placed.nodes.get(node)
         if name not in choices:
             continue
@@ -79,7 +79,7 @@ def _choice(rule: OperatorRule | None, precision: str, cost: float, loss: float)
 def _owners(graph: Graph, placed: Placement) -> dict[Value, str]:
     """For each value, the node with a choice that gives it, itself or through clipping."""
     owners: dict[Value, str] = {}
-    for node in graph.nodes():
+    for node in graph.all_nodes():
         rule = placed.nodes.get(node)
         if rule is None:
             continue
@@ -123,7 +123,8 @@ def _borders(
     names: set[str],
 ) -> list[Border]:
     borders = []
-    values = [*graph.inputs, *(v for n in graph.nodes() for v in n.outputs if v is not None)]
+    fed = [value for scope in graph.all_graphs() for value in scope.inputs]
+    values = [*fed, *(v for n in graph.all_nodes() for v in n.outputs if v is not None)]
     for value in values:
         readers: dict[str, None] = {}
         as_float = value.is_output

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.ir import DataType, Graph, Node, TensorType, Value
+from onnxq.ir.lifting import nested_values
 from onnxq.passes.static.placement import (
     Placement,
     activation_slots,
@@ -97,7 +98,7 @@ class Weights8(Part):
                 value.numpy(), INT8, scene.target.weight_scheme, granularity, name=value.name
             )
             faked = fake_quantize(value.numpy(), params, name=value.name)
-            own.set_input(slot, graph.constant(faked, f"{value.name}_faked"))
+            own.set_input(slot, own.graph.constant(faked, f"{value.name}_faked"))
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,10 @@ class StaticActivations(Part):
             value, read = node.input(slot), own.input(slot)
             if value is not None and not value.is_constant and value in scene.placed.roots:
                 assert read is not None
-                own.set_input(slot, _pair(graph, read, scene.qparams(value, self.bits)))
+                own.set_input(slot, _pair(own.graph, read, scene.qparams(value, self.bits)))
         for value, makers in scene.placed.integer.items():
             if makers[0] is node:
-                _behind(graph, graph.values[value.name], scene.qparams(value, self.bits))
+                _behind(own.graph, own.graph.values[value.name], scene.qparams(value, self.bits))
 
 
 @dataclass(frozen=True)
@@ -145,13 +146,13 @@ class DynamicActivations(Part):
         own = twin(graph, node)
         read = own.input(0)
         assert read is not None
-        own.set_input(0, _pair(graph, read, None))
+        own.set_input(0, _pair(own.graph, read, None))
 
 
 def twin(graph: Graph, node: Node) -> Node:
     """The node of a graph that gives what a node of another one gives."""
     name = next(value.name for value in node.outputs if value is not None)
-    found = graph.values[name].producer
+    found = (graph.values.get(name) or nested_values(graph)[name]).producer
     assert found is not None
     return found
 

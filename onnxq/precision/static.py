@@ -63,7 +63,7 @@ class Static(Precision):
 def _behind_casts(graph: Graph, bounds: Bounds) -> dict[str, tuple[float, float]]:
     """Ranges that hold for what Casts restored of values in 16-bit floats, too."""
     found = dict(bounds)
-    for node in graph.nodes():
+    for node in graph.all_nodes():
         source = node.input(0)
         if node.is_op("Cast") and source is not None and source.name in found:
             found.setdefault(node.output.name, found[source.name])

@@ -148,7 +148,7 @@ _Parts = Mapping[str, Sequence[Part]]
 def _parts(graph: Graph, scene: Scene, choices: Mapping[str, Sequence[str]]) -> dict[Node, _Parts]:
     """The nodes whose quantization adds noise, and the parts of it."""
     found: dict[Node, _Parts] = {}
-    for node in graph.nodes():
+    for node in graph.all_nodes():
         own = {
             text: [part for part in parse_precision(text).parts() if part.fits(node, scene)]
             for text in choices.get(node_name(node), ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, prod
@@ -27,7 +27,7 @@ class Segment:
         graph: Its nodes, with what they read as inputs and what later ones read as outputs.
         inputs: Names of the values it reads.
         outputs: Names of the values it gives.
-        nodes: Names of its nodes.
+        nodes: Names of its nodes, those of bodies included.
     """
 
     graph: Graph
@@ -49,13 +49,15 @@ def cut(
     divided so that segments hold about equally many of the ``wanted`` nodes, and each division
     moves, within its neighbourhood, to the place that the fewest bytes cross. Places that
     something else than tensors crosses are no cuts, nor are those within a group of nodes that is
-    to stay ``whole``.
+    to stay ``whole``. A node of a body goes with the operator that holds the body.
     """
     order = list(graph.nodes())
     if not order:
         return []
     last = _last_readers(graph, order)
-    places = [0, *_places(graph, order, last, wanted, whole), len(order)]
+    held = [*_held_by(graph, wanted)]
+    groups = [[*_held_by(graph, group)] for group in whole]
+    places = [0, *_places(graph, order, last, held, groups), len(order)]
     return [_segment(graph, order, last, *ends) for ends in pairwise(places)]
 
 
@@ -71,8 +73,19 @@ def _segment(
         graph.extract(inputs, outputs),
         tuple(v.name for v in inputs),
         tuple(v.name for v in outputs),
-        frozenset(map(node_name, nodes)),
+        frozenset(node_name(n) for node in nodes for n in (node, *_held(node))),
     )
+
+
+def _held_by(graph: Graph, nodes: Iterable[Node]) -> dict[Node, None]:
+    """The nodes of the main graph that are some nodes or hold them."""
+    return dict.fromkeys(holder for node in nodes if (holder := graph.holder(node)) is not None)
+
+
+def _held(node: Node) -> Iterator[Node]:
+    """The nodes of the bodies that a node holds."""
+    for body in node.subgraphs():
+        yield from body.all_nodes()
 
 
 def _last_readers(graph: Graph, order: Sequence[Node]) -> dict[Value, int]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from onnxq.data import Dataset
-from onnxq.ir import DataType, Graph, Node, infer_types, to_proto
+from onnxq.ir import DataType, Graph, Node, Value, infer_types, to_proto
+from onnxq.ir.lifting import around, lift, liftable
 from onnxq.ir.sizes import value_bytes
 from onnxq.runtime import ErrorAccumulator, Session
 from onnxq.runtime.pool import RUN_BYTES, processors
@@ -28,22 +29,27 @@ def compare_layers(reference: Graph, candidate: Graph, data: Dataset) -> tuple[L
         InputError: onnxruntime cannot run one of the models with its inner values given out.
     """
     infer_types(reference)
-    made = {_given_as(n, reference): name for n, name in operators(candidate) if node_output(n)}
-    shared = [name for name in made if _comparable(reference, candidate, name)]
+    ours, theirs = liftable(reference), liftable(candidate)
+    made = {_given_as(n, ours): name for n, name in operators(candidate) if node_output(n)}
+    shared = [name for name in made if _comparable(ours.get(name), theirs.get(name))]
     errors = ErrorAccumulator()
+    graphs = [graph.copy() for graph in (reference, candidate)]
+    for graph in graphs:
+        lift(graph, shared)
     first = next(data.batches())
     inputs = [v for v in reference.inputs if v.data is None]
     least = first.rows(0, 1) if first.is_divisible(inputs) else first
-    sizes = value_bytes(reference, {name: array.shape for name, array in least.feeds.items()})
+    sizes = value_bytes(graphs[0], {name: array.shape for name, array in least.feeds.items()})
     for names in _groups(shared, sizes):
         rows = max(1, RUN_BYTES // max(1, sum(sizes[name] for name in names)))
         sessions = [
             Session(to_proto(_exposing(g, names)), threads=processors(), pooled=True)
-            for g in (reference, candidate)
+            for g in graphs
         ]
         for batch in data.in_parts(rows, inputs).batches():
-            ours, theirs = (batch.trim(s.run(batch.feeds, names)) for s in sessions)
-            errors.add(ours, theirs)
+            found, other = (batch.trim(s.run(batch.feeds, names)) for s in sessions)
+            # In a branch that is not taken nothing is computed.
+            errors.add({name: array for name, array in found.items() if array.size}, other)
     sqnr = {made[error.name]: error.sqnr_db for error in errors.result()}
     return tuple(replace(layer, sqnr_db=sqnr.get(layer.node)) for layer in describe(candidate))
 
@@ -67,13 +73,13 @@ def node_output(node: Node) -> str:
     return "" if first is None else first.name
 
 
-def _given_as(node: Node, reference: Graph) -> str:
+def _given_as(node: Node, known: Mapping[str, Value]) -> str:
     """Name under which a node's first output is known to the float model as well.
 
     Where the model gives out what the node makes, the name has gone to the value behind the pair.
     """
     value = node.output
-    while value.name not in reference.values and len(value.uses) == 1:
+    while value.name not in known and len(value.uses) == 1:
         reader = value.uses[0].node
         if not reader.is_op("QuantizeLinear", "DequantizeLinear"):
             break
@@ -81,13 +87,13 @@ def _given_as(node: Node, reference: Graph) -> str:
     return value.name
 
 
-def _comparable(reference: Graph, candidate: Graph, name: str) -> bool:
-    ours, theirs = reference.values.get(name), candidate.values[name]
+def _comparable(ours: Value | None, theirs: Value | None) -> bool:
     return (
         ours is not None
+        and theirs is not None
         and ours.producer is not None
-        and ours.dtype is DataType.FLOAT
-        and theirs.dtype is DataType.FLOAT
+        and ours.dtype is theirs.dtype is DataType.FLOAT
+        and around(ours.graph) == around(theirs.graph)
     )
 
 

@@ -25,7 +25,7 @@ _CLIPPING = ("Relu", "Clip")
 
 
 def describe(graph: Graph) -> tuple[LayerFacts, ...]:
-    """Every operator of the main graph but the QDQ pairs, with its precision and the reason.
+    """Every operator but the QDQ pairs, those of bodies too, with its precision and the reason.
 
     An operator computes on integers if what it reads comes out of DequantizeLinear and what it
     gives goes into QuantizeLinear, which runtimes fuse to an integer kernel where they have one;
@@ -45,8 +45,8 @@ def describe(graph: Graph) -> tuple[LayerFacts, ...]:
 
 
 def operators(graph: Graph) -> list[tuple[Node, str]]:
-    """The nodes of the main graph that are no part of a QDQ pair, with their names."""
-    return [(n, notes.node_name(n)) for n in graph.nodes() if not n.is_op(*_BORDERS)]
+    """The nodes that are no part of a QDQ pair, those of bodies too, with their names."""
+    return [(n, notes.node_name(n)) for n in graph.all_nodes() if not n.is_op(*_BORDERS)]
 
 
 def precision(node: Node) -> str:

@@ -60,7 +60,11 @@ class InsertQdq(Pass):
     Left in float, each with its reason in the model's metadata: operators without a rule,
     computations whose weight or bias is not constant (unless the target multiplies two
     activations), tensors that are not float32, have no finite range or hold masks, operators that
-    merely follow where nothing on both sides is an integer, and all of a subgraph.
+    merely follow where nothing on both sides is an integer, and what in a Loop may have another
+    shape in each iteration.
+
+    Bodies of If, Loop and Scan are quantized like the graph around them. Runtimes fuse pairs within
+    one graph only, so a body reads through a pair of its own what it takes from outside.
 
     Activations have the target's format, or another one by wish, node by node: a node reads and
     gives its activations in its own format. A value that a node gives as integers has a pair in
@@ -142,20 +146,23 @@ class InsertQdq(Pass):
                 f"{graph.opset}; raise the model's opset first"
             )
         kept = frozenset(self.keep_float)
-        left_out = self._left_out(place(graph, target, kept), target) if self.only else {}
+        left_out = {}
+        if self.only:
+            able = place_within(graph, target, self.ranges, kept)
+            left_out = self._left_out(place(graph, target, kept), able, target)
         placed = place_within(graph, target, self.ranges, kept, left_out)
         quantized = [node_name(node) for node in placed.nodes]
         formats = self._formats(graph, placed)
-        _Insertion(graph, self, target, placed, formats, ctx).run()
+        _Insertion(self, target, placed, formats, ctx).run()
         _note_left_in_float(graph, placed, quantized)
         if quantized:
             note_target(graph, target.label)
         return len(placed.nodes)
 
-    def _left_out(self, placed: Placement, target: Target) -> dict[Node, Reason]:
-        names = set(self.only)
+    def _left_out(self, placed: Placement, able: Placement, target: Target) -> dict[Node, Reason]:
+        names, reasons = set(self.only), able.left_in_float
         return {
-            node: _LEFT_OUT
+            node: reasons[node] if node in reasons and reasons[node].kind == "range" else _LEFT_OUT
             for node, rule in placed.nodes.items()
             if rule.role != "absorb"
             and node_name(node) not in names
@@ -165,7 +172,7 @@ class InsertQdq(Pass):
     def _formats(self, graph: Graph, placed: Placement) -> dict[Node, Format]:
         """The format in which each node reads and gives its activations."""
         found: dict[Node, Format] = {}
-        for node in graph.nodes():
+        for node in graph.all_nodes():
             rule, source = placed.nodes.get(node), node.input(0)
             if rule is None or rule.role == "absorb":
                 continue
@@ -188,7 +195,9 @@ def _activation_format(name: str) -> Format:
 
 def _note_left_in_float(graph: Graph, placed: Placement, quantized: list[str]) -> None:
     left = placed.left_in_float
-    reasons = {n: left[n] for n in graph.nodes() if left.get(n) not in (None, ALREADY_QUANTIZED)}
+    reasons = {
+        n: left[n] for n in graph.all_nodes() if left.get(n) not in (None, ALREADY_QUANTIZED)
+    }
     # A graph that was quantized before keeps the reasons of that time.
     if quantized or LEFT_IN_FLOAT_KEY not in graph.model.metadata:
         note_left_in_float(graph, reasons, quantized)
@@ -199,20 +208,19 @@ class _Insertion:
 
     def __init__(
         self,
-        graph: Graph,
         options: InsertQdq,
         target: Target,
         placed: Placement,
         formats: Mapping[Node, Format],
         ctx: Context,
     ) -> None:
-        self._graph = graph
         self._target = target
         self._placed = placed
         self._formats = formats
         self._ctx = ctx
-        self._constants: dict[tuple[bytes, str, tuple[int, ...]], Value] = {}
+        self._constants: dict[tuple[Graph, bytes, str, tuple[int, ...]], Value] = {}
         self._stored: dict[tuple[Value, QParams], Value] = {}
+        self._read: dict[tuple[Graph, Value], Value] = {}
         self._params: dict[tuple[Value, Format], QParams] = {}
         # By value: what is given to callers is renamed under way.
         self._ranges = {root: options.ranges.get(root.name) for root in placed.roots.values()}
@@ -247,32 +255,32 @@ class _Insertion:
         readers = value.uses
         makers = self._placed.integer.get(value)
         given = None
-        restored: dict[Format | None, Value] = {}
+        restored: dict[tuple[Graph, Format], Value] = {}
         if makers is not None:
             given = self._formats[makers[0]]
-            restored[given] = self._insert_pair(value, value, given)
+            restored[value.graph, given] = self._insert_pair(value.graph, value, value, given)
+        source = value if given is None else restored[value.graph, given]
         for use in readers:
-            reads_pair = self._placed.reads_pair(use)
-            format = self._formats.get(use.node, given) if reads_pair else given
-            if format is None:
-                continue
-            if format not in restored:
-                source = value if given is None else restored[given]
-                restored[format] = self._insert_pair(source, value, format)
-            use.node.set_input(use.slot, restored[format])
+            read, format = source, self._formats.get(use.node)
+            if format is not None and self._placed.reads_pair(use):
+                key = (use.node.graph, format)
+                if key not in restored:
+                    restored[key] = self._insert_pair(key[0], source, value, format)
+                read = restored[key]
+            use.node.set_input(use.slot, read)
         if given is not None and value.is_output:
             (quantized,) = (use.node for use in value.uses)
-            self._graph.replace_uses(value, restored[given])
+            value.graph.replace_uses(value, source)
             quantized.set_input(0, value)
 
-    def _insert_pair(self, source: Value, value: Value, format: Format) -> Value:
-        """A pair for a value, on the value itself or behind a pair of it in another format."""
+    def _insert_pair(self, graph: Graph, source: Value, value: Value, format: Format) -> Value:
+        """A pair for a value, on the value itself or behind a pair of it elsewhere."""
         name, params = value.name, self._value_qparams(value, format)
-        scale, zero_point = self._scale(name, params)
+        scale, zero_point = self._scale(graph, name, params)
         read, dtype = [source, scale, zero_point], DataType(params.format.onnx_dtype)
-        quantized = added(self._graph, "QuantizeLinear", read, f"{name}_q", dtype, value.shape)
+        quantized = added(graph, "QuantizeLinear", read, f"{name}_q", dtype, value.shape)
         self._ctx.rewrote(f"pair on '{name}', scale {float(params.scale):.6g}")
-        return self._dequantize(quantized, scale, zero_point, params, name)
+        return self._dequantize(graph, quantized, scale, zero_point, params, name)
 
     def _saturate(self, node: Node) -> None:
         """Write HardSigmoid as an Add that saturates, HardSwish as its product with that.
@@ -284,7 +292,7 @@ class _Insertion:
         read = node.inputs[0]
         pair = None if read is None else read.producer
         assert read is not None and pair is not None
-        alpha, beta = 1 / 6, 0.5
+        graph, alpha, beta = node.graph, 1 / 6, 0.5
         if node.is_op("HardSigmoid"):
             alpha, beta = (float(attribute_value(node, name)) for name in ("alpha", "beta"))
         (integers, scale, zero_point), name = pair.inputs, node.output.name
@@ -293,28 +301,28 @@ class _Insertion:
         format = self._formats[node]
         offset = self._activation_qparams(min(0.0, beta), max(0.0, beta), format, name)
         stored = quantize(np.float32(beta), offset, name=name)
-        slope = self._constant(shrunk, f"{name}_scale")
-        scaled = self._dequantize(integers, slope, zero_point, offset, name)
-        addend = self._graph.constant(stored, f"{name}_offset")
-        shift = self._dequantize(addend, *self._scale(name, offset), offset, name)
+        slope = self._constant(graph, shrunk, f"{name}_scale")
+        scaled = self._dequantize(graph, integers, slope, zero_point, offset, name)
+        addend = graph.constant(stored, f"{name}_offset")
+        shift = self._dequantize(graph, addend, *self._scale(graph, name, offset), offset, name)
         types, gate_name = [node.output.type], f"{node.name or name}_gate"
-        line = self._graph.add("Add", [scaled, shift], name=gate_name, types=types).output
+        line = graph.add("Add", [scaled, shift], name=gate_name, types=types).output
         made = line
         if node.is_op("HardSwish"):
             params = self._activation_qparams(*_UNIT, format, name)
-            gate_scale, gate_zero = self._scale(name, params)
-            gate = self._graph.add(
+            gate_scale, gate_zero = self._scale(graph, name, params)
+            gate = graph.add(
                 "QuantizeLinear",
                 [line, gate_scale, gate_zero],
                 types=[TensorType(DataType(params.format.onnx_dtype), line.shape)],
             ).output
-            opened = self._dequantize(gate, gate_scale, gate_zero, params, name)
-            made = self._graph.add("Mul", [read, opened], types=types).output
-        self._graph.replace_uses(node.output, made)
-        remove_unused(self._graph, [node, pair])
-        self._graph.rename(made, name)
+            opened = self._dequantize(graph, gate, gate_scale, gate_zero, params, name)
+            made = graph.add("Mul", [read, opened], types=types).output
+        graph.replace_uses(node.output, made)
+        remove_unused(graph, [node, pair])
+        graph.rename(made, name)
         if node.name and made.producer is not None:
-            self._graph.rename_node(made.producer, node.name)
+            graph.rename_node(made.producer, node.name)
 
     def _store_weight(self, node: Node, rule: OperatorRule, slot: int) -> None:
         weight, activation = node.inputs[slot], node.inputs[rule.activations[0]]
@@ -361,32 +369,41 @@ class _Insertion:
         """Let a node read integers behind a DequantizeLinear instead of a float constant."""
         value = node.inputs[slot]
         assert value is not None
-        key = (value, params)
+        key, graph = (value, params), node.graph
         if key not in self._stored:
-            integers = self._graph.constant(stored, f"{value.name}_q")
-            self._stored[key] = self._dequantize(
-                integers, *self._scale(value.name, params), params, value.name
+            self._stored[key] = value.graph.constant(stored, f"{value.name}_q")
+        integers = self._stored[key]
+        if (graph, integers) not in self._read:
+            scale = self._scale(graph, value.name, params)
+            self._read[graph, integers] = self._dequantize(
+                graph, integers, *scale, params, value.name
             )
-        node.set_input(slot, self._stored[key])
+        node.set_input(slot, self._read[graph, integers])
         if not value.uses and not value.is_output:
-            self._graph.discard(value)
+            value.graph.discard(value)
 
-    def _scale(self, name: str, params: QParams) -> tuple[Value, Value]:
+    def _scale(self, graph: Graph, name: str, params: QParams) -> tuple[Value, Value]:
         return (
-            self._constant(params.scale, f"{name}_scale"),
-            self._constant(params.zero_point, f"{name}_zero_point"),
+            self._constant(graph, params.scale, f"{name}_scale"),
+            self._constant(graph, params.zero_point, f"{name}_zero_point"),
         )
 
-    def _constant(self, array: np.ndarray, name: str) -> Value:
-        """A constant, the same one for the same numbers."""
-        key = (array.tobytes(), str(array.dtype), array.shape)
+    def _constant(self, graph: Graph, array: np.ndarray, name: str) -> Value:
+        """A constant of a graph, the same one for the same numbers."""
+        key = (graph, array.tobytes(), str(array.dtype), array.shape)
         if key not in self._constants:
-            self._constants[key] = self._graph.constant(array, name)
+            self._constants[key] = graph.constant(array, name)
         return self._constants[key]
 
     def _dequantize(
-        self, quantized: Value, scale: Value, zero_point: Value, params: QParams, name: str
+        self,
+        graph: Graph,
+        quantized: Value,
+        scale: Value,
+        zero_point: Value,
+        params: QParams,
+        name: str,
     ) -> Value:
         read, shape, dtype = [quantized, scale, zero_point], quantized.shape, DataType.FLOAT
         axis = {} if params.axis is None else {"axis": params.axis}
-        return added(self._graph, "DequantizeLinear", read, f"{name}_dq", dtype, shape, **axis)
+        return added(graph, "DequantizeLinear", read, f"{name}_dq", dtype, shape, **axis)

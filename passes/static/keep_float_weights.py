@@ -44,11 +44,11 @@ class KeepFloatWeights(Pass):
         if graph.opset < _FIRST_OPSET:
             return 0
         kept = 0
-        for node in graph.nodes():
+        for node in [*graph.all_nodes()]:
             value, pair = node.input(0), made_by(node.input(0), "DequantizeLinear")
             if value is not None and pair is not None and _is_taken_for_integer(node, value, pair):
-                node.set_input(0, _by_channel(graph, value, pair))
-                remove_unused(graph, [pair])
+                node.set_input(0, _by_channel(node.graph, value, pair))
+                remove_unused(pair.graph, [pair])
                 kept += 1
         return kept
 

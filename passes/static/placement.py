@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxq.ir import DataType, Graph, Node, Use, Value, attribute_value
+from onnxq.ir.lifting import can_lift
 from onnxq.passes.nodes import made_by
 from onnxq.passes.notes import BY_REQUEST, NOT_FINITE, OVERRIDABLE, Reason, node_name
 from onnxq.quant import Format, Granularity
@@ -20,6 +21,7 @@ _APART = Reason("neighbours", "not between integer operators")
 _NO_RESIDUAL = Reason("neighbours", "it does not follow a product in integers")
 _CLIPS_APART = Reason("attribute", "its bounds are computed or leave zero out")
 _CONSTANT = Reason("neighbours", "its input is constant")
+_UNSTEADY = Reason("shape", "what it reads or gives may have another shape in each iteration")
 _LARGEST = 1e8
 """Beyond are masks (-1e9, the smallest float), which leave no integers for any other number."""
 
@@ -70,6 +72,9 @@ def place(
     are those of `needs_pair_behind`. On a target that wants everything in integers it joins
     wherever it stands.
 
+    Bodies of If, Loop and Scan are placed like the graph around them. What they read of it carries
+    a pair in the body, too, where runtimes fuse it.
+
     Args:
         graph: Float graph with known element types.
         target: The table to follow.
@@ -78,7 +83,7 @@ def place(
     """
     placed = Placement(left_in_float=_known_to_stay(graph, keep_float) | dict(left_in_float or {}))
     joining: dict[Node, OperatorRule] = {}
-    for node in graph.nodes():
+    for node in graph.all_nodes():
         if node in placed.left_in_float or not _makes_floats(node) or node.is_op(*_PAIR):
             continue
         rule = target.operators.get(node.op_type) if not node.domain else None
@@ -87,6 +92,8 @@ def place(
             rule = _clipping_rule(node, rule, target, placed)
         if rule is None:
             reason = _no_rule(node, target)
+        elif not all(can_lift(v) for v in (*node.inputs, *node.outputs) if v and not v.is_constant):
+            reason = _UNSTEADY
         elif rule.role == "compute":
             reason = _refusal(node, rule, target)
             if not reason:
@@ -263,7 +270,7 @@ def _output_axis(node: Node, rule: OperatorRule) -> int:
 def _known_to_stay(graph: Graph, keep_float: frozenset[str]) -> dict[Node, Reason]:
     """Nodes that are not even considered, and why."""
     stay = {}
-    for node in graph.nodes():
+    for node in graph.all_nodes():
         if any(made_by(v, "DequantizeLinear") for v in node.inputs):
             stay[node] = ALREADY_QUANTIZED
         elif node_name(node) in keep_float:
@@ -427,7 +434,7 @@ def _keep_useful(
     graph: Graph, target: Target, placed: Placement, joining: dict[Node, OperatorRule]
 ) -> None:
     """Of the nodes that could join, keep those that lead to a node that reads integers."""
-    for node in reversed(graph.nodes()):
+    for node in reversed([*graph.all_nodes()]):
         if node not in joining:
             continue
         outputs = [v for v in node.outputs if v is not None]
@@ -446,10 +453,10 @@ def _find_roots(graph: Graph, placed: Placement) -> None:
     for node, rule in placed.nodes.items():
         if rule.role != "absorb":
             carrying.update(_activations(node, rule))
-    for value in graph.inputs:
+    for value in (v for scope in graph.all_graphs() for v in scope.inputs):
         if value in carrying:
             placed.roots[value] = value
-    for node in graph.nodes():
+    for node in graph.all_nodes():
         shares = node in placed.nodes and placed.nodes[node].role == "share"
         source = node.input(0)
         for made in node.outputs:

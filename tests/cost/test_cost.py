@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from onnxq.cost import Costs, Measurements, flops_costs, machine, measure_costs, size_costs
@@ -12,7 +13,7 @@ from onnxq.cost.cache import FILE
 from onnxq.errors import InputError
 from onnxq.passes.static.placement import place
 from onnxq.targets import load_target
-from tests.networks import CHANNELS, CLASSES, PIXELS, chain, inputs
+from tests.networks import CHANNELS, CLASSES, PIXELS, branches, chain, inputs
 
 GRAPH = chain(3)
 PLACED = place(GRAPH, load_target("cpu-x64"))
@@ -107,6 +108,17 @@ def test_measured_times_are_of_every_node_and_border(tmp_path: Path) -> None:
     assert all(q > 0 and d > 0 for q, d in found.borders.values())
     again = measure_costs(*what, model_sha256="abc", measurements=Measurements(tmp_path))
     assert again == found, "what is on disk is not measured again"
+
+
+def test_nodes_of_bodies_are_timed_where_they_stand(tmp_path: Path) -> None:
+    graph = branches()
+    placed = place(graph, load_target("cpu-x64"))
+    feeds = {**inputs(graph, 1), "wide": np.array(True)}
+    known = Measurements(tmp_path)
+    found = measure_costs(graph, list(placed.nodes), placed, {}, feeds, measurements=known)
+    spent = {name: costs["float32"] for name, costs in found.nodes.items()}
+    assert spent["then_conv0"] > 0 and spent["then_gemm"] > 0
+    assert spent["else_conv0"] == spent["else_gemm"] == 0, "no sample takes that branch"
 
 
 def test_repeated_blocks_cost_what_they_do_on_average(tmp_path: Path) -> None:

@@ -716,7 +716,7 @@ def test_links_stay_right_under_any_editing(plan: list[tuple[int, int, int]]) ->
             assert set(value.uses) == set(found.get(value, []))
     order = {n: at for at, n in enumerate(graph.nodes())}
     assert {(a, b, use) for a, b, use in graph.networkx.edges(keys=True)} == {
-        (v.producer, graph._holder(u.node), u)
+        (v.producer, graph.holder(u.node), u)
         for v in graph.values.values()
         if v.producer is not None
         for u in v.uses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -16,7 +17,14 @@ from onnxq import registry
 from onnxq.benchmark import bench
 from onnxq.errors import InputError
 from onnxq.ir import load
-from onnxq.runtime import Session, backend, integer_operators, load_backend, optimized_operators
+from onnxq.runtime import (
+    NodeTime,
+    Session,
+    backend,
+    integer_operators,
+    load_backend,
+    optimized_operators,
+)
 from onnxq.runtime.providers import provider_options
 from onnxq.verify.facts import model_facts, versions
 
@@ -95,6 +103,14 @@ def test_profiles_name_every_operator_that_ran(model: Path) -> None:
     (times,) = load_backend("onnxruntime").profile([model], feeds, rounds=4)
     assert sorted(time.op_type for time in times) == ["Relu", "Softmax"]
     assert all(time.ms >= 0 for time in times)
+
+
+def test_what_a_loop_runs_is_timed_in_all_iterations(tmp_path: Path) -> None:
+    event = {"cat": "Node", "name": "add_kernel_time", "args": {"op_name": "Add"}, "dur": 2000}
+    once = {**event, "name": "neg_kernel_time", "args": {"op_name": "Neg"}}
+    (tmp_path / "profile.json").write_text(json.dumps([event] * 12 + [once] * 4))
+    found = MODULE._node_times(tmp_path / "profile.json", 4)
+    assert found == [NodeTime("add", "Add", 6.0), NodeTime("neg", "Neg", 2.0)]
 
 
 class Compiled:

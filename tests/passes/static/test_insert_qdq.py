@@ -593,7 +593,7 @@ def test_nodes_are_kept_in_float_by_request() -> None:
         assert made == ({"QuantizeLinear"} if kept == "clip" else made - {"DequantizeLinear"})
 
 
-def test_subgraphs_stay_in_float_and_read_what_is_restored() -> None:
+def test_bodies_are_quantized_and_read_through_pairs_of_their_own() -> None:
     before = Graph.from_text(f"""{HEAD}
         g (float[1, 1, 4, 4] x, bool flag) => (float[1, 1, 4, 4] y)
         <{AROUND[0]}>
@@ -602,15 +602,42 @@ def test_subgraphs_stay_in_float_and_read_what_is_restored() -> None:
              then_branch = t () => (float[1, 1, 4, 4] a) {{ a = Conv(c, w) }},
              else_branch = e () => (float[1, 1, 4, 4] b) {{ b = Relu(c) }}> }}""")
     after = quantized(before)
-    inner = [n for g in list(after.all_graphs())[1:] for n in g.nodes()]
-    assert [n.op_type for n in inner] == ["Conv", "Relu"]
-    assert all(n.input(0).producer.op_type == "DequantizeLinear" for n in inner)
-    assert inner[0].input(1) is after.values["w"]
+    (then, other) = list(after.all_graphs())[1:]
+    assert [n.op_type for n in then.nodes()] == [
+        *("QuantizeLinear", "DequantizeLinear", "DequantizeLinear"),
+        *("Conv", "QuantizeLinear", "DequantizeLinear"),
+    ]
+    assert then.nodes()[0].input(0).graph is after, "the body reads what is restored"
+    assert [v.name for v in after.initializers() if v.name == "w_q"], "stored once"
+    (relu,) = other.nodes()
+    assert relu.input(0).producer.op_type == "DequantizeLinear"
+    kernels = integer_operators(to_proto(after))
+    assert sum(count for name, count in kernels.items() if "QLinearConv" in name) == 2
     feeds = random_feeds(before)
     for flag in (True, False):
         fed = {**feeds, "flag": np.array(flag)}
         wanted, found = run(after, fed)["y"], run_optimized(after, fed)["y"]
         np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", ["N, 2", "1, 2"])
+def test_a_loop_is_quantized_where_shapes_stay(shape: str) -> None:
+    """In the second one each iteration adds a row, so that ranges cannot be observed."""
+    grows = shape != "N, 2"
+    step = "s = Concat<axis = 0>(t, v) r = MatMul(s, w)" if grows else "r = MatMul(v, w)"
+    before = Graph.from_text(f"""{HEAD}
+        g (float[{shape}] x, float[1, 2] t) => (float[M, 2] y)
+        <float[2, 2] w = {{63.5, -20, 1, 2}}, int64 n = {{3}}, bool go = {{1}}>
+        {{ y = Loop(n, go, x) <
+             body = b (int64 i, bool c, float[{"R" if grows else "N"}, 2] v)
+               => (bool d, float[{"R" if grows else "N"}, 2] r)
+               {{ d = Identity(c) {step} }}> }}""")
+    after = quantized(before)
+    body = list(after.all_graphs())[1]
+    assert ("QuantizeLinear" in {n.op_type for n in body.nodes()}) != grows
+    if grows:
+        reasons = json.loads(after.model.metadata[LEFT_IN_FLOAT_KEY])
+        assert any("another shape in each iteration" in reason for reason in reasons)
 
 
 def test_an_opset_too_low_is_refused() -> None:
