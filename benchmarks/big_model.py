@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
+from memory import memory_bytes
 from onnx import TensorProto, helper
 
 OPSET = 17
@@ -92,7 +93,7 @@ def rewrite(source: Path, target: Path) -> dict[str, Any]:
     from onnxq.ir import Pipeline, default_passes, load, save
 
     passes = default_passes()
-    own_at_start = _status("RssAnon")
+    own_at_start = memory_bytes("RssAnon") / 1e9
     with _Peak() as peak:
         times = [time.perf_counter()]
         graph = load(source)
@@ -104,7 +105,7 @@ def rewrite(source: Path, target: Path) -> dict[str, Any]:
     stages = zip(("load", "passes", "save"), times, times[1:], strict=False)
     return {
         **{stage: end - start for stage, start, end in stages},
-        "resident": _status("VmHWM"),
+        "resident": memory_bytes("VmHWM") / 1e9,
         "own": peak.own,
         "own_at_start": own_at_start,
         "rewrites": {r.name: r.rewrites for r in records if r.rewrites},
@@ -130,15 +131,7 @@ class _Peak:
 
     def _watch(self) -> None:
         while not self._done.wait(SAMPLE_SECONDS):
-            self.own = max(self.own, _status("RssAnon"))
-
-
-def _status(field: str) -> float:
-    """A size that Linux tells of this process, in GB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024 / 1e9
-    raise SystemExit(f"this system does not tell {field}: the measurement needs Linux")
+            self.own = max(self.own, memory_bytes("RssAnon") / 1e9)
 
 
 # Building

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.version_converter
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -23,6 +24,8 @@ from onnxq.data import Dataset, read
 from onnxq.runtime import Session
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
+
+_PER_CHANNEL_OPSET = 13
 
 CIFAR_MEAN = np.array((0.4914, 0.4822, 0.4465), dtype=np.float32)
 CIFAR_STD = np.array((0.2470, 0.2435, 0.2616), dtype=np.float32)
@@ -75,12 +78,39 @@ def structure_cases(folder: Path, count: int = 32) -> Iterator[Case]:
         yield Case(name, path, samples(model, count))
 
 
+def real_cases() -> Iterator[Case]:
+    """Models that people ship, where ONNXQ_REAL names the folder that `real/fetch.py` filled.
+
+    Those of the model corpus need ONNXQ_CORPUS as well. Of the language model's data 16 windows
+    are used.
+    """
+    folder = Path(os.environ.get("ONNXQ_REAL", "none"))
+    zoo = Path(os.environ.get("ONNXQ_CORPUS", "none")) / "zoo"
+    own = {name: folder / "models" / f"{name}.onnx" for name in _EXPORTED}
+    found = {**own, **{name: zoo / file for name, file in _IN_ZOO.items()}}
+    for name, model in found.items():
+        data = folder / "data" / f"{_DATA.get(name, name)}.npz"
+        if model.is_file() and data.is_file():
+            yield Case(name, model, _first_rows(data, 16) if name == "smollm2" else data)
+
+
+_EXPORTED = ("ocr_det", "ocr_cls", "ocr_rec", "minilm", "smollm2")
+_IN_ZOO = {
+    "ultraface_slim": "ultraface_slim_320.onnx",
+    "ultraface_rfb": "ultraface_rfb_320.onnx",
+    "silero_vad": "silero_vad.onnx",
+    "magika": "magika_v3_3.onnx",
+    "dtln_1": "dtln_1.onnx",
+    "dtln_2": "dtln_2.onnx",
+    "byte_bidi_lstm": "byte_bidi_lstm.onnx",
+}
+_DATA = {"ultraface_slim": "ultraface", "ultraface_rfb": "ultraface"}
+
+
 def onnxruntime_static(case: Case, output: Path) -> None:
     """Its `quantize_static`: QDQ, uint8 activations, int8 weights per channel, pre-processed."""
-    prepared = output.with_suffix(".prepared.onnx")
-    quant_pre_process(str(case.model), str(prepared))
     quantize_static(
-        str(prepared),
+        str(_preprocessed(case, output)),
         str(output),
         _Reader(case.parts()[0]),
         quant_format=QuantFormat.QDQ,
@@ -90,17 +120,50 @@ def onnxruntime_static(case: Case, output: Path) -> None:
     )
 
 
-def onnxruntime_dynamic(case: Case, output: Path) -> None:
+def onnxruntime_dynamic(
+    case: Case, output: Path, operators: Sequence[str] = ("MatMul", "Gemm")
+) -> None:
     """Its `quantize_dynamic` of matrix products, int8 weights per channel, pre-processed."""
-    prepared = output.with_suffix(".prepared.onnx")
-    quant_pre_process(str(case.model), str(prepared))
     quantize_dynamic(
-        str(prepared),
+        str(_preprocessed(case, output)),
         str(output),
-        op_types_to_quantize=["MatMul", "Gemm"],
+        op_types_to_quantize=list(operators),
         per_channel=True,
         weight_type=QuantType.QInt8,
     )
+
+
+def onnxruntime_fused(case: Case, kind: str, output: Path) -> Case:
+    """The case with what its optimizer for a kind of transformers makes of the model."""
+    # It needs no more than onnxruntime, but takes a second to import.
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    fused = output.with_suffix(".fused.onnx")
+    optimize_model(str(case.model), kind).save_model_to_file(str(fused))
+    return replace(case, model=fused)
+
+
+def _preprocessed(case: Case, output: Path) -> Path:
+    """Pre-processed, at an opset that has scales per channel: below it invalid models come out."""
+    prepared = output.with_suffix(".prepared.onnx")
+    source = case.model
+    model = onnx.load(source, load_external_data=False)
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    if opset < _PER_CHANNEL_OPSET:
+        source = output.with_suffix(".raised.onnx")
+        onnx.save(onnx.version_converter.convert_version(model, _PER_CHANNEL_OPSET), source)
+    try:
+        quant_pre_process(str(source), str(prepared))
+    except Exception:
+        # Its inference of symbolic shapes gives up on some models; its documentation says to
+        # leave it out then.
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    return prepared
+
+
+def _first_rows(path: Path, count: int) -> Arrays:
+    with np.load(path) as file:
+        return {name: file[name][:count] for name in file}
 
 
 def _cifar(path: Path, count: int) -> Arrays:

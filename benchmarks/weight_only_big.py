@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from memory import memory_bytes
 from onnx import TensorProto, helper
 
 OPSET = 21
@@ -80,7 +81,7 @@ def quantize(source: Path, target: Path, format: str) -> dict[str, float]:
     from onnxq.ir import Context, infer_types, load, save
     from onnxq.passes.weights.quantize_weights import QuantizeWeights
 
-    at_start, busy = _peak_gigabytes(), time.process_time()
+    at_start, busy = memory_bytes("VmHWM") / 1e9, time.process_time()
     times = [time.perf_counter()]
     graph = load(source)
     times.append(time.perf_counter())
@@ -93,18 +94,10 @@ def quantize(source: Path, target: Path, format: str) -> dict[str, float]:
     return {
         **{stage: end - start for stage, start, end in stages},
         "computed": time.process_time() - busy,
-        "peak": _peak_gigabytes(),
+        "peak": memory_bytes("VmHWM") / 1e9,
         "at_start": at_start,
         "rewrites": made,
     }
-
-
-def _peak_gigabytes() -> float:
-    # ru_maxrss is no use here: it begins with the peak of the process that started this one.
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / 1e9
-    raise SystemExit("this system does not tell VmHWM: the measurement needs Linux")
 
 
 class _Writer:
