@@ -8,12 +8,15 @@ photographs or recordings out.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from environment import download, members
 from PIL import Image, ImageDraw, ImageFont
 
 Arrays = dict[str, np.ndarray]
@@ -168,8 +171,6 @@ _FACES = ("t1.jpg", "bus.jpg", "zidane.jpg", "astronaut.png")
 
 def ultraface(folder: Path) -> Arrays:
     """Parts of photographs, three of four with people, mirrored, darker, lighter and with noise."""
-    import io
-
     rng = np.random.default_rng(0)
     views, split = [], []
     for requirement, photographs in _PHOTOGRAPHS.items():
@@ -273,9 +274,6 @@ def _session(name: str):  # type: ignore[no-untyped-def]
 
 def _recordings(folder: Path) -> Iterator[tuple[np.ndarray, int]]:
     """Each recording between half seconds of silence, in noise, and whether it is held out."""
-    import io
-    import wave
-
     rng = np.random.default_rng(0)
     for requirement, recordings in _RECORDINGS.items():
         files = _files(requirement, folder)
@@ -301,8 +299,6 @@ def _kept(frames: list[Arrays], split: list[int]) -> Arrays:
 
 
 def _files(requirement: str, folder: Path) -> dict[str, bytes]:
-    from environment import download, members
-
     # Only the source archive has the recordings.
     source = requirement.startswith("pocketsphinx")
     return members(download(requirement, folder / "packages", source=source))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from environment import HERE, make_environment
@@ -41,6 +42,13 @@ def main() -> None:
         parser.error("ONNXQ_CORPUS must name a folder that has data/tinyshakespeare.txt")
     folder = parsed.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _make(folder, names)
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"stopped, because this failed: {' '.join(error.cmd)}") from error
+
+
+def _make(folder: Path, names: Sequence[str]) -> None:
     python = make_environment(
         folder / "environment", HERE / "requirements.txt", first="torch==2.13.0"
     )
