@@ -105,6 +105,20 @@ def branches(seed: int = 0) -> Graph:
     return graph
 
 
+def recurrent(op_type: str) -> tuple[Graph, dict[str, np.ndarray]]:
+    """A recurrent node over five steps with its weights, and what to feed it."""
+    rng = np.random.default_rng(0)
+    graph = Graph(op_type, model=ModelInfo(8, {"": 17}))
+    x = graph.add_input("x", TensorType(DataType.FLOAT, (5, "N", 8)))
+    rows = {"LSTM": 4, "GRU": 3}[op_type] * 16
+    weights = [rng.standard_normal((1, rows, n)).astype(np.float32) / 4 for n in (8, 16)]
+    read = [x, *(graph.constant(w, f"w{n}") for n, w in enumerate(weights))]
+    made = graph.add(op_type, read, {"hidden_size": 16}, name="cell", outputs=["y"])
+    made.output.type = TensorType(DataType.FLOAT, (5, 1, "N", 16))
+    graph.add_output(made.output)
+    return graph, {"x": rng.standard_normal((5, 1, 8)).astype(np.float32)}
+
+
 _INNER, _OUTER = 64, 8
 
 

@@ -43,7 +43,7 @@ from onnxq.tune.mse import Mse
 from onnxq.verify.precision import describe
 from onnxq.work import data_digest
 from tests.helpers import run
-from tests.networks import chain, computed, inputs, products
+from tests.networks import chain, computed, inputs, products, recurrent
 
 __all__ = ["computed"]
 
@@ -409,16 +409,8 @@ def test_calibrating_sees_what_optimizing_does(name: str, model: Path) -> None:
 # Models without a place for static integers
 
 
-def _recurrent() -> tuple[Graph, dict[str, np.ndarray]]:
-    rng = np.random.default_rng(0)
-    graph = Graph("lstm", model=ModelInfo(8, {"": 17}))
-    x = graph.add_input("x", TensorType(DataType.FLOAT, (5, "N", 8)))
-    weights = [rng.standard_normal((1, 64, n)).astype(np.float32) / 4 for n in (8, 16)]
-    read = [x, *(graph.constant(w, f"w{n}") for n, w in enumerate(weights))]
-    made = graph.add("LSTM", read, {"hidden_size": 16}, name="lstm", outputs=["y"])
-    made.output.type = TensorType(DataType.FLOAT, (5, 1, "N", 16))
-    graph.add_output(made.output)
-    return graph, {"x": rng.standard_normal((5, 1, 8)).astype(np.float32)}
+def _lstm() -> tuple[Graph, dict[str, np.ndarray]]:
+    return recurrent("LSTM")
 
 
 def _looked_up() -> tuple[Graph, dict[str, np.ndarray]]:
@@ -434,7 +426,7 @@ def _looked_up() -> tuple[Graph, dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("name", ["int8-dynamic", "int8-weight", "mixed"])
-@pytest.mark.parametrize(("made", "node"), [(_recurrent, "lstm"), (_looked_up, "look")])
+@pytest.mark.parametrize(("made", "node"), [(_lstm, "cell"), (_looked_up, "look")])
 def test_models_without_a_place_for_static_integers(made, node: str, name: str) -> None:  # type: ignore[no-untyped-def]
     graph, one = made()
     rng = np.random.default_rng(1)
@@ -447,6 +439,9 @@ def test_models_without_a_place_for_static_integers(made, node: str, name: str) 
     if name != "mixed":
         stored = [v for v in found.graph.initializers() if v.dtype is DataType.INT8]
         assert max(v.numpy().size for v in stored) >= 512
+    if name == "int8-dynamic" and node == "cell":
+        (layer,) = (layer for layer in found.report.layers if layer.node == node)
+        assert (layer.op_type, layer.precision) == ("DynamicQuantizeLSTM", "int8-dynamic")
 
 
 def test_a_model_without_anything_to_quantize_stays_in_float(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_every_kind_has_a_form(name: str, kind: type, parse: Any) -> None:
             "int4-weight{scheme=absmax, block_size=16}",
             "int4-weight{block_size=16, scheme='absmax'}",
         ),
-        ("int8-dynamic{contrib=true}", "int8-dynamic{contrib=True}"),
+        ("int8-dynamic{convolutions=true}", "int8-dynamic{convolutions=True}"),
     ],
 )
 def test_forms_of_precisions(form: str, same: str) -> None:

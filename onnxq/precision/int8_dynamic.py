@@ -10,9 +10,11 @@ from onnxq.ir import Graph, Node, Pass
 from onnxq.passes.layout.unflatten_gemm import UnflattenGemm
 from onnxq.passes.notes import Reason
 from onnxq.passes.static.placement import Placement
-from onnxq.passes.weights.quantize_dynamic import QuantizeDynamic
+from onnxq.passes.weights.quantize_dynamic import DYNAMIC_LSTM, QuantizeDynamic
+from onnxq.passes.weights.weight_pass import RECURRENT
 from onnxq.precision.parts import DynamicActivations, Part, Weights8
 from onnxq.precision.precision import Given, Precision
+from onnxq.precision.rewritten import Rewritten
 from onnxq.targets import Target
 
 
@@ -20,9 +22,12 @@ from onnxq.targets import Target
 class Int8Dynamic(Precision):
     """Products in 8 bits with dynamic activations; embeddings and recurrent weights stored so.
 
+    An LSTM becomes onnxruntime's DynamicQuantizeLSTM where the target has that. There is no such
+    kernel for GRU and RNN (onnxruntime 1.24 to 1.32): their weights are stored in 8 bits and
+    restored in each run, which makes the file smaller and nothing faster.
+
     Attributes:
         convolutions: Quantize convolutions, too.
-        contrib: Use operators of onnxruntime's own where they pay.
     """
 
     name: ClassVar[str] = "int8-dynamic"
@@ -35,7 +40,6 @@ class Int8Dynamic(Precision):
     relative_time: ClassVar[float] = 0.3
 
     convolutions: bool = False
-    contrib: bool = False
 
     def refusal(self, node: Node, placed: Placement) -> Reason | None:
         """See `Precision`."""
@@ -43,8 +47,13 @@ class Int8Dynamic(Precision):
 
     def passes(self, graph: Graph, nodes: Mapping[str, Precision], given: Given) -> Sequence[Pass]:
         """See `Precision`."""
-        only, reduced = tuple(nodes), given.target.weight_scheme.reduced_range
-        return (UnflattenGemm(only=only), self._pass(only=only, reduced_range=reduced))
+        only, target = tuple(nodes), given.target
+        step = self._pass(
+            only=only,
+            reduced_range=target.weight_scheme.reduced_range,
+            contrib=DYNAMIC_LSTM in target.contrib,
+        )
+        return (UnflattenGemm(only=only), step)
 
     def needed_opset(self, target: Target) -> int:
         """See `Precision`."""
@@ -52,7 +61,7 @@ class Int8Dynamic(Precision):
 
     def parts(self) -> Sequence[Part]:
         """See `Precision`."""
-        return (Weights8(), DynamicActivations())
+        return (Weights8(), DynamicActivations(), Rewritten(self, "recurrence", RECURRENT))
 
     def _pass(self, **options: Any) -> QuantizeDynamic:
-        return QuantizeDynamic(convolutions=self.convolutions, contrib=self.contrib, **options)
+        return QuantizeDynamic(convolutions=self.convolutions, **options)

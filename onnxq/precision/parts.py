@@ -28,8 +28,6 @@ from onnxq.quant import (
 )
 from onnxq.targets import OperatorRule, Target
 
-_RECURRENT = ("LSTM", "GRU", "RNN")
-
 
 @dataclass(frozen=True)
 class Scene:
@@ -61,7 +59,7 @@ class Part(ABC):
     """One source of noise. Of parts of one name each node has only one, whatever precision asks."""
 
     name: str
-    """``weights:`` or ``activations:`` and what they become."""
+    """``weights:`` or ``activations:`` and what they become, or ``recurrence:`` for both."""
 
     @abstractmethod
     def fits(self, node: Node, scene: Scene) -> bool:
@@ -165,11 +163,10 @@ def _weights(node: Node, scene: Scene) -> dict[int, Granularity]:
         if weight is None or not reads_weight(node, rule) or (weight.rank or 0) < 2:
             return {}
         return {rule.weight: scene.target.weight_granularity(channel_axis(node, rule))}
-    slots = {1: 1, 2: 1} if node.is_op(*_RECURRENT) else {0: 0} if node.is_op("Gather") else {}
-    for value in map(node.input, slots):
-        if value is None or not value.is_constant or value.dtype is not DataType.FLOAT:
-            return {}
-    return {slot: per_channel(axis) for slot, axis in slots.items()}
+    table = node.input(0) if node.is_op("Gather") else None
+    if table is None or not table.is_constant or table.dtype is not DataType.FLOAT:
+        return {}
+    return {0: per_channel(0)}
 
 
 def _behind(graph: Graph, value: Value, params: QParams) -> None:

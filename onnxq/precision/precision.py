@@ -98,10 +98,7 @@ class Precision(ABC):
         return ()
 
     def parts(self) -> Sequence[Part]:
-        """The sources of its noise; a search cannot choose a precision without any.
-
-        A node whose last part is not there cannot have the precision.
-        """
+        """The sources of its noise; a search cannot choose a precision without any."""
         return ()
 
     def __str__(self) -> str:

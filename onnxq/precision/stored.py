@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from onnxq.ir import Context, Graph, Node, Pass
+from onnxq.ir import Graph, Node, Pass
 from onnxq.passes.notes import Reason
 from onnxq.passes.static.placement import Placement
 from onnxq.passes.weights.quantize_weights import QuantizeWeights
-from onnxq.precision.parts import Part, Scene, twin
+from onnxq.precision.parts import Part
 from onnxq.precision.precision import Given, Precision
+from onnxq.precision.rewritten import Rewritten
 from onnxq.targets import Target
 
 
@@ -68,26 +69,4 @@ class StoredWeights(Precision):
 
     def parts(self) -> Sequence[Part]:
         """See `Precision`: what the pass makes is what is measured."""
-        return (_Stored(self),)
-
-
-@dataclass(frozen=True)
-class _Stored(Part):
-    """Weights as the pass of a precision stores them."""
-
-    precision: StoredWeights
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """See `Part`."""
-        return f"weights:{self.precision}"
-
-    def fits(self, node: Node, scene: Scene) -> bool:
-        """See `Part`."""
-        return not self.precision.refusal(node, scene.placed)
-
-    def apply(self, graph: Graph, node: Node, scene: Scene) -> None:
-        """See `Part`."""
-        nodes = {twin(graph, node).name: self.precision}
-        for step in self.precision.passes(graph, nodes, Given(scene.target)):
-            step.run(graph, Context())
+        return (Rewritten(self),)

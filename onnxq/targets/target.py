@@ -117,6 +117,7 @@ class Target:
         finish: Passes, in text form, that run over the quantized graph at the end; empty if there
             are none.
         precisions: What a search over precisions chooses from here.
+        contrib: Operators of onnxruntime's own that precisions may put in place of ONNX's.
         operators: Rules by operator type.
         reasons: Why operators that one might expect are left in float here.
     """
@@ -135,6 +136,7 @@ class Target:
     passes: str
     finish: str
     precisions: tuple[str, ...]
+    contrib: tuple[str, ...]
     operators: Mapping[str, OperatorRule]
     reasons: Mapping[str, str]
 
@@ -259,6 +261,7 @@ class _Table:
     finish: str = ""
     bias: BiasRule = "int32"
     everything: bool = False
+    contrib: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -16,6 +16,9 @@ from onnxq.passes.weights.weight_pass import Rewrite, Rewriter, WeightPass
 from onnxq.passes.weights.weight_rewrites import ConstantWeight, contrib, plain_gemm, replace_node
 from onnxq.quant import INT8, PER_TENSOR, Granularity, QParams, Scheme, per_block, per_channel
 
+DYNAMIC_LSTM = "DynamicQuantizeLSTM"
+"""The operator of onnxruntime's that ``contrib`` is about."""
+
 OPSET = 13
 """Lowest opset that has all that the pass emits: DequantizeLinear with a scale per channel."""
 
@@ -197,7 +200,7 @@ def _replace_lstm(node: Node, stored: Sequence[Stored]) -> None:
     inputs = [node.input(0), w.values, r.values, *others]
     inputs += [w.scale, w.zero_point, r.scale, r.zero_point]
     kept = {name: a for name, a in node.attributes.items() if name != "layout"}
-    made = contrib(node, "DynamicQuantizeLSTM", inputs, kept)
+    made = contrib(node, DYNAMIC_LSTM, inputs, kept)
     replace_node(node, made.outputs, made)
 
 

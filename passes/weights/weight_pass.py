@@ -34,6 +34,8 @@ from onnxq.passes.weights.weight_rewrites import (
 from onnxq.quant import INT8, Granularity, per_block
 from onnxq.quant.search import PLAIN, ScaleSearch
 
+RECURRENT = ("LSTM", "GRU", "RNN")
+
 Weights = Sequence[tuple[ConstantWeight, Layout]]
 
 
@@ -148,7 +150,7 @@ class Rewriter(ABC):
             "Gemm": self._product,
             "Conv": self._convolution,
             "Gather": self._gather,
-            **dict.fromkeys(("LSTM", "GRU", "RNN"), self._recurrent),
+            **dict.fromkeys(RECURRENT, self._recurrent),
         }
 
     def takes(self, node: Node) -> bool:

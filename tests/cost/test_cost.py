@@ -10,10 +10,14 @@ import pytest
 
 from onnxq.cost import Costs, Measurements, flops_costs, machine, measure_costs, size_costs
 from onnxq.cost.cache import FILE
+from onnxq.cost.measure import _by_node
 from onnxq.errors import InputError
+from onnxq.ir import Context, raise_opset
 from onnxq.passes.static.placement import place
+from onnxq.passes.weights.quantize_weights import QuantizeWeights
+from onnxq.runtime import NodeTime
 from onnxq.targets import load_target
-from tests.networks import CHANNELS, CLASSES, PIXELS, branches, chain, inputs
+from tests.networks import CHANNELS, CLASSES, PIXELS, branches, chain, inputs, recurrent
 
 GRAPH = chain(3)
 PLACED = place(GRAPH, load_target("cpu-x64"))
@@ -108,6 +112,24 @@ def test_measured_times_are_of_every_node_and_border(tmp_path: Path) -> None:
     assert all(q > 0 and d > 0 for q, d in found.borders.values())
     again = measure_costs(*what, model_sha256="abc", measurements=Measurements(tmp_path))
     assert again == found, "what is on disk is not measured again"
+
+
+def test_restoring_stored_weights_is_part_of_what_a_node_costs(tmp_path: Path) -> None:
+    graph, feeds = recurrent("GRU")
+    placed = place(graph, load_target("cpu-x64"))
+    stored = raise_opset(graph, 21).copy()
+    QuantizeWeights(format="int8").run(stored, Context())
+
+    what = (graph, [*graph.nodes()], placed, {"int8-weight": stored}, feeds)
+    found = measure_costs(*what, measurements=Measurements(tmp_path))
+    assert found.of("cell", "int8-weight") > 0
+    restoring = [n.name for n in stored.nodes() if n.is_op("DequantizeLinear")]
+    assert restoring == ["cell/restoring", "cell/restoring_1"]
+    times = [
+        NodeTime("cell", "GRU", 2.0),
+        *(NodeTime(n, "DequantizeLinear", 1.0) for n in restoring),
+    ]
+    assert _by_node(graph, [*times, NodeTime("d_3", "DequantizeLinear", 9.0)]) == {"cell": 4.0}
 
 
 def test_nodes_of_bodies_are_timed_where_they_stand(tmp_path: Path) -> None:

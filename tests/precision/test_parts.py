@@ -9,7 +9,7 @@ from onnxq.ir import Context, Graph, Node, infer_types, raise_opset
 from onnxq.passes.static.insert_qdq import InsertQdq
 from onnxq.precision import Given, Part, Scene, parse_precision, searchable
 from tests.helpers import run
-from tests.networks import chain, dataset, inputs, scene
+from tests.networks import chain, dataset, inputs, recurrent, scene
 
 
 def outputs(graph: Graph, feeds: dict[str, np.ndarray]) -> np.ndarray:
@@ -85,7 +85,24 @@ def test_parts_touch_nothing_but_their_node() -> None:
             assert len(replaced) <= (1 if name.startswith("weights") else 0)
             assert [n.op_type for n in changed.nodes() if n.op_type == "Conv"] == ["Conv"] * 4
     # The matrix has too few inputs for the blocks of these two.
-    assert tested == set(PARTS) - {"weights:q4_0", "weights:q8_0"}
+    assert tested == set(PARTS) - {"weights:q4_0", "weights:q8_0", "recurrence:int8-dynamic"}
+
+
+@pytest.mark.parametrize("op_type", ["LSTM", "GRU"])
+@pytest.mark.parametrize("target", ["cpu-x64-avx2", "generic"])
+def test_recurrence_is_what_the_pass_makes_of_it(op_type: str, target: str) -> None:
+    graph, feeds = recurrent(op_type)
+    found = scene(graph, dataset(graph, feeds), target)
+    node = named(graph, "cell")
+    parts = [part for part in parse_precision("int8-dynamic").parts() if part.fits(node, found)]
+    (part,) = parts
+    changed = perturbed(graph, node, part, found)
+    is_integer = target != "generic" and op_type == "LSTM"
+    made = {n.op_type for n in changed.nodes()}
+    assert made == ({"DynamicQuantizeLSTM"} if is_integer else {"DequantizeLinear", op_type})
+    exact = outputs(graph, feeds)
+    noise = np.square(outputs(changed, feeds) - exact).sum()
+    assert 1e-6 < noise / np.square(exact).sum() < 1e-3
 
 
 def test_nodes_without_a_part() -> None:
