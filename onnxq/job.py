@@ -140,7 +140,7 @@ def open_job(
     """
     recipe, target = load_recipe(options.recipe), load_target(options.target)
     calibrator = parse_calibrator(options.calibrator or recipe.calibrator)
-    for text in filter(None, (target.passes, target.finish)):
+    for text in filter(None, (target.passes, target.finish, *target.forms)):
         parse_passes(text)
     given = options.methods
     methods = tuple(given.split(",") if isinstance(given, str) else given)

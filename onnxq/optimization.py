@@ -18,7 +18,7 @@ from onnxq.options import Options
 from onnxq.plan import Plan
 from onnxq.plan.apply import float_graph
 from onnxq.precision import FLOAT
-from onnxq.prepare import Prepared, observed, prepare
+from onnxq.prepare import Prepared, float_form, observed, prepare
 from onnxq.progress import SILENT, PeakWatch, Progress
 from onnxq.promise import promise
 from onnxq.proof import verify
@@ -187,17 +187,19 @@ def _searched(job: Job) -> Found:
         else layer
         for layer in report.layers
     )
-    report = replace(report, layers=layers, candidates=facts)
+    notes = (*report.notes, *prepared.notes)
+    report = replace(report, layers=layers, candidates=facts, notes=notes)
     return winner.graph, report, _noted(winner.plan, report, gates)
 
 
 def _float_only(job: Job, baseline: Report, gates: Sequence[Gate], why: str) -> Found:
     """The rewritten float model if it is faster, else the model as it is."""
+    form, found = float_form(job)
     plan = Plan(
         job.sha256,
         job.target.name,
-        passes=job.recipe.passes,
-        opset=max(job.source.opset, job.options.opset or 0),
+        passes=form.passes,
+        opset=form.opset,
         keep_overridable=job.options.keep_overridable,
         calibrator=str(job.calibrator),
         seed=job.options.seed,
@@ -208,7 +210,7 @@ def _float_only(job: Job, baseline: Report, gates: Sequence[Gate], why: str) -> 
     path = job.folder / "float.onnx"
     save(graph, path)
     notes = (f"{why[:1].upper()}{why[1:]}. The model stays in float.",)
-    report = with_gates(replace(verify(job, path, records), notes=notes), gates)
+    report = with_gates(replace(verify(job, path, records), notes=(*notes, *found)), gates)
     kept = with_gates(replace(baseline, notes=notes), gates)
     if not report.passed and kept.passed:
         return job.source, kept, _left_alone(job)

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from onnxq.cost import Bench, Measurements
 from onnxq.errors import InputError, NothingToQuantizeError
+from onnxq.forms import FloatForm, Trial, fastest_form
 from onnxq.ir import DataType, Graph, Node, PassRecord
 from onnxq.ir.lifting import can_lift, is_conditional
 from onnxq.job import Job
@@ -46,6 +48,8 @@ class Prepared:
         pinned: Precisions set by hand, by the node's name.
         ranges: Ranges of the tensors that static integers need; None until they were observed.
         tunings: What tuners computed so far, by node and precision.
+        form: The form of the float model.
+        notes: What was found in choosing it, in sentences.
     """
 
     job: Job
@@ -57,6 +61,8 @@ class Prepared:
     pinned: Mapping[str, str]
     ranges: Ranges | None = None
     tunings: dict[tuple[str, str], Any] = field(default_factory=dict, compare=False)
+    form: FloatForm = field(kw_only=True)
+    notes: tuple[str, ...] = ()
 
     @property
     def target(self) -> Target:
@@ -112,7 +118,7 @@ class Prepared:
         job = self.job
         if job.options.work_folder is None:
             return WorkFolder()
-        basis = (job.sha256, job.digest, job.recipe.passes, *job.recipe.keep_float)
+        basis = (job.sha256, job.digest, self.form.passes, *job.recipe.keep_float)
         more = (job.target.digest, self.graph.opset, job.options.keep_overridable)
         return WorkFolder(Path(job.options.work_folder), *basis, *map(str, more))
 
@@ -127,9 +133,9 @@ def prepare(job: Job) -> Prepared:
     wanted = dict.fromkeys([*job.precisions, *(p.precision for p in job.pins)])
     for pin in job.pins:
         _check(pin)
-    opset = max(job.options.opset or 0, needed_opset(wanted, job.target))
+    form, notes = float_form(job, needed_opset(wanted, job.target), tuple(wanted))
     graph, records = float_graph(
-        job.source, job.recipe.passes, job.target, opset, job.context, job.progress
+        job.source, form.passes, job.target, form.opset, job.context, job.progress
     )
     placed = place(graph, job.target, frozenset(job.recipe.keep_float))
     if (
@@ -140,7 +146,43 @@ def prepare(job: Job) -> Prepared:
             f"target {job.target.label} has no integer kernels, so static integers would only "
             "cost time there; use another recipe, as float16 or int4-weight"
         )
-    return _with_choices(Prepared(job, graph, tuple(records), placed, {}, {}, {}))
+    return _with_choices(
+        Prepared(job, graph, tuple(records), placed, {}, {}, {}, form=form, notes=notes)
+    )
+
+
+def float_form(
+    job: Job, needed: int = 0, precisions: tuple[str, ...] = ()
+) -> tuple[FloatForm, tuple[str, ...]]:
+    """How the float model is written, and what was found in measuring that, in sentences.
+
+    What a table of costs was measured with counts; otherwise, in a search for latency, what is
+    measured to be the fastest here.
+
+    Args:
+        job: The job.
+        needed: The opset that the precisions need.
+        precisions: What nodes may be given.
+    """
+    options, table = job.options, job.options.cost_table
+    form = FloatForm(job.recipe.passes, max(options.opset or 0, needed, job.source.opset))
+    if table is not None and table.passes:
+        return FloatForm(table.passes, max(table.opset, form.opset)), ()
+    is_measured = job.recipe.is_search and options.cost == "latency" and table is None
+    if not is_measured or job.missing_provider():
+        return form, ()
+    folder = None if options.work_folder is None else Path(options.work_folder)
+    bench = Bench(job.target.backend, job.target.provider, options.threads, Measurements(folder))
+    trial = Trial(
+        job.target,
+        job.one.feeds,
+        bench,
+        precisions,
+        job.recipe.keep_float,
+        options.opset is None,
+        job.progress,
+    )
+    return fastest_form(job.source, form, trial)
 
 
 def find_ranges(prepared: Prepared, *, histograms: bool = False) -> Ranges:

@@ -83,7 +83,7 @@ def plan_of(prepared: Prepared, nodes: Sequence[PlanNode]) -> Plan:
         model_sha256=job.sha256,
         target=job.target.name,
         target_sha256=job.target.digest,
-        passes=job.recipe.passes,
+        passes=prepared.form.passes,
         opset=prepared.graph.opset,
         keep_overridable=job.options.keep_overridable,
         calibrator=prepared.ranges.calibrator,
@@ -205,7 +205,7 @@ def find_costs(prepared: Prepared) -> Costs:
         wanted = {n: precision for n, own in prepared.choices.items() if precision in own}
         apply_precisions(variants[precision], wanted, Given(job.target, prepared.bounds()))
     folder = options.work_folder
-    return measure_costs(
+    found = measure_costs(
         prepared.graph,
         nodes,
         placed,
@@ -217,6 +217,7 @@ def find_costs(prepared: Prepared) -> Costs:
         model_sha256=job.sha256,
         measurements=Measurements(None if folder is None else Path(folder)),
     )
+    return replace(found, passes=prepared.form.passes, opset=prepared.graph.opset)
 
 
 def _check_table(costs: Costs, prepared: Prepared) -> None:

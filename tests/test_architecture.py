@@ -46,7 +46,8 @@ STRANGERS = {
 """What a part knows nothing of, though the order would allow it."""
 
 API = {
-    *("__init__", "benchmark", "comparison", "gguf", "inspection", "job", "optimization"),
+    *("__init__", "benchmark", "comparison", "forms", "gguf", "inspection", "job"),
+    "optimization",
     *("options", "planning", "prepare", "promise", "proof", "recipe", "recipes", "rewriting"),
     *("search", "study", "tuning", "work"),
 }

@@ -151,6 +151,17 @@ def test_a_file(tmp_path: Path) -> None:
     assert load_recipe(_file(tmp_path, "")) == Recipe()
 
 
+def test_passes_beside_the_default_ones() -> None:
+    standing = [p.name for p in default_passes()]
+    more = "flatten-matmul-add"
+    assert [p.name for p in float_passes("default", more)] == [*standing, more]
+    given = float_passes("default,fuse-attention,fuse-gelu{without=('y',)}", more)
+    assert [p.name for p in given] == [*standing, "fuse-attention", more]
+    assert str(given[standing.index("fuse-gelu")]) == "fuse-gelu{without=('y',)}"
+    own = float_passes("flatten-matmul-add{without=('y',)},fold-constants", more)
+    assert [str(p) for p in own] == ["flatten-matmul-add{without=('y',)}", "fold-constants"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from onnxq.cli.terminal import Outcome, table
 from onnxq.errors import InputError
+from onnxq.forms import form_passes
 from onnxq.ir import parse_passes
 from onnxq.precision import require_searchable
 from onnxq.progress import Progress
@@ -50,6 +51,7 @@ def _check(target: Target) -> None:
         ("passes", lambda: target.passes and parse_passes(target.passes)),
         ("finish", lambda: target.finish and parse_passes(target.finish)),
         ("precisions", lambda: require_searchable(target.precisions)),
+        ("forms", lambda: form_passes(target)),
     )
     for entry, check in checks:
         try:
@@ -78,6 +80,7 @@ def _facts(target: Target) -> dict[str, Any]:
         "precisions": list(target.precisions),
         "passes": target.passes,
         "finish": target.finish,
+        "forms": list(target.forms),
         "operators": {name: _rule(rule) for name, rule in sorted(target.operators.items())},
         "reasons": dict(sorted(target.reasons.items())),
     }
@@ -126,6 +129,8 @@ def _rows(target: Target) -> Iterator[tuple[str, str]]:
     available = f"{target.provider}, available here with {target.backend}"
     yield "provider", _missing(target) or available
     yield "precisions", ", ".join(target.precisions)
+    if target.forms:
+        yield "forms", ", ".join(target.forms)
     activations = _scheme(target.activation_format.name, target.activation_scheme)
     if target.has_integer_kernels:
         yield "activations", f"{activations}, one scale for the tensor"

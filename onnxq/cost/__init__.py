@@ -1,7 +1,16 @@
 """What nodes and borders cost, measured on this machine or computed."""
 
+from onnxq.cost.bench import Bench
 from onnxq.cost.cache import Measurements, machine
 from onnxq.cost.costs import Costs
 from onnxq.cost.measure import flops_costs, measure_costs, size_costs
 
-__all__ = ["Costs", "Measurements", "flops_costs", "machine", "measure_costs", "size_costs"]
+__all__ = [
+    "Bench",
+    "Costs",
+    "Measurements",
+    "flops_costs",
+    "machine",
+    "measure_costs",
+    "size_costs",
+]

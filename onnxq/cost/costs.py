@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from onnxq.plain import Amount
+from onnxq.plain import Amount, entry
 from onnxq.saved import SavedAsJson
 
 
@@ -20,6 +20,8 @@ class Costs(SavedAsJson):
             was computed.
         nodes: Cost by node name and precision.
         borders: By value name, cost of turning it into integers and of turning it into floats.
+        passes: Float passes that made the graph whose nodes these are; empty if not known.
+        opset: The opset of that graph.
     """
 
     schema = "onnxq/costs/1"
@@ -31,6 +33,8 @@ class Costs(SavedAsJson):
     measured_on: Mapping[str, str] = field(default_factory=dict)
     nodes: Mapping[str, Mapping[str, Amount]] = field(default_factory=dict)
     borders: Mapping[str, tuple[Amount, Amount]] = field(default_factory=dict)
+    passes: str = entry(sparse=True, default="")
+    opset: int = entry(sparse=True, default=0)
 
     def of(self, node: str, precision: str) -> float:
         """Cost of a node in a precision; 0 for one that the table does not know."""

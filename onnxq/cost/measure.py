@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -14,18 +12,16 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxq.cost.cache import Measurements, machine
+from onnxq.cost.bench import Bench, Feeds
+from onnxq.cost.cache import Measurements
 from onnxq.cost.costs import Costs
 from onnxq.ir import DataType, Graph, Node, TensorType, Value, to_proto
 from onnxq.ir.blocks import repeated_blocks, without_weights
 from onnxq.passes.notes import node_name
 from onnxq.passes.static.placement import Placement, channel_axis
 from onnxq.precision import FLOAT, parse_precision
-from onnxq.runtime import NodeTime, load_backend
-from onnxq.runtime.session import serialized
+from onnxq.runtime import NodeTime
 from onnxq.runtime.specs import Array
-
-Feeds = Mapping[str, Array]
 
 _TAIL = re.compile(r"(_nchwc|_nhwc|_token_\d+|_quant|_matmulinteger\w*|/\w+Fusion/)+$")
 
@@ -108,32 +104,20 @@ def measure_costs(
         InputError: onnxruntime cannot run one of the models.
     """
     known = Measurements() if measurements is None else measurements
-    here = machine(provider, threads, backend)
     for variant in variants.values():
         _name_what_restores(variant)
-    models = {FLOAT: graph, **variants}
-    protos = {name: serialized(to_proto(g)) for name, g in models.items()}
-    shapes = json.dumps({n: a.shape for n, a in sorted(feeds.items())})
-    keys = {
-        name: _signature(here, "model", hashlib.sha256(data).hexdigest(), shapes)
-        for name, data in protos.items()
-    }
-    found = {name: known.get(key) for name, key in keys.items()}
-    missing = [name for name, times in found.items() if times is None]
-    if missing:
-        profiles = load_backend(backend).profile(
-            [protos[name] for name in missing], feeds, provider=provider, threads=threads
-        )
-        for name, times in zip(missing, profiles, strict=True):
-            found[name] = _by_node(graph, times) or _shared_out(nodes, placed, name, times)
-            known.put(keys[name], found[name] or {})
+    bench = Bench(backend, provider, threads, known)
+    found = bench.profiles(
+        {FLOAT: graph, **variants},
+        feeds,
+        lambda name, times: by_node(graph, times) or _shared_out(nodes, placed, name, times),
+    )
     costs = {
-        name: {p: (times or {}).get(name, 0.0) for p, times in found.items()}
+        name: {p: times.get(name, 0.0) for p, times in found.items()}
         for name in map(node_name, nodes)
     }
-    bench = _Bench(backend, provider, threads, here, known)
-    borders = _measure_borders(graph, placed, found[FLOAT] or {}, feeds, bench)
-    return Costs("latency", model_sha256, here, _alike(graph, costs), borders)
+    borders = _measure_borders(graph, placed, found[FLOAT], feeds, bench)
+    return Costs("latency", model_sha256, bench.here, _alike(graph, costs), borders)
 
 
 def _alike(
@@ -205,10 +189,6 @@ def _elements(value: Value | None) -> float:
     return float(prod(d if isinstance(d, int) else 1 for d in shape or ()))
 
 
-def _signature(here: Mapping[str, str], *what: str) -> str:
-    return json.dumps([dict(here), *what], sort_keys=True)
-
-
 def _shared_out(
     nodes: Sequence[Node], placed: Placement, precision: str, times: Sequence[NodeTime]
 ) -> dict[str, float]:
@@ -231,12 +211,13 @@ def _name_what_restores(graph: Graph) -> None:
                 node.graph.rename_node(node, f"{reader.name}{_RESTORING}")
 
 
-def _by_node(graph: Graph, times: Sequence[NodeTime]) -> dict[str, float]:
+def by_node(graph: Graph, times: Sequence[NodeTime]) -> dict[str, float]:
     """Milliseconds by the name of the node that the time is due to.
 
     onnxruntime names what it fuses after one of the nodes, or after the value it makes, with
     tails that tell of layout and duplicates. A time counts for the node so named; where that is
-    of another kind, for the nearest node before it that is of the kind and has no time yet.
+    of another kind, for the nearest node before it that is of the kind and has no time yet. All
+    other time, that of borders included, is under the empty name.
     """
     by_name: dict[str, Node] = {}
     for node in graph.all_nodes():
@@ -245,21 +226,22 @@ def _by_node(graph: Graph, times: Sequence[NodeTime]) -> dict[str, float]:
             if value is not None:
                 by_name.setdefault(value.name, node)
     spent: dict[Node, float] = {}
+    rest = 0.0
     for time in times:
         reader, restores, _ = time.name.partition(_RESTORING)
         if restores and reader in by_name:
             node = by_name[reader]
             spent[node] = spent.get(node, 0.0) + time.ms
             continue
-        if time.op_type in _BORDERS:
-            continue
         named = by_name.get(time.name) or by_name.get(_TAIL.sub("", time.name))
-        if named is None:
+        if named is None or time.op_type in _BORDERS:
+            rest += time.ms
             continue
         kind = _SAME.get(time.op_type, time.op_type.removeprefix("QLinear"))
         node = _of_kind(named, kind, spent)
         spent[node] = spent.get(node, 0.0) + time.ms
-    return {node_name(node): ms for node, ms in spent.items()}
+    found = {node_name(node): ms for node, ms in spent.items()}
+    return {**found, "": rest} if found else {}
 
 
 def _of_kind(node: Node, kind: str, spent: Mapping[Node, float]) -> Node:
@@ -278,46 +260,12 @@ def _of_kind(node: Node, kind: str, spent: Mapping[Node, float]) -> Node:
     return node
 
 
-@dataclass(frozen=True)
-class _Bench:
-    """Where single operators are timed, and what was timed before."""
-
-    backend: str
-    provider: str
-    threads: int
-    here: Mapping[str, str]
-    known: Measurements
-
-    def times(
-        self, kind: str, models: Mapping[str, Callable[[], tuple[bytes, Feeds]]]
-    ) -> dict[str, dict[str, float]]:
-        """Milliseconds of every operator of some small models, by the models' signatures."""
-        keys = {name: _signature(self.here, kind, name) for name in models}
-        found = {name: self.known.get(key) for name, key in keys.items()}
-        missing = [name for name, times in found.items() if times is None]
-        if missing:
-            made = [models[name]() for name in missing]
-            profiles = load_backend(self.backend).profile(
-                [model for model, _ in made],
-                [feeds for _, feeds in made],
-                provider=self.provider,
-                threads=self.threads,
-            )
-            for name, profile in zip(missing, profiles, strict=True):
-                spent: dict[str, float] = {}
-                for time in profile:
-                    spent[time.name] = spent.get(time.name, 0.0) + time.ms
-                self.known.put(keys[name], spent)
-                found[name] = spent
-        return {name: dict(times or {}) for name, times in found.items()}
-
-
 def _measure_borders(
     graph: Graph,
     placed: Placement,
     in_place: Mapping[str, float],
     feeds: Feeds,
-    bench: _Bench,
+    bench: Bench,
 ) -> dict[str, tuple[float, float]]:
     """What it costs to turn each value into integers, and into floats.
 
@@ -327,7 +275,7 @@ def _measure_borders(
     """
     shapes = {v: s for v in placed.roots if (s := _shape(v, feeds)) is not None}
     names = {shape: json.dumps(shape) for shape in shapes.values()}
-    found = bench.times(
+    found = bench.operators(
         "border", {name: partial(_border_model, shape) for shape, name in names.items()}
     )
     apart = {
@@ -336,7 +284,7 @@ def _measure_borders(
         if value in placed.integer
         for node in _fused_readers(value, placed, in_place)
     }
-    alone = bench.times("alone", {a.signature: a.model for a in apart.values() if a.signature})
+    alone = bench.operators("alone", {a.signature: a.model for a in apart.values() if a.signature})
     borders = {}
     for value, shape in shapes.items():
         times = found[names[shape]]

@@ -16,7 +16,7 @@ from onnxq.ir.passes import (
     default_passes,
     parse_passes,
 )
-from onnxq.ir.pattern import Builder, Match, Rule, RulePass, remove_unused, rewrite
+from onnxq.ir.pattern import Builder, FormPass, Match, Rule, RulePass, remove_unused, rewrite
 from onnxq.ir.saving import save, to_proto
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import DataType, OpaqueType, Shape, TensorType, ValueType
@@ -26,6 +26,7 @@ __all__ = [
     "Builder",
     "Context",
     "DataType",
+    "FormPass",
     "Graph",
     "Match",
     "ModelInfo",

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import networkx as nx
 
+from onnxq.errors import InvariantError
 from onnxq.ir.copying import reads
 from onnxq.ir.graph import Graph, Node, Value
 from onnxq.ir.operators import is_deterministic
@@ -86,6 +87,29 @@ def repeated_blocks(graph: Graph, given: Collection[Value] = ()) -> list[list[Bl
         else:
             groups[key].append((labelled, [block]))
     return [group for alike in groups.values() for _, group in alike if len(group) > 1]
+
+
+_FEWEST_REPEATS = 4
+_LARGEST_EXCERPT = 0.6
+
+
+def excerpt(graph: Graph) -> Graph:
+    """A part of a graph in which its repeated blocks stand twice, to measure on instead of it.
+
+    It reaches from the inputs to where the second of each group of equal blocks ends. The graph
+    itself where blocks do not repeat enough for that to spare much, or what comes before the end
+    cannot be taken out.
+    """
+    groups = repeated_blocks(graph, without_weights(graph))
+    ends = {group[1].end for group in groups if len(group) >= _FEWEST_REPEATS}
+    last = [v for node in graph.nodes() for v in node.outputs if v is not None and v in ends][-1:]
+    if not last:
+        return graph
+    try:
+        part = graph.extract([], last)
+    except InvariantError:
+        return graph
+    return part if len(part) <= _LARGEST_EXCERPT * len(graph) else graph
 
 
 def without_weights(graph: Graph) -> set[Value]:

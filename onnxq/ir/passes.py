@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -27,11 +27,14 @@ class Context:
 
     ``debug``: 0 silent, 1 a line per pass, 2 a line per rewrite, 3 the text form after each
     pass; lines go to ``log``. ``dropped_outputs``: names of the outputs a pass took away.
+    ``regions``: by the name of a pass that writes one of several equal forms, the values of which
+    it rewrote how they are computed.
     """
 
     debug: int = 0
     log: Callable[[str], None] = field(default=lambda line: print(line, file=sys.stderr))
     dropped_outputs: set[str] = field(default_factory=set)
+    regions: dict[str, list[str]] = field(default_factory=dict)
 
     def rewrote(self, what: str) -> None:
         """Tell of one rewrite, at debug level 2."""
@@ -67,6 +70,10 @@ class Pass(ABC):
 
     def needs(self, graph: Graph) -> Sequence[Need]:
         """What has to be observed of a graph's tensors before the pass runs on it."""
+        return ()
+
+    def higher_opsets(self, graph: Graph) -> Collection[int]:
+        """Opsets above a graph's own at which the pass would find more to rewrite in it."""
         return ()
 
     @abstractmethod

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias
 
@@ -245,13 +245,23 @@ class Rule:
         return True
 
 
-def rewrite(graph: Graph, rules: Sequence[Rule], ctx: Context, *, last_first: bool = False) -> int:
+def rewrite(
+    graph: Graph,
+    rules: Sequence[Rule],
+    ctx: Context,
+    *,
+    last_first: bool = False,
+    without: Collection[str] = (),
+    rewritten: list[str] | None = None,
+) -> int:
     """Try every rule at every node of a graph and its subgraphs, once over; gives rewrites made.
 
     A node is offered to the rules in their order and the first that fits is applied. With
     ``last_first`` a graph's last nodes are offered first, so that a pattern whose last operators
     may be missing takes in all that are there; otherwise a rewrite is seen by the nodes behind
     it. Rules that need a higher opset are left out. ``ctx`` is told of each rewrite.
+
+    Values named in ``without`` are computed as before; names of the others go to ``rewritten``.
     """
     present = {node.op_type for node in graph.all_nodes()}
     by_operator: dict[str, list[Rule]] = {}
@@ -265,9 +275,13 @@ def rewrite(graph: Graph, rules: Sequence[Rule], ctx: Context, *, last_first: bo
         for node in reversed(nested.nodes()) if last_first else nested.nodes():
             candidates = by_operator.get(node.op_type, ())
             label = node.label if candidates else ""
-            for rule in candidates:
+            root = next(iter(node.outputs), None)
+            name = "" if root is None else root.name
+            for rule in candidates if name not in without else ():
                 if node.in_graph and rule.apply(node):
                     ctx.rewrote(f"{label}: {rule.what}")
+                    if rewritten is not None:
+                        rewritten.append(name)
                     made += 1
                     break
     return made
@@ -288,24 +302,69 @@ class RulePass(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass.run`; counts the matches replaced."""
+        return self._run(graph, ctx)
+
+    def higher_opsets(self, graph: Graph) -> Collection[int]:
+        """See `Pass`."""
+        return {rule.opset for _, rule in self._held_back(graph)}
+
+    def _run(
+        self,
+        graph: Graph,
+        ctx: Context,
+        without: Collection[str] = (),
+        rewritten: list[str] | None = None,
+    ) -> int:
         if ctx.debug >= 2:
-            self._tell(graph, ctx)
+            for node, rule in self._held_back(graph):
+                what = f"left, since this needs opset {rule.opset}: {rule.what}"
+                ctx.log(f"    {node.label}: {what}")
         made = 0
-        while found := rewrite(graph, self.rules, ctx, last_first=self.last_first):
+        while found := rewrite(
+            graph,
+            self.rules,
+            ctx,
+            last_first=self.last_first,
+            without=without,
+            rewritten=rewritten,
+        ):
             made += found
         return made
 
-    def _tell(self, graph: Graph, ctx: Context) -> None:
-        """Tell the log what is left, a node that is part of a longer match only there."""
+    def _held_back(self, graph: Graph) -> Iterator[tuple[Node, Rule]]:
+        """Where rules fit but for the opset; a node that is part of a longer match only there."""
         told = set[Node]()
-        left = [rule for rule in self.rules if rule.opset > graph.opset]
+        present = {node.op_type for node in graph.all_nodes()}
+        left = [
+            rule
+            for rule in self.rules
+            if rule.opset > graph.opset and _is_possible(rule.pattern, present)
+        ]
         for node in reversed(list(graph.all_nodes())) if left else ():
             for rule in left:
                 match = None if node in told else rule.match(node)
                 if match is not None:
                     told.update(match.nodes)
-                    what = f"left, since this needs opset {rule.opset}: {rule.what}"
-                    ctx.log(f"    {node.label}: {what}")
+                    yield node, rule
+
+
+@dataclass(frozen=True)
+class FormPass(RulePass):
+    """A rule pass that writes regions in another of several equal forms.
+
+    None of the forms is the fastest everywhere: where a target names the pass among its forms, a
+    search measures region by region what it gains. A region is known by the value that it computes.
+
+    Attributes:
+        without: Names of the values whose regions keep the form they have.
+    """
+
+    without: tuple[str, ...] = ()
+
+    def run(self, graph: Graph, ctx: Context) -> int:
+        """See `Pass.run`; counts the matches replaced, and notes the regions."""
+        regions = ctx.regions.setdefault(self.name, [])
+        return self._run(graph, ctx, frozenset(self.without), regions)
 
 
 def number(value: Value | None) -> float | None:

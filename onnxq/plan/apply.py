@@ -21,17 +21,36 @@ from onnxq.passes.notes import forget_notes, node_name, note_reasons
 from onnxq.plan.plan import Plan
 from onnxq.precision import FLOAT, Given, Precision, parse_precision
 from onnxq.progress import SILENT, Progress
+from onnxq.registry import split_forms
 from onnxq.targets import Target
 from onnxq.verify.precision import describe
 
+_DEFAULT = "default"
 
-def float_passes(text: str) -> tuple[Pass, ...]:
+
+def float_passes(text: str, more: str = "") -> tuple[Pass, ...]:
     """Float passes from their text form; ``default`` stands for the default float pipeline.
+
+    A pass of the default pipeline that is named as well, with its options, takes its place there.
+
+    Args:
+        text: The passes, as ``default,fuse-gelu{without=('y',)}``.
+        more: Passes that follow unless they are named; none if empty.
 
     Raises:
         InputError: the text names a pass or option that does not exist.
     """
-    return default_passes() if text == "default" else parse_passes(text)
+    parts = split_forms(text)
+    standing = default_passes() if _DEFAULT in parts else ()
+    others = ",".join(part for part in parts if part != _DEFAULT)
+    named = parse_passes(others) if others or not standing else ()
+    own = {step.name: step for step in named}
+    names = {step.name for step in standing}
+    return (
+        *(own.get(step.name, step) for step in standing),
+        *(step for step in named if step.name not in names),
+        *(step for step in (parse_passes(more) if more else ()) if step.name not in own),
+    )
 
 
 def float_graph(
@@ -48,7 +67,7 @@ def float_graph(
 
     Args:
         source: The model as loaded, which is left as it is.
-        passes: Float passes in text form; those of the target follow.
+        passes: Float passes in text form; those of the target follow, see `float_passes`.
         target: Where the model is to run.
         opset: Raise the model to at least this opset.
         ctx: What passes share.
@@ -65,8 +84,7 @@ def float_graph(
     graph = raise_opset(source, max(opset, source.opset))
     if graph is source:
         graph = source.copy()
-    steps = float_passes(passes) + (parse_passes(target.passes) if target.passes else ())
-    records += Pipeline(steps).run(graph, ctx)
+    records += Pipeline(float_passes(passes, target.passes)).run(graph, ctx)
     infer_types(graph)
     _name(graph)
     return graph, records

@@ -118,6 +118,8 @@ class Target:
             are none.
         precisions: What a search over precisions chooses from here.
         contrib: Operators of onnxruntime's own that precisions may put in place of ONNX's.
+        forms: Names of passes that write regions in another of several equal forms; a search
+            measures what each region gains by it.
         operators: Rules by operator type.
         reasons: Why operators that one might expect are left in float here.
     """
@@ -137,6 +139,7 @@ class Target:
     finish: str
     precisions: tuple[str, ...]
     contrib: tuple[str, ...]
+    forms: tuple[str, ...]
     operators: Mapping[str, OperatorRule]
     reasons: Mapping[str, str]
 
@@ -259,6 +262,7 @@ class _Table:
     backend: str = "onnxruntime"
     passes: str = ""
     finish: str = ""
+    forms: tuple[str, ...] = ()
     bias: BiasRule = "int32"
     everything: bool = False
     contrib: tuple[str, ...] = ()

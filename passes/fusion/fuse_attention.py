@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from onnxq.ir import Builder, DataType, Match, Rule, RulePass, Shape, Value
+from onnxq.ir import Builder, DataType, FormPass, Match, Rule, Shape, Value
 from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.fusing import keeps_shape
 from onnxq.passes.nodes import broadcasts
@@ -101,7 +101,7 @@ def _replacement(op: Builder, match: Match) -> Value:
 
 
 @dataclass(frozen=True)
-class FuseAttention(RulePass):
+class FuseAttention(FormPass):
     """Fuse scaled, masked and normalized products of queries, keys and values to Attention.
 
     Rewritten, in float32 and from opset 23 on: ``softmax(q @ transpose(k) * scale + mask) @ v``

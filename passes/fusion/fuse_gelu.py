@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from onnxq.ir import Builder, DataType, Match, Rule, RulePass, Value
+from onnxq.ir import Builder, DataType, FormPass, Match, Rule, Value
 from onnxq.ir.pattern import Either, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.fusing import keeps_shape
 
@@ -50,7 +50,7 @@ def _replacement(op: Builder, match: Match) -> Value:
 
 
 @dataclass(frozen=True)
-class FuseGelu(RulePass):
+class FuseGelu(FormPass):
     """Fuse the exact Gelu written with Erf, and the approximate one written with Tanh, to Gelu.
 
     Rewritten, in float32 and from opset 20 on:

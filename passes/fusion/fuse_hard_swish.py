@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from onnxq.ir import Builder, DataType, Match, Rule, RulePass, Value, attribute_value
+from onnxq.ir import Builder, DataType, FormPass, Match, Rule, Value, attribute_value
 from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
 from onnxq.passes.fusion.clip_bounds import clip_bounds
 from onnxq.passes.fusion.fusing import keeps_shape
@@ -100,7 +100,7 @@ def _hard_swish(op: Builder, match: Match) -> Value:
 
 
 @dataclass(frozen=True)
-class FuseHardSwish(RulePass):
+class FuseHardSwish(FormPass):
     """Fuse clipped lines to HardSigmoid, and ``x`` times one to HardSwish.
 
     Rewritten, in float32:

@@ -8,11 +8,11 @@ from onnxq.ir import (
     Builder,
     Context,
     DataType,
+    FormPass,
     Graph,
     Match,
     Node,
     Rule,
-    RulePass,
     TensorType,
     Value,
 )
@@ -68,7 +68,7 @@ def _absorb(transpose: Node) -> str | None:
 
 
 @dataclass(frozen=True)
-class FuseMatMulAdd(RulePass):
+class FuseMatMulAdd(FormPass):
     """Fuse MatMul and the Add after it to Gemm, and Transposes before a Gemm into it.
 
     Rewritten:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxq.ir import Builder, DataType, Match, Rule, RulePass, Value
+from onnxq.ir import Builder, DataType, FormPass, Match, Rule, Value
 from onnxq.ir.pattern import Operator, PatternBuilder, Variable
 from onnxq.passes.fusion.fusing import keeps_shape
 
@@ -23,7 +23,7 @@ def _replacement(op: Builder, match: Match) -> Value:
 
 
 @dataclass(frozen=True)
-class FuseSwish(RulePass):
+class FuseSwish(FormPass):
     """Fuse ``x * sigmoid(alpha * x)`` to Swish; for runtimes that have a kernel for it.
 
     Rewritten, in float32 and from opset 24 on: with a constant number ``alpha`` or without.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxq.ir import Builder, DataType, Match, Rule, RulePass, Value
+from onnxq.ir import Builder, DataType, FormPass, Match, Rule, Value
 from onnxq.ir.pattern import Operator, PatternBuilder, Variable
 
 _FIRST_OPSET = 8
@@ -45,7 +45,7 @@ def _replacement(op: Builder, match: Match) -> Value:
 
 
 @dataclass(frozen=True)
-class ResidualAsSum(RulePass):
+class ResidualAsSum(FormPass):
     """Write an Add that only a layer normalization reads as the equal Sum.
 
     onnxruntime fuses Add and LayerNormalization to SkipLayerNormalization by itself at session

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxq.ir import Builder, DataType, Match, Rule, RulePass, Shape, TensorType, Value
+from onnxq.ir import Builder, DataType, FormPass, Match, Rule, Shape, TensorType, Value
 from onnxq.ir.pattern import Operator, PatternBuilder, Variable
 
 _OPSET = 7
@@ -53,7 +53,7 @@ def _target(op: Builder, shape: Shape) -> Value:
 
 
 @dataclass(frozen=True)
-class FlattenMatMulAdd(RulePass):
+class FlattenMatMulAdd(FormPass):
     """Write a MatMul with a bias over three or more dimensions as Reshape, Gemm, Reshape.
 
     In float this gains nothing, so the default pipeline leaves it alone. In integers it does:

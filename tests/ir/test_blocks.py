@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.ir import DataType, Graph, Tensor, TensorType, Value, infer_types
-from onnxq.ir.blocks import blocks, cuts, repeated_blocks, without_weights
+from onnxq.ir.blocks import blocks, cuts, excerpt, repeated_blocks, without_weights
 from onnxq.ir.copying import reads
 from tests.helpers import run
 
@@ -179,3 +179,33 @@ def test_cuts_against_removing_each_value(reads_of: list[tuple[int, int]]) -> No
     inside = [node for block in blocks(graph) for node in block.nodes]
     needed = nx.ancestors(links, made[-1]) | {made[-1]}
     assert sorted(inside, key=id) == sorted((v.producer for v in needed if v.producer), key=id)
+
+
+def layers(count: int) -> Graph:
+    """Equal layers in a row that all read a mask, which has an input of its own."""
+    text = " ".join(
+        f"m{n} = MatMul(x{n}, w) a{n} = Add(m{n}, mask) x{n + 1} = Relu(a{n})" for n in range(count)
+    )
+    return graph_of(
+        f"""g (float[2, 2] x, float[2] given, float[2] late) => (float[2, 2] y)
+        <float[2, 2] w = {{1, 2, 3, 4}}>
+        {{ x0 = Mul(x, w) mask = Neg(given) {text} y = Mul(x{count}, late) }}"""
+    )
+
+
+def test_an_excerpt_has_two_of_the_repeated_blocks() -> None:
+    graph = layers(5)
+    part = excerpt(graph)
+    part.check()
+    assert [n.op_type for n in part.nodes()].count("MatMul") == 2
+    assert {v.name for v in part.inputs} == {"x", "given"}, "what comes later is not needed"
+    (end,) = part.outputs
+    feeds = {"x": np.eye(2, dtype=np.float32), "given": np.array([1, 2], np.float32)}
+    whole = graph.extract(graph.inputs, [graph.values[end.name]])
+    late = {"late": np.zeros(2, np.float32)}
+    assert np.array_equal(run(part, feeds)[end.name], run(whole, {**feeds, **late})[end.name])
+
+
+def test_the_whole_stands_for_itself_where_little_is_repeated() -> None:
+    for graph in (layers(3), RESIDUAL):
+        assert excerpt(graph) is graph

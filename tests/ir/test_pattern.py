@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnxq.ir import (
     Builder,
     Context,
     DataType,
+    FormPass,
     Graph,
     Match,
     Node,
@@ -18,6 +20,9 @@ from onnxq.ir import (
     TensorType,
     Value,
     attribute_value,
+    infer_types,
+    parse_passes,
+    raise_opset,
     remove_unused,
     rewrite,
 )
@@ -620,3 +625,42 @@ def test_rewriting_keeps_the_outputs_of_any_graph(plan: list[tuple[int, int, int
     while rewrite(after, rules, Context()):
         after.check()
     assert_equivalent(before, after, exact=False)
+
+
+def _is_double_of_rank_one(match: Match) -> bool:
+    return match["x"].rank == 1
+
+
+@dataclass(frozen=True)
+class Doubles(FormPass):
+    """Sums of a value with itself are products; those of vectors only in a newer opset."""
+
+    name = "doubles"
+    rules = (
+        Rule(_double, _times_two, _is_double_of_rank_one, "a product", opset=22),
+        Rule(_double, _times_two, lambda match: match["x"].rank == 2, "a product"),
+    )
+
+
+FORMS = """g (float[2] v, float[2, 2] x) => (float[2] w, float[2, 2] y)
+{ w = Add(v, v) a = Add(x, x) b = Add(a, a) y = Add(b, b) }"""
+
+
+def test_a_form_spares_the_regions_that_are_named() -> None:
+    before = graph_of(FORMS)
+    infer_types(before)
+    after, context = before.copy(), Context()
+    assert Doubles(without=("b", "absent")).run(after, context) == 2
+    assert [n.op_type for n in after.nodes()] == ["Add", "Mul", "Add", "Mul"]
+    assert context.regions == {"doubles": ["a", "y"]}
+    assert Doubles(without=("b", "absent")).run(after, context) == 0
+    assert_equivalent(before, after)
+    assert parse_passes("fuse-gelu{without=('b', 'c')}")[0].without == ("b", "c")  # type: ignore[attr-defined]
+
+
+def test_opsets_at_which_more_would_be_found() -> None:
+    graph = graph_of(FORMS)
+    assert graph.opset < 22
+    assert Doubles().higher_opsets(graph) == {22}
+    assert not Doubles().higher_opsets(raise_opset(graph, 22))
+    assert not Doubles().higher_opsets(graph_of("g (float[2] v) => (float[2] y) { y = Neg(v) }"))
