@@ -18,7 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from cases import Case, onnxruntime_dynamic, onnxruntime_fused, onnxruntime_static, real_cases
+from cases import (
+    Case,
+    onnxruntime_dynamic,
+    onnxruntime_fused,
+    onnxruntime_static,
+    readied,
+    real_cases,
+)
 from memory import memory_bytes
 from real.environment import HERE, make_environment
 
@@ -149,8 +156,9 @@ def _nncf(case: Case, output: Path, threads: int) -> Broken:
     feeds = (batch.feeds for batch in case.parts()[0].batches())
     named = {f"{n}:{name}": a for n, feed in enumerate(feeds) for name, a in feed.items()}
     np.savez(calibration, **named)
-    command = [str(python), str(HERE / "nncf_static.py"), str(case.model), str(calibration)]
-    command += [str(output), *["--transformer"][: case.name in TRANSFORMERS]]
+    command = [str(python), str(HERE / "nncf_static.py")]
+    command += [str(readied(case, output).model), str(calibration), str(output)]
+    command += ["--transformer"] if case.name in TRANSFORMERS else []
     os.execve(python, command, {**os.environ, "PYTHONPATH": str(HERE.parent)})
 
 

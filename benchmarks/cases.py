@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from onnxq.runtime import Session
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 
-_PER_CHANNEL_OPSET = 13
+_PER_CHANNEL_OPSET, _PER_CHANNEL_IR = 13, 7
 
 CIFAR_MEAN = np.array((0.4914, 0.4822, 0.4465), dtype=np.float32)
 CIFAR_STD = np.array((0.2470, 0.2435, 0.2616), dtype=np.float32)
@@ -107,6 +108,29 @@ _IN_ZOO = {
 _DATA = {"ultraface_slim": "ultraface", "ultraface_rfb": "ultraface"}
 
 
+def readied(case: Case, output: Path) -> Case:
+    """The case as other quantizers want it, its model written beside the output if it changed.
+
+    Weights that are listed as inputs become constants, as onnxruntime's own tool makes them: what
+    callers may override is not quantized. Older opsets are raised to the first that has scales per
+    channel: below it onnxruntime writes invalid models, and NNCF wants 10.
+    """
+    model = onnx.load(case.model, load_external_data=False)
+    weights = {weight.name for weight in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    if len(inputs) == len(model.graph.input) and opset >= _PER_CHANNEL_OPSET:
+        return case
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    if opset < _PER_CHANNEL_OPSET:
+        model = onnx.version_converter.convert_version(model, _PER_CHANNEL_OPSET)
+    model.ir_version = max(model.ir_version, _PER_CHANNEL_IR)
+    path = output.with_suffix(".readied.onnx")
+    onnx.save(model, path)
+    return replace(case, model=path)
+
+
 def onnxruntime_static(case: Case, output: Path) -> None:
     """Its `quantize_static`: QDQ, uint8 activations, int8 weights per channel, pre-processed."""
     quantize_static(
@@ -134,30 +158,26 @@ def onnxruntime_dynamic(
 
 
 def onnxruntime_fused(case: Case, kind: str, output: Path) -> Case:
-    """The case with what its optimizer for a kind of transformers makes of the model."""
-    # It needs no more than onnxruntime, but takes a second to import.
-    from onnxruntime.transformers.optimizer import optimize_model
+    """The case with what its optimizer for a kind of transformers makes of the model.
 
+    The optimizer needs torch, so it works in the environment that `real/fetch.py` made.
+    """
+    python = Path(os.environ["ONNXQ_REAL"]) / "environment" / "bin" / "python"
     fused = output.with_suffix(".fused.onnx")
-    optimize_model(str(case.model), kind).save_model_to_file(str(fused))
+    command = [str(python), "-m", "onnxruntime.transformers.optimizer", "--model_type", kind]
+    subprocess.run([*command, "--input", str(case.model), "--output", str(fused)], check=True)
     return replace(case, model=fused)
 
 
 def _preprocessed(case: Case, output: Path) -> Path:
-    """Pre-processed, at an opset that has scales per channel: below it invalid models come out."""
     prepared = output.with_suffix(".prepared.onnx")
-    source = case.model
-    model = onnx.load(source, load_external_data=False)
-    opset = next(entry.version for entry in model.opset_import if not entry.domain)
-    if opset < _PER_CHANNEL_OPSET:
-        source = output.with_suffix(".raised.onnx")
-        onnx.save(onnx.version_converter.convert_version(model, _PER_CHANNEL_OPSET), source)
+    source = str(readied(case, output).model)
     try:
-        quant_pre_process(str(source), str(prepared))
+        quant_pre_process(source, str(prepared))
     except Exception:
         # Its inference of symbolic shapes gives up on some models; its documentation says to
         # leave it out then.
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        quant_pre_process(source, str(prepared), skip_symbolic_shape=True)
     return prepared
 
 

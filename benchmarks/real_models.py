@@ -10,9 +10,10 @@ dynamic-fused, nncf). MODEL is the beginning of a model's name; without one all 
 
 The methods: onnxq's `optimize` with nothing said but the data; onnxruntime's `quantize_static` and
 `quantize_dynamic` after its pre-processing, weights per channel; for transformers both after its
-transformer optimizer as well ("fused"); NNCF's `quantize`, in an environment of its own. All get
-the same calibration samples. Each works in a process of its own on the calibration samples, which
-gives its seconds and its peak memory. One that takes more than --memory or --minutes is stopped.
+transformer optimizer as well ("fused"); NNCF's `quantize`, in an environment of its own. All but
+onnxq get the model with weights as constants and at opset 13 at least, where they would fail
+otherwise. All get the same calibration samples. Each works in a process of its own, which gives its
+seconds and its peak memory. One that takes more than --memory or --minutes is stopped.
 
 All models of a row are measured in turn in one process, on single samples. A cell holds: speed
 relative to float; size; SQNR of the worst output on held-out samples; what becomes of decisions,
