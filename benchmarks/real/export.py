@@ -6,7 +6,7 @@ Usage: python export.py FOLDER NAME
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,19 +71,20 @@ def minilm(folder: Path, name: str) -> None:
             mean = (states * kept).sum(1) / kept.sum(1).clamp(min=1e-9)
             return torch.nn.functional.normalize(mean, dim=-1)
 
-    ones = torch.ones(2, 64, dtype=torch.long)
     batch, tokens = torch.export.Dim("batch", max=64), torch.export.Dim("tokens", min=2, max=512)
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    torch.onnx.export(
-        SentenceEmbedding().eval(),
-        (ones, ones, torch.zeros_like(ones)),
-        str(folder / "models" / f"{name}.onnx"),
-        input_names=names,
-        output_names=["sentence_embedding"],
-        dynamic_shapes={name: {0: batch, 1: tokens} for name in names},
-        dynamo=True,
-        external_data=False,
-        verbose=False,
+
+    def inputs(rows: int, length: int) -> dict[str, torch.Tensor]:
+        ids = torch.randint(1000, 20_000, (rows, length))
+        mask = torch.ones_like(ids)
+        mask[0, length // 2 :] = 0
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+
+    _export(
+        SentenceEmbedding(),
+        (inputs(2, 64), inputs(3, 20)),
+        folder / "models" / f"{name}.onnx",
+        "sentence_embedding",
+        {name: {0: batch, 1: tokens} for name in inputs(1, 2)},
     )
 
 
@@ -107,17 +108,48 @@ def smollm2(folder: Path, name: str) -> None:
         def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
             return self.decoder(input_ids=input_ids, use_cache=False).logits
 
+    _export(
+        Logits(),
+        tuple({"input_ids": torch.randint(1000, 20_000, (1, length))} for length in (128, 20)),
+        folder / "models" / f"{name}.onnx",
+        "logits",
+        {"input_ids": {1: torch.export.Dim("tokens", min=2, max=2048)}},
+    )
+
+
+def _export(
+    module: torch.nn.Module,
+    samples: Sequence[dict[str, torch.Tensor]],
+    path: Path,
+    output: str,
+    dynamic_shapes: dict[str, dict[int, torch.export.Dim]],
+) -> None:
+    """Export by the first sample, and hold the file against the module on all of them.
+
+    The tensors of a sample must be objects of their own: of two inputs that are one tensor the
+    exporter drops one.
+    """
+    import onnxruntime
+    import torch
+
+    module.eval()
     torch.onnx.export(
-        Logits().eval(),
-        (torch.ones(1, 128, dtype=torch.long),),
-        str(folder / "models" / f"{name}.onnx"),
-        input_names=["input_ids"],
-        output_names=["logits"],
-        dynamic_shapes={"input_ids": {1: torch.export.Dim("tokens", min=2, max=2048)}},
+        module,
+        tuple(samples[0].values()),
+        str(path),
+        input_names=list(samples[0]),
+        output_names=[output],
+        dynamic_shapes=dynamic_shapes,
         dynamo=True,
         external_data=False,
         verbose=False,
     )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for sample in samples:
+        (found,) = session.run(None, {name: value.numpy() for name, value in sample.items()})
+        with torch.no_grad():
+            wanted = module(*sample.values())
+        torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-3, atol=1e-3)
 
 
 EXPORTS: dict[str, Callable[[Path, str], None]] = {
