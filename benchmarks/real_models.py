@@ -209,19 +209,19 @@ def _entry(case: Case, method: str, folder: Path, anew: set[str], limits: Limits
 def _measure(case: Case, entries: list[Entry], threads: int, seconds: float) -> float:
     """Fill in what running the models tells; gives the float model's milliseconds."""
     sessions = [Session(case.model, threads=threads)]
+    one = single_feed(case.parts()[1], sessions[0].inputs)
     loaded = []
     for entry in entries:
         if entry.problem:
             continue
         try:
             session = Session(entry.path, threads=threads)
+            session.run(one.feeds)
         except InputError as error:
             entry.problem = str(error).replace(str(entry.path), "it")
             continue
         sessions.append(session)
         loaded.append(entry)
-    held_out = case.parts()[1]
-    one = single_feed(held_out, sessions[0].inputs)
     timings = interleaved(sessions, one.feeds, seconds=seconds)
     for entry, timing in zip(loaded, timings[1:], strict=True):
         entry.speed = timing.speedup
