@@ -84,6 +84,9 @@ class Prepared:
         seen = {} if self.ranges is None else self.ranges.ranges
         found = {name: (r.min, r.max) for name, r in seen.items()}
         for value, root in self.placed.roots.items():
+            if (line := self.placed.lines.get(root)) and line.source.name in found:
+                low, high = (line.slope * end + line.offset for end in found[line.source.name])
+                found.setdefault(root.name, (low, high))
             range_ = found.get(root.name) or known_range(root, self.placed)
             if range_ is not None:
                 found.setdefault(value.name, range_)

@@ -10,11 +10,11 @@ import numpy as np
 
 from onnxq.ir import DataType, Graph, Node, TensorType, Value
 from onnxq.ir.lifting import nested_values
+from onnxq.passes.static.labels import Labels
 from onnxq.passes.static.placement import (
     Placement,
     activation_slots,
     channel_axis,
-    known_range,
     reads_weight,
 )
 from onnxq.quant import (
@@ -23,7 +23,6 @@ from onnxq.quant import (
     QParams,
     fake_quantize,
     per_channel,
-    qparams_from_range,
     weight_qparams,
 )
 from onnxq.targets import OperatorRule, Target
@@ -49,10 +48,8 @@ class Scene:
 
     def qparams(self, value: Value, bits: int) -> QParams:
         """Qparams of a value of the float graph in activations of so many bits."""
-        root = self.placed.roots[value]
         format = self.target.activation_format_of(bits)
-        low, high = known_range(root, self.placed, format) or self.bounds[root.name]
-        return qparams_from_range(low, high, format, self.target.scheme_of(format), name=value.name)
+        return Labels(self.placed, self.bounds, self.target).of(value, format)
 
 
 class Part(ABC):

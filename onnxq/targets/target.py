@@ -41,11 +41,14 @@ OutputRule = Literal["quantized", "float"]
 """Whether the integer kernel of a ``compute`` operator must give integers or may give floats."""
 
 
-Form = Literal["", "saturating-add"]
-"""Equal forms that runtimes have integer kernels for.
+Form = Literal["", "clipped-line", "line"]
+"""Equal forms in integers.
 
-``saturating-add``: HardSigmoid as the Add of a constant whose output is quantized with scale
-1/255 from 0 on: saturation clips. HardSwish as its product with that.
+- ``line``: arithmetic with one number as nothing but another scale and zero-point of the same
+  integers.
+- ``clipped-line``: HardSigmoid as the same, clipped as integers. Where the range does not allow it,
+  as the Add of a constant whose output is quantized with scale 1/255 from 0 on: saturation clips.
+  HardSwish as its product with that.
 """
 
 
@@ -313,7 +316,10 @@ def _entries(of: str, text: str) -> dict[str, Any]:
     return table
 
 
-_FORMS: Mapping[str, Sequence[str]] = {"saturating-add": ("HardSigmoid", "HardSwish")}
+_FORMS: Mapping[str, Sequence[str]] = {
+    "clipped-line": ("HardSigmoid", "HardSwish"),
+    "line": ("Mul", "Div", "Add", "Sub"),
+}
 """The operators that have each `Form`."""
 
 

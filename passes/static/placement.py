@@ -11,7 +11,8 @@ from onnxq.ir import DataType, Graph, Node, Use, Value, attribute_value
 from onnxq.ir.lifting import can_lift
 from onnxq.passes.nodes import made_by
 from onnxq.passes.notes import BY_REQUEST, NOT_FINITE, OVERRIDABLE, Reason, node_name
-from onnxq.quant import Format, Granularity
+from onnxq.passes.static.lines import Line, line_of, takes_offset
+from onnxq.quant import ZERO_POINT, Format, Granularity
 from onnxq.targets import OperatorRule, Target
 
 ALREADY_QUANTIZED = Reason("quantized", "it is quantized already")
@@ -40,17 +41,24 @@ class Placement:
             with the nodes that make it: the computing one, and its Relu or Clip.
         roots: Every value with a QDQ pair, in topological order, and the value whose range it
             uses (itself, except behind operators that only move values about).
+        lines: Values that are lines of others, and so have their integers: these read with another
+            scale and zero-point.
         left_in_float: Reason for each node that stays in float.
     """
 
     nodes: dict[Node, OperatorRule] = field(default_factory=dict)
     integer: dict[Value, list[Node]] = field(default_factory=dict)
     roots: dict[Value, Value] = field(default_factory=dict)
+    lines: dict[Value, Line] = field(default_factory=dict)
     left_in_float: dict[Node, Reason] = field(default_factory=dict)
 
     def observed(self) -> list[str]:
         """Names of the values whose ranges have to be known, each once."""
-        return [v.name for v in dict.fromkeys(self.roots.values()) if not known_range(v, self)]
+        return [v.name for v in dict.fromkeys(self.roots.values()) if not self.is_known(v)]
+
+    def is_known(self, root: Value) -> bool:
+        """Whether nothing has to be observed of a root: its range follows from something else."""
+        return root in self.lines or known_range(root, self) is not None
 
     def reads_pair(self, use: Use) -> bool:
         """Whether this use reads integers through a QDQ pair."""
@@ -113,8 +121,8 @@ def place(
                 placed.nodes[node] = rule
             else:
                 reason = _NO_RESIDUAL
-        elif _can_join(node, rule, placed, target):
-            joining[node] = rule
+        elif joined := _joined(node, rule, placed, joining, target):
+            joining[node] = joined
             for value in node.outputs:
                 if value is not None:
                     placed.integer[_carrier(value, target, placed)] = [node]
@@ -163,7 +171,7 @@ def _without_range(
     """Placed nodes that read or give a value without a usable range."""
     refused: dict[Node, Reason] = {}
     for value, root in placed.roots.items():
-        if known_range(root, placed):
+        if placed.is_known(root):
             continue
         bounds = ranges.get(root.name)
         if bounds is None:
@@ -201,7 +209,8 @@ def needs_pair_behind(node: Node, rule: OperatorRule, target: Target) -> bool:
     onnxruntime puts a pair behind such a node by itself, states its type in an attribute from opset
     21 on, and then, on x86, makes uint8 of the zero-point: int8 models fail to load (1.31).
     """
-    return rule.role == "share" and target.activation_format.signed and node.graph.opset >= 21
+    moves = rule.role == "share" and rule.form != "line"
+    return moves and target.activation_format.signed and node.graph.opset >= 21
 
 
 def activation_slots(node: Node, rule: OperatorRule) -> Sequence[int]:
@@ -329,7 +338,7 @@ def _refusal(node: Node, rule: OperatorRule, target: Target) -> Reason | None:
 
 def _unfit(node: Node, rule: OperatorRule) -> Reason | None:
     """Why a rule does not apply to a node's attributes or opset; None if it does."""
-    if rule.form == "saturating-add" and node.is_op("HardSigmoid"):
+    if rule.form == "clipped-line" and node.is_op("HardSigmoid"):
         alpha, beta = attribute_value(node, "alpha"), attribute_value(node, "beta")
         if not (1e-3 <= alpha <= 1e3 and abs(beta) <= 1e3):
             return Reason("attribute", "its slope or offset is beyond what integers can add")
@@ -375,6 +384,48 @@ def _clips_apart(node: Node) -> bool:
         return True
     holds_zero = (low is None or low.numpy() <= 0) and (high is None or high.numpy() >= 0)
     return not holds_zero
+
+
+def _joined(
+    node: Node,
+    rule: OperatorRule,
+    placed: Placement,
+    joining: Mapping[Node, OperatorRule],
+    target: Target,
+) -> OperatorRule | None:
+    """The rule by which a node that does not compute can join; None if it cannot."""
+    slot = _line_slot(node, placed, joining, target) if rule.form == "line" else None
+    if slot is not None:
+        rule = replace(rule, role="share", activations=(slot,), constant_inputs=False)
+    elif rule.form == "line" and rule.role == "share":
+        return None
+    return rule if _can_join(node, rule, placed, target) else None
+
+
+def _line_slot(
+    node: Node, placed: Placement, joining: Mapping[Node, OperatorRule], target: Target
+) -> int | None:
+    """Where a node reads what it gives a line of as the same integers; None if it does not.
+
+    An offset needs readers that make up for what is no whole step of it. It moves the zero of what
+    is read, which therefore nothing else may read.
+    """
+    line, made = line_of(node), node.output
+    if line is None or target.activation_scheme != ZERO_POINT:
+        return None
+    source = line.source
+    makers = placed.integer.get(source)
+    if not makers or _carrier(made, target, placed) is not made:
+        return None
+    if source.graph is not node.graph:
+        return None
+    maker = joining.get(makers[0]) or placed.nodes[makers[0]]
+    if maker.role == "share" and maker.form != "line":
+        return None
+    is_alone = len(source.uses) == 1 and not source.is_output and not made.is_output
+    if line.offset and not (is_alone and all(takes_offset(use, target) for use in made.uses)):
+        return None
+    return node.inputs.index(source)
 
 
 def _clipping_rule(
@@ -457,11 +508,15 @@ def _find_roots(graph: Graph, placed: Placement) -> None:
         if value in carrying:
             placed.roots[value] = value
     for node in graph.all_nodes():
-        shares = node in placed.nodes and placed.nodes[node].role == "share"
-        source = node.input(0)
+        own = placed.nodes.get(node)
+        shares = own is not None and own.role == "share"
+        line = line_of(node) if shares and own and own.form == "line" else None
+        source = node.input(0) if shares and line is None else None
         for made in node.outputs:
             if made is not None and made in carrying:
-                placed.roots[made] = placed.roots[source] if shares and source else made
+                placed.roots[made] = placed.roots[source] if source else made
+                if line is not None:
+                    placed.lines[made] = line
 
 
 def _activations(node: Node, rule: OperatorRule) -> Iterator[Value]:

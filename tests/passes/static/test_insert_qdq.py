@@ -813,9 +813,8 @@ def test_gates_that_saturate_at_sixteen_bits(operator: str) -> None:
         for found in (run_optimized(after, feeds), run_reference(after, feeds)):
             errors[format] = np.abs(found["y"] - wanted).max()
             assert errors[format] < 4 * 12 / (255 if format == "uint8" else 65535)
-        unit = np.float32(1 / (255 if format == "uint8" else 65535))
-        stored = [v.numpy() for v in after.initializers() if v.dtype is DataType.FLOAT]
-        assert any(array.shape == () and array == unit for array in stored)
+    stored = [v.numpy() for v in after.initializers() if v.dtype is DataType.FLOAT]
+    assert any(array.shape == () and array == np.float32(1 / 65535) for array in stored)
     assert errors["uint16"] < errors["uint8"] / 50
 
 
@@ -920,14 +919,22 @@ def test_graphs_of_both_widths_are_the_same_in_both_runtimes(
 
 def test_more_bits_of_activations_are_closer_to_float() -> None:
     before = _mixed()
+    # Weights that 8 bits hold, so that all noise is that of activations.
+    for value in [v for v in before.initializers() if len(v.shape or ()) > 1]:
+        largest = np.abs(value.numpy()).max()
+        (use,) = value.uses
+        steps = np.round(value.numpy() / largest * 127)
+        steps[(0,) if use.node.is_op("Gemm") else (slice(None), *[0] * (steps.ndim - 1))] = 127
+        before.set_constant(use.node, use.slot, np.float32(steps * largest / 127))
     feeds = random_feeds(before)
     bounds = observed_bounds(before.copy(), feeds)
     wanted = run(before, feeds)["y"].astype(np.float64)
     noise = {}
     for format in ("uint8", "uint16"):
         after = quantized(before, bounds, activations=format)
-        noise[format] = np.square(run_optimized(after, feeds)["y"] - wanted).sum()
-    assert 0 < noise["uint16"] < noise["uint8"] / 2
+        # onnxruntime computes the last product in 8 bits, whatever it reads.
+        noise[format] = np.square(run_reference(after, feeds)["y"] - wanted).sum()
+    assert 0 < noise["uint16"] < noise["uint8"] / 1000
 
 
 def test_biases_that_sixteen_bits_leave_no_room_for_raise_the_scale_of_their_weight() -> None:

@@ -1,0 +1,191 @@
+"""Arithmetic with one number, and gates, as other qparams of the same integers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxq.ir import Graph, infer_types, to_proto
+from onnxq.passes.static.placement import place
+from onnxq.runtime import optimized_operators
+from onnxq.targets import load_target
+from tests.helpers import assert_same_graph, run
+from tests.quantization import quantized, run_optimized, run_reference
+
+IMAGE = "(float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y)"
+W = "float[1, 1, 1, 1] w = {63.5}"
+STORED = (
+    "float s = {0.25}, uint8 z = {8}, int8[1, 1, 1, 1] wq = {127}, float[1] ws = {0.5}, "
+    "int8[1] wz = {0}"
+)
+
+
+def text(constants: str, *nodes: str, opset: int = 17, interface: str = IMAGE) -> Graph:
+    head = f'<ir_version: 8, opset_import: ["": {opset}]>'
+    return Graph.from_text(f"{head} g {interface} <{constants}> {{ {' '.join(nodes)} }}")
+
+
+def pair(source: str, result: str) -> str:
+    return (
+        f"{source}_i = QuantizeLinear({source}, s, z) {result} = DequantizeLinear({source}_i, s, z)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "qparams"),
+    [
+        ("Mul(c, k)", "float t = {0.5}, uint8 u = {8}"),
+        ("Mul(k, c)", "float t = {0.5}, uint8 u = {8}"),
+        ("Div(c, k)", "float t = {0.125}, uint8 u = {8}"),
+        ("Add(c, k)", "float t = {0.25}, uint8 u = {0}"),
+        ("Sub(c, k)", "float t = {0.25}, uint8 u = {16}"),
+    ],
+)
+def test_a_line_is_other_qparams(line: str, qparams: str) -> None:
+    before = text(f"{W}, float k = {{2}}", f"c = Conv(x, w) m = {line} y = Conv(m, w)")
+    after = text(
+        f"{STORED}, {qparams}",
+        pair("x", "x_d"),
+        "w_d = DequantizeLinear<axis = 0>(wq, ws, wz)",
+        "c = Conv(x_d, w_d) c_i = QuantizeLinear(c, s, z)",
+        "m = DequantizeLinear(c_i, t, u)",
+        "d = Conv(m, w_d)",
+        pair("d", "y"),
+    )
+    # Scales of 0.25, and the zero of each line within -2 to 61.75.
+    assert_same_graph(quantized(before), after)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "c = Conv(x, w) m = Mul(c, minus) y = Conv(m, w)",
+        "c = Conv(x, w) m = Mul(c, two) r = Relu(m) y = Conv(r, w)",
+        "c = Conv(x, w) m = Mul(c, row) y = Conv(m, w)",
+        "c = Conv(x, w) a = Add(c, two) m = MaxPool<kernel_shape = [1, 1]>(a) y = Conv(m, w)",
+        "c = Conv(x, w) a = Add(c, two) e = Conv(c, w) d = Conv(a, w) y = Add(e, d)",
+        "c = Conv(x, w) t = Transpose(c) m = Mul(t, two) y = Conv(m, w)",
+    ],
+    ids=["slope below 0", "a Relu", "a row", "a reader without bias", "another reader", "moved"],
+)
+def test_what_is_no_line(nodes: str) -> None:
+    graph = text(
+        f"{W}, float minus = {{-1}}, float two = {{2}}, float[4] row = {{1, 2, 3, 4}}", nodes
+    )
+    infer_types(graph)
+    assert not place(graph, load_target("cpu-x64")).lines
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    slope=st.floats(0.05, 20),
+    offset=st.floats(-8, 8),
+    padding=st.integers(0, 1),
+    low=st.floats(-6, -0.1),
+    high=st.floats(0.1, 6),
+)
+def test_lines_are_near_what_floats_give(
+    slope: float, offset: float, padding: int, low: float, high: float
+) -> None:
+    """With padding, too, whose zero is the line's; half a step is wrong at most where it is."""
+    around = f"<pads = [{', '.join([str(padding)] * 4)}]>"
+    side = 2 + 2 * padding
+    before = text(
+        f"float[1, 1, 1, 1] one = {{1}}, float[1, 1, 3, 3] v = {{{', '.join(['0.125'] * 9)}}}, "
+        f"float k = {{{slope!r}}}, float o = {{{offset!r}}}",
+        f"c = Conv(x, one) m = Mul(c, k) a = Add(m, o) y = Conv{around}(a, v)",
+        interface=f"(float[1, 1, 4, 4] x) => (float[1, 1, {side}, {side}] y)",
+    )
+    x = np.random.default_rng(0).uniform(low, high, (1, 1, 4, 4)).astype(np.float32)
+    wanted = run(before, {"x": x})["y"]
+    bounds = {n: (low, high) for n in "xc"} | {"y": (float(wanted.min()), float(wanted.max()))}
+    after = quantized(before, bounds)
+    assert [n.op_type for n in after.nodes() if n.is_op("Mul", "Add")] == []
+    held = max(high, -offset / slope) - min(low, -offset / slope)
+    steps = 1.5 * slope * (held + high - low) / 255 * 9 * 0.125 + float(np.ptp(wanted)) / 255
+    steps += float(np.abs(wanted).max()) / 100
+    for found in (run_optimized(after, {"x": x}), run_reference(after, {"x": x})):
+        assert np.abs(found["y"] - wanted).max() < steps
+
+
+def test_what_integers_lack_of_an_offset_is_in_the_bias() -> None:
+    constants = "float[1, 1, 1, 1] one = {1}, float[2, 1, 1, 1] w = {1, -2}, float o = {0.1}"
+    before = text(
+        constants, "c = Conv(x, one) a = Add(c, o) y = Conv(a, w)",
+        interface="(float[1, 1, 4, 4] x) => (float[1, 2, 4, 4] y)",
+    )  # fmt: skip
+    after = quantized(before, {"x": (0, 255), "c": (0, 255), "y": (-510, 255)})
+    # Steps of 1: the offset is a tenth of one.
+    (bias,) = (v for v in after.initializers() if v.name.endswith("bias_q"))
+    scales = np.array([1, 2]) / 127
+    np.testing.assert_allclose(bias.numpy() * scales, [0.1, -0.2], atol=0.01)
+
+
+HARD_SWISH = {
+    "HardSwish": "h = HardSwish(c)",
+    "HardSigmoid": "g = HardSigmoid<alpha = 0.16666667>(c) h = Mul(g, c)",
+}
+
+
+@pytest.mark.parametrize("nodes", HARD_SWISH.values(), ids=HARD_SWISH)
+def test_a_gate_is_the_clipped_integers_of_what_it_reads(nodes: str) -> None:
+    before = text("float[1, 1, 1, 1] w = {1}", f"c = Conv(x, w) {nodes} y = Conv(h, w)")
+    x = np.linspace(-6, 6, 16, dtype=np.float32).reshape(1, 1, 4, 4)
+    bounds = {"x": (-6.0, 6.0), "c": (-6.0, 6.0), "h": (-0.375, 6.0), "y": (-0.375, 6.0)}
+    after = quantized(before, bounds)
+    # From -3 on, in 85 steps to 0: the rest of the range gives 0 as -3 does.
+    (clip,) = (n for n in after.nodes() if n.is_op("Clip"))
+    assert [v.numpy().tolist() for v in clip.inputs[1:]] == [0, 170]
+    (gate,) = (use.node for use in clip.output.uses)
+    assert float(gate.inputs[1].numpy()) == pytest.approx(3 / 85 / 6)
+    assert int(gate.inputs[2].numpy()) == 0
+    found = run_optimized(after, {"x": x})["y"]
+    assert np.abs(found - run(before, {"x": x})["y"]).max() < 3 * 6.4 / 255
+    operators = optimized_operators(to_proto(after))
+    assert operators["com.microsoft:QLinearMul"] == 1 and "Mul" not in operators
+
+
+def test_a_gate_that_alone_reads_a_value_is_no_operator() -> None:
+    before = text(
+        "float[1, 1, 1, 1] w = {1}",
+        "c = Conv(x, w) g = HardSigmoid<alpha = 0.2>(c) d = Conv(x, w) m = Mul(d, g)",
+        "y = Conv(m, w)",
+    )
+    x = np.linspace(-6, 6, 16, dtype=np.float32).reshape(1, 1, 4, 4)
+    after = quantized(before, {n: (-6.0, 6.0) for n in "xcdmy"})
+    assert {n.op_type for n in after.nodes()} == {
+        "Conv", "Mul", "QuantizeLinear", "DequantizeLinear", "Clip",
+    }  # fmt: skip
+    (scale,) = (
+        n.inputs[1].numpy() for n in after.nodes()
+        if n.is_op("QuantizeLinear") and n.inputs[0] is not None and n.inputs[0].name == "c"
+    )  # fmt: skip
+    assert float(scale) == pytest.approx(2.5 / 127)
+    found = run_optimized(after, {"x": x})["y"]
+    assert np.abs(found - run(before, {"x": x})["y"]).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(-0.5, 0.5), (-1, 300)], ids=["never closed", "too few steps"]
+)
+def test_a_gate_is_an_addition_where_the_range_has_no_room_for_it(low: float, high: float) -> None:
+    before = text("float[1, 1, 1, 1] w = {1}", "c = Conv(x, w) h = HardSwish(c) y = Conv(h, w)")
+    bounds = dict.fromkeys("xchy", (low, high))
+    after = quantized(before, bounds)
+    assert [n.op_type for n in after.nodes() if n.is_op("Clip", "Add")] == ["Add"]
+    x = np.linspace(low, high, 16, dtype=np.float32).reshape(1, 1, 4, 4)
+    found = run_optimized(after, {"x": x})["y"]
+    assert np.abs(found - run(before, {"x": x})["y"]).max() < 3 * (high - low) / 255
+
+
+def test_a_gate_keeps_the_range_of_what_something_else_reads() -> None:
+    before = text(
+        "float[1, 1, 1, 1] w = {1}",
+        "c = Conv(x, w) h = HardSwish(c) d = Conv(c, w) y = Add(h, d)",
+    )
+    x = np.linspace(-6, 6, 16, dtype=np.float32).reshape(1, 1, 4, 4)
+    after = quantized(before, {n: (-6.0, 6.0) for n in "xchdy"})
+    found = run_optimized(after, {"x": x})["y"]
+    assert np.abs(found - run(before, {"x": x})["y"]).max() < 0.2
