@@ -72,5 +72,5 @@ def tune(prepared: Prepared, precisions: Mapping[str, str]) -> dict[str, Tuning]
 def _methods(wanted: Sequence[str], precision: Precision) -> Sequence[str]:
     """The tuners to try for a precision, in their order."""
     if wanted == AUTOMATIC:
-        return [precision.tuner] if precision.tuner else []
+        return precision.tuners
     return [] if wanted == NO_METHODS else wanted

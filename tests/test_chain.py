@@ -149,9 +149,8 @@ def test_what_a_tuner_computed_lies_beside_the_plan(model: Path, tmp_path: Path)
     out, plan = tmp_path / "q.onnx", tmp_path / "p.toml"
     made = optimize(model, DATA, recipe="int2-weight", output=out, plan_output=plan, **ANYTHING)
     beside = tmp_path / "p.safetensors"
-    assert {node.name: node.method for node in made.plan.nodes} == dict.fromkeys(
-        ("conv", "gemm", "matmul"), "mse"
-    )
+    methods = {node.name: node.method for node in made.plan.nodes}
+    assert methods == {"conv": "mse", "gemm": "weighted-mse", "matmul": "weighted-mse"}
     saved = Plan.load(plan)
     assert saved.to_toml() == made.plan.to_toml()
     assert set(saved.tuned) == {"conv", "gemm", "matmul"}
@@ -184,7 +183,7 @@ def test_without_methods_scales_are_others_and_no_file_is_needed(
     assert 0 < noise[0] < noise[1], "least squared error of weights is less error of outputs here"
     by_name = make_plan(model, DATA, recipe="int4-weight", methods=("mse",))
     assert {node.method for node in by_name.nodes} == {"mse"}
-    assert not make_plan(model, DATA, recipe="int4-weight").tuned
+    assert not make_plan(model, DATA, recipe="int8-weight").tuned
     with pytest.raises(InputError, match="there is no method 'magic'; available: mse"):
         make_plan(model, DATA, methods=("magic",))
 
@@ -255,7 +254,12 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxq.planning.prepare", prepared)
 
 
-WEIGHT_ONLY = [name for name in searchable() if name.endswith("weight") or "q" in name]
+TUNED_BY_DATA = ("int2-weight", "int3-weight", "int4-weight")
+WEIGHT_ONLY = [
+    name
+    for name in searchable()
+    if (name.endswith("weight") or "q" in name) and name not in TUNED_BY_DATA
+]
 
 
 @pytest.mark.usefixtures("unreadable")
@@ -274,9 +278,17 @@ def test_computing_costs_observes_nothing(kind: str, model: Path, tmp_path: Path
 
 
 @pytest.mark.usefixtures("unreadable")
-def test_static_integers_are_observed(model: Path) -> None:
+@pytest.mark.parametrize("name", TUNED_BY_DATA)
+def test_weights_in_few_bits_are_untuned_on_request(name: str, model: Path) -> None:
+    plan = make_plan(model, DATA, recipe=name, methods=("none",))
+    assert plan.nodes and not plan.tuned
+
+
+@pytest.mark.usefixtures("unreadable")
+@pytest.mark.parametrize("name", ["int8", *TUNED_BY_DATA])
+def test_what_needs_to_be_observed_is(name: str, model: Path) -> None:
     with pytest.raises(AssertionError, match="not again"):
-        make_plan(model, DATA, recipe="int8")
+        make_plan(model, DATA, recipe=name)
 
 
 # What cannot be observed

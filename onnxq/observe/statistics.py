@@ -56,6 +56,7 @@ class ChannelStatistics:
         sum: Sum of the values, float64, (channels,). Unlike `absmax` it depends in its last digits
             on the order of the samples and on how they are cut into batches and shards.
         magnitude: Sum of the magnitudes, the same.
+        square: Sum of the squares, the same.
         count: Number of values in each channel.
     """
 
@@ -63,6 +64,7 @@ class ChannelStatistics:
     absmax: Float32Array
     sum: Float64Array
     magnitude: Float64Array
+    square: Float64Array
     count: int
 
     @classmethod
@@ -79,7 +81,9 @@ class ChannelStatistics:
         magnitudes = np.abs(numbers)
         absmax = magnitudes.max(axis=others)
         total, magnitude = (n.sum(axis=others, dtype=np.float64) for n in (numbers, magnitudes))
-        return cls(axis, absmax, total, magnitude, numbers.size // absmax.size)
+        with np.errstate(over="ignore"):
+            square = np.square(magnitudes, out=magnitudes).sum(axis=others, dtype=np.float64)
+        return cls(axis, absmax, total, magnitude, square, numbers.size // absmax.size)
 
     @property
     def mean(self) -> Float64Array:
@@ -99,6 +103,7 @@ class ChannelStatistics:
             np.maximum(self.absmax, other.absmax),
             self.sum + other.sum,
             self.magnitude + other.magnitude,
+            self.square + other.square,
             self.count + other.count,
         )
 

@@ -54,7 +54,7 @@ class Precision(ABC):
             measuring.
         is_static: Whether activations are read and given as integers of known ranges. Neighbours
             share them, so all such precisions go into a graph together.
-        tuner: The tuner that its nodes have unless told otherwise; empty for none.
+        tuners: What its nodes are tuned by unless told otherwise: the first that takes a node.
     """
 
     name: ClassVar[str]
@@ -64,7 +64,7 @@ class Precision(ABC):
     activation_bits: ClassVar[int] = 32
     relative_time: ClassVar[float] = 1.0
     is_static: ClassVar[bool] = False
-    tuner: ClassVar[str] = ""
+    tuners: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def refusal(self, node: Node, placed: Placement) -> Reason | None:

@@ -64,11 +64,13 @@ from onnxq.quant.scheme import (
     value_range,
 )
 from onnxq.quant.search import (
+    FEW_RANGES,
     GROUPED_SEARCH,
     MSE,
     PERCENTILE,
     PLAIN,
     SCALE_SEARCHES,
+    FewRanges,
     GroupedSearch,
     MeanSquaredError,
     Percentile,
@@ -78,6 +80,7 @@ from onnxq.quant.search import (
 __all__ = [
     "ABSMAX",
     "BIAS_LIMIT",
+    "FEW_RANGES",
     "FLOAT4E2M1",
     "FLOAT8E4M3FN",
     "FLOAT8E4M3FNUZ",
@@ -108,6 +111,7 @@ __all__ = [
     "UINT8",
     "UINT16",
     "ZERO_POINT",
+    "FewRanges",
     "Format",
     "Granularity",
     "GroupedSearch",

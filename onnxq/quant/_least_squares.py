@@ -39,6 +39,8 @@ class Problem:
         low: Smallest value of the format that may be used.
         high: Largest value of the format that may be used.
         scheme: Absmax or zero-point, with options.
+        importance: How much the squared error of each value counts, of their shape; None for all
+            alike.
     """
 
     values: Float32Array
@@ -49,6 +51,7 @@ class Problem:
     low: float
     high: float
     scheme: Scheme
+    importance: Float32Array | None = None
 
 
 class Solution(NamedTuple):
@@ -74,7 +77,7 @@ class TrialGroups:
 
     Args:
         problem: The groups. Scales of power-of-two schemes are not refined by least squares.
-        weighting: How much the error of a value counts.
+        weighting: How much the error of a value counts, times its importance.
     """
 
     def __init__(self, problem: Problem, weighting: Weighting = "even") -> None:
@@ -95,7 +98,7 @@ class TrialGroups:
         self.high: Float64Array = (high * self._factor).astype(np.float64)
         self.largest: Float64Array = np.maximum(-self.low, self.high)
         total, squares = np.zeros(largest.shape), np.zeros(largest.shape)
-        for piece in self._pieces():
+        for piece, _ in self._pieces():
             total += np.abs(piece).sum(axis=axis)
             squares += self._sum(piece, piece)
         self.mean_magnitude: Float64Array = total / self._length
@@ -178,21 +181,25 @@ class TrialGroups:
         low, high = (self._spread(np.float32(end) - zero_point) for end in ends)
         wide = self._spread(scale)
         error, slope, curvature = (np.zeros(scale.shape) for _ in range(3))
-        for x in self._pieces():
+        for x, importance in self._pieces():
             y = x / wide
             np.maximum(y, low, out=y)
             np.minimum(y, high, out=y)
             round_to(y, self._problem.format)
             d = y * wide
             np.subtract(x, d, out=d)
-            weighted, other = self._weigh(x, d.astype(dtype, copy=False), y)
+            weighted, other = self._weigh(x, importance, d.astype(dtype, copy=False), y)
             error += self._sum(weighted, d.astype(dtype, copy=False))
             if dtype is np.float32:
                 slope += self._sum(weighted, y)
                 curvature += self._sum(other, y)
         return error, slope, curvature
 
-    def _weigh(self, x: Float32Array, d: Float32Array, y: Float32Array) -> tuple[Float32Array, ...]:
+    def _weigh(
+        self, x: Float32Array, importance: Float32Array | None, d: Float32Array, y: Float32Array
+    ) -> tuple[Float32Array, ...]:
+        if importance is not None:
+            d, y = importance * d, importance * y
         if self._weighting == "even":
             return d, y
         weight = np.abs(x)
@@ -202,14 +209,16 @@ class TrialGroups:
             weight += self._spread(self._root_mean_square)
         return weight * d, weight * y
 
-    def _pieces(self) -> Iterator[Float32Array]:
+    def _pieces(self) -> Iterator[tuple[Float32Array, Float32Array | None]]:
+        importance = self._problem.importance
         if self._whole is not None:
-            yield self._whole
+            yield self._whole, importance
             return
         factor = self._spread(self._factor)
         for start in range(0, self._length, self._step):
-            cut = slice(start, start + self._step)
-            yield self._problem.values[(slice(None),) * self._axis + (cut,)] * factor
+            cut = (slice(None),) * self._axis + (slice(start, start + self._step),)
+            part = None if importance is None else importance[cut]
+            yield self._problem.values[cut] * factor, part
 
     def _spread(self, of_groups: Float32Array) -> Float32Array:
         return np.asarray(np.expand_dims(of_groups, self._axis))

@@ -7,7 +7,9 @@ that stored integers are those the operator would give.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -210,6 +212,7 @@ def weight_qparams(
     granularity: Granularity,
     *,
     search: ScaleSearch = PLAIN,
+    importance: Float32Array | None = None,
     name: str = "",
 ) -> QParams:
     """Scale and zero-point for a tensor's own smallest and largest values.
@@ -227,6 +230,8 @@ def weight_qparams(
         scheme: Absmax or zero-point, with options.
         granularity: Which values share a scale; a negative axis is counted from the end.
         search: How a better scale than that of the whole range is found.
+        importance: How much the squared error of each value counts in the search; of any shape that
+            broadcasts to the weight's. None for all alike.
         name: The tensor's name, for error messages.
 
     Returns:
@@ -237,7 +242,7 @@ def weight_qparams(
         InputError: NaN or infinity in the weight, no such axis, or scheme and format do not suit
             each other.
     """
-    return _weight_qparams(weight, format, scheme, granularity, search, name)[0]
+    return _weight_qparams(weight, format, scheme, granularity, search, importance, name)[0]
 
 
 def quantize_weight(
@@ -255,7 +260,7 @@ def quantize_weight(
         InputError: As `weight_qparams` does.
     """
     qparams, values, grouping, ends = _weight_qparams(
-        weight, format, scheme, granularity, search, name
+        weight, format, scheme, granularity, search, None, name
     )
     within = search == PLAIN and _stay_within(*ends, qparams)
     return QuantizedTensor(_quantized(values, qparams, grouping, clips=not within), qparams)
@@ -267,6 +272,7 @@ def _weight_qparams(
     scheme: Scheme,
     granularity: Granularity,
     search: ScaleSearch,
+    importance: Float32Array | None,
     name: str,
 ) -> tuple[QParams, Float32Array, Grouping, tuple[Float32Array, Float32Array]]:
     """Beside the qparams the weight's values, their grouping and the smallest and largest ones."""
@@ -277,8 +283,9 @@ def _weight_qparams(
     zeros = (low == 0) & (high == 0)
     if zeros.any() and not zeros.all():
         plain = replace(plain, scale=np.where(zeros, plain.scale[~zeros].min(), plain.scale))
-    found = plain if search == PLAIN else _searched(values, grouping, plain, scheme, search)
-    return found, values, grouping, (low, high)
+    if search != PLAIN:
+        plain = _searched(values, grouping, plain, scheme, search, importance)
+    return plain, values, grouping, (low, high)
 
 
 def _stay_within(low: Float32Array, high: Float32Array, qparams: QParams) -> bool:
@@ -309,13 +316,22 @@ def _plain(
 
 
 def _searched(
-    values: Float32Array, grouping: Grouping, plain: QParams, scheme: Scheme, search: ScaleSearch
+    values: Float32Array,
+    grouping: Grouping,
+    plain: QParams,
+    scheme: Scheme,
+    search: ScaleSearch,
+    importance: Float32Array | None,
 ) -> QParams:
     low, high = value_range(plain.format, scheme)
     scale = plain.scale.astype(np.float32)
     zero_point = plain.zero_point.astype(np.float32)
     scales, zero_points = grouping.aligned_scales(scale), grouping.aligned_scales(zero_point)
-    for batch in grouping.batches(values):
+    weights: Iterable[Float32Array | None] = repeat(None)
+    if importance is not None:
+        alike = np.broadcast_to(importance, values.shape)
+        weights = (batch.values for batch in grouping.batches(alike))
+    for batch, weight in zip(grouping.batches(values), weights, strict=False):
         into_scale = scales[batch.part][batch.index]
         into_zero_point = zero_points[batch.part][batch.index]
         shape = into_scale.shape
@@ -328,6 +344,7 @@ def _searched(
             low=low,
             high=high,
             scheme=scheme,
+            importance=weight,
         )
         found = search.find(problem)
         into_scale[...] = found.scale.reshape(shape)

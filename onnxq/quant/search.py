@@ -191,6 +191,34 @@ class MeanSquaredError:
 
 
 @dataclass(frozen=True)
+class FewRanges:
+    """A low squared error in a tenth of the time that `MeanSquaredError` takes.
+
+    The whole range and 0.9, 0.8 and 0.7 of it are tried, each refined by least squares; then twice
+    the best scale again with its own and both neighbouring zero-points.
+    """
+
+    name: ClassVar[str] = "few-ranges"
+
+    def find(self, problem: Problem) -> Solution:
+        """Scales and zero-points with the least error of those tried."""
+        groups = TrialGroups(problem)
+        best = groups.plain()
+        for share in (1.0, 0.9, 0.8, 0.7):
+            scale, zero_point = scale_from_range(
+                groups.low * share, groups.high * share, problem.format, problem.scheme
+            )
+            groups.consider(scale.astype(np.float64), zero_point.astype(np.float32), best)
+        shifts = (0,) if problem.scheme.symmetric else (0, 1, -1)
+        for _ in range(2):
+            scale, zero_point = best.scale.astype(np.float64), best.zero_point
+            for shift in shifts:
+                shifted = np.clip(zero_point + np.float32(shift), problem.low, problem.high)
+                groups.consider(scale, shifted.astype(np.float32), best)
+        return groups.solution(best)
+
+
+@dataclass(frozen=True)
 class GroupedSearch:
     """The way block scales of llama.cpp's K-quants are searched: weighted least squares.
 
@@ -235,7 +263,8 @@ PLAIN = Plain()
 MSE = MeanSquaredError()
 PERCENTILE = Percentile()
 GROUPED_SEARCH = GroupedSearch()
+FEW_RANGES = FewRanges()
 
 SCALE_SEARCHES: dict[str, ScaleSearch] = {
-    search.name: search for search in (PLAIN, MSE, PERCENTILE, GROUPED_SEARCH)
+    search.name: search for search in (PLAIN, MSE, PERCENTILE, GROUPED_SEARCH, FEW_RANGES)
 }

@@ -56,6 +56,17 @@ def find_weight(node: Node, slot: int) -> ConstantWeight | Reason:
     return found if math.prod(found.shape) else Reason("shape", "its weight is empty")
 
 
+def products(weight: Value) -> list[Node]:
+    """The MatMuls and Gemms that read a constant as their second input, directly or transposed."""
+    found: list[Node] = []
+    for use in weight.uses:
+        if use.node.is_op("MatMul", "Gemm") and use.slot == 1:
+            found.append(use.node)
+        elif use.node.is_op("Transpose"):
+            found += products(use.node.output)
+    return found
+
+
 def _computed(value: Value) -> Reason:
     source: Value | None = value
     names: list[str] = []

@@ -162,6 +162,7 @@ def test_channels_against_numpy(axis: int) -> None:
         wide = kept.astype(np.float64)
         np.testing.assert_allclose(seen.mean, wide.mean(axis=others), atol=1e-12)
         np.testing.assert_allclose(seen.magnitude, np.abs(wide).sum(axis=others), rtol=1e-12)
+        np.testing.assert_allclose(seen.square, (wide**2).sum(axis=others), rtol=1e-6)
         assert seen.count * len(seen.absmax) == kept.size
 
 

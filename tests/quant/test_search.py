@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as hnp
 from onnxq.errors import InputError
 from onnxq.quant import (
     ABSMAX,
+    FEW_RANGES,
     FLOAT4E2M1,
     FLOAT8E4M3FN,
     FORMATS,
@@ -148,7 +149,7 @@ def test_mse_clips_far_outliers_of_large_tensors() -> None:
         assert found <= _errors(x, rest)
 
 
-searched = st.sampled_from([MSE, MeanSquaredError(trials=6)])
+searched = st.sampled_from([MSE, MeanSquaredError(trials=6), FEW_RANGES])
 finite = st.floats(-(2.0**100), 2.0**100, width=32)
 schemes = st.builds(
     Scheme, symmetric=st.booleans(), narrow_range=st.booleans(), power_of_two=st.booleans()
@@ -162,7 +163,7 @@ schemes = st.builds(
     schemes,
     searched,
 )
-def test_mse_is_never_worse_than_plain(
+def test_squared_errors_are_never_worse_than_plain(
     x: Rows, format: Format, scheme: Scheme, search: ScaleSearch
 ) -> None:
     if format.is_float:
@@ -179,7 +180,7 @@ def test_mse_is_never_worse_than_plain(
         np.testing.assert_array_equal(found.zero_point, plain.zero_point)
 
 
-@pytest.mark.parametrize("search", [MSE, PERCENTILE, GROUPED_SEARCH, Percentile(80)])
+@pytest.mark.parametrize("search", [MSE, PERCENTILE, GROUPED_SEARCH, FEW_RANGES, Percentile(80)])
 @pytest.mark.parametrize(
     "granularity",
     [per_channel(0), per_channel(1), per_channel(2), per_block(0, 2), per_block(2, 7), PER_TENSOR],
@@ -211,7 +212,7 @@ def test_groups_are_searched_as_if_alone(
         assert error == pytest.approx(error_alone, rel=0.01 if search == MSE else 1e-5, abs=1e-12)
 
 
-@pytest.mark.parametrize("search", [MSE, PERCENTILE, GROUPED_SEARCH])
+@pytest.mark.parametrize("search", [MSE, PERCENTILE, GROUPED_SEARCH, FEW_RANGES])
 @pytest.mark.parametrize("shape", [(2, 40_000), (40_000, 2), (70_000,)])
 def test_groups_longer_than_what_is_worked_on_at_a_time(
     search: ScaleSearch, shape: tuple[int, ...]
@@ -343,9 +344,51 @@ def test_limits_come_with_narrow_and_reduced_ranges_that_a_search_clips_to() -> 
     assert weight_qparams(x, INT8, ABSMAX, per_channel(0), search=MSE).limits is None
 
 
+@pytest.mark.parametrize("values", [_normal, _heavy_tails, _one_outlier])
+@pytest.mark.parametrize("scheme", [ABSMAX, ZERO_POINT])
+@pytest.mark.parametrize("length", [32, 600])
+def test_important_values_err_less(
+    values: Callable[..., Rows], scheme: Scheme, length: int
+) -> None:
+    rng = np.random.default_rng(4)
+    x = values(rng, (200, length))
+    importance = rng.lognormal(0, 1.2, length).astype(np.float32)
+    granularity = per_channel(0)
+
+    def found(importance: Rows | None) -> QParams:
+        return weight_qparams(
+            x, INT4, scheme, granularity, search=FEW_RANGES, importance=importance
+        )
+
+    plain = weight_qparams(x, INT4, scheme, granularity)
+    weighted, even = found(importance), found(None)
+    wide = importance.astype(np.float64)
+    errors = [_errors(x, qparams, wide) for qparams in (weighted, even, plain)]
+    assert (errors[0] <= errors[2] * (1 + 1e-6)).all()
+    assert errors[0].sum() < errors[1].sum()
+    best = [_best_weighted(row, wide, scheme) for row in x[:10].astype(np.float64)]
+    assert errors[0][:10].sum() < 1.15 * sum(best)
+    # On any axes, and the same wherever all are alike.
+    turned = weight_qparams(
+        x.T, INT4, scheme, per_channel(1), search=FEW_RANGES, importance=importance[:, None]
+    )
+    np.testing.assert_allclose(turned.scale, weighted.scale, rtol=1e-4)
+    assert found(np.full(length, 4, np.float32)) == even
+
+
+def _best_weighted(row: Rows, weights: Rows, scheme: Scheme) -> float:
+    """Least weighted squared error in 4 bits over a grid of scales, and all zero-points."""
+    best = np.inf
+    for zero_point in [0] if scheme.symmetric else range(-8, 8):
+        scale = np.geomspace(0.02, 1, 300)[:, None] * np.abs(row).max()
+        steps = np.rint(np.clip(row / scale, -8 - zero_point, 7 - zero_point))
+        best = min(best, float((weights * (row - steps * scale) ** 2).sum(axis=1).min()))
+    return best
+
+
 def test_searches_are_found_by_name() -> None:
     assert {name: search.name for name, search in SCALE_SEARCHES.items()} == {
-        name: name for name in ("plain", "mse", "percentile", "grouped-search")
+        name: name for name in ("plain", "mse", "percentile", "grouped-search", "few-ranges")
     }
     assert SCALE_SEARCHES["plain"] is PLAIN
 
