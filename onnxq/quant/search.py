@@ -211,10 +211,10 @@ class FewRanges:
             groups.consider(scale.astype(np.float64), zero_point.astype(np.float32), best)
         shifts = (0,) if problem.scheme.symmetric else (0, 1, -1)
         for _ in range(2):
-            scale, zero_point = best.scale.astype(np.float64), best.zero_point
+            known, origin = best.scale.astype(np.float64), best.zero_point
             for shift in shifts:
-                shifted = np.clip(zero_point + np.float32(shift), problem.low, problem.high)
-                groups.consider(scale, shifted.astype(np.float32), best)
+                shifted = np.clip(origin + np.float32(shift), problem.low, problem.high)
+                groups.consider(known, shifted.astype(np.float32), best)
         return groups.solution(best)
 
 
