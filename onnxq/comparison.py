@@ -11,6 +11,7 @@ from onnxq.ir import ModelLike, load
 from onnxq.job import as_file, held_out_part, label, single_feed
 from onnxq.progress import SILENT, PeakWatch, Progress
 from onnxq.report.certainty import certainty
+from onnxq.report.expectation import expectation
 from onnxq.runtime import Session
 from onnxq.verify import CompareOptions, Gate, Report, compare_files
 from onnxq.verify.facts import peak_rss_bytes
@@ -72,7 +73,7 @@ def compare(
     return replace(
         report,
         peak_stage=watch.peak_stage(),
-        notes=certainty(report),
+        notes=(*expectation(report), *certainty(report)),
         model=replace(report.model, path=label(float_model)),
         output=replace(report.output, path=label(candidate)),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxq.data import DataLike
+from onnxq.data import DataLike, Dataset
 from onnxq.errors import InputError, NothingToQuantizeError
 from onnxq.ir import Graph, ModelLike, save
 from onnxq.ir.saving import check_writable
@@ -23,12 +23,16 @@ from onnxq.progress import SILENT, PeakWatch, Progress
 from onnxq.promise import promise
 from onnxq.proof import verify
 from onnxq.report.certainty import certainty
+from onnxq.report.expectation import expectation
 from onnxq.search import Candidate, Search
 from onnxq.study import apply_to, study, uniform_plan
-from onnxq.verify import Gate, Report, with_gates
+from onnxq.verify import CompareOptions, Gate, Report, compare_files, with_gates
 from onnxq.verify.facts import peak_rss_bytes
 from onnxq.verify.metrics import choose_metric
-from onnxq.verify.result import CandidateFacts
+from onnxq.verify.result import AGREEMENT, CandidateFacts
+
+_FEW = 8
+"""Samples that show what the outputs are."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def optimize(
         graph, report, plan = _searched(job) if job.recipe.is_search else _planned(job)
         report = replace(
             report,
-            notes=(*job.notes, *report.notes, *certainty(report)),
+            notes=(*job.notes, *report.notes, *expectation(report), *certainty(report)),
             model=replace(report.model, path=label(model)),
             output=replace(report.output, path="" if output is None else str(output)),
         )
@@ -130,7 +134,7 @@ def _check(job: Job) -> None:
         # Says that there are too few samples.
         job.samples.split(options.seed, options.samples)
     elif choose_metric(options.metric, held_out.has_labels, held_out.labels_ndim) is None:
-        promise(None, options)
+        _check_decisions(job, held_out)
     if missing and job.recipe.is_search:
         raise InputError(
             f"the recipe mixed measures latency on the target {job.target.name}, but {missing}; "
@@ -143,12 +147,21 @@ def _check(job: Job) -> None:
         )
 
 
+def _check_decisions(job: Job, held_out: Dataset) -> None:
+    """Run the float model on a few samples where a promise needs its outputs to be decisions."""
+    options = job.options
+    if options.metric == AGREEMENT or (options.max_drop, options.min_agreement) != (None, None):
+        few = CompareOptions(metric=options.metric, layers=False, latency=False)
+        found = compare_files(job.path, job.path, held_out.take(_FEW), job.one, few)
+        promise(found, options)
+
+
 def _planned(job: Job) -> Found:
     """The plan that the recipe is, applied and verified."""
     prepared = observed(prepare(job))
     plan = uniform_plan(prepared, job.recipe.precision)
     graph, report = _proven(prepared, plan)
-    gates = promise(report.metric, job.options, is_timed=not job.missing_provider())
+    gates = promise(report, job.options, is_timed=not job.missing_provider())
     report = with_gates(report, gates)
     return graph, report, _noted(plan, report, gates)
 
@@ -165,7 +178,7 @@ def _proven(prepared: Prepared, plan: Plan) -> tuple[Graph, Report]:
 def _searched(job: Job) -> Found:
     """The model that a search over precisions finds; the float one if nothing is better."""
     baseline = verify(job, job.path)
-    gates = promise(baseline.metric, job.options)
+    gates = promise(baseline, job.options)
     try:
         prepared = observed(prepare(job))
     except NothingToQuantizeError as error:

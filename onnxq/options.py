@@ -28,8 +28,9 @@ class Options:
         methods: Tuners that may be used: ``auto`` for those that precisions name, ``none``, or
             names.
         pins: Precisions set by hand, as ``"head*=float32"``.
-        metric: Name of the metric; chosen by the labels if None.
+        metric: Name of the metric; chosen by the labels, or by the outputs without any, if None.
         max_drop: Largest drop of the metric that is acceptable, in its own unit.
+        min_agreement: Smallest share of decisions that equal the float model's.
         min_speedup: Smallest speedup over float.
         min_sqnr: Smallest SQNR of any output in dB.
         max_size_ratio: Largest size of the file relative to the float one.
@@ -60,6 +61,7 @@ class Options:
     pins: Sequence[str | Pin] = ()
     metric: str | None = None
     max_drop: float | None = None
+    min_agreement: float | None = None
     min_speedup: float | None = None
     min_sqnr: float | None = None
     max_size_ratio: float | None = None

@@ -4,53 +4,71 @@ from __future__ import annotations
 
 from onnxq.errors import InputError
 from onnxq.options import Options
-from onnxq.verify import Gate
-from onnxq.verify.result import MetricFacts
+from onnxq.verify import Gate, Report
+from onnxq.verify.metrics import Metric, available_metrics
+from onnxq.verify.result import AGREEMENT, MetricFacts
 
 DEFAULT_MIN_SPEEDUP = 1.0
 """Without a promise of the user's, a model must at least not be slower than the float one."""
 
-DEFAULT_MAX_DROP = 0.01
-"""Without a promise of the user's: largest drop of a metric that is a fraction."""
-
-DEFAULT_MAX_RISE = 0.02
-"""Without a promise of the user's: largest rise of bits-per-byte, as a share of float's."""
+DEFAULT_MIN_AGREEMENT = 0.95
+"""Without a promise and without labels: smallest share of decisions that equal the float model's.
+Most that rounding turns are close calls, of which the float model gets many wrong, too."""
 
 DEFAULT_MIN_SQNR = 15.0
-"""Without a promise and without labels: smallest SQNR of an output in dB."""
+"""Without a promise, labels or decisions: smallest SQNR of an output in dB."""
 
 
-def promise(metric: MetricFacts | None, options: Options, *, is_timed: bool = True) -> list[Gate]:
+def promise(report: Report, options: Options, *, is_timed: bool = True) -> list[Gate]:
     """The gates that `optimize` holds a candidate to, the defaults filled in.
 
-    ``is_timed`` tells whether latency can be measured; without it there is no default speedup.
+    Without labels, and without any promise of accuracy, agreement is promised, and SQNR where
+    there are outputs beside those that decide.
+
+    Args:
+        report: What was found out: the metric and the decisions there are.
+        options: What the user promises.
+        is_timed: Whether latency can be measured; without it there is no default speedup.
 
     Raises:
-        InputError: a drop is promised, but there is no metric to measure it by.
+        InputError: something is promised that cannot be measured.
     """
-    max_drop, min_sqnr = options.max_drop, options.min_sqnr
+    metric, agreement = report.metric, report.agreement
+    max_drop, min_agreement, min_sqnr = options.max_drop, options.min_agreement, options.min_sqnr
     min_speedup, size = options.min_speedup, options.max_size_ratio
-    gates = []
-    if metric is not None:
-        if max_drop is None:
-            is_fraction = metric.name != "bits-per-byte"
-            max_drop = DEFAULT_MAX_DROP if is_fraction else DEFAULT_MAX_RISE * metric.float
-        gates.append(Gate("drop", "<=", max_drop))
-    elif max_drop is not None:
+    is_labelled = metric is not None and metric.name != AGREEMENT
+    if metric is None and max_drop is not None:
         raise InputError(
-            "a largest drop needs a metric, and the data has no array 'labels'; add labels, or "
-            "promise --min-sqnr instead"
+            "a largest drop needs a metric, but the data has no array 'labels' and the outputs "
+            "hold no decisions; add labels, or promise --min-sqnr instead"
         )
-    elif min_sqnr is None:
-        min_sqnr = DEFAULT_MIN_SQNR
-    if min_sqnr is not None:
-        gates.append(Gate("sqnr", ">=", min_sqnr))
+    if agreement is None and min_agreement is not None:
+        raise InputError(
+            "a smallest agreement needs decisions, and none are recognised in the model's outputs; "
+            "say --metric agreement if one of them has scores of classes, or promise --min-sqnr "
+            "instead"
+        )
+    if is_labelled:
+        assert metric is not None
+        max_drop = _allowed_drop(metric) if max_drop is None else max_drop
+    elif max_drop is None and min_agreement is None and min_sqnr is None:
+        min_agreement = None if agreement is None else DEFAULT_MIN_AGREEMENT
+        deciding = () if agreement is None else [d.output for d in agreement.decisions]
+        is_decided = all(output.name in deciding for output in report.outputs)
+        min_sqnr = None if deciding and is_decided else DEFAULT_MIN_SQNR
     if min_speedup is None and is_timed:
         min_speedup = DEFAULT_MIN_SPEEDUP
-    if min_speedup is not None:
-        gates.append(Gate("speedup", ">=", min_speedup))
-    if size is not None:
-        if size <= 0:
-            raise InputError(f"a size ratio of {size:g} is not possible; give more than 0")
-        gates.append(Gate("size_ratio", ">=", 1 / size))
-    return gates
+    if size is not None and size <= 0:
+        raise InputError(f"a size ratio of {size:g} is not possible; give more than 0")
+    bounds = (
+        ("drop", "<=", max_drop),
+        (AGREEMENT, ">=", min_agreement),
+        ("sqnr", ">=", min_sqnr),
+        ("speedup", ">=", min_speedup),
+        ("size_ratio", ">=", None if size is None else 1 / size),
+    )
+    return [Gate(name, sign, bound) for name, sign, bound in bounds if bound is not None]
+
+
+def _allowed_drop(metric: MetricFacts) -> float:
+    return available_metrics().get(metric.name, Metric).allowed_drop(metric.float)

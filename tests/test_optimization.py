@@ -22,18 +22,20 @@ from onnxq.ir import DataType, Graph, ModelInfo, TensorType, load, save, to_prot
 from onnxq.job import single_feed
 from onnxq.optimization import optimize as optimize_by_recipe
 from onnxq.options import Options
-from onnxq.promise import (
-    DEFAULT_MAX_DROP,
-    DEFAULT_MAX_RISE,
-    DEFAULT_MIN_SPEEDUP,
-    DEFAULT_MIN_SQNR,
-    promise,
-)
+from onnxq.promise import DEFAULT_MIN_AGREEMENT, DEFAULT_MIN_SQNR, promise
 from onnxq.recipe import Recipe
-from onnxq.runtime import Backend, Session, integer_operators, interleaved, optimized_operators
+from onnxq.runtime import (
+    Backend,
+    OutputError,
+    Session,
+    integer_operators,
+    interleaved,
+    optimized_operators,
+)
 from onnxq.verify.result import MetricFacts
 from tests.networks import chain, inputs
 from tests.quantization import run_reference
+from tests.verify.reports import a_report
 
 optimize = partial(optimize_by_recipe, recipe="int8")
 """These tests are about static integers; those of the search are in test_mixed.py."""
@@ -210,7 +212,8 @@ def test_forms_of_the_data(model: Path, data: dict[str, np.ndarray], tmp_path: P
     graphs = []
     for form in (generated(), Reader(), list(generated())):
         found = optimize(model, form, **FAST)
-        assert found.report.metric is None and found.report.sqnr_db > 20
+        assert found.report.metric is not None and found.report.metric.name == "agreement"
+        assert found.report.sqnr_db > 20
         graphs.append(to_proto(found.graph))
     assert graphs[0] == graphs[1] == graphs[2]
     found = optimize(model, tmp_path / "data.npz", max_drop=0.2, **FAST)
@@ -312,28 +315,57 @@ def test_promises_of_the_user(model: Path, data: dict[str, np.ndarray]) -> None:
 
 
 ACCURACY = MetricFacts("accuracy", 0.9, 0.9, 0.0, 10, None)
-BITS = MetricFacts("bits-per-byte", 2.0, 2.0, 0.0, 10, None)
+BYTES = MetricFacts("bits-per-byte", 2.0, 2.0, 0.0, 10, None)
+TOKENS = MetricFacts("bits-per-token", 5.0, 5.0, 0.0, 10, None)
+OWN = MetricFacts("my:metric", 5.0, 5.0, 0.0, 10, None)
+AGREED = a_report().agreement
+Bounds = dict[str, float]
 
 
 @pytest.mark.parametrize(
     ("metric", "options", "wanted"),
     [
-        (ACCURACY, {}, {"drop": DEFAULT_MAX_DROP, "speedup": DEFAULT_MIN_SPEEDUP}),
-        (BITS, {}, {"drop": DEFAULT_MAX_RISE * 2.0, "speedup": DEFAULT_MIN_SPEEDUP}),
-        (None, {}, {"sqnr": DEFAULT_MIN_SQNR, "speedup": DEFAULT_MIN_SPEEDUP}),
-        (ACCURACY, {"max_drop": 0.0}, {"drop": 0.0, "speedup": DEFAULT_MIN_SPEEDUP}),
+        (ACCURACY, {}, {"drop": 0.01, "speedup": 1}),
+        (BYTES, {}, {"drop": 0.04, "speedup": 1}),
+        (TOKENS, {}, {"drop": 0.1, "speedup": 1}),
+        (OWN, {}, {"drop": 0.01, "speedup": 1}),
+        (None, {}, {"sqnr": DEFAULT_MIN_SQNR, "speedup": 1}),
+        (ACCURACY, {"max_drop": 0.0}, {"drop": 0.0, "speedup": 1}),
         (ACCURACY, {"min_sqnr": 0.0}, {"drop": 0.01, "sqnr": 0.0, "speedup": 1.0}),
+        (ACCURACY, {"min_agreement": 0.9}, {"drop": 0.01, "agreement": 0.9, "speedup": 1.0}),
         (None, {"min_sqnr": 30, "min_speedup": 0}, {"sqnr": 30, "speedup": 0}),
     ],
 )
 def test_what_is_promised(
-    metric: MetricFacts | None, options: dict[str, float], wanted: dict[str, float]
+    metric: MetricFacts | None, options: dict[str, float], wanted: Bounds
 ) -> None:
-    gates = promise(metric, Options(**options))  # type: ignore[arg-type]
+    agreement = None if metric is None else AGREED
+    gates = promise(a_report(metric=metric, agreement=agreement), Options(**options))  # type: ignore[arg-type]
     assert {g.quantity: g.bound for g in gates} == wanted
     assert {g.quantity: g.comparison for g in gates} == {
         name: "<=" if name == "drop" else ">=" for name in wanted
     }
+
+
+@pytest.mark.parametrize(
+    ("outputs", "options", "wanted"),
+    [
+        ("y", {}, {"agreement": DEFAULT_MIN_AGREEMENT}),
+        ("yz", {}, {"agreement": DEFAULT_MIN_AGREEMENT, "sqnr": DEFAULT_MIN_SQNR}),
+        ("yz", {"min_agreement": 0.5}, {"agreement": 0.5}),
+        ("yz", {"min_sqnr": 20}, {"sqnr": 20}),
+        ("yz", {"max_drop": 0.1}, {"drop": 0.1}),
+    ],
+    ids=["decisions alone", "numbers beside them", "agreement", "numbers", "disagreement"],
+)
+def test_what_is_promised_of_decisions(
+    outputs: str, options: dict[str, float], wanted: Bounds
+) -> None:
+    assert AGREED is not None and AGREED.decisions[0].output == "y"
+    errors = tuple(OutputError(name, 20.0, 1.0, 0.1) for name in outputs)
+    report = a_report(metric=AGREED.as_metric(), agreement=AGREED, outputs=errors)
+    gates = promise(report, Options(**options), is_timed=False)  # type: ignore[arg-type]
+    assert {g.quantity: g.bound for g in gates} == wanted
 
 
 def test_latency_is_of_one_sample_where_that_can_be() -> None:
@@ -404,7 +436,14 @@ def _empty(model: Path, data: dict[str, np.ndarray], folder: Path) -> dict[str, 
 
 
 def _no_labels(model: Path, data: dict[str, np.ndarray], folder: Path) -> dict[str, object]:
-    return {"data": {"x": data["x"]}, "max_drop": 0.01}
+    return {"data": {"x": data["x"]}, "metric": "sqnr", "max_drop": 0.01}
+
+
+def _no_decisions(model: Path, data: dict[str, np.ndarray], folder: Path) -> dict[str, object]:
+    graph = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) <float[3, 3, 1, 1] w = {1,1,1,1,1,1,1,1,1}>
+        { y = Conv(x, w) }""")
+    return {"model": to_proto(graph), "data": {"x": data["x"]}, "min_agreement": 0.9}
 
 
 def _nowhere(model: Path, data: object, folder: Path) -> dict[str, object]:
@@ -431,12 +470,14 @@ def _infinite(model: Path, data: object, folder: Path) -> dict[str, object]:
 def _listed(weights: str) -> dict[str, object]:
     graph = Graph.from_text(f"""<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 2] x, {weights}
-        {{ h = MatMul(x, w)  y = Add(h, v) }}""")
+        {{ h = MatMul(x, w)  k = Gather(v, j)  y = Add(h, k) }}""")
     return {"model": to_proto(graph), "data": {"x": np.ones((8, 2), np.float32)}}
 
 
 def _partly_overridable(model: Path, data: object, folder: Path) -> dict[str, object]:
-    return _listed("float[2, 1] w = {1, 2}) => (float[N, 1] y) <float[1, 1] v = {4}>")
+    return _listed(
+        "float[2, 1] w = {1, 2}) => (float[N, 1] y) <float[1, 1] v = {4}, int64[1] j = {0}>"
+    )
 
 
 BAD: dict[str, tuple[Change, str]] = {
@@ -459,6 +500,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "unknown recipe": (_with(recipe="int7"), "there is no recipe 'int7'"),
     "unknown opset": (_with(opset=999), "opset 999 is not known"),
     "drop without labels": (_no_labels, "a largest drop needs a metric"),
+    "agreement of numbers": (_no_decisions, "needs decisions, and none are recognised"),
     "labels no class": (_changed(labels=np.full(48, 9)), "label 9 is beyond the model's 4 classes"),
     "no calibration": (_with(samples=0), "at least 1, not 0"),
     "node unknown": (
@@ -493,11 +535,13 @@ def test_bad_input_is_one_sentence_and_leaves_no_file(
 
 
 def test_weights_that_are_all_inputs_are_constants_unless_they_are_to_be_kept() -> None:
-    arguments = _listed("float[2, 1] w = {1, 2}, float[1, 1] v = {4}) => (float[N, 1] y)")
+    arguments = _listed(
+        "float[2, 1] w = {1, 2}, float[1, 1] v = {4}, int64[1] j = {0}) => (float[N, 1] y)"
+    )
     found = optimize(**arguments, **FAST)  # type: ignore[arg-type]
     assert [v.name for v in found.graph.inputs] == ["x"]
     assert found.report.output.integer_operators
-    assert "2 of them are constants now" in found.report.notes[0]
+    assert "3 of them are constants now" in found.report.notes[0]
     with pytest.raises(InputError, match="which callers may override"):
         optimize(**arguments, keep_overridable=True, **FAST)  # type: ignore[arg-type]
 
@@ -540,8 +584,13 @@ def test_compare_takes_the_held_out_part(
     assert report.metric == optimized.report.metric and report.passed
     assert report.outputs == optimized.report.outputs
     assert (report.model.path, report.output.path) == (str(model), str(output))
-    whole = compare(model, onnx.load(output), {"x": data["x"]}, samples=10, layers=False)
-    assert whole.metric is None and whole.output.path == "the model in memory"
+    given = {"x": data["x"]}
+    whole = compare(model, onnx.load(output), given, metric="sqnr", samples=10, layers=False)
+    assert (
+        whole.metric is None
+        and whole.agreement is None
+        and whole.output.path == "the model in memory"
+    )
     assert all(layer.sqnr_db is None for layer in whole.layers)
 
 
@@ -562,7 +611,7 @@ def test_compare_refuses_bad_input(
     data: dict[str, np.ndarray],
 ) -> None:
     if message is None:
-        report = compare(model, model, {"x": data["x"]}, gates=gates)
+        report = compare(model, model, {"x": data["x"]}, metric="sqnr", gates=gates)
         assert not report.passed and report.gates[0].value is None
         return
     with pytest.raises(InputError, match=message):

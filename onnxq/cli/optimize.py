@@ -23,10 +23,10 @@ EXAMPLES = """examples:
 
 NEEDS = "model --data --output"
 TAKES = (
-    "--eval --recipe --target --calibrator --methods --max-drop --min-speedup --min-sqnr "
-    "--max-size-ratio --keep-failed --plan-out --pin --work-dir --metric --calibration-samples "
-    "--keep-overridable --opset --seed --memory-limit --report --threads --batch-size "
-    f"{IMAGES}"
+    "--eval --recipe --target --calibrator --methods --max-drop --min-agreement --min-speedup "
+    "--min-sqnr --max-size-ratio --keep-failed --plan-out --pin --work-dir --metric "
+    "--calibration-samples --keep-overridable --opset --seed --memory-limit --report --threads "
+    f"--batch-size {IMAGES}"
 )
 MAKES_MODEL = True
 

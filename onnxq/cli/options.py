@@ -21,6 +21,7 @@ from onnxq.recipe import built_in_recipes
 from onnxq.sensitivity.loss import PROXIES
 from onnxq.targets import available_targets
 from onnxq.tune import available_tuners
+from onnxq.verify.metrics import LABEL_FREE, available_metrics
 
 Keywords = dict[str, Any]
 
@@ -114,12 +115,20 @@ _DECLARED: Mapping[str, Keywords] = {
         dest="sources",
         action="append",
     ),
-    "--metric": _value("M", "accuracy, top-5, bits-per-byte, sqnr or module:function", str),
-    "--max-drop": _promise(
-        "D", "largest drop of the metric (default 0.01; bits-per-byte: 2 %% of float's)"
+    "--metric": _value(
+        "M",
+        f"{', '.join((*available_metrics(), *LABEL_FREE))} or module:function (default: by the "
+        "labels; agreement where there are none, sqnr where the outputs are no decisions)",
+        str,
+    ),
+    "--max-drop": _promise("D", "largest drop of the metric (default 0.01; bits: 2 %% of float's)"),
+    "--min-agreement": _promise(
+        "A", "smallest share of decisions that equal float's (default without labels: 0.95)"
     ),
     "--min-speedup": _promise("X", "smallest speedup (default 1)"),
-    "--min-sqnr": _promise("DB", "smallest SQNR of any output in dB (default without labels: 15)"),
+    "--min-sqnr": _promise(
+        "DB", "smallest SQNR of any output in dB (default without decisions: 15)"
+    ),
     "--max-size-ratio": _promise("X", "largest size of the file relative to the float one, as 0.5"),
     "--keep-failed": _switch("write the model even if a promise broke", group="promise"),
     "--diff": _value(("A", "B"), "print in what two plans differ, instead of making one", nargs=2),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from onnxq.report import words
 from onnxq.verify.gates import Gate
-from onnxq.verify.result import GateFacts, MetricFacts, Report
+from onnxq.verify.result import AGREEMENT, GateFacts, MetricFacts, Report
 
 
 def certainty(report: Report) -> tuple[str, ...]:
@@ -21,14 +21,19 @@ def certainty(report: Report) -> tuple[str, ...]:
     if metric is None or metric.confidence is None:
         return ()
     high = metric.confidence[1]
-    bounds = allowed_drops(gate for gate in report.gates if gate.passed)
+    bounds = allowed_drops(metric, (gate for gate in report.gates if gate.passed))
     return tuple(_sentence(metric, high, bound) for bound in bounds if high > bound)
 
 
-def allowed_drops(gates: Iterable[GateFacts]) -> list[float]:
-    """The largest drop that each gate on it allows."""
-    parsed = (Gate.parse(gate.expr) for gate in gates)
-    return [g.bound for g in parsed if g.quantity == "drop" and g.comparison in ("<", "<=")]
+def allowed_drops(metric: MetricFacts, gates: Iterable[GateFacts]) -> list[float]:
+    """The largest drop of the metric that each gate on it allows."""
+    parsed = [Gate.parse(gate.expr) for gate in gates]
+    found = [g.bound for g in parsed if g.quantity == "drop" and g.comparison in ("<", "<=")]
+    if metric.name == AGREEMENT:
+        found += [
+            1 - g.bound for g in parsed if g.quantity == AGREEMENT and g.comparison in (">", ">=")
+        ]
+    return found
 
 
 def _sentence(metric: MetricFacts, high: float, bound: float) -> str:

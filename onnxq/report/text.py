@@ -12,7 +12,7 @@ from rich.text import Text
 from onnxq.report import words
 from onnxq.report.grouping import left_in_float, weakest
 from onnxq.verify.precision import counts
-from onnxq.verify.result import Report
+from onnxq.verify.result import AGREEMENT, Report
 
 _REASONS = 5
 _OPERATORS = 4
@@ -51,7 +51,7 @@ def grid(*, fold: bool = False) -> Table:
 
 def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
     metric = report.metric
-    if metric is not None:
+    if metric is not None and metric.name != AGREEMENT:
         before = words.metric_value(metric, metric.float)
         after = words.metric_value(metric, metric.candidate)
         drop = f"drop {words.metric_drop(metric, metric.drop)}"
@@ -60,6 +60,11 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
             drop += f", 95 % interval {interval}"
         samples = words.count(metric.samples, "sample")
         yield words.printable(metric.name), f"{before} -> {after}", f"{drop} ({samples})"
+    if (found := report.agreement) is not None:
+        what, _, over = words.agreement(found)
+        interval = words.agreement_interval(found)
+        told = f"same {what} as float, 95 % interval {interval} ({over})"
+        yield AGREEMENT, words.share(found.value), told
     for latency in report.latencies:
         before, after = map(words.milliseconds, (latency.float_ms, latency.candidate_ms))
         how = f"{words.printable(latency.provider)}, {words.count(latency.threads, 'thread')}"

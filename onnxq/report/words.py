@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from onnxq.verify.result import MetricFacts
-
-_PROPORTIONS = ("accuracy", "top-5")
+from onnxq.verify.metrics import available_metrics
+from onnxq.verify.result import AGREEMENT, AgreementFacts, MetricFacts
 
 _UNSTEADY = 1.2
 """Factor between two measures of a speedup that shows a disturbed measurement."""
@@ -100,18 +99,49 @@ def number(value: float) -> str:
 
 def metric_value(metric: MetricFacts, value: float) -> str:
     """A metric's value: proportions in percent, everything else as it is."""
-    return bare_drop(metric, value) + (" %" if metric.name in _PROPORTIONS else "")
+    return bare_drop(metric, value) + (" %" if _is_share(metric) else "")
 
 
 def metric_drop(metric: MetricFacts, value: float) -> str:
     """A difference of two metric values: proportions in percentage points."""
-    return bare_drop(metric, value) + (" points" if metric.name in _PROPORTIONS else "")
+    return bare_drop(metric, value) + (" points" if _is_share(metric) else "")
 
 
 def bare_drop(metric: MetricFacts, value: float) -> str:
     """`metric_drop` without its unit."""
-    share = metric.name in _PROPORTIONS
+    share = _is_share(metric)
     return _unsigned_zero(value * 100.0, 2) if share else number(value)
+
+
+def _is_share(metric: MetricFacts) -> bool:
+    kind = available_metrics().get(metric.name)
+    return metric.name == AGREEMENT or (kind is not None and kind.is_share)
+
+
+def share(value: float) -> str:
+    """A share in percent: ``99.20 %``."""
+    return f"{_unsigned_zero(value * 100.0, 2)} %"
+
+
+def agreement(facts: AgreementFacts) -> tuple[str, str, str]:
+    """What agrees, where with a gap for the share, and over how much.
+
+    As ``decision``, ``on {} of samples``, ``500 samples``.
+    """
+    samples = count(facts.samples, "sample")
+    if facts.decisions[0].kind == "neighbour":
+        return "nearest neighbour", "for {} of samples", samples
+    marked = any(decision.marked for decision in facts.decisions)
+    if not marked and facts.positions <= facts.samples:
+        return "decision", "on {} of samples", samples
+    where = "positions that either model marks" if marked else "positions"
+    return "decision", f"at {{}} of {where}", f"{count(facts.positions, 'position')} in {samples}"
+
+
+def agreement_interval(facts: AgreementFacts) -> str:
+    """The 95 % interval of an agreement: ``98.1 to 99.8 %``."""
+    low, high = (f"{100 * end:.1f}" for end in facts.confidence)
+    return f"{low} to {high} %"
 
 
 def candidate_drop(metric: MetricFacts | None, drop: float | None) -> str:

@@ -18,6 +18,7 @@ from onnxq.runtime import (
     TensorSpec,
     load_backend,
 )
+from onnxq.verify.agreement import Agreement
 from onnxq.verify.facts import model_facts, peak_rss_bytes, versions
 from onnxq.verify.gates import Gate
 from onnxq.verify.layers import compare_layers
@@ -25,6 +26,7 @@ from onnxq.verify.metrics import paired_drop
 from onnxq.verify.precision import describe
 from onnxq.verify.reference import Reference
 from onnxq.verify.result import (
+    AgreementFacts,
     LatencyFacts,
     MetricFacts,
     PassFacts,
@@ -101,7 +103,7 @@ def compare_files(
             backend=options.backend,
             provider=options.providers[0],
         )
-    metric, outputs = _quality(reference, candidate_path, progress)
+    metric, agreement, outputs = _quality(reference, candidate_path, progress)
     latencies = _latencies(float_path, candidate_path, one, options, progress)
     float_graph, candidate_graph = reference.graph, load(candidate_path)
     infer_types(candidate_graph)
@@ -128,6 +130,7 @@ def compare_files(
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
         passed=True,
+        agreement=agreement,
     )
     return with_gates(report, options.gates)
 
@@ -157,26 +160,32 @@ def _interface(specs: Sequence[TensorSpec]) -> dict[str, tuple[str, int | None]]
 
 def _quality(
     reference: Reference, path: Path, progress: Progress
-) -> tuple[MetricFacts | None, tuple[OutputError, ...]]:
-    """The metric of both models, and how far the candidate's outputs are from the float model's."""
+) -> tuple[MetricFacts | None, AgreementFacts | None, tuple[OutputError, ...]]:
+    """The metric, agreement, and how far outputs are; without labels agreement is the metric."""
     is_same = path == reference.path
     candidate = None if is_same else reference.load(path)
     metric = reference.metric if is_same else reference.new_metric()
     if candidate is not None:
         _check_interface(reference, candidate, path)
+    agreement: Agreement | None = None
     errors = ErrorAccumulator()
     progress.stage("verifying", len(reference.data))
     done = 0
     for batch, ours in reference.batches():
         theirs = ours if candidate is None else batch.trim(candidate.run(batch.feeds))
         errors.add(ours, theirs)
+        agreement = agreement or Agreement(reference.decisions(ours))
+        agreement.add(ours, theirs, batch.valid)
         if metric is not None and candidate is not None:
             labels = None if batch.labels is None else batch.labels[: batch.valid]
             metric.add(theirs, labels, batch.valid)
         done += batch.valid
         progress.advance(done)
+    agreed = None if agreement is None else agreement.result()
     facts = paired_drop(reference.metric, metric) if reference.metric and metric else None
-    return facts, tuple(errors.result())
+    if facts is None and agreed is not None:
+        facts = agreed.as_metric()
+    return facts, agreed, tuple(errors.result())
 
 
 def _latencies(

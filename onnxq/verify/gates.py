@@ -29,6 +29,10 @@ QUANTITIES: dict[str, tuple[str, Callable[[Report], float | None]]] = {
         "the candidate's metric",
         lambda r: None if r.metric is None else r.metric.candidate,
     ),
+    "agreement": (
+        "share of decisions that equal the float model's",
+        lambda r: None if r.agreement is None else r.agreement.value,
+    ),
     "speedup": (
         "float time over candidate time, of the provider that gains least",
         lambda r: min((x.speedup for x in r.latencies), default=None),

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.data import Batch, Dataset
+from onnxq.errors import InputError
 from onnxq.ir import load
 from onnxq.ir.sizes import live_bytes, value_bytes
 from onnxq.runtime import Runnable, load_backend
 from onnxq.runtime.pool import RUN_BYTES, processors
+from onnxq.verify.decisions import Decision, find_decisions
 from onnxq.verify.metrics import Metric, choose_metric
+from onnxq.verify.metrics.scored import ScoredMetric
+from onnxq.verify.result import AGREEMENT
 
 _WORKING_COPIES = 8
 """Times that a metric holds the outputs of a batch, at most: float64 copies, and what it computes
@@ -46,7 +50,7 @@ class Reference:
         inputs: What must be fed.
         outputs: What it gives.
         data: The samples, as many in a batch as memory allows.
-        metric: The model's own, over what was passed over so far; None to compare by SQNR.
+        metric: The model's own, over what was passed over so far; None without labels.
 
     Raises:
         InputError: the model cannot be read, or data and metric do not fit.
@@ -75,11 +79,31 @@ class Reference:
         self._session: Runnable | None = self.load(path)
         self.inputs, self.outputs = self._session.inputs, self._session.outputs
         self.metric = self.new_metric()
+        self._decisions: tuple[Decision, ...] | None = None
+
+    def decisions(self, outputs: Outputs) -> tuple[Decision, ...]:
+        """What the outputs decide, as seen in the first batch of them.
+
+        Raises:
+            InputError: agreement is asked for, but there is nothing that decides.
+        """
+        if self._decisions is None:
+            is_asked = self._metric_name == AGREEMENT
+            is_scored = is_asked or isinstance(self.metric, ScoredMetric)
+            found = find_decisions(self.graph, outputs, is_asked=is_scored)
+            if is_asked and not found:
+                raise InputError(
+                    "there is no agreement to measure, because no output of the model has scores "
+                    "of classes; name another metric with --metric"
+                )
+            # Whoever asks for SQNR says that the outputs are mere numbers.
+            self._decisions = () if self._metric_name == "sqnr" else found
+        return self._decisions
 
     def new_metric(self) -> Metric | None:
         """A metric like the model's own, for a candidate."""
         data = self.data
-        return choose_metric(self._metric_name, data.has_labels, data.labels_ndim)
+        return choose_metric(self._metric_name, data.has_labels, data.labels_ndim, self.outputs)
 
     def load(self, path: Path) -> Runnable:
         """A model's session on what the float model runs on."""

@@ -11,6 +11,9 @@ from onnxq.saved import SavedAsJson
 
 Number: TypeAlias = float
 
+AGREEMENT = "agreement"
+"""Name of the metric that needs no labels: decisions that equal the float model's."""
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -45,6 +48,41 @@ class MetricFacts:
     drop: Number
     samples: int
     confidence: tuple[Number, Number] | None
+
+
+@dataclass(frozen=True)
+class DecisionFacts:
+    """A decision that an output stands for.
+
+    ``kind`` is ``classes`` (the largest score), ``threshold`` (at least 0.5 or not) or
+    ``neighbour`` (the most similar other sample); ``why`` says by what it was recognised.
+    ``marked`` tells that positions where both models choose the background were left out.
+    """
+
+    output: str
+    kind: str
+    why: str
+    marked: bool
+
+
+@dataclass(frozen=True)
+class AgreementFacts:
+    """How often the candidate decides as the float model does, with its 95 % interval.
+
+    ``positions`` counts the decisions compared, of which a sample may hold many.
+    """
+
+    value: Number
+    samples: int
+    positions: int
+    confidence: tuple[Number, Number]
+    decisions: tuple[DecisionFacts, ...]
+
+    def as_metric(self) -> MetricFacts:
+        """The same as a metric, of which the float model has all."""
+        low, high = self.confidence
+        drop = 1.0 - self.value
+        return MetricFacts(AGREEMENT, 1.0, self.value, drop, self.samples, (1.0 - high, 1.0 - low))
 
 
 @dataclass(frozen=True)
@@ -123,7 +161,7 @@ class Report(SavedAsJson):
     ``latency`` is that of the first provider, ``latencies`` of each in the order asked for;
     ``candidates`` are those of a search, the fastest first; ``notes`` are sentences for people;
     ``peak_stage`` is the stage that held the most memory, empty where the process had held more
-    before.
+    before; ``agreement`` is None where the outputs hold no decisions.
     """
 
     schema = "onnxq/report/1"
@@ -147,6 +185,7 @@ class Report(SavedAsJson):
     candidates: tuple[CandidateFacts, ...] = ()
     notes: tuple[str, ...] = ()
     peak_stage: str = ""
+    agreement: AgreementFacts | None = None
 
     @property
     def sqnr_db(self) -> float:

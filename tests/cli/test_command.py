@@ -27,6 +27,7 @@ STUDYING = (
 OPTIONS = {
     "optimize": (
         "--data -o --output --eval --recipe --target --metric --max-drop --min-speedup "
+        "--min-agreement "
         "--min-sqnr --keep-failed --report --seed --threads --batch-size --calibration-samples "
         "--calibrator --keep-overridable --opset --image-size --image-mean --image-std "
         "--image-scale --image-layout --image-color --image-resize --max-size-ratio --plan-out "

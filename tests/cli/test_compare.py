@@ -64,7 +64,7 @@ def test_gates_that_hold_and_break(run) -> None:
 def test_gates_on_what_was_not_measured_break(run, tmp_path: Path) -> None:
     data = tmp_path / "x.npz"
     np.savez(data, x=images())
-    found = run("--gate", "drop<=1", data=data)
+    found = run("--gate", "drop<=1", "--metric", "sqnr", data=data)
     assert found.code == 1
     assert "measured not measured" not in found.out
     assert "not measured: FAILED" in found.out

@@ -78,7 +78,7 @@ def test_the_model_is_written_and_the_summary_printed(run, case: Case, tmp_path:
     lines = found.out.splitlines()
     assert lines[0].startswith("accuracy")
     assert "100.00 % -> 100.00 %" in lines[0] and "(20 samples)" in lines[0]
-    assert [line.split()[0] for line in lines[1:4]] == ["latency", "size", "SQNR"]
+    assert [line.split()[0] for line in lines[1:4]] == ["agreement", "latency", "size"]
     assert "drop<=0.01" in found.out and "speedup>=0" in found.out
     assert "FAILED" not in found.out
     assert lines[-1] == f"Wrote {out}."
@@ -215,14 +215,32 @@ def test_opset_is_raised_on_request(run, tmp_path: Path) -> None:
     run("-o", tmp_path / "no.onnx", "-q", "--opset", "9999").refused("9999")
 
 
-def test_without_labels_the_promise_is_sqnr(run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "metric", "gate"),
+    [
+        ((), "agreement", "agreement>=0.95"),
+        (("--min-agreement", "0.9"), "agreement", "agreement>=0.9"),
+        (("--metric", "sqnr"), None, "sqnr>=15"),
+    ],
+)
+def test_without_labels_the_promise_is_agreement(
+    run, tmp_path: Path, arguments: tuple[str, ...], metric: str | None, gate: str
+) -> None:
     data = tmp_path / "x.npz"
     np.savez(data, x=images())
-    body = strict_json(run("-o", tmp_path / "out.onnx", "--json", "-", data=data).out)
-    assert body["metric"] is None
-    assert [g["expr"] for g in body["gates"]] == ["sqnr>=15", "speedup>=0"]  # type: ignore[attr-defined]
-    found = run("-o", tmp_path / "no.onnx", "--max-drop", "0.01", data=data)
-    found.refused("labels", "--min-sqnr")
+    found = run("-o", tmp_path / "out.onnx", "--json", "-", *arguments, data=data)
+    body = strict_json(found.out)
+    assert (body["metric"] and body["metric"]["name"]) == metric  # type: ignore[index]
+    assert [g["expr"] for g in body["gates"]] == [gate, "speedup>=0"]  # type: ignore[attr-defined]
+    said = "Expect the same decision" if metric else "Expect outputs that are off by"
+    assert any(note.startswith(said) for note in body["notes"])  # type: ignore[attr-defined]
+
+
+def test_a_drop_needs_something_to_measure_it_by(run, tmp_path: Path) -> None:
+    data = tmp_path / "x.npz"
+    np.savez(data, x=images())
+    drop = ("--max-drop", "0.01", "--metric", "sqnr")
+    run("-o", tmp_path / "no.onnx", *drop, data=data).refused("labels", "--min-sqnr")
     assert not (tmp_path / "no.onnx").exists()
 
 

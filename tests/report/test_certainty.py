@@ -43,6 +43,15 @@ def test_nothing_to_say(interval: tuple[float, float] | None, bound: float, pass
     assert not a_promise(0.001, interval, bound, passed=passed)
 
 
+def test_a_promised_agreement_is_proved_as_a_drop_is() -> None:
+    agreement = a_report().agreement
+    assert agreement is not None
+    gates = (GateFacts("agreement>=0.98", 0.9875, True), GateFacts("drop<=0.1", 0.0125, True))
+    (sentence,) = certainty(a_report(metric=agreement.as_metric(), gates=gates))
+    assert sentence.startswith("The drop is certain only up to 3.00 points (95 %); about 2,")
+    assert not certainty(a_report(gates=gates)), "it says nothing of accuracy"
+
+
 def test_a_drop_as_large_as_promised_can_never_be_proved() -> None:
     (sentence,) = a_promise(0.0, (-0.006, 0.006), 0.0)
     assert "certain only up to 0.60 points" in sentence

@@ -37,6 +37,7 @@ KEYS: dict[str, str | None] = {
     "candidates": "label speedup predicted_loss sqnr_db drop",
     "notes": None,
     "peak_stage": None,
+    "agreement": "value samples positions confidence decisions",
 }
 
 

@@ -198,7 +198,7 @@ def test_candidates_of_a_search_and_notes() -> None:
     page = Page(to_html(a_report(candidates=candidates, notes=("Only up to <1> point.",))))
     assert ["all <int8>", "3.00×", "30.0 dB", "29.5 dB", "0.20 points"] in page.rows
     assert ["plan", "2.00×", "exact", "", ""] in page.rows
-    assert "To the right is worse. Only up to <1> point." in page.text
+    assert "Only up to <1> point." in page.text
     assert "Candidates" not in to_html(a_report())
 
 

@@ -62,6 +62,7 @@ def test_one_line_a_figure_where_there_is_room() -> None:
     lines = [line.split("  ")[0] for line in printed(a_report(), 120)]
     assert lines == [
         "accuracy",
+        "agreement",
         "latency",
         "latency",
         "size",
@@ -88,7 +89,7 @@ def test_integer_operators_are_named_without_their_domain() -> None:
 
 
 def test_what_was_not_measured_is_left_out() -> None:
-    report = a_report(metric=None, latency=None, latencies=(), outputs=(), gates=())
+    report = a_report(metric=None, agreement=None, latency=None, latencies=(), outputs=(), gates=())
     labels = [line.split("  ")[0] for line in printed(report)]
     assert labels == ["size", "integer", "precision", "left in float"]
 
@@ -103,6 +104,16 @@ def test_a_metric_without_interval() -> None:
     first = printed(report)[0]
     assert first.split("  ")[0] == "bits-per-byte"
     assert "2 -> 2.1" in first and "drop 0.1 (1 sample)" in first and "interval" not in first
+
+
+def test_agreement_takes_the_place_of_the_metric_without_labels() -> None:
+    agreement = a_report().agreement
+    assert agreement is not None
+    first, second = printed(a_report(metric=agreement.as_metric()), 120)[:2]
+    assert " ".join(first.split()) == (
+        "agreement 98.75 % same decision as float, 95 % interval 97.0 to 99.5 % (450 samples)"
+    )
+    assert second.startswith("latency")
 
 
 def test_the_worst_output_is_shown() -> None:

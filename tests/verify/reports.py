@@ -8,6 +8,8 @@ from dataclasses import replace
 from onnxq.runtime import OutputError
 from onnxq.verify import Report
 from onnxq.verify.result import (
+    AgreementFacts,
+    DecisionFacts,
     GateFacts,
     LatencyFacts,
     LayerFacts,
@@ -19,6 +21,7 @@ from onnxq.verify.result import (
 
 FLOAT = ModelFacts("m.onnx", "aa", 7, 17, 4000)
 CANDIDATE = ModelFacts("q.onnx", "bb", 19, 17, 1000, {"com.microsoft:QLinearConv": 2})
+DECISION = DecisionFacts("y", "classes", "scores of 10 classes, straight from Gemm", False)
 
 
 def a_report(**changes: object) -> Report:
@@ -42,5 +45,6 @@ def a_report(**changes: object) -> Report:
         seconds=1.5,
         peak_rss_bytes=123,
         passed=False,
+        agreement=AgreementFacts(0.9875, 450, 450, (0.97, 0.995), (DECISION,)),
     )
     return replace(report, **changes)  # type: ignore[arg-type]

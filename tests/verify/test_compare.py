@@ -139,8 +139,13 @@ def test_a_metric_where_there_are_labels(files: tuple[Path, Path]) -> None:
     assert report.metric.drop == pytest.approx(0.75 - accuracy)
     low, high = report.metric.confidence
     assert low <= report.metric.drop <= high
-    assert _compare(files).metric is None
-    assert _compare(files, CompareOptions("sqnr", latency=False), labels).metric is None
+    equal = float((theirs.argmax(axis=1) == ours.argmax(axis=1)).mean())
+    assert report.agreement is not None and report.agreement.value == equal
+    agreed = _compare(files, CompareOptions("agreement", latency=False), labels)
+    assert agreed.metric is not None and _compare(files).metric is None
+    assert (agreed.metric.name, agreed.metric.candidate) == ("agreement", equal)
+    without = _compare(files, CompareOptions("sqnr", latency=False), labels)
+    assert without.metric is None and without.agreement is None
 
 
 def test_latency_of_every_provider(files: tuple[Path, Path]) -> None:

@@ -48,7 +48,7 @@ def test_the_text_of_a_gate_reads_back(quantity: str, comparison: str, bound: fl
         ("drop=0.1", "cannot read the gate 'drop=0.1'"),
         ("drop<=", "cannot read the gate 'drop<='"),
         ("0.1>=drop", "speaks of '0'|cannot read"),
-        ("loss<=1", "speaks of 'loss'; known: drop, metric, speedup, sqnr"),
+        ("loss<=1", "speaks of 'loss'; known: drop, metric, agreement, speedup, sqnr"),
         ("drop<=small", "compares with 'small', which is no number"),
         ("drop<=1%", "compares with '1%', which is no number"),
         ("drop<=nan", "compares with 'nan', which is no number"),
@@ -64,6 +64,7 @@ def test_what_cannot_be_read(text: str, message: str) -> None:
     [
         ("drop", 0.005),
         ("metric", 0.985),
+        ("agreement", 0.9875),
         ("speedup", 1.2),
         ("sqnr", 35.5),
         ("cosine", 0.9999),
@@ -89,10 +90,10 @@ def test_every_quantity_is_tried_above() -> None:
     assert {quantity for quantity, _ in cases.args[1]} == set(QUANTITIES)
 
 
-@pytest.mark.parametrize("quantity", ["drop", "metric", "speedup", "candidate_ms"])
+@pytest.mark.parametrize("quantity", ["drop", "metric", "agreement", "speedup", "candidate_ms"])
 @pytest.mark.parametrize("comparison", ["<=", ">=", "!="])
 def test_what_was_not_measured_breaks_every_promise(quantity: str, comparison: str) -> None:
-    report = a_report(metric=None, latency=None, latencies=())
+    report = a_report(metric=None, agreement=None, latency=None, latencies=())
     facts = Gate(quantity, comparison, 0.0).check(report)
     assert facts.value is None and not facts.passed
 

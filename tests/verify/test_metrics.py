@@ -5,82 +5,27 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import special, stats
+from scipy import stats
 
 from onnxq.errors import InputError
-from onnxq.verify.metrics import (
-    BitsPerByte,
-    Metric,
-    TopK,
-    bootstrap_interval,
-    choose_metric,
-    paired_drop,
-)
-
-M = TypeVar("M", bound=Metric)
-
-
-def filled(metric: M, logits: np.ndarray, labels: np.ndarray) -> M:
-    metric.add({"y": logits}, labels, len(labels))
-    return metric
+from onnxq.runtime import TensorSpec
+from onnxq.verify.metrics import Metric, available_metrics, choose_metric, paired_drop
+from onnxq.verify.metrics.accuracy import Accuracy
+from onnxq.verify.metrics.bits_per_byte import BitsPerByte
+from onnxq.verify.metrics.intervals import bootstrap_interval, proportion_interval
+from tests.verify.metrics.filling import filled
 
 
 def outcomes(correct: np.ndarray) -> Metric:
     """Return an accuracy metric in which sample i is right where correct[i]."""
     logits = np.zeros((len(correct), 2), np.float32)
     logits[np.arange(len(correct)), (~correct.astype(bool)).astype(int)] = 1
-    return filled(TopK(1, "accuracy"), logits, np.zeros(len(correct), np.int64))
-
-
-def accuracy() -> Metric:
-    metric = choose_metric("accuracy", True, 1)
-    assert metric is not None
-    return metric
-
-
-def test_accuracy_is_the_share_of_argmax_hits_over_all_batches() -> None:
-    generator = np.random.default_rng(0)
-    logits = generator.normal(size=(70, 10)).astype(np.float32)
-    labels = generator.integers(0, 10, 70)
-    labels[:30] = logits[:30].argmax(axis=1)
-    metric = accuracy()
-    for start in range(0, 70, 32):
-        part = slice(start, start + 32)
-        # The last batch is filled up; the copies must not count.
-        rows = np.resize(logits[part], (32, 10))
-        metric.add({"y": rows}, np.resize(labels[part], 32), min(32, 70 - start))
-    result = metric.result()
-    hits = int((logits.argmax(axis=1) == labels).sum())
-    assert result.value == hits / 70
-    assert (result.name, result.samples, result.higher_is_better) == ("accuracy", 70, True)
-
-
-@given(st.integers(0, 10_000), st.integers(1, 7), st.integers(2, 8))
-def test_top_k_equals_a_stable_sort_also_with_ties(seed: int, k: int, classes: int) -> None:
-    generator = np.random.default_rng(seed)
-    logits = generator.integers(0, 3, (20, classes)).astype(np.float32)
-    labels = generator.integers(0, classes, 20)
-    order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-    expected = (order == labels[:, None]).any(axis=1).mean()
-    assert filled(TopK(k, "top"), logits, labels).result().value == pytest.approx(expected)
-
-
-def test_top_5_by_name() -> None:
-    metric = choose_metric("top-5", True, 1)
-    assert metric is not None
-    logits = np.tile(np.arange(8, dtype=np.float32), (8, 1))
-    assert filled(metric, logits, np.arange(8)).result().value == 5 / 8
-
-
-def test_a_nan_among_the_outputs_is_a_miss() -> None:
-    logits = np.array([[1, 0], [np.nan, 0], [1, np.nan]], np.float32)
-    assert filled(accuracy(), logits, np.zeros(3, np.int64)).result().value == pytest.approx(1 / 3)
+    return filled(Accuracy(), logits, np.zeros(len(correct), np.int64))
 
 
 def test_the_scored_output_is_the_first_float_one_of_fitting_shape() -> None:
@@ -94,30 +39,9 @@ def test_the_scored_output_is_the_first_float_one_of_fitting_shape() -> None:
         "logits": right,
         "other": 1 - right,
     }
-    metric = accuracy()
+    metric = Accuracy()
     metric.add(outputs, labels, 2)
     assert metric.result().value == 1.0
-
-
-def test_bits_per_byte_equals_scipy_in_float64() -> None:
-    generator = np.random.default_rng(1)
-    logits = (generator.normal(size=(6, 9, 256)) * 20 + 300).astype(np.float32)
-    labels = generator.integers(0, 256, (6, 9))
-    logs = special.log_softmax(logits.astype(np.float64), axis=-1)
-    nats = -np.take_along_axis(logs, labels[..., None], axis=-1)
-    metric = BitsPerByte()
-    metric.add({"y": logits[:4]}, labels[:4].astype(np.uint8), 4)
-    metric.add({"y": logits[3:]}, labels[3:], 0)
-    metric.add({"y": logits[4:]}, labels[4:].astype(np.int32), 2)
-    result = metric.result()
-    assert result.value == pytest.approx(nats.mean() / np.log(2), rel=1e-13)
-    assert (result.samples, result.higher_is_better) == (6, False)
-
-
-def test_uniform_logits_cost_their_entropy() -> None:
-    metric = filled(BitsPerByte(), np.zeros((2, 3, 256), np.float32), np.zeros((2, 3), np.int64))
-    assert metric.result().value == pytest.approx(8.0)
-    assert bootstrap_interval(*metric.scores()) == pytest.approx((8.0, 8.0))
 
 
 def test_negative_labels_are_not_counted() -> None:
@@ -128,16 +52,6 @@ def test_negative_labels_are_not_counted() -> None:
     assert filled(BitsPerByte(), logits, labels).result().value == pytest.approx(1.0)
     with pytest.raises(InputError, match="no labels to count"):
         filled(BitsPerByte(), logits[1:], labels[1:]).result()
-
-
-def test_bits_of_useless_logits_are_infinite() -> None:
-    logits = np.array([[[np.nan, 0]], [[0, -np.inf]]], np.float32)
-    finite = filled(BitsPerByte(), np.zeros((2, 1, 2)), np.ones((2, 1), np.int64))
-    broken = filled(BitsPerByte(), logits, np.ones((2, 1), np.int64))
-    assert broken.result().value == math.inf
-    assert bootstrap_interval(*broken.scores()) == (math.inf, math.inf)
-    assert paired_drop(finite, broken).drop == math.inf
-    assert paired_drop(broken, broken).drop == 0.0
 
 
 def test_bootstrap_matches_the_normal_approximation_and_its_seed() -> None:
@@ -206,25 +120,6 @@ def test_the_drop_lies_in_its_interval(pairs: list[tuple[bool, bool]]) -> None:
     assert drop.drop - 1e-12 <= high <= 1
 
 
-def test_a_rise_of_bits_per_byte_is_a_positive_drop() -> None:
-    generator = np.random.default_rng(4)
-    logits = generator.normal(size=(200, 5, 16))
-    labels = generator.integers(0, 16, (200, 5))
-    worse = logits + generator.normal(size=logits.shape)
-    first, second = filled(BitsPerByte(), logits, labels), filled(BitsPerByte(), worse, labels)
-    drop = paired_drop(first, second)
-    assert drop.drop == pytest.approx(second.result().value - first.result().value)
-    assert drop.drop > 0
-    assert drop.confidence is not None
-    assert drop.confidence[0] < drop.drop < drop.confidence[1]
-    # Pairing removes what the samples have in common: narrower than both intervals together.
-    both = (bootstrap_interval(*metric.scores()) for metric in (first, second))
-    unpaired = sum(high - low for low, high in both)
-    assert drop.confidence[1] - drop.confidence[0] < unpaired
-    assert paired_drop(first, second, seed=5).confidence != drop.confidence
-    assert paired_drop(first, second).confidence == drop.confidence
-
-
 def test_metrics_of_different_samples_are_not_paired() -> None:
     with pytest.raises(InputError, match="cannot be paired"):
         paired_drop(outcomes(np.ones(3)), outcomes(np.ones(4)))
@@ -283,18 +178,52 @@ def test_a_failing_function_is_told_in_a_sentence() -> None:
         metric.result()
 
 
-def test_choice_by_labels() -> None:
+def scores(*shape: int | str | None) -> list[TensorSpec]:
+    """Outputs of which the last one scores labels."""
+    some = TensorSpec("i", np.dtype(np.int64), "tensor(int64)", (*shape[:-1], 256))
+    return [some, TensorSpec("y", np.dtype(np.float32), "tensor(float)", shape)]
+
+
+@pytest.mark.parametrize(
+    ("ndim", "outputs", "name"),
+    [
+        (1, scores("N", 10), "accuracy"),
+        (2, scores("N", 128, 256), "bits-per-byte"),
+        (2, scores("N", "T", 49152), "bits-per-token"),
+        (2, scores("N", "T", None), "bits-per-token"),
+        (2, scores("N", 256), "bits-per-token"),
+    ],
+    ids=["classes", "bytes", "tokens", "any vocabulary", "no output of labels"],
+)
+def test_choice_by_labels(ndim: int, outputs: list[TensorSpec], name: str) -> None:
+    metric = choose_metric(None, True, ndim, outputs)
+    assert metric is not None and metric.name == name
+
+
+def test_no_metric_without_labels_or_by_request() -> None:
     assert choose_metric(None, False, None) is None
     assert choose_metric("sqnr", True, 1) is None
-    names = [choose_metric(None, True, ndim) for ndim in (1, 2)]
-    assert [metric.name for metric in names if metric] == ["accuracy", "bits-per-byte"]
+    assert choose_metric("agreement", True, 1) is None
+
+
+def test_every_metric_has_a_file_and_a_test_of_its_name() -> None:
+    for name, kind in available_metrics().items():
+        file = f"{name.replace('-', '_')}.py"
+        assert kind.__module__.endswith(f".{file.removesuffix('.py')}"), name
+        assert (Path(__file__).parent / "metrics" / f"test_{file}").is_file(), name
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 5), (5, 5), (990, 1000), (3, 7)])
+def test_the_interval_of_a_proportion_is_scipys(hits: int, count: int) -> None:
+    wanted = stats.binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    assert proportion_interval(hits, count) == pytest.approx((wanted.low, wanted.high))
 
 
 @pytest.mark.parametrize(
     ("name", "has_labels", "ndim", "fragment"),
     [
         (None, True, 3, "labels of 3 dimensions"),
-        ("f1", True, 1, "no metric 'f1'; there are accuracy, top-5, bits-per-byte"),
+        ("f1", True, 1, "no metric 'f1'; there are accuracy, bits-per-byte, bits-per-token"),
         ("accuracy", False, None, "needs labels"),
         ("nowhere_at_all:f", True, 1, "no module 'nowhere_at_all'"),
         ("math:nothing", True, 1, "no function 'nothing'"),
@@ -320,5 +249,5 @@ def test_outputs_that_do_not_fit(
     outputs: dict[str, np.ndarray], labels: np.ndarray | None, fragment: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        accuracy().add(outputs, labels, 2)
+        Accuracy().add(outputs, labels, 2)
     assert fragment in str(caught.value)

@@ -1,0 +1,65 @@
+"""Intervals that hold what was measured in 95 of 100 cases."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+from onnxq.verify.metrics.metric import Floats, Interval
+
+RESAMPLES = 2000
+"""Bootstrap resamples of every interval."""
+
+_Z95 = NormalDist().inv_cdf(0.975)
+_DRAWS_AT_ONCE = 1 << 22
+
+
+def bootstrap_interval(scores: Floats, weights: Floats, *, seed: int = 0) -> Interval:
+    """Return the 95 % percentile bootstrap interval of sum(scores) / sum(weights).
+
+    Samples are drawn with replacement, `RESAMPLES` times; draws without any weight are left out.
+    With infinite scores both limits are infinite.
+    """
+    if not np.isfinite(scores).all():
+        low, high = float(scores.min()), float(scores.max())
+        return (low if math.isinf(low) else high), (high if math.isinf(high) else low)
+    generator = np.random.default_rng(seed)
+    count = len(scores)
+    at_once = max(1, _DRAWS_AT_ONCE // count)
+    values = []
+    for start in range(0, RESAMPLES, at_once):
+        draws = generator.integers(0, count, (min(at_once, RESAMPLES - start), count))
+        totals = weights[draws].sum(axis=1)
+        values.append(scores[draws].sum(axis=1)[totals > 0] / totals[totals > 0])
+    low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def paired_interval(reference: Floats, candidate: Floats) -> Interval:
+    """Return Bonett and Price's adjusted Wald interval for paired proportions.
+
+    With n samples, b that only the reference has right and c that only the candidate has,
+    p = (b + 1) / (n + 2), q = (c + 1) / (n + 2),
+    p - q +- z sqrt((p + q - (p - q)^2) / (n + 2)), which keeps a width where no sample differs
+    (D. G. Bonett, R. M. Price: Adjusted Wald confidence interval for a difference of binomial
+    proportions based on paired data, J. Educational and Behavioral Statistics 37(4), 2012).
+    """
+    count = len(reference) + 2
+    p = (float((reference > candidate).sum()) + 1) / count
+    q = (float((candidate > reference).sum()) + 1) / count
+    half = _Z95 * math.sqrt((p + q - (p - q) ** 2) / count)
+    return max(-1.0, p - q - half), min(1.0, p - q + half)
+
+
+def proportion_interval(hits: float, count: int) -> Interval:
+    """Return Wilson's score interval of a proportion, which keeps a width at 0 and at 1.
+
+    E. B. Wilson: Probable inference, the law of succession, and statistical inference, J. American
+    Statistical Association 22, 1927.
+    """
+    share, z2 = hits / count, _Z95**2 / count
+    middle = share + z2 / 2
+    half = math.sqrt(z2 * share * (1 - share) + z2**2 / 4)
+    return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))

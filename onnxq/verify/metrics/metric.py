@@ -1,0 +1,80 @@
+"""What a metric is, and the registry of those there are."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.registry import kinds_in
+from onnxq.runtime.specs import Array
+
+Floats = npt.NDArray[np.float64]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """A metric's value over `samples` samples."""
+
+    name: str
+    value: float
+    samples: int
+    higher_is_better: bool
+
+
+class Metric(ABC):
+    """Collects a model's outputs batch by batch; one instance serves one model.
+
+    Attributes:
+        name: What the command line and reports call the metric.
+        is_share: Whether it is a share of all, which people read in percent.
+    """
+
+    name: str
+    is_share: ClassVar[bool] = False
+
+    @classmethod
+    def suits(cls, labels_ndim: int, classes: int | None) -> bool:
+        """Whether it is the metric for labels of so many dimensions where none is named.
+
+        Args:
+            labels_ndim: Dimensions of a batch's labels.
+            classes: Classes of the output that scores them; None if the model leaves it open.
+        """
+        return False
+
+    @classmethod
+    def allowed_drop(cls, value: float) -> float:
+        """The largest drop where none is promised, by the float model's value."""
+        return 0.01
+
+    @abstractmethod
+    def add(self, outputs: Mapping[str, Any], labels: Array | None, valid: int) -> None:
+        """Add one batch, of which the first `valid` samples count.
+
+        Raises:
+            InputError: outputs and labels do not fit the metric.
+        """
+
+    @abstractmethod
+    def result(self) -> MetricResult:
+        """Return the metric over all batches added.
+
+        Raises:
+            InputError: no batch was added, or the user's metric fails.
+        """
+
+
+@cache
+def available_metrics() -> Mapping[str, type[Metric]]:
+    """Every metric of labels by name: what the modules of this package hold."""
+    package = importlib.import_module("onnxq.verify.metrics")
+    kinds = kinds_in(package, Metric)  # type: ignore[type-abstract]
+    return {kind.name: kind for kind in sorted(kinds, key=lambda kind: kind.name)}

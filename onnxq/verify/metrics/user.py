@@ -1,0 +1,61 @@
+"""A metric that is a function of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from onnxq.data.functions import failure
+from onnxq.errors import InputError
+from onnxq.runtime.specs import Array
+from onnxq.verify.metrics.metric import Metric, MetricResult
+
+
+class UserMetric(Metric):
+    """A function of the user's, called once with the outputs of all samples and their labels.
+
+    The function gets a dict of arrays by output name and the labels (None without any), batches
+    joined along the first axis, and returns a number. Larger counts as better unless the function
+    has an attribute `higher_is_better` that is false.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self.name = name
+        self._function = function
+        self._outputs: dict[str, list[Array]] = {}
+        self._labels: list[Array] = []
+        self._samples = 0
+
+    def add(self, outputs: Mapping[str, Any], labels: Array | None, valid: int) -> None:
+        """Keep one batch's outputs and labels; `valid` is the number of real samples."""
+        for name, value in outputs.items():
+            self._outputs.setdefault(name, []).append(np.atleast_1d(np.asarray(value))[:valid])
+        if labels is not None:
+            self._labels.append(labels[:valid])
+        self._samples += valid
+
+    def result(self) -> MetricResult:
+        """Call the function and return its value.
+
+        Raises:
+            InputError: no batch was added, batches cannot be joined, or the function fails or
+                returns no number.
+        """
+        if not self._samples:
+            raise InputError(f"metric {self.name}: there are no samples")
+        try:
+            outputs = {name: np.concatenate(parts) for name, parts in self._outputs.items()}
+            labels = np.concatenate(self._labels) if self._labels else None
+        except ValueError as error:
+            raise InputError(
+                f"metric {self.name}: the outputs of the batches differ in shape and cannot be "
+                "joined"
+            ) from error
+        try:
+            value = float(self._function(outputs, labels))
+        except Exception as error:
+            raise InputError(f"metric {self.name}: {failure(error, 'calling it')}") from error
+        higher = bool(getattr(self._function, "higher_is_better", True))
+        return MetricResult(self.name, value, self._samples, higher)
