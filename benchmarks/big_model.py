@@ -20,19 +20,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import onnx
 from memory import memory_bytes
 from onnx import TensorProto, helper
+from streamed import Writer
 
 OPSET = 17
 WIDTH = 4096
-PIECE = 1 << 20
-"""Numbers that are written at a time."""
+SPREAD = 0.01
 
 SAMPLE_SECONDS = 0.005
 
@@ -137,91 +135,46 @@ class _Peak:
 # Building
 
 
-class _Writer:
-    """Writes weights to the data file and collects the model that reads them."""
-
-    def __init__(self, file: BinaryIO, location: str, seed: int = 0) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-        self.written = 0
-        self._file = file
-        self._location = location
-        self._random = np.random.default_rng(seed)
-
-    def weight(self, *shape: int, seed: int | None = None, scale: float = 0.02) -> str:
-        """Append random float32 weights; one seed gives the same numbers again."""
-        name = f"weight_{len(self.weights)}"
-        random = self._random if seed is None else np.random.default_rng(seed)
-        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
-        tensor.data_location = TensorProto.EXTERNAL
-        size = int(np.prod(shape))
-        entries = {"location": self._location, "offset": self.written, "length": size * 4}
-        for key, value in entries.items():
-            tensor.external_data.add(key=key, value=str(value))
-        for at in range(0, size, PIECE):
-            part = random.random(min(PIECE, size - at), dtype=np.float32)
-            part -= np.float32(0.5)
-            part *= np.float32(scale)
-            self._file.write(part.data)
-        self.written += size * 4
-        self.weights.append(tensor)
-        return name
-
-    def op(self, op_type: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node; gives its output's name."""
-        output = f"{op_type.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op_type, inputs, [output], output, **attributes))
-        return output
-
-    def small(self, count: int, value: float) -> str:
-        """A constant vector in the model itself."""
-        name = f"small_{len(self.weights)}"
-        array = np.full(count, value, np.float32)
-        self.weights.append(onnx.numpy_helper.from_array(array, name))
-        return name
-
-    def batch_norm(self, x: str, width: int) -> str:
-        """Add a BatchNormalization that changes what it gets."""
-        parameters = [self.small(width, v) for v in (1.25, 0.5, 0.1, 0.9)]
-        return self.op("BatchNormalization", x, *parameters)
-
-
 def build(path: Path, size: int, width: int = WIDTH) -> None:
     """Write a model with about ``size`` bytes of weights in ``<name>.data`` beside it."""
-    with path.with_name(path.name + ".data").open("wb") as file:
-        writer = _Writer(file, path.name + ".data")
+    with Writer(path) as writer:
         rows = max(1, size // 8 // (width * 4))
-        x = writer.op("Gather", writer.weight(rows, width), "token")
+        x = writer.op("Gather", writer.weight(rows, width, spread=SPREAD), "token")
         image = "image"
         seeds = iter(range(1, 1 << 30))
         while writer.written < size:
             x, image = _block(writer, x, image, width, next(seeds))
-    inputs = [
-        helper.make_tensor_value_info("token", TensorProto.INT64, ["batch"]),
-        helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", width, 2, 2]),
-    ]
-    outputs: Sequence[onnx.ValueInfoProto] = [
-        helper.make_tensor_value_info(x, TensorProto.FLOAT, ["batch", width]),
-        helper.make_tensor_value_info(image, TensorProto.FLOAT, ["batch", width, 2, 2]),
-    ]
-    graph = helper.make_graph(writer.nodes, "big", inputs, outputs, writer.weights)
-    imports = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(graph, opset_imports=imports, ir_version=8)
-    path.write_bytes(model.SerializeToString())
+        inputs = [
+            helper.make_tensor_value_info("token", TensorProto.INT64, ["batch"]),
+            helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", width, 2, 2]),
+        ]
+        outputs = [
+            helper.make_tensor_value_info(x, TensorProto.FLOAT, ["batch", width]),
+            helper.make_tensor_value_info(image, TensorProto.FLOAT, ["batch", width, 2, 2]),
+        ]
+        writer.save(inputs, outputs, OPSET, ir_version=8)
 
 
-def _block(writer: _Writer, x: str, image: str, width: int, seed: int) -> tuple[str, str]:
+def _block(writer: Writer, x: str, image: str, width: int, seed: int) -> tuple[str, str]:
     """Five weights: one to be kept, two to be folded, one to be transposed, and a copy."""
-    kept = writer.weight(width, width, seed=seed)
-    x = writer.op("Relu", writer.op("MatMul", x, kept))
-    bias = writer.small(width, 0.1)
-    product = writer.op("Gemm", x, writer.weight(width, width), bias)
-    x = writer.op("Relu", writer.batch_norm(product, width))
-    convolved = writer.op("Conv", image, writer.weight(width, width, 1, 1))
-    image = writer.op("Relu", writer.batch_norm(convolved, width))
-    turned = writer.op("Transpose", writer.weight(width, width), perm=[1, 0])
+
+    def weight(*shape: int, seed: int | None = None) -> str:
+        return writer.weight(*shape, spread=SPREAD, seed=seed)
+
+    x = writer.op("Relu", writer.op("MatMul", x, weight(width, width, seed=seed)))
+    product = writer.op("Gemm", x, weight(width, width), writer.constant(np.full(width, 0.1)))
+    x = writer.op("Relu", _batch_norm(writer, product, width))
+    convolved = writer.op("Conv", image, weight(width, width, 1, 1))
+    image = writer.op("Relu", _batch_norm(writer, convolved, width))
+    turned = writer.op("Transpose", weight(width, width), perm=[1, 0])
     x = writer.op("Relu", writer.op("MatMul", x, turned))
-    return writer.op("Tanh", writer.op("MatMul", x, writer.weight(width, width, seed=seed))), image
+    return writer.op("Tanh", writer.op("MatMul", x, weight(width, width, seed=seed))), image
+
+
+def _batch_norm(writer: Writer, x: str, width: int) -> str:
+    """A BatchNormalization that changes what it gets."""
+    parameters = [writer.constant(np.full(width, value)) for value in (1.25, 0.5, 0.1, 0.9)]
+    return writer.op("BatchNormalization", x, *parameters)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import onnx
 from memory import memory_bytes
 from onnx import TensorProto, helper
+from streamed import Writer
 
 OPSET = 21
 WIDTH = 4096
-PIECE = 1 << 20
-"""Numbers that are written at a time."""
 
 
 def main() -> None:
@@ -100,56 +97,18 @@ def quantize(source: Path, target: Path, format: str) -> dict[str, float]:
     }
 
 
-class _Writer:
-    """Writes weights to the data file and collects the model that reads them."""
-
-    def __init__(self, path: Path) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-        self.written = 0
-        self._path = path
-        self._random = np.random.default_rng(0)
-        path.touch()
-
-    def weight(self, *shape: int) -> str:
-        """Append random float32 weights."""
-        tensor = TensorProto(
-            name=f"weight_{len(self.weights)}", data_type=TensorProto.FLOAT, dims=shape
-        )
-        tensor.data_location = TensorProto.EXTERNAL
-        size = int(np.prod(shape))
-        entries = {"location": self._path.name, "offset": self.written, "length": size * 4}
-        for key, value in entries.items():
-            tensor.external_data.add(key=key, value=str(value))
-        with self._path.open("ab") as file:
-            for at in range(0, size, PIECE):
-                part = self._random.random(min(PIECE, size - at), dtype=np.float32)
-                file.write((part - np.float32(0.5)).data)
-        self.written += size * 4
-        self.weights.append(tensor)
-        return tensor.name
-
-    def op(self, op_type: str, *inputs: str, **attributes: object) -> str:
-        """Add a node; gives its output's name."""
-        output = f"{op_type.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op_type, inputs, [output], output, **attributes))
-        return output
-
-
 def build(path: Path, size: int) -> None:
     """Write a model with about ``size`` bytes of weights in ``<name>.data`` beside it."""
-    writer = _Writer(path.with_name(path.name + ".data"))
-    rows = max(1, size // 8 // (WIDTH * 4))
-    x = writer.op("Gather", writer.weight(rows, WIDTH), "token")
-    while writer.written < size:
-        x = writer.op("Relu", writer.op("MatMul", x, writer.weight(WIDTH, WIDTH)))
-        x = writer.op("Relu", writer.op("Gemm", x, writer.weight(WIDTH, WIDTH), transB=1))
-    inputs = [helper.make_tensor_value_info("token", TensorProto.INT64, ["batch"])]
-    outputs = [helper.make_tensor_value_info(x, TensorProto.FLOAT, ["batch", WIDTH])]
-    graph = helper.make_graph(writer.nodes, "big", inputs, outputs, writer.weights)
-    imports = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(graph, opset_imports=imports, ir_version=10)
-    path.write_bytes(model.SerializeToString())
+    with Writer(path) as writer:
+        rows = max(1, size // 8 // (WIDTH * 4))
+        x = writer.op("Gather", writer.weight(rows, WIDTH, spread=0.5), "token")
+        while writer.written < size:
+            kept, turned = (writer.weight(WIDTH, WIDTH, spread=0.5) for _ in range(2))
+            x = writer.op("Relu", writer.op("MatMul", x, kept))
+            x = writer.op("Relu", writer.op("Gemm", x, turned, transB=1))
+        inputs = [helper.make_tensor_value_info("token", TensorProto.INT64, ["batch"])]
+        outputs = [helper.make_tensor_value_info(x, TensorProto.FLOAT, ["batch", WIDTH])]
+        writer.save(inputs, outputs, OPSET, ir_version=10)
 
 
 if __name__ == "__main__":

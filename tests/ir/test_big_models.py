@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from big_model import build
 
-from benchmarks.big_model import build
 from onnxq.runtime import Session
 from tests.helpers import assert_same_outputs
 
@@ -34,7 +34,8 @@ import json, resource, sys
 from pathlib import Path
 limit = int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-from benchmarks.big_model import rewrite
+sys.path.insert(0, "benchmarks")
+from big_model import rewrite
 print(json.dumps(rewrite(Path(sys.argv[1]), Path(sys.argv[2]))))
 """
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from weight_only_big import build
 
-from benchmarks.weight_only_big import build
 from onnxq.ir import load
 from onnxq.quant import ABSMAX, INT4, INT8, per_block, quantize, weight_qparams
 
@@ -23,7 +23,8 @@ RESIDENT_LIMIT = 0.5
 QUANTIZE = """
 import json, sys
 from pathlib import Path
-from benchmarks.weight_only_big import quantize
+sys.path.insert(0, "benchmarks")
+from weight_only_big import quantize
 print(json.dumps(quantize(Path(sys.argv[1]), Path(sys.argv[2]), "int4")))
 """
 
