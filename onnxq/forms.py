@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnxq.cost.bench import Bench, Feeds
@@ -59,7 +59,7 @@ class Trial:
 
     Attributes:
         target: Where the model is to run; it names the forms to try.
-        feeds: What to run the model on.
+        feeds: Gives what to run the model on, once there is something to try.
         bench: What measures.
         precisions: What nodes may be given afterwards.
         keep_float: Names of nodes that are to stay in float.
@@ -68,7 +68,7 @@ class Trial:
     """
 
     target: Target
-    feeds: Feeds
+    feeds: Callable[[], Feeds]
     bench: Bench
     precisions: tuple[str, ...] = ()
     keep_float: Collection[str] = ()
@@ -124,7 +124,8 @@ class _Search:
         typed = self._source.copy()
         infer_types(typed)
         self._part = excerpt(typed)
-        self._feeds = {v.name: trial.feeds[v.name] for v in self._part.inputs if not v.data}
+        feeds = trial.feeds()
+        self._feeds = {v.name: feeds[v.name] for v in self._part.inputs if v.name in feeds}
         self._drop_slow_precisions()
         self._choose_opset(opsets)
         for step in forms:

@@ -178,7 +178,7 @@ def float_form(
     bench = Bench(job.target.backend, job.target.provider, options.threads, Measurements(folder))
     trial = Trial(
         job.target,
-        job.one.feeds,
+        lambda: job.one.feeds,
         bench,
         precisions,
         job.recipe.keep_float,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from onnxq.benchmark import random_feeds
+from onnxq.cost import Bench
 from onnxq.errors import InputError, InvariantError
+from onnxq.forms import FloatForm, Trial, fastest_form
 from onnxq.ir import (
     Context,
     Graph,
@@ -20,11 +22,14 @@ from onnxq.ir import (
     Pipeline,
     default_passes,
     load,
-    parse_passes,
+    raise_opset,
 )
 from onnxq.ir.saving import to_proto
 from onnxq.passes.cleanup.constant_initializers import settle_overridable
+from onnxq.plan.apply import float_passes
 from onnxq.runtime import Session
+from onnxq.runtime.session import serialized
+from onnxq.targets import load_target
 
 TOLERANCE = 1e-5
 """Largest difference, relative to the output's largest magnitude, that counts as none."""
@@ -64,6 +69,7 @@ def rewrite(
     model: ModelLike | Graph,
     passes: str | Sequence[Pass] | None = None,
     *,
+    opset: int | Literal["fastest"] | None = None,
     keep_overridable: bool = False,
     debug: int = 0,
 ) -> Rewritten:
@@ -71,19 +77,42 @@ def rewrite(
 
     Args:
         model: Path, serialized bytes, ``ModelProto`` or a graph, which is left as it is.
-        passes: Passes, or their text form ``"fold-constants,fuse-batch-norm"``; the default
-            float pipeline if None.
+        passes: Passes, or their text form ``"fold-constants,fuse-batch-norm"``, in which
+            ``default`` stands for the default float pipeline; that if None.
+        opset: Raise the model to at least this opset. ``fastest`` is the lowest at which it is
+            the fastest on this machine, with random inputs: those are timed at which a pass finds
+            more. What was timed is remembered, so that another run here gives the same.
         keep_overridable: Keep weights that are all listed as inputs overridable; they are made
             constants otherwise.
         debug: Level of the passes' log, see `onnxq.ir.Context`.
 
     Raises:
-        InputError: the model or a pass cannot be used.
+        InputError: the model, a pass or the opset cannot be used.
     """
     graph = model.copy() if isinstance(model, Graph) else load(model)
     steps, ctx = _passes(passes), Context(debug)
     notes = settle_overridable(graph, ctx, keep=keep_overridable)
+    if opset == "fastest":
+        opset, found = _fastest_opset(graph, steps)
+        notes += found
+    graph = raise_opset(graph, opset or 0)
     return Rewritten(graph, tuple(Pipeline(steps).run(graph, ctx)), notes)
+
+
+def _fastest_opset(graph: Graph, steps: Sequence[Pass]) -> tuple[int, tuple[str, ...]]:
+    """The opset at which the rewritten model is the fastest, and what was found, in sentences."""
+    # Nothing follows the float passes: neither other forms nor integers.
+    target = replace(load_target("auto"), passes="", forms=(), operators={})
+    feeds = lambda: random_feeds(Session(serialized(to_proto(graph))).inputs)  # noqa: E731
+    form = FloatForm(",".join(map(str, steps)), graph.opset)
+    try:
+        form, notes = fastest_form(graph, form, Trial(target, feeds, Bench()))
+    except InputError as error:
+        why = str(error).partition(";")[0]
+        return graph.opset, (
+            f"Opset {graph.opset} stays, since no other can be timed on random inputs: {why}.",
+        )
+    return form.opset, notes
 
 
 def bisect_passes(
@@ -148,7 +177,7 @@ def _check(
 def _passes(passes: str | Sequence[Pass] | None) -> tuple[Pass, ...]:
     if passes is None:
         return default_passes()
-    return parse_passes(passes) if isinstance(passes, str) else tuple(passes)
+    return float_passes(passes) if isinstance(passes, str) else tuple(passes)
 
 
 def _relative(wanted: Any, given: Any) -> float:

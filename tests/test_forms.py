@@ -77,7 +77,7 @@ def target(*forms: str) -> Target:
 def chosen(
     graph: Graph, bench: Bench, *forms: str, opset_is_free: bool = True
 ) -> tuple[FloatForm, Sequence[str]]:
-    trial = Trial(target(*forms), FEEDS, bench, opset_is_free=opset_is_free)
+    trial = Trial(target(*forms), lambda: FEEDS, bench, opset_is_free=opset_is_free)
     return fastest_form(graph, FloatForm("default", graph.opset), trial)
 
 
@@ -149,12 +149,13 @@ g (float[1, 2, 3, 4] x) => (float[1, 2, 3, 4] y)
 
 def test_a_form_that_does_not_stand_by_default_is_put_in_with_the_opset_it_needs() -> None:
     graph = Graph.from_text(ATTENTION)
-    trial = Trial(target("fuse-attention"), {"x": np.ones((1, 2, 3, 4), np.float32)}, Priced())
+    feeds = {"x": np.ones((1, 2, 3, 4), np.float32)}
+    trial = Trial(target("fuse-attention"), lambda: feeds, Priced())
     form, notes = fastest_form(graph, FloatForm("default", 21), trial)
     assert form == FloatForm("default,fuse-attention", 23)
     assert made(graph, form) == ["Attention"] and len(notes) == 1
     slow = Priced(price=of_operators({"Attention": 9.0}))
-    trial = Trial(target("fuse-attention"), trial.feeds, slow)
+    trial = Trial(target("fuse-attention"), lambda: feeds, slow)
     assert fastest_form(graph, FloatForm("default", 21), trial) == (FloatForm("default", 21), ())
 
 
@@ -170,7 +171,8 @@ def test_a_part_stands_for_repeated_blocks() -> None:
         {{ {blocks} y = Neg(x6) }}"""
     )
     bench = Priced(price=of_rows({2: 9.0}))
-    trial = Trial(target("fuse-hard-swish"), {"x0": np.ones((1, 2), np.float32)}, bench)
+    feeds = {"x0": np.ones((1, 2), np.float32)}
+    trial = Trial(target("fuse-hard-swish"), lambda: feeds, bench)
     form, _ = fastest_form(graph, FloatForm("default", 17), trial)
     assert form.passes == f"default,fuse-hard-swish{{without={tuple(f's{n}' for n in range(6))}}}"
     assert max(bench.sizes) <= 15 < len(graph) == 31

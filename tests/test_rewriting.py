@@ -13,6 +13,7 @@ import pytest
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, Pass, Tensor, default_passes, save, to_proto
 from onnxq.rewriting import TOLERANCE, bisect_passes, rewrite
+from tests.test_forms import Priced, of_operators, swishes
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 g (float[N, 3] x) => (float[N, 3] y)
@@ -86,6 +87,34 @@ def test_passes_as_objects(graph: Graph) -> None:
     result = rewrite(graph, (*default_passes()[:0],))
     assert result.records == () and len(result.graph) == 3
     assert bisect_passes(graph, [Scale(2.0)]).first_bad == "scale"
+
+
+def test_the_opset_is_what_is_asked_for_or_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = swishes(13)
+    assert rewrite(graph).graph.opset == 13, "without being asked for nothing is raised"
+    raised = rewrite(graph, opset=15).graph
+    assert raised.opset == 15 and {"HardSwish"} <= {n.op_type for n in raised.nodes()}
+    assert rewrite(graph, opset=7).graph.opset == 13
+
+    monkeypatch.setattr("onnxq.rewriting.Bench", Priced)
+    result = rewrite(graph, opset="fastest")
+    assert result.graph.opset == 14 and "opset 14 makes the model 3.00 times" in result.notes[0]
+    monkeypatch.setattr(
+        "onnxq.rewriting.Bench", lambda: Priced(price=of_operators({"HardSwish": 5}))
+    )
+    assert rewrite(graph, opset="fastest").graph.opset == 13
+    result = rewrite(graph, "eliminate-identity", opset="fastest")
+    assert (result.graph.opset, result.notes) == (13, ()), "no pass gains by a higher one"
+
+
+def test_the_opset_stays_where_nothing_can_be_timed() -> None:
+    text = swishes(13).to_text().replace("float[N,4] x)", "float[N,4] x, string[N] more)")
+    graph = Graph.from_text(text)
+    assert len(graph.inputs) == 2
+    result = rewrite(graph, opset="fastest")
+    assert result.graph.opset == 13
+    why = "on random inputs: there are no random values for the input more string [N]."
+    assert why in result.notes[0]
 
 
 def test_debug_prints_to_standard_error(graph: Graph, capsys: pytest.CaptureFixture[str]) -> None:
