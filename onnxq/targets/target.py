@@ -41,7 +41,7 @@ OutputRule = Literal["quantized", "float"]
 """Whether the integer kernel of a ``compute`` operator must give integers or may give floats."""
 
 
-Form = Literal["", "clipped-line", "line"]
+Form = Literal["", "clipped-line", "line", "repeat"]
 """Equal forms in integers.
 
 - ``line``: arithmetic with one number as nothing but another scale and zero-point of the same
@@ -49,6 +49,7 @@ Form = Literal["", "clipped-line", "line"]
 - ``clipped-line``: HardSigmoid as the same, clipped as integers. Where the range does not allow it,
   as the Add of a constant whose output is quantized with scale 1/255 from 0 on: saturation clips.
   HardSwish as its product with that.
+- ``repeat``: a Resize that repeats pixels as concatenations with channels last.
 """
 
 
@@ -319,6 +320,7 @@ def _entries(of: str, text: str) -> dict[str, Any]:
 _FORMS: Mapping[str, Sequence[str]] = {
     "clipped-line": ("HardSigmoid", "HardSwish"),
     "line": ("Mul", "Div", "Add", "Sub"),
+    "repeat": ("Resize",),
 }
 """The operators that have each `Form`."""
 

@@ -214,7 +214,7 @@ def test_an_operator_between_integers_has_pairs_on_both_sides(operator: str) -> 
         ("Reshape(c, shape)", "int64[4] shape = {1, 1, 2, 8}"),
         ("Slice(c, starts, ends)", "int64[1] starts = {0}, int64[1] ends = {1}"),
         ("Gather<axis = 2>(c, at)", "int64[2] at = {1, 0}"),
-        ('Resize<mode = "nearest">(c, , sizes)', "float[4] sizes = {1, 1, 2, 2}"),
+        ('Resize<mode = "nearest">(c, , sizes)', "float[4] sizes = {1, 1, 2.5, 2}"),
     ],
 )
 def test_an_operator_with_parameters_keeps_them(operator: str, constants: str) -> None:
@@ -492,7 +492,7 @@ def test_a_chain_runs_on_integers_from_its_input_to_its_last_product() -> None:
         ("p = Clip(c, low)", "float low = {1}"),
         ("p = Clip(c, low, high)", "float low = {-3}, float high = {-2}"),
         ("k = ReduceMax<keepdims = 0>(x) h = Abs(k) p = Clip(c, , h)", ""),
-        ('p = Resize<mode = "linear">(c, , sizes)', "float[4] sizes = {1, 1, 2, 2}"),
+        ('p = Resize<mode = "linear">(c, , sizes)', "float[4] sizes = {1, 1, 2.5, 2}"),
     ],
 )  # fmt: skip
 def test_what_integer_kernels_do_not_do_is_left_to_float_ones(
