@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 
+from onnxq.ir.branch_ranks import agreed_ranks
 from onnxq.ir.graph import Graph, Node, Value
 from onnxq.ir.infer_message import complete, nested, part_message, whole_message
 from onnxq.ir.onnx_inference import INFERENCE_FAILURES, infer_shapes
@@ -139,6 +140,8 @@ class _Inference:
                     if _is_made_up(old) and new is not None and not _is_made_up(new):
                         equal.setdefault(str(old), new)
                 learned |= self._learn(value, found)
+            for value, stated in agreed_ranks(part):
+                learned |= self._learn(value, stated)
         if equal:
             for part in _with_nested(nodes):
                 for value in (v for node in part for v in node.outputs if v is not None):

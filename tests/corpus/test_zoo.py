@@ -145,4 +145,4 @@ def test_the_pipeline_shrinks_a_model_of_a_subgraph_per_branch(corpus: Path) -> 
     before = load(corpus / "zoo" / "silero_vad.onnx")
     after = _optimized(before)
     counts = [sum(len(g) for g in graph.all_graphs()) for graph in (before, after)]
-    assert counts[1] < counts[0] / 2
+    assert counts == [689, 72]
