@@ -19,8 +19,11 @@ from onnxq.progress import SILENT, Progress
 from onnxq.registry import split_forms
 from onnxq.targets import Target
 
-_GAIN = 1.015
+_GAIN = 1.01
 """A form is kept if it makes the whole model so many times as fast: less is within the noise."""
+
+_OPSET_GAIN = 1.005
+"""The same for opsets, which are timed for longer: operators that are fused lose less, too."""
 
 _CLOSE = 1.25
 """Precisions count in which the model is at most so many times slower than in the fastest."""
@@ -157,14 +160,25 @@ class _Search:
     def _choose_opset(self, opsets: Sequence[int]) -> None:
         """The lowest of those opsets that make the model as fast as any does."""
         forms = [self.best, *(replace(self.best, opset=opset) for opset in opsets)]
-        times = self._times(forms) if opsets else {}
-        chosen = next((f for f in times if times[f] <= min(times.values()) * _GAIN), self.best)
-        self._keep(chosen, f"opset {chosen.opset}", times)
+        times: dict[FloatForm, float] = {}
+        while len(forms) > 1 and not times:
+            try:
+                times = self._times(forms, 3 * _SECONDS_EACH)
+            except InputError:
+                # The model cannot be raised to the highest one, or the runtime does not know it.
+                forms.pop()
+        if not times:
+            return
+        limit = min(times.values()) * _OPSET_GAIN
+        chosen = next(form for form in forms if times[form] <= limit)
+        self._keep(chosen, f"opset {chosen.opset}", times, _OPSET_GAIN)
 
-    def _keep(self, form: FloatForm, what: str, times: Mapping[FloatForm, float]) -> None:
-        gain = times[self.best] / times[form] if form in times else 0.0
-        if gain >= _GAIN:
-            self.notes.append(f"Measured here: {what} makes the model {gain:.2f} times as fast.")
+    def _keep(
+        self, form: FloatForm, what: str, times: Mapping[FloatForm, float], least: float = _GAIN
+    ) -> None:
+        gain = times[self.best] / times[form]
+        if gain >= least and form != self.best:
+            self.notes.append(f"Measured here: {what} makes the model {gain:.3g} times as fast.")
             self.best = form
 
     # Forms of regions
@@ -253,20 +267,16 @@ class _Search:
         fastest = min(times.values())
         self._precisions = tuple(text for text, ms in times.items() if ms <= fastest * _CLOSE)
 
-    def _times(self, forms: Sequence[FloatForm]) -> dict[FloatForm, float]:
+    def _times(
+        self, forms: Sequence[FloatForm], seconds: float = _SECONDS_EACH
+    ) -> dict[FloatForm, float]:
         """Milliseconds of each form in all precisions that count together, run in turn."""
         models: dict[tuple[FloatForm, str], Graph] = {}
         for form in forms:
-            try:
-                quantized = self._quantized(self._made(self._part, form)[0])
-            except InputError:
-                if form == self.best:
-                    raise
-                # It cannot be raised to that opset.
-                continue
+            quantized = self._quantized(self._made(self._part, form)[0])
             models |= {(form, text): graph for text, graph in quantized.items()}
         named = {f"{at}": graph for at, graph in enumerate(models.values())}
-        spent = self._trial.bench.times(named, self._feeds, seconds=_SECONDS_EACH)
+        spent = self._trial.bench.times(named, self._feeds, seconds=seconds)
         times: dict[FloatForm, float] = {}
         for (form, _), ms in zip(models, spent.values(), strict=True):
             times[form] = times.get(form, 0.0) + ms

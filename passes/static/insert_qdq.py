@@ -459,9 +459,11 @@ class _Insertion:
     def _constant(self, graph: Graph, array: np.ndarray, name: str) -> Value:
         """A constant of a graph, the same one for the same numbers."""
         key = (graph, array.tobytes(), str(array.dtype), array.shape)
-        if key not in self._constants:
-            self._constants[key] = graph.constant(array, name)
-        return self._constants[key]
+        known = self._constants.get(key)
+        if known is None or graph.find(known.name) is not known:
+            # What became unused was taken out.
+            known = self._constants[key] = graph.constant(array, name)
+        return known
 
     def _dequantize(
         self,

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.ir import Graph, infer_types, to_proto
+from onnxq.ir import Context, Graph, infer_types, to_proto
+from onnxq.passes.static.insert_qdq import InsertQdq
 from onnxq.passes.static.placement import place
 from onnxq.runtime import optimized_operators
 from onnxq.targets import load_target
@@ -189,3 +190,15 @@ def test_a_gate_keeps_the_range_of_what_something_else_reads() -> None:
     after = quantized(before, {n: (-6.0, 6.0) for n in "xchdy"})
     found = run_optimized(after, {"x": x})["y"]
     assert np.abs(found - run(before, {"x": x})["y"]).max() < 0.2
+
+
+def test_numbers_of_a_line_that_went_away_are_written_anew() -> None:
+    """The first of two lines in a row leaves nothing behind that a line elsewhere could share."""
+    graph = text(
+        f"{W}, float k = {{2}}, float l = {{4}}",
+        "c = Conv(x, w) m = Mul(c, k) n = Mul(m, l) d = Conv(n, w) e = Mul(d, k) y = Conv(e, w)",
+    )
+    infer_types(graph)
+    bounds = dict.fromkeys(("x", "c", "d", "y"), (-1.0, 1.0))
+    InsertQdq(bounds, "cpu-x64").run(graph, Context())
+    graph.check()
