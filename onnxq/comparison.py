@@ -12,7 +12,7 @@ from onnxq.job import as_file, held_out_part, label, single_feed
 from onnxq.progress import SILENT, PeakWatch, Progress
 from onnxq.report.certainty import certainty
 from onnxq.report.expectation import expectation
-from onnxq.runtime import Session
+from onnxq.runtime import interface
 from onnxq.verify import CompareOptions, Gate, Report, compare_files
 from onnxq.verify.facts import peak_rss_bytes
 
@@ -61,7 +61,7 @@ def compare(
     with as_file(float_model) as (path, _), as_file(candidate) as (candidate_path, _):
         load(path)
         load(candidate_path)
-        specs = Session(path).inputs
+        specs = interface(path)
         dataset = held_out_part(read(data, specs, batch_size=batch_size, images=images))
         if samples is not None:
             dataset = dataset.take(samples)

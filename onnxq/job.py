@@ -23,7 +23,8 @@ from onnxq.plan import Pin
 from onnxq.precision import require_searchable
 from onnxq.progress import SILENT, Progress
 from onnxq.recipe import Recipe, load_recipe
-from onnxq.runtime import Session, TensorSpec, load_backend
+from onnxq.runtime import TensorSpec, interface, load_backend
+from onnxq.runtime.files import ModelFiles
 from onnxq.targets import Target, load_target
 from onnxq.tune import parse_tuner
 from onnxq.verify import Reference
@@ -42,6 +43,8 @@ class Job:
 
     Attributes:
         path: The model's file.
+        runs: The same model in the form in which it runs, see `ModelFiles.beside`.
+        files: Where to put further models.
         folder: A folder for more files, which goes away with the job.
         source: The model as loaded.
         samples: The part of the data to calibrate on and to analyse with.
@@ -59,6 +62,8 @@ class Job:
     """
 
     path: Path
+    runs: Path
+    files: ModelFiles
     folder: Path
     source: Graph
     samples: Dataset
@@ -100,6 +105,7 @@ class Job:
         return Reference(
             self.path,
             self.held_out,
+            runs=self.runs,
             metric=self.options.metric,
             backend=self.target.backend,
             provider="cpu" if self.missing_provider() else self.target.provider,
@@ -161,7 +167,9 @@ def open_job(
         precisions = (recipe.precision,)
     with as_file(model) as (path, folder):
         source = load(path)
-        specs = Session(path).inputs
+        files = ModelFiles(folder)
+        runs = files.beside(source, path)
+        specs = interface(runs)
         if data is None:
             data = [random_feeds(specs, seed=seed) for seed in range(_MADE_UP)]
         samples, held_out = _split(data, eval_data, specs, options)
@@ -169,6 +177,8 @@ def open_job(
         notes = settle_overridable(source, ctx, keep=options.keep_overridable)
         yield Job(
             path,
+            runs,
+            files,
             folder,
             source,
             samples,

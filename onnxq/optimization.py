@@ -27,7 +27,7 @@ from onnxq.report.expectation import expectation
 from onnxq.search import Candidate, Search
 from onnxq.study import apply_to, study, uniform_plan
 from onnxq.verify import CompareOptions, Gate, Report, compare_files, with_gates
-from onnxq.verify.facts import peak_rss_bytes
+from onnxq.verify.facts import file_sha256, peak_rss_bytes
 from onnxq.verify.metrics import choose_metric
 from onnxq.verify.result import AGREEMENT, CandidateFacts
 
@@ -112,6 +112,9 @@ def optimize(
         is_kept = report.passed or keep_failed
         if is_kept and output is not None:
             save(graph, output)
+            report = replace(
+                report, output=replace(report.output, sha256=file_sha256(Path(output)))
+            )
         if is_kept and plan_output is not None:
             plan.save(plan_output)
     written = Path(output) if is_kept and output is not None else None
@@ -170,8 +173,7 @@ def _proven(prepared: Prepared, plan: Plan) -> tuple[Graph, Report]:
     job = prepared.job
     job.progress.stage("quantizing")
     graph, records = apply_to(prepared, plan, job.context)
-    path = job.folder / "candidate.onnx"
-    save(graph, path)
+    path = job.files.save(graph, "candidate.onnx")
     return graph, verify(job, path, [*prepared.records, *records])
 
 
@@ -220,8 +222,7 @@ def _float_only(job: Job, baseline: Report, gates: Sequence[Gate], why: str) -> 
     graph, records = float_graph(
         job.source, plan.passes, job.target, plan.opset, job.context, job.progress
     )
-    path = job.folder / "float.onnx"
-    save(graph, path)
+    path = job.files.save(graph, "float.onnx")
     notes = (f"{why[:1].upper()}{why[1:]}. The model stays in float.",)
     report = with_gates(replace(verify(job, path, records), notes=(*notes, *found)), gates)
     kept = with_gates(replace(baseline, notes=notes), gates)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from onnxq.cost.measure import size_costs
 from onnxq.errors import InputError
-from onnxq.ir import Graph, PassRecord, save
+from onnxq.ir import Graph, PassRecord
+from onnxq.ir.saving import constant_bytes
 from onnxq.plan import Assignment, Plan, Problem, assign
 from onnxq.precision import FLOAT
 from onnxq.proof import verify
 from onnxq.runtime import load_backend
+from onnxq.runtime.pool import MODELS_BYTES, at_a_time
 from onnxq.study import Study, apply_to, uniform
 from onnxq.verify import Gate, Report, with_gates
 
@@ -225,8 +227,7 @@ class Search:
         if context.debug:
             context.log(f"{label}:")
         graph, records = apply_to(self._study.prepared, plan, context)
-        path = self.job.folder / f"candidate-{len(self.candidates)}.onnx"
-        save(graph, path)
+        path = self.job.files.save(graph, f"candidate-{len(self.candidates)}.onnx")
         if any(filecmp.cmp(c.path, path, shallow=False) for c in self.candidates):
             path.unlink()
             return
@@ -255,16 +256,21 @@ class Search:
         return None
 
     def _time(self, candidates: Sequence[Candidate], seconds: float) -> None:
-        """Time candidates in turn with the float model, in one process."""
+        """Time candidates in turn with the float model, in one process.
+
+        As many at a time as fit into memory.
+        """
         job = self.job
         backend, threads = load_backend(job.target.backend), job.options.threads
-        sessions = [
-            backend.session(path, provider=job.target.provider, threads=threads)
-            for path in (job.path, *(c.path for c in candidates))
-        ]
-        timings = backend.time(sessions, job.one.feeds, seconds=seconds * len(sessions))
-        for candidate, timing in zip(candidates, timings[1:], strict=True):
-            candidate.speedup = timing.speedup
+        sizes = {at: constant_bytes(c.graph) for at, c in enumerate(candidates)}
+        for group in at_a_time(sizes, MODELS_BYTES):
+            sessions = [
+                backend.session(path, provider=job.target.provider, threads=threads)
+                for path in (job.runs, *(candidates[at].path for at in group))
+            ]
+            timings = backend.time(sessions, job.one.feeds, seconds=seconds * len(sessions))
+            for at, timing in zip(group, timings[1:], strict=True):
+                candidates[at].speedup = timing.speedup
 
     def _holds(self, candidate: Candidate) -> bool:
         report = candidate.report

@@ -174,7 +174,6 @@ def find_losses(prepared: Prepared) -> Sensitivity:
             method=options.sensitivity,
             proxy=options.proxy,
             model_sha256=job.sha256,
-            threads=options.threads,
             progress=job.progress,
         ),
         calibrator=prepared.ranges.calibrator,

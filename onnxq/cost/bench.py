@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from onnxq.cost.cache import Measurements, machine
-from onnxq.ir import Graph, to_proto
+from onnxq.ir import Graph
+from onnxq.ir.saving import constant_bytes, fingerprint
 from onnxq.runtime import NodeTime, load_backend
-from onnxq.runtime.session import serialized
+from onnxq.runtime.files import ModelFiles
+from onnxq.runtime.pool import MODELS_BYTES, at_a_time
 from onnxq.runtime.specs import Array
 
 Feeds = Mapping[str, Array]
@@ -46,6 +47,8 @@ class Bench:
     ) -> dict[str, Mapping[str, float]]:
         """Milliseconds of the operators of whole models, run in turn, by the models' names.
 
+        As many models as fit into memory take turns.
+
         Args:
             models: The models.
             feeds: What to run them on.
@@ -54,18 +57,18 @@ class Bench:
         Raises:
             InputError: a model cannot be run.
         """
-        protos = {name: serialized(to_proto(graph)) for name, graph in models.items()}
-        keys = {name: self._key("profile", feeds, [data]) for name, data in protos.items()}
+        keys = {name: self._key("profile", feeds, [graph]) for name, graph in models.items()}
         found = {name: self.known.get(key) for name, key in keys.items()}
-        missing = [name for name, times in found.items() if times is None]
-        if missing:
-            profiles = load_backend(self.backend).profile(
-                [protos[name] for name in missing],
-                feeds,
-                provider=self.provider,
-                threads=self.threads,
-            )
-            for name, profile in zip(missing, profiles, strict=True):
+        missing = {n: constant_bytes(models[n]) for n, times in found.items() if times is None}
+        for some in at_a_time(missing, MODELS_BYTES):
+            with ModelFiles.temporary() as files:
+                profiles = load_backend(self.backend).profile(
+                    [files.save(models[name], f"{at}.onnx") for at, name in enumerate(some)],
+                    feeds,
+                    provider=self.provider,
+                    threads=self.threads,
+                )
+            for name, profile in zip(some, profiles, strict=True):
                 found[name] = times = read(name, profile)
                 if times:
                     self.known.put(keys[name], times)
@@ -76,6 +79,8 @@ class Bench:
     ) -> dict[str, float]:
         """Milliseconds of whole models, run in turn, by their names.
 
+        As many models as fit into memory take turns.
+
         Args:
             models: The models.
             feeds: What to run them on.
@@ -84,19 +89,31 @@ class Bench:
         Raises:
             InputError: a model cannot be run.
         """
-        protos = {name: serialized(to_proto(graph)) for name, graph in models.items()}
-        key = self._key("models in turn", feeds, protos.values())
+        key = self._key("models in turn", feeds, models.values())
         found = self.known.get(key)
         if found is None:
-            backend = load_backend(self.backend)
-            sessions = [
-                backend.session(data, provider=self.provider, threads=self.threads)
-                for data in protos.values()
-            ]
-            timings = backend.time(sessions, feeds, seconds=seconds * len(sessions))
-            found = {str(at): timing.p10_ms for at, timing in enumerate(timings)}
+            sizes = {name: constant_bytes(graph) for name, graph in models.items()}
+            groups = at_a_time(sizes, MODELS_BYTES)
+            taken = [ms for group in groups for ms in self._in_turn(models, group, feeds, seconds)]
+            found = {str(at): ms for at, ms in enumerate(taken)}
             self.known.put(key, found)
         return dict(zip(models, found.values(), strict=True))
+
+    def _in_turn(
+        self, models: Mapping[str, Graph], names: Sequence[str], feeds: Feeds, seconds: float
+    ) -> list[float]:
+        backend = load_backend(self.backend)
+        with ModelFiles.temporary() as files:
+            sessions = [
+                backend.session(
+                    files.save(models[name], f"{at}.onnx"),
+                    provider=self.provider,
+                    threads=self.threads,
+                )
+                for at, name in enumerate(names)
+            ]
+            timings = backend.time(sessions, feeds, seconds=seconds * len(sessions))
+        return [timing.p10_ms for timing in timings]
 
     def operators(
         self, kind: str, models: Mapping[str, Callable[[], tuple[bytes, Feeds]]]
@@ -121,10 +138,9 @@ class Bench:
                 found[name] = spent
         return {name: dict(times or {}) for name, times in found.items()}
 
-    def _key(self, kind: str, feeds: Feeds, models: Iterable[bytes]) -> str:
+    def _key(self, kind: str, feeds: Feeds, models: Iterable[Graph]) -> str:
         shapes = json.dumps({n: a.shape for n, a in sorted(feeds.items())})
-        hashes = (hashlib.sha256(data).hexdigest() for data in models)
-        return self._signature(kind, *hashes, shapes)
+        return self._signature(kind, *map(fingerprint, models), shapes)
 
     def _signature(self, *what: str) -> str:
         return json.dumps([dict(self.here), *what], sort_keys=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -36,18 +37,28 @@ PLAIN_FIELDS = ("producer_name", "producer_version", "domain", "model_version", 
 _ALIGNMENT = 4096
 
 
-def save(graph: Graph, path: str | os.PathLike[str], *, external_data: bool = False) -> None:
+def save(
+    graph: Graph,
+    path: str | os.PathLike[str],
+    *,
+    external_data: bool = False,
+    shared: SharedData | None = None,
+) -> None:
     """Write a model file, complete or not at all.
 
     The file gets its name only when it is whole. Models too large for one protobuf message,
-    and any model with ``external_data``, keep large tensors in ``<name>.data`` beside it. The
-    same graph gives the same bytes every time.
+    and any model with ``external_data``, keep large tensors in ``<name>.data`` beside it, or in a
+    ``shared`` file in the same folder. The same graph gives the same bytes every time.
 
     Raises:
         InputError: the folder does not exist or the file cannot be written.
     """
     target = Path(path)
-    external = external_data or _embedded_size(graph) > PROTOBUF_LIMIT - (1 << 26)
+    if shared is not None:
+        with replacing(target) as file:
+            file.write(to_proto(graph, shared).SerializeToString(deterministic=True))
+        return
+    external = external_data or constant_bytes(graph) > PROTOBUF_LIMIT - (1 << 26)
     if not external:
         embedding = Embedding(v.data for v in graph.initializers() if v.data is not None)
         message = to_proto(graph, embedding).SerializeToString(deterministic=True)
@@ -160,7 +171,58 @@ class _ExternalStore:
         return elsewhere(tensor, name, location=self._location, offset=start, length=length)
 
 
-def _embedded_size(graph: Graph) -> int:
+class SharedData:
+    """A data file for several models in its folder, in which equal tensors are once.
+
+    A `TensorStore` for `save`. What is there stays as it is while more is added.
+
+    Args:
+        path: The data file; there must be none yet.
+        base: Another one in the same folder: what is in it is not put into this one.
+    """
+
+    def __init__(self, path: Path, base: SharedData | None = None) -> None:
+        self.path = path
+        self._base = base
+        self._places: dict[bytes, onnx.TensorProto] = {}
+
+    def put(self, tensor: Tensor, name: str) -> onnx.TensorProto:
+        """See `TensorStore.put`."""
+        found = self._find(tensor.digest())
+        if found is None:
+            with self.path.open("r+b" if self.path.exists() else "wb") as file:
+                file.seek(0, os.SEEK_END)
+                found = _ExternalStore(file, self.path.name).put(tensor, name)
+            self._places[tensor.digest()] = found
+        proto = onnx.TensorProto()
+        proto.CopyFrom(found)
+        proto.name = name
+        return proto
+
+    def add(self, graph: Graph) -> None:
+        """Put all large constants of a graph in."""
+        to_proto(graph, self)
+
+    def _find(self, digest: bytes) -> onnx.TensorProto | None:
+        inherited = None if self._base is None else self._base._find(digest)
+        return inherited or self._places.get(digest)
+
+
+class _Digests:
+    """A `TensorStore` that only says which tensors they are."""
+
+    def put(self, tensor: Tensor, name: str) -> onnx.TensorProto:
+        return elsewhere(tensor, name, digest=tensor.digest().hex())
+
+
+def fingerprint(graph: Graph) -> str:
+    """What tells a model from every other one, its weights included."""
+    message = to_proto(graph, _Digests()).SerializeToString(deterministic=True)
+    return hashlib.sha256(message).hexdigest()
+
+
+def constant_bytes(graph: Graph) -> int:
+    """Bytes of all constants of a model, those of subgraphs included."""
     total = 0
     for nested in graph.all_graphs():
         total += sum(v.data.nbytes for v in nested.initializers() if v.data is not None)

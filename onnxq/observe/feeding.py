@@ -13,12 +13,14 @@ import numpy as np
 from onnxq.data import Dataset
 from onnxq.data.batch import Batch
 from onnxq.errors import InputError
-from onnxq.ir import DataType, Graph, load, save
+from onnxq.ir import DataType, Graph, load
 from onnxq.ir.lifting import lift
 from onnxq.observe.observer import Indices, Observer
 from onnxq.progress import Progress
 from onnxq.runtime import Session
+from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.pool import RUN_BYTES
+from onnxq.runtime.session import AS_STORED
 from onnxq.runtime.specs import Array
 
 _SMALLEST_PART = 3
@@ -77,6 +79,7 @@ class Feeding:
         # Inputs with a default value are not fed; they are given out like any other tensor.
         fed = {value.name for value in self.graph.inputs if value.data is None}
         self._made = [name for name in self.observers if name not in fed]
+        self._files = ModelFiles(self.folder)
 
     def run(self, memory_limit: int | None = None) -> Iterator[Sequence[str]]:
         """Show all values; gives the names of tensors as soon as all of theirs were shown.
@@ -85,22 +88,26 @@ class Feeding:
             InputError: the limit is too small for some tensor, or onnxruntime cannot run the
                 model on the data.
         """
-        model, whole, session = self.folder / "model.onnx", None, None
+        whole, session = None, None
         groups = [_Group([*self.observers], self._made, None)]
         if self._made:
             for value in map(self.graph.values.__getitem__, self._made):
                 if not value.is_output:
                     self.graph.add_output(value)
-            save(self.graph, model)
         if self._made and memory_limit is None:
-            session = Session(model, threads=self.threads, config=_YIELDING, pooled=True)
+            session = self._files.session(
+                self.graph, threads=self.threads, config=_YIELDING, pooled=True
+            )
         elif self._made:
             # What is given out decides what onnxruntime may fuse, and so the last digits of all
             # values. The model is optimized once, with everything given out, and cut up then: the
             # groups' values are those of one pass with all tensors.
             optimized = self.folder / "optimized.onnx"
-            Session(model, threads=self.threads, config=_WEIGHTS_APART, save_optimized=optimized)
+            model = self._files.save(self.graph, "model.onnx")
+            config = {**_WEIGHTS_APART, **AS_STORED}
+            Session(model, threads=self.threads, config=config, save_optimized=optimized)
             whole = load(optimized)
+            self._files.share(whole)
         if memory_limit is not None:
             groups = self._groups(whole, memory_limit)
         self.progress.stage("calibrating", len(groups) * len(self.data))
@@ -114,14 +121,12 @@ class Feeding:
         """A session of what some of the optimized graph's values need."""
         graph = whole.copy()
         part = graph.extract(graph.inputs, [graph.values[name] for name in names])
-        path = self.folder / "part.onnx"
-        save(part, path)
-        return self._as_optimized(path)
+        return self._as_optimized(part)
 
-    def _as_optimized(self, path: Path) -> Session:
-        """A session of what was optimized before."""
-        return Session(
-            path, threads=self.threads, optimization="none", config=_YIELDING, pooled=True
+    def _as_optimized(self, part: Graph) -> Session:
+        """A session of a part of what was optimized before."""
+        return self._files.session(
+            part, threads=self.threads, optimization="none", config=_YIELDING, pooled=True
         )
 
     def _bytes(self, whole: Graph | None) -> dict[str, tuple[int, int]]:
@@ -134,9 +139,7 @@ class Feeding:
             graph = whole.copy()
             shapes = {n: graph.add("Shape", [graph.values[n]]).output for n in self._made}
             names = {name: shape.name for name, shape in shapes.items()}
-            path = self.folder / "shapes.onnx"
-            save(graph.extract(graph.inputs, shapes.values()), path)
-            session = self._as_optimized(path)
+            session = self._as_optimized(graph.extract(graph.inputs, shapes.values()))
         part = next(self._parts(session, _Group((), (), 1)))
         batch = part.batch
         if session is not None:

@@ -12,7 +12,7 @@ from onnxq.runtime.backend import (
 from onnxq.runtime.compare import ErrorAccumulator, OutputError
 from onnxq.runtime.operators import INTEGER_OPERATORS, integer_operators, optimized_operators
 from onnxq.runtime.providers import available_providers, missing_provider, resolve_provider
-from onnxq.runtime.session import Session
+from onnxq.runtime.session import Session, interface
 from onnxq.runtime.specs import Runnable, TensorSpec
 from onnxq.runtime.timing import Timing, interleaved
 
@@ -30,6 +30,7 @@ __all__ = [
     "available_backends",
     "available_providers",
     "integer_operators",
+    "interface",
     "interleaved",
     "load_backend",
     "missing_provider",

@@ -10,7 +10,7 @@ import onnx
 
 from onnxq.errors import InputError
 from onnxq.ir.loading import ModelLike, called
-from onnxq.runtime.session import Session, operator_name
+from onnxq.runtime.session import AS_STORED, Session, operator_name
 
 _INTEGER_OPERATORS = {
     "": "ConvInteger MatMulInteger QLinearConv QLinearMatMul",
@@ -48,6 +48,7 @@ def optimized_operators(model: ModelLike, *, provider: str = "cpu") -> Counter[s
         path = Path(folder) / "optimized.onnx"
         # Weights go to a file of their own: the graph is then small, also for models over 2 GB.
         config = {
+            **AS_STORED,
             "session.optimized_model_external_initializers_file_name": "weights.bin",
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         }

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
+from typing import TypeVar
 
 import onnxruntime as ort
 
 from onnxq.runtime.failures import RUNTIME_FAILURES
 
+K = TypeVar("K")
+
+MODELS_BYTES = 1 << 30
+"""Constants of models that are in memory to be timed in turn."""
+
 RUN_BYTES = 64 << 20
 """What the values of one run may take; batches that take more are fed in parts where the model
 leaves the batch open."""
+
+AT_ONCE_BYTES = 4 * RUN_BYTES
+"""What the values of runs beside each other may take."""
 
 SHARED_ARENA = {
     "session.use_env_allocators": "1",
@@ -37,6 +50,26 @@ def share_arena() -> None:
     except RUNTIME_FAILURES:
         # The process around has made one.
         return
+
+
+def at_a_time(sizes: Mapping[K, int], room: int) -> list[list[K]]:
+    """Groups, in order, of what takes no more than ``room`` together; larger ones are alone."""
+    groups: list[list[K]] = []
+    left = 0
+    for key, size in sizes.items():
+        if not groups or size > left:
+            groups.append([])
+            left = room
+        groups[-1].append(key)
+        left -= size
+    return groups
+
+
+def give_back() -> None:
+    """Give memory that nothing holds any more back to the system, where that can be asked for."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def processors() -> int:

@@ -26,6 +26,9 @@ from onnxq.runtime.specs import Array, TensorSpec, dtype_of
 Optimization = Literal["all", "basic", "none"]
 _RECORDING = "session.record_ep_graph_assignment_info"
 
+AS_STORED = {"session.disable_prepacking": "1"}
+"""Leaves weights in the file that they lie in, for sessions that hardly run."""
+
 _FATAL = 4
 _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -181,6 +184,15 @@ class Session:
             _from_value(value, self._dtypes.get(name))
             for name, value in zip(names, results, strict=True)
         ]
+
+
+def interface(model: ModelLike) -> tuple[TensorSpec, ...]:
+    """The inputs that must be fed to a model, as onnxruntime sees them.
+
+    Raises:
+        InputError: onnxruntime cannot load the model.
+    """
+    return Session(model, optimization="none", config=AS_STORED).inputs
 
 
 def operator_name(domain: str, op_type: str) -> str:

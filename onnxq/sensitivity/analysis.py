@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -12,14 +14,18 @@ from scipy.stats import spearmanr
 
 from onnxq.data import Batch, Dataset
 from onnxq.errors import InputError
-from onnxq.ir import Graph, Node, to_proto
+from onnxq.ir import Graph, Node
+from onnxq.ir.saving import constant_bytes
 from onnxq.passes.notes import node_name
 from onnxq.precision import Part, Scene, parse_precision, require_searchable
 from onnxq.progress import SILENT, Progress
 from onnxq.runtime import Session
+from onnxq.runtime.files import ModelFiles
+from onnxq.runtime.parallel import in_order
+from onnxq.runtime.pool import processors
 from onnxq.sensitivity.loss import PROXIES, Losses, losses
 from onnxq.sensitivity.result import NodeSensitivity, Sensitivity
-from onnxq.sensitivity.segments import Segment, cut
+from onnxq.sensitivity.segments import Segment, cut, whole
 
 Method = Literal["suffix", "exhaustive"]
 
@@ -28,6 +34,9 @@ MAX_SAMPLES = 32
 
 CHUNK = 2
 """Samples that run together, where the model leaves the batch open."""
+
+KEPT_BYTES = 1 << 28
+"""Constants of perturbed sessions that are kept for the next samples; others are made anew."""
 
 _AS_WRITTEN = {"session.disable_quant_qdq": "1"}
 """Otherwise onnxruntime quantizes the float weight of an operator between integers, too, with one
@@ -47,7 +56,6 @@ def analyse(
     proxy: str = "noise",
     max_samples: int | None = None,
     model_sha256: str = "",
-    threads: int = 1,
     progress: Progress = SILENT,
 ) -> Sensitivity:
     """Predict what each node's quantization costs, one node at a time.
@@ -72,7 +80,6 @@ def analyse(
         proxy: What a loss is, see `PROXIES`.
         max_samples: Most samples to use; `MAX_SAMPLES` if None, all for ``exhaustive``.
         model_sha256: Hash to note in the result.
-        threads: Threads inside one operator.
         progress: Told of the samples done.
 
     Raises:
@@ -86,8 +93,8 @@ def analyse(
         groups = {
             (node, text): tuple(parts) for node, own in nodes.items() for text, parts in own.items()
         }
-        runner: _Runner = _Whole(graph, scene, threads)
-        limit = len(data) if max_samples is None else max_samples
+        limit, rounds = len(data) if max_samples is None else max_samples, (8, 8)
+        segments = [whole(graph)]
     else:
         groups = {
             (node, part.name): (part,)
@@ -95,23 +102,28 @@ def analyse(
             for parts in own.values()
             for part in parts
         }
-        runner = _Suffix(graph, scene, list(nodes), threads)
-        limit = MAX_SAMPLES if max_samples is None else max_samples
+        # Of one batch nothing is known of reliability.
+        limit, rounds = MAX_SAMPLES if max_samples is None else max_samples, (2, 1)
+        segments = cut(graph, list(nodes), scene.placed.integer.values())
     inputs = [v for v in graph.inputs if v.data is None]
     samples = data.take(min(limit, len(data))).in_parts(CHUNK, inputs)
     progress.stage("analysing sensitivity", len(samples))
     found = {key: _Sample() for key in groups}
     done, reliability = 0, 0.0
-    for batch in samples.batches():
-        reference = runner.start(batch)
-        for key, parts in groups.items():
-            outputs = runner.run(key, parts)
-            found[key].add(losses(proxy, batch.trim(reference), batch.trim(outputs), batch.valid))
-        done += batch.valid
-        progress.advance(done)
-        reliability = _reliability(found)
-        if method == "suffix" and reliability >= CERTAIN and done >= 2 * CHUNK:
-            break
+    with ModelFiles.temporary() as files:
+        sessions = _Sessions(files, scene)
+        runner = _Runner(segments, [v.name for v in graph.outputs], sessions)
+        for batches in _rounds(samples.batches(), *rounds):
+            references = runner.start(batches)
+            judge = partial(_judged, runner, proxy, batches, references)
+            for (key, _), judged in in_order(judge, groups.items(), processors()):
+                for of_batch in judged:
+                    found[key].add(of_batch)
+            done += sum(batch.valid for batch in batches)
+            progress.advance(done)
+            reliability = _reliability(found)
+            if method == "suffix" and reliability >= CERTAIN and done >= 2 * CHUNK:
+                break
     return Sensitivity(
         model_sha256,
         proxy,
@@ -183,84 +195,96 @@ def _found(
     return NodeSensitivity(node_name(node), node.op_type, losses, precisions)
 
 
-class _Runner(ABC):
-    """Runs the model on a batch, with and without perturbations."""
+def _judged(
+    runner: _Runner,
+    proxy: str,
+    batches: Sequence[Batch],
+    references: Sequence[Mapping[str, np.ndarray]],
+    perturbation: tuple[Key, Sequence[Part]],
+) -> list[Losses]:
+    """The losses of each of some batches with a node perturbed."""
+    outputs = runner.run(*perturbation)
+    return [
+        losses(proxy, batch.trim(ours), batch.trim(theirs), batch.valid)
+        for batch, ours, theirs in zip(batches, references, outputs, strict=True)
+    ]
 
-    @abstractmethod
-    def start(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Take a batch, and give the float outputs."""
 
-    @abstractmethod
-    def run(self, key: Key, parts: Sequence[Part]) -> dict[str, np.ndarray]:
-        """The outputs for the same batch with some parts of one node quantized."""
+def _rounds(batches: Iterator[Batch], first: int, later: int) -> Iterator[list[Batch]]:
+    """Some batches first, then others, so many at a time."""
+    size = first
+    while some := list(islice(batches, size)):
+        yield some
+        size = later
 
 
-class _Whole(_Runner):
-    """One session of the whole model per perturbation."""
+class _Sessions:
+    """Loads graphs, with and without perturbations; keeps as many of these as memory allows."""
 
-    def __init__(self, graph: Graph, scene: Scene, threads: int) -> None:
-        self._graph = graph
+    def __init__(self, files: ModelFiles, scene: Scene) -> None:
+        self._files = files
         self._scene = scene
-        self._threads = threads
-        self._names = [v.name for v in graph.outputs]
-        self._float = Session(to_proto(graph), threads=threads, pooled=True)
-        self._sessions: dict[Key, Session] = {}
-        self._feeds: Mapping[str, np.ndarray] = {}
+        self._lock = Lock()
+        self._kept: dict[Key, Session] = {}
+        self._room = KEPT_BYTES
 
-    def start(self, batch: Batch) -> dict[str, np.ndarray]:
-        self._feeds = batch.feeds
-        return self._float.run(batch.feeds)
+    def plain(self, graph: Graph) -> Session:
+        """A float graph's."""
+        self._files.share(graph)
+        return self._files.session(graph, pooled=True)
 
-    def run(self, key: Key, parts: Sequence[Part]) -> dict[str, np.ndarray]:
-        if key not in self._sessions:
-            self._sessions[key] = _perturbed(self._graph, key[0], parts, self._scene, self._threads)
-        outputs = self._sessions[key].run(self._feeds)
-        return dict(zip(self._names, outputs.values(), strict=True))
+    def perturbed(self, graph: Graph, key: Key, parts: Sequence[Part]) -> Session:
+        """That of a graph with some parts of one node quantized."""
+        with self._lock:
+            if key in self._kept:
+                return self._kept[key]
+            changed = graph.copy()
+            for part in parts:
+                part.apply(changed, key[0], self._scene)
+            session = self._files.session(changed, config=_AS_WRITTEN, pooled=True)
+            size = constant_bytes(changed)
+            if size <= self._room:
+                self._kept[key] = session
+                self._room -= size
+            return session
 
 
-class _Suffix(_Runner):
-    """Small sessions for the node's own segment, then the float segments behind it."""
+class _Runner:
+    """Runs a model on batches, a node's own segment perturbed and the float ones behind it."""
 
-    def __init__(self, graph: Graph, scene: Scene, nodes: Sequence[Node], threads: int) -> None:
-        self._scene = scene
-        self._threads = threads
-        self._outputs = [v.name for v in graph.outputs]
-        self._segments = cut(graph, nodes, scene.placed.integer.values())
-        self._float = [segment.session(threads) for segment in self._segments]
+    def __init__(
+        self, segments: Sequence[Segment], outputs: Sequence[str], sessions: _Sessions
+    ) -> None:
+        self._segments = segments
+        self._outputs = outputs
+        self._sessions = sessions
+        self._float = [sessions.plain(segment.graph) for segment in segments]
         self._place = {
-            name: place for place, segment in enumerate(self._segments) for name in segment.nodes
+            name: place for place, segment in enumerate(segments) for name in segment.nodes
         }
-        self._local: dict[Key, Session] = {}
-        self._held: dict[str, np.ndarray] = {}
+        self._held: list[dict[str, np.ndarray]] = []
 
-    def start(self, batch: Batch) -> dict[str, np.ndarray]:
-        self._held = dict(batch.feeds)
+    def start(self, batches: Sequence[Batch]) -> list[dict[str, np.ndarray]]:
+        """Take some batches, and give their float outputs."""
+        self._held = [dict(batch.feeds) for batch in batches]
         for segment, session in zip(self._segments, self._float, strict=True):
-            self._held |= session.run(_only(self._held, segment))
-        return {name: self._held[name] for name in self._outputs}
+            for held in self._held:
+                held |= session.run(_only(held, segment.inputs))
+        return [_only(held, self._outputs) for held in self._held]
 
-    def run(self, key: Key, parts: Sequence[Part]) -> dict[str, np.ndarray]:
+    def run(self, key: Key, parts: Sequence[Part]) -> Iterator[dict[str, np.ndarray]]:
+        """The outputs for each of these batches with some parts of one node quantized."""
         place = self._place[node_name(key[0])]
         segment = self._segments[place]
-        if key not in self._local:
-            self._local[key] = _perturbed(segment.graph, key[0], parts, self._scene, self._threads)
-        results = self._local[key].run(_only(self._held, segment))
-        held = self._held | dict(zip(segment.outputs, results.values(), strict=True))
-        for later, session in zip(
-            self._segments[place + 1 :], self._float[place + 1 :], strict=True
-        ):
-            held |= session.run(_only(held, later))
-        return {name: held[name] for name in self._outputs}
+        perturbed = self._sessions.perturbed(segment.graph, key, parts)
+        for before in self._held:
+            results = perturbed.run(_only(before, segment.inputs))
+            held = before | dict(zip(segment.outputs, results.values(), strict=True))
+            behind = slice(place + 1, None)
+            for later, session in zip(self._segments[behind], self._float[behind], strict=True):
+                held |= session.run(_only(held, later.inputs))
+            yield _only(held, self._outputs)
 
 
-def _perturbed(
-    graph: Graph, node: Node, parts: Sequence[Part], scene: Scene, threads: int
-) -> Session:
-    changed = graph.copy()
-    for part in parts:
-        part.apply(changed, node, scene)
-    return Session(to_proto(changed), threads=threads, config=_AS_WRITTEN, pooled=True)
-
-
-def _only(held: Mapping[str, np.ndarray], segment: Segment) -> dict[str, np.ndarray]:
-    return {name: held[name] for name in segment.inputs}
+def _only(held: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+    return {name: held[name] for name in names}

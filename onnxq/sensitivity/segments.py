@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, prod
 
-from onnxq.ir import Graph, Node, TensorType, Value, to_proto
+from onnxq.ir import Graph, Node, TensorType, Value
 from onnxq.ir.copying import reads
 from onnxq.passes.notes import node_name
-from onnxq.runtime import Session
 
 MAX_SEGMENTS = 16
 """More segments save less than their calls cost."""
@@ -35,13 +34,9 @@ class Segment:
     outputs: tuple[str, ...]
     nodes: frozenset[str]
 
-    def session(self, threads: int) -> Session:
-        """The segment, ready to run."""
-        return Session(to_proto(self.graph), threads=threads, pooled=True)
-
 
 def cut(
-    graph: Graph, wanted: Sequence[Node], whole: Iterable[Sequence[Node]] = ()
+    graph: Graph, wanted: Sequence[Node], together: Iterable[Sequence[Node]] = ()
 ) -> list[Segment]:
     """Cut a graph between the nodes of interest, where little data crosses.
 
@@ -49,16 +44,26 @@ def cut(
     divided so that segments hold about equally many of the ``wanted`` nodes, and each division
     moves, within its neighbourhood, to the place that the fewest bytes cross. Places that
     something else than tensors crosses are no cuts, nor are those within a group of nodes that is
-    to stay ``whole``. A node of a body goes with the operator that holds the body.
+    to stay ``together``. A node of a body goes with the operator that holds the body.
     """
     order = list(graph.nodes())
     if not order:
         return []
     last = _last_readers(graph, order)
     held = [*_held_by(graph, wanted)]
-    groups = [[*_held_by(graph, group)] for group in whole]
+    groups = [[*_held_by(graph, group)] for group in together]
     places = [0, *_places(graph, order, last, held, groups), len(order)]
     return [_segment(graph, order, last, *ends) for ends in pairwise(places)]
+
+
+def whole(graph: Graph) -> Segment:
+    """A graph as one segment."""
+    return Segment(
+        graph,
+        tuple(v.name for v in graph.inputs if v.data is None),
+        tuple(v.name for v in graph.outputs),
+        frozenset(map(node_name, graph.all_nodes())),
+    )
 
 
 def _segment(

@@ -18,13 +18,15 @@ from onnxq.runtime import (
     TensorSpec,
     load_backend,
 )
+from onnxq.runtime.files import ModelFiles
+from onnxq.runtime.parallel import in_order
 from onnxq.verify.agreement import Agreement
 from onnxq.verify.facts import model_facts, peak_rss_bytes, versions
 from onnxq.verify.gates import Gate
 from onnxq.verify.layers import compare_layers
 from onnxq.verify.metrics import paired_drop
 from onnxq.verify.precision import describe
-from onnxq.verify.reference import Reference
+from onnxq.verify.reference import Outputs, Reference
 from onnxq.verify.result import (
     AgreementFacts,
     LatencyFacts,
@@ -95,23 +97,29 @@ def compare_files(
     started = time.perf_counter() if started is None else started
     if not options.providers:
         raise InputError("no execution provider is named; name at least one, as 'cpu'")
-    if reference is None:
-        reference = Reference(
-            float_path,
-            data,
-            metric=options.metric,
-            backend=options.backend,
-            provider=options.providers[0],
-        )
-    metric, agreement, outputs = _quality(reference, candidate_path, progress)
-    latencies = _latencies(float_path, candidate_path, one, options, progress)
-    float_graph, candidate_graph = reference.graph, load(candidate_path)
-    infer_types(candidate_graph)
-    if options.layers:
-        progress.stage("comparing layers")
-        layers = compare_layers(float_graph, candidate_graph, data.take(LAYER_SAMPLES))
-    else:
-        layers = describe(candidate_graph)
+    candidate_graph = load(candidate_path)
+    with ModelFiles.temporary() as files:
+        if reference is None:
+            reference = Reference(
+                float_path,
+                data,
+                runs=files.beside(load(float_path), float_path),
+                metric=options.metric,
+                backend=options.backend,
+                provider=options.providers[0],
+            )
+        float_graph = reference.graph
+        runs = reference.runs
+        if candidate_path != float_path:
+            runs = files.beside(candidate_graph, candidate_path)
+        metric, agreement, outputs = _quality(reference, runs, candidate_path, progress)
+        latencies = _latencies(reference.runs, runs, one, options, progress)
+        infer_types(candidate_graph)
+        if options.layers:
+            progress.stage("comparing layers")
+            layers = compare_layers(float_graph, candidate_graph, data.take(LAYER_SAMPLES))
+        else:
+            layers = describe(candidate_graph)
     progress.finish()
     model = model_facts(float_graph, float_path, options.providers[0], options.backend)
     output = model_facts(candidate_graph, candidate_path, options.providers[0], options.backend)
@@ -159,11 +167,11 @@ def _interface(specs: Sequence[TensorSpec]) -> dict[str, tuple[str, int | None]]
 
 
 def _quality(
-    reference: Reference, path: Path, progress: Progress
+    reference: Reference, runs: Path, path: Path, progress: Progress
 ) -> tuple[MetricFacts | None, AgreementFacts | None, tuple[OutputError, ...]]:
     """The metric, agreement, and how far outputs are; without labels agreement is the metric."""
-    is_same = path == reference.path
-    candidate = None if is_same else reference.load(path)
+    is_same = runs == reference.runs
+    candidate = None if is_same else reference.load(runs)
     metric = reference.metric if is_same else reference.new_metric()
     if candidate is not None:
         _check_interface(reference, candidate, path)
@@ -171,8 +179,13 @@ def _quality(
     errors = ErrorAccumulator()
     progress.stage("verifying", len(reference.data))
     done = 0
-    for batch, ours in reference.batches():
-        theirs = ours if candidate is None else batch.trim(candidate.run(batch.feeds))
+    workers = 1 if candidate is None else reference.at_once(candidate)
+
+    def run(pair: tuple[Batch, Outputs]) -> Outputs:
+        batch, ours = pair
+        return ours if candidate is None else batch.trim(candidate.run(batch.feeds))
+
+    for (batch, ours), theirs in in_order(run, reference.batches(), workers):
         errors.add(ours, theirs)
         agreement = agreement or Agreement(reference.decisions(ours))
         agreement.add(ours, theirs, batch.valid)
@@ -205,6 +218,7 @@ def _latencies(
             for path in (float_path, candidate_path)
         ]
         slow, fast = backend.time(sessions, one.feeds, seconds=options.latency_seconds)
+        sessions.clear()
         found.append(
             LatencyFacts(provider, options.threads, slow.p10_ms, fast.p10_ms, fast.speedup)
         )

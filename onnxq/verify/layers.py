@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
-from onnxq.data import Dataset
-from onnxq.ir import DataType, Graph, Node, Value, infer_types, to_proto
+from onnxq.data import Batch, Dataset
+from onnxq.ir import DataType, Graph, Node, Value, infer_types
 from onnxq.ir.lifting import around, lift, liftable
 from onnxq.ir.sizes import value_bytes
-from onnxq.runtime import ErrorAccumulator, Session
-from onnxq.runtime.pool import RUN_BYTES, processors
+from onnxq.runtime import ErrorAccumulator, OutputError, Session
+from onnxq.runtime.files import ModelFiles
+from onnxq.runtime.parallel import in_order
+from onnxq.runtime.pool import RUN_BYTES, at_a_time, processors
 from onnxq.verify.precision import describe, operators
 from onnxq.verify.result import LayerFacts
 
-_LARGEST_GROUP = 4 * RUN_BYTES
-"""Bytes of one sample's values that each model gives out at a time."""
+_LARGEST_GROUP = 2 * RUN_BYTES
+"""Bytes of one sample's values that each of two models gives out at a time."""
+
+_MOST_BYTES = 1 << 30
+"""Bytes of values of each model that are compared; where samples make many, fewer of them do."""
+
+_FEWEST, _AT_ONCE = 4, 2
 
 
 def compare_layers(reference: Graph, candidate: Graph, data: Dataset) -> tuple[LayerFacts, ...]:
@@ -32,39 +41,36 @@ def compare_layers(reference: Graph, candidate: Graph, data: Dataset) -> tuple[L
     ours, theirs = liftable(reference), liftable(candidate)
     made = {_given_as(n, ours): name for n, name in operators(candidate) if node_output(n)}
     shared = [name for name in made if _comparable(ours.get(name), theirs.get(name))]
-    errors = ErrorAccumulator()
     graphs = [graph.copy() for graph in (reference, candidate)]
     for graph in graphs:
         lift(graph, shared)
-    first = next(data.batches())
-    inputs = [v for v in reference.inputs if v.data is None]
-    least = first.rows(0, 1) if first.is_divisible(inputs) else first
-    sizes = value_bytes(graphs[0], {name: array.shape for name, array in least.feeds.items()})
-    for names in _groups(shared, sizes):
-        rows = max(1, RUN_BYTES // max(1, sum(sizes[name] for name in names)))
-        sessions = [
-            Session(to_proto(_exposing(g, names)), threads=processors(), pooled=True)
-            for g in graphs
-        ]
-        for batch in data.in_parts(rows, inputs).batches():
-            found, other = (batch.trim(s.run(batch.feeds, names)) for s in sessions)
-            # In a branch that is not taken nothing is computed.
-            errors.add({name: array for name, array in found.items() if array.size}, other)
-    sqnr = {made[error.name]: error.sqnr_db for error in errors.result()}
+    sqnr = {made[error.name]: error.sqnr_db for error in _errors(graphs, shared, data)}
     return tuple(replace(layer, sqnr_db=sqnr.get(layer.node)) for layer in describe(candidate))
 
 
-def _groups(names: Sequence[str], sizes: Mapping[str, int]) -> list[list[str]]:
-    """Values to give out at a time: all of them unless a single sample's take too much memory."""
-    groups: list[list[str]] = []
-    room = 0
-    for name in names:
-        if not groups or sizes[name] > room:
-            groups.append([])
-            room = _LARGEST_GROUP
-        groups[-1].append(name)
-        room -= sizes[name]
-    return groups
+def _errors(graphs: Sequence[Graph], names: Sequence[str], data: Dataset) -> list[OutputError]:
+    """How far some values of the second graph are from those of the first."""
+    errors = ErrorAccumulator()
+    first = next(data.batches())
+    inputs = [v for v in graphs[0].inputs if v.data is None]
+    least = first.rows(0, 1) if first.is_divisible(inputs) else first
+    sizes = value_bytes(graphs[0], {name: array.shape for name, array in least.feeds.items()})
+    count = _MOST_BYTES // max(1, sum(sizes[name] for name in names))
+    some = data.take(max(_FEWEST, min(count, len(data))))
+    with ModelFiles.temporary() as files:
+        for group in at_a_time({name: sizes[name] for name in names}, _LARGEST_GROUP):
+            sessions = [files.session(_exposing(graph, group), pooled=True) for graph in graphs]
+            rows = max(1, RUN_BYTES // max(1, sum(sizes[name] for name in group)))
+            parts = some.in_parts(rows, inputs).batches()
+            run = partial(_run, sessions, group)
+            for _, (ours, theirs) in in_order(run, parts, min(_AT_ONCE, processors())):
+                # In a branch that is not taken nothing is computed.
+                errors.add({name: array for name, array in ours.items() if array.size}, theirs)
+    return errors.result()
+
+
+def _run(sessions: Sequence[Session], names: Sequence[str], batch: Batch) -> list[dict[str, Any]]:
+    return [batch.trim(session.run(batch.feeds, names)) for session in sessions]
 
 
 def node_output(node: Node) -> str:

@@ -9,15 +9,17 @@ import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from onnxq.data import Batch, Dataset
 from onnxq.errors import InputError
-from onnxq.ir import load
+from onnxq.ir import Graph, load
 from onnxq.ir.sizes import live_bytes, value_bytes
 from onnxq.runtime import Runnable, load_backend
-from onnxq.runtime.pool import RUN_BYTES, processors
+from onnxq.runtime.parallel import in_order
+from onnxq.runtime.pool import AT_ONCE_BYTES, RUN_BYTES, give_back, processors
 from onnxq.verify.decisions import Decision, find_decisions
 from onnxq.verify.metrics import Metric, choose_metric
 from onnxq.verify.metrics.scored import ScoredMetric
@@ -39,13 +41,14 @@ class Reference:
     Args:
         path: The model's file.
         data: Held-out samples.
+        runs: The same model in the form in which it is to run, see `ModelFiles.beside`.
         metric: Name of the metric, see `choose_metric`.
         backend: What to run with.
         provider: Execution provider to run on.
         folder: Where to keep outputs; None keeps none, for whoever passes over them once.
 
     Attributes:
-        path: As given.
+        path, runs: As given.
         graph: The model.
         inputs: What must be fed.
         outputs: What it gives.
@@ -61,22 +64,27 @@ class Reference:
         path: Path,
         data: Dataset,
         *,
+        runs: Path | None = None,
         metric: str | None = None,
         backend: str = "onnxruntime",
         provider: str = "cpu",
         folder: Path | None = None,
     ) -> None:
-        self.path = path
+        self.path, self.runs = path, runs or path
         self.graph = load(path)
         inputs = [v for v in self.graph.inputs if v.data is None]
-        self.data = data.in_parts(_rows(self, next(data.batches())), inputs)
+        first = next(data.batches())
+        least = first.rows(0, 1) if first.is_divisible(inputs) else first
+        taken = _bytes(self.graph, least)
+        self.data = data.in_parts(max(1, RUN_BYTES // taken), inputs)
+        self._most_at_once = max(1, AT_ONCE_BYTES // taken)
         self._metric_name = metric
         self._backend = backend
         self._provider = provider
         self._file = None if folder is None else folder / "reference.outputs"
         self._room = 0 if folder is None else int(shutil.disk_usage(folder).free * _FREE_SHARE)
         self._kept = self._scored = 0
-        self._session: Runnable | None = self.load(path)
+        self._session: Runnable | None = self.load(self.runs)
         self.inputs, self.outputs = self._session.inputs, self._session.outputs
         self.metric = self.new_metric()
         self._decisions: tuple[Decision, ...] | None = None
@@ -108,13 +116,23 @@ class Reference:
     def load(self, path: Path) -> Runnable:
         """A model's session on what the float model runs on."""
         return load_backend(self._backend).session(
-            path, provider=self._provider, threads=processors(), pooled=True
+            path, provider=self._provider, threads=1, pooled=True
         )
 
-    def _running(self) -> Runnable:
-        if self._session is None:
-            self._session = self.load(self.path)
-        return self._session
+    def at_once(self, session: Runnable) -> int:
+        """How many batches a session may run at a time."""
+        return min(processors(), self._most_at_once) if session.runs_in_caller else 1
+
+    def _computed(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Outputs]]:
+        first = next(batches, None)
+        if first is None:
+            return
+        session = self._session = self._session or self.load(self.runs)
+        yield from in_order(
+            lambda batch: batch.trim(session.run(batch.feeds)),
+            chain([first], batches),
+            self.at_once(session),
+        )
 
     def batches(self) -> Iterator[tuple[Batch, Outputs]]:
         """Every batch, with the outputs of its real samples.
@@ -127,30 +145,27 @@ class Reference:
             if self._file is not None:
                 self._file.touch()
                 file = stack.enter_context(self._file.open("r+b"))
-            number = 0
-            for number, batch in enumerate(self.data.batches(), start=1):
-                if file is not None and number <= self._kept:
-                    outputs: Outputs = pickle.load(file)
-                else:
-                    outputs = batch.trim(self._running().run(batch.feeds))
-                    if file is not None and file.tell() < self._room:
-                        pickle.dump(outputs, file, protocol=5)
-                        self._kept = number
+            left, number = self.data.batches(), self._kept
+            if file is not None:
+                for batch in islice(left, number):
+                    yield batch, pickle.load(file)
+            for batch, outputs in self._computed(left):
+                number += 1
+                if file is not None and number == self._kept + 1 and file.tell() < self._room:
+                    pickle.dump(outputs, file, protocol=5)
+                    self._kept = number
                 if self.metric is not None and number > self._scored:
                     labels = None if batch.labels is None else batch.labels[: batch.valid]
                     self.metric.add(outputs, labels, batch.valid)
                     self._scored = number
                 yield batch, outputs
-        if number == self._kept:
+        if number == self._kept and self._session is not None:
             self._session = None
+            give_back()
 
 
-def _rows(reference: Reference, batch: Batch) -> int:
-    """Rows of a batch that fit into memory at a time, by the shapes of what they make."""
-    graph = reference.graph
-    inputs = [v for v in graph.inputs if v.data is None]
-    if not batch.is_divisible(inputs):
-        return batch.size
-    sizes = value_bytes(graph, {n: a.shape for n, a in batch.rows(0, 1).feeds.items()})
+def _bytes(graph: Graph, batch: Batch) -> int:
+    """Bytes that running a batch takes, and judging what comes out, by the shapes of all values."""
+    sizes = value_bytes(graph, {name: array.shape for name, array in batch.feeds.items()})
     outputs = sum(sizes.get(value.name, 0) for value in graph.outputs)
-    return max(1, RUN_BYTES // max(1, live_bytes(graph, sizes) + _WORKING_COPIES * outputs))
+    return max(1, live_bytes(graph, sizes) + _WORKING_COPIES * outputs)

@@ -1,0 +1,76 @@
+"""Graphs on their way into sessions: as files, so that no message holds their weights.
+
+onnxruntime maps external data into memory, whereas it keeps several copies of what is in a model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+from onnxq.ir import Graph, save, to_proto
+from onnxq.ir.saving import SharedData, constant_bytes
+from onnxq.runtime.pool import give_back
+from onnxq.runtime.session import Session
+
+LARGE = 1 << 26
+"""Bytes of constants from which they lie beside the model."""
+
+
+class ModelFiles:
+    """Models in a folder; large ones share their weights.
+
+    Args:
+        folder: The folder, for nothing else than these and what goes by other names.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._weights = SharedData(folder / "weights.data")
+        self._count = 0
+
+    @classmethod
+    @contextmanager
+    def temporary(cls) -> Iterator[Self]:
+        """A folder of its own, for a while."""
+        # What is still mapped cannot be removed everywhere.
+        with tempfile.TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as name:
+            yield cls(Path(name))
+        give_back()
+
+    def save(self, graph: Graph, name: str) -> Path:
+        """Write a model under a name of its own."""
+        path = self._folder / name
+        save(graph, path, shared=self._weights if constant_bytes(graph) >= LARGE else None)
+        return path
+
+    def beside(self, graph: Graph, path: Path) -> Path:
+        """A model's file with its weights beside it: the one that it came from, if it is small."""
+        if path.stat().st_size < LARGE:
+            return path
+        self._count += 1
+        return self.save(graph, f"model-{self._count}.onnx")
+
+    def share(self, graph: Graph) -> None:
+        """Put the weights of a graph where sessions of its parts and changed copies find them."""
+        if constant_bytes(graph) >= LARGE:
+            self._weights.add(graph)
+
+    def session(self, graph: Graph, **options: Any) -> Session:
+        """A session of a graph, see `Session` for the options; it leaves no file behind."""
+        if constant_bytes(graph) < LARGE:
+            return Session(to_proto(graph), **options)
+        self._count += 1
+        path = self._folder / f"session-{self._count}.onnx"
+        own = SharedData(path.with_suffix(".data"), self._weights)
+        try:
+            save(graph, path, shared=own)
+            return Session(path, **options)
+        finally:
+            for file in (path, own.path):
+                # What is mapped cannot be removed everywhere; the folder goes anyway.
+                with suppress(OSError):
+                    file.unlink()
