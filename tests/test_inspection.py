@@ -102,15 +102,17 @@ def test_parameters_by_type_the_largest_first(path: Path) -> None:
     )
 
 
-def test_nodes_of_the_main_graph_are_described(path: Path) -> None:
+def test_nodes_are_described_those_of_bodies_included(path: Path) -> None:
     found = inspect(path)
     assert [(n.node, n.op_type) for n in found.nodes] == [
         ("add", "Add"),
         ("if", "If"),
+        ("else_out", "Mul"),
+        ("then_out", "Add"),
         ("strange", "Strange"),
     ]
     assert found.nodes[0].precision == "float32"
-    assert sum(found.precisions.values()) == 3
+    assert sum(found.precisions.values()) == 5
 
 
 def test_a_quantized_model_tells_what_stayed_in_float_and_why(tmp_path: Path) -> None:
