@@ -29,7 +29,8 @@ def repeats(node: Node) -> tuple[int, int] | None:
     if factors is None or len(factors) != 4 or factors[:2] != [1, 1]:
         return None
     rows, columns = factors[2:]
-    if not (float(rows).is_integer() and float(columns).is_integer()) or min(rows, columns) < 1:
+    whole = float(rows).is_integer() and float(columns).is_integer()
+    if not whole or min(rows, columns) < 1 or rows * columns == 1:
         return None
     return int(rows), int(columns)
 

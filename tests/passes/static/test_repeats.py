@@ -79,11 +79,19 @@ def test_sizes_count_where_they_are_known() -> None:
     [
         resized(FLOOR, "float[4] n = {1, 1, 1.5, 2}"),
         resized(FLOOR, "float[4] n = {1, 1, 0.5, 1}"),
+        resized(FLOOR, "float[4] n = {1, 1, 1, 1}"),
         resized(FLOOR.replace("floor", "ceil")),
         resized(CENTRED.replace("half_pixel", "align_corners")),
         resized(f'{CENTRED}, nearest_mode = "floor"'),
     ],
-    ids=["no whole number", "smaller", "ceil", "align_corners", "half a pixel, rounded down"],
+    ids=[
+        "no whole number",
+        "smaller",
+        "as it was",
+        "ceil",
+        "align_corners",
+        "half a pixel, rounded down",
+    ],
 )
 def test_what_is_no_repetition(graph: Graph) -> None:
     (resize,) = (n for n in graph.nodes() if n.is_op("Resize"))
