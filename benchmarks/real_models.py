@@ -21,9 +21,10 @@ decisions, with it the mean cosine of embeddings, or the drop where there are la
 peak memory of the making.
 
 A peer works if it makes a model that loads, and whose SQNR is at least 10 dB. The advantage is the
-speed of onnxq (of float if its promise broke) over that of the fastest model among float and the peers that work and are as
-accurate: with an SQNR of at least onnxq's less half a decibel, or of at least 30 dB. The advantage
-over any is the same over all peers that work, however much less accurate they are.
+speed of onnxq (of float if its promise broke) over that of the fastest model among float and the
+peers that work and are as accurate: with an SQNR of at least onnxq's less half a decibel, or of at
+least 30 dB. The advantage over any is the same over all peers that work, however much less accurate
+they are.
 """
 
 from __future__ import annotations
