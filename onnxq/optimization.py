@@ -195,9 +195,9 @@ def _searched(job: Job) -> Found:
     may_be_float = all(precision == FLOAT for precision in prepared.pinned.values())
     if not report.passed and kept.passed and may_be_float:
         return job.source, kept, _left_alone(job)
-    losses, chosen = {n.node: n for n in found.sensitivity.nodes}, winner.plan.precisions()
+    losses, chosen = found.sensitivity.losses(), winner.plan.precisions()
     layers = tuple(
-        replace(layer, sensitivity=losses[layer.node].loss(chosen[layer.node]))
+        replace(layer, sensitivity=losses[layer.node].get(chosen[layer.node], 0.0))
         if layer.node in losses
         else layer
         for layer in report.layers

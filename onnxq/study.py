@@ -38,17 +38,14 @@ class Study:
     def problem(self, border_factor: float = 1.0) -> Problem:
         """The integer program, with borders that cost a multiple of what was measured."""
         prepared = self.prepared
-        losses = {
-            node.node: {p: node.loss(p) or 0.0 for p in node.precisions}
-            for node in self.sensitivity.nodes
-        }
         borders = {
             name: (q * border_factor, d * border_factor)
             for name, (q, d) in self.costs.borders.items()
         }
         costs = replace(self.costs, borders=borders)
         return build_problem(
-            prepared.graph, prepared.placed, prepared.choices, losses, costs, prepared.pinned
+            *(prepared.graph, prepared.placed, prepared.choices),
+            *(self.sensitivity.losses(), costs, prepared.pinned),
         )
 
     def plan(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from threading import Lock
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -19,7 +20,7 @@ from onnxq.ir.saving import constant_bytes
 from onnxq.passes.notes import node_name
 from onnxq.precision import Part, Scene, parse_precision, require_searchable
 from onnxq.progress import SILENT, Progress
-from onnxq.runtime import Session
+from onnxq.runtime import ErrorAccumulator, Session
 from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.parallel import in_order
 from onnxq.runtime.pool import processors
@@ -45,6 +46,16 @@ scale for the whole tensor."""
 CERTAIN = 0.95
 """Reliability of the ranking at which no more samples are drawn."""
 
+MAX_TOGETHER = 128
+"""Samples after which all nodes are no longer quantized together, known well or not: that costs one
+run a precision, and a few samples of a saturated output may have most of the noise."""
+
+KNOWN = 0.2
+"""Standard error of the loss of all nodes, relative to it, at which it is known well enough."""
+
+_FEWEST_CHUNKS = 4
+"""Chunks without which nothing is known of that error."""
+
 
 def analyse(
     graph: Graph,
@@ -69,7 +80,9 @@ def analyse(
     samples: the ground truth.
 
     Losses of parts are means over samples. Quantization noise of different origin is close to
-    uncorrelated, so losses of parts and nodes add up to that of the whole, roughly.
+    uncorrelated, so losses of parts and nodes add up to that of the whole, roughly: where an output
+    saturates or layers feed noise to each other they do not. So the model runs with all nodes in
+    one precision, too, and `Sensitivity.scales` says by what that differs from the sum.
 
     Args:
         graph: The float model after its rewrites.
@@ -106,31 +119,41 @@ def analyse(
         limit, rounds = MAX_SAMPLES if max_samples is None else max_samples, (2, 1)
         segments = cut(graph, list(nodes), scene.placed.integer.values())
     inputs = [v for v in graph.inputs if v.data is None]
-    samples = data.take(min(limit, len(data))).in_parts(CHUNK, inputs)
+    most = max(limit, MAX_TOGETHER) if max_samples is None else limit
+    samples = data.take(min(most, len(data))).in_parts(CHUNK, inputs)
     progress.stage("analysing sensitivity", len(samples))
     found = {key: _Sample() for key in groups}
-    done, reliability = 0, 0.0
+    precisions = dict.fromkeys(text for own in nodes.values() for text in own)
+    all_of = {
+        text: {n: own[text] for n, own in nodes.items() if text in own} for text in precisions
+    }
+    together = {text: _Together(proxy) for text in all_of}
+    seen, done, reliability, is_certain = 0, 0, 0.0, False
     with ModelFiles.temporary() as files:
         sessions = _Sessions(files, scene)
         runner = _Runner(segments, [v.name for v in graph.outputs], sessions)
         for batches in _rounds(samples.batches(), *rounds):
             references = runner.start(batches)
             judge = partial(_judged, runner, proxy, batches, references)
-            for (key, _), judged in in_order(judge, groups.items(), processors()):
+            left = {} if is_certain else groups
+            for (key, _), judged in in_order(judge, left.items(), processors()):
                 for of_batch in judged:
                     found[key].add(of_batch)
-            done += sum(batch.valid for batch in batches)
-            progress.advance(done)
-            reliability = _reliability(found)
-            if method == "suffix" and reliability >= CERTAIN and done >= 2 * CHUNK:
+            for (text, _), outputs in in_order(runner.run_together, all_of.items(), processors()):
+                for batch, ours, theirs in zip(batches, references, outputs, strict=True):
+                    together[text].add(batch.trim(ours), batch.trim(theirs), batch.valid)
+            seen += sum(batch.valid for batch in batches)
+            progress.advance(seen)
+            if not is_certain:
+                done, reliability = seen, _reliability(found)
+                is_ranked = method == "suffix" and reliability >= CERTAIN and done >= 2 * CHUNK
+                is_certain = is_ranked or done >= limit
+            if is_certain and all(sample.is_known for sample in together.values()):
                 break
+    analysed = tuple(_found(node, own, found, method) for node, own in nodes.items())
     return Sensitivity(
-        model_sha256,
-        proxy,
-        method,
-        done,
-        reliability,
-        tuple(_found(node, own, found, method) for node, own in nodes.items()),
+        *(model_sha256, proxy, method, done, reliability, analysed),
+        scales=_scales(analysed, together),
     )
 
 
@@ -151,6 +174,36 @@ class _Sample:
 
     def mean(self) -> float:
         return float(np.average(self.chunks, weights=self.weights))
+
+
+class _Together:
+    """Loss of all nodes in one precision, over the samples seen so far.
+
+    That of the proxy ``noise`` is what verification measures: that of the worst output, with the
+    powers of all samples added up.
+    """
+
+    def __init__(self, proxy: str) -> None:
+        self._proxy = proxy
+        self._errors = ErrorAccumulator()
+        self._sample = _Sample()
+
+    def add(self, exact: Mapping[str, Any], ours: Mapping[str, Any], valid: int) -> None:
+        self._errors.add(exact, ours)
+        self._sample.add(losses(self._proxy, exact, ours, valid))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether more samples would hardly change it."""
+        seen = np.array(self._sample.chunks)
+        if len(seen) < _FEWEST_CHUNKS:
+            return False
+        return bool(seen.std(ddof=1) / math.sqrt(len(seen)) <= KNOWN * seen.mean())
+
+    def loss(self) -> float:
+        worst = min(error.sqnr_db for error in self._errors.result())
+        is_measured = self._proxy == "noise" and worst > -math.inf
+        return 10 ** (-worst / 10) if is_measured else self._sample.mean()
 
 
 _Parts = Mapping[str, Sequence[Part]]
@@ -195,6 +248,15 @@ def _found(
     return NodeSensitivity(node_name(node), node.op_type, losses, precisions)
 
 
+def _scales(
+    nodes: Sequence[NodeSensitivity], together: Mapping[str, _Together]
+) -> dict[str, float]:
+    """Loss of all nodes together over the sum of their losses, where both can be told."""
+    sums = {text: sum(node.loss(text) or 0.0 for node in nodes) for text in together}
+    whole = {text: sample.loss() for text, sample in together.items()}
+    return {t: whole[t] / sums[t] for t in together if sums[t] > 0 and math.isfinite(whole[t])}
+
+
 def _judged(
     runner: _Runner,
     proxy: str,
@@ -225,7 +287,7 @@ class _Sessions:
         self._files = files
         self._scene = scene
         self._lock = Lock()
-        self._kept: dict[Key, Session] = {}
+        self._kept: dict[Hashable, Session] = {}
         self._room = KEPT_BYTES
 
     def plain(self, graph: Graph) -> Session:
@@ -233,14 +295,17 @@ class _Sessions:
         self._files.share(graph)
         return self._files.session(graph, pooled=True)
 
-    def perturbed(self, graph: Graph, key: Key, parts: Sequence[Part]) -> Session:
-        """That of a graph with some parts of one node quantized."""
+    def perturbed(
+        self, graph: Graph, key: Hashable, parts: Mapping[Node, Sequence[Part]]
+    ) -> Session:
+        """That of a graph with some parts of nodes quantized, which a key stands for."""
         with self._lock:
             if key in self._kept:
                 return self._kept[key]
             changed = graph.copy()
-            for part in parts:
-                part.apply(changed, key[0], self._scene)
+            for node, own in parts.items():
+                for part in own:
+                    part.apply(changed, node, self._scene)
             session = self._files.session(changed, config=_AS_WRITTEN, pooled=True)
             size = constant_bytes(changed)
             if size <= self._room:
@@ -276,7 +341,7 @@ class _Runner:
         """The outputs for each of these batches with some parts of one node quantized."""
         place = self._place[node_name(key[0])]
         segment = self._segments[place]
-        perturbed = self._sessions.perturbed(segment.graph, key, parts)
+        perturbed = self._sessions.perturbed(segment.graph, key, {key[0]: parts})
         for before in self._held:
             results = perturbed.run(_only(before, segment.inputs))
             held = before | dict(zip(segment.outputs, results.values(), strict=True))
@@ -284,6 +349,22 @@ class _Runner:
             for later, session in zip(self._segments[behind], self._float[behind], strict=True):
                 held |= session.run(_only(held, later.inputs))
             yield _only(held, self._outputs)
+
+    def run_together(
+        self, precision: tuple[str, Mapping[Node, Sequence[Part]]]
+    ) -> list[dict[str, np.ndarray]]:
+        """The outputs for each of these batches with the parts of a precision in all nodes."""
+        text, parts = precision
+        all_held = [dict(before) for before in self._held]
+        for place, segment in enumerate(self._segments):
+            own = {n: some for n, some in parts.items() if self._place[node_name(n)] == place}
+            session = self._float[place]
+            if own:
+                session = self._sessions.perturbed(segment.graph, (text, place), own)
+            for held in all_held:
+                results = session.run(_only(held, segment.inputs))
+                held |= dict(zip(segment.outputs, results.values(), strict=True))
+        return [_only(held, self._outputs) for held in all_held]
 
 
 def _only(held: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:

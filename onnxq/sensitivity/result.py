@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from onnxq.plain import Amount
 from onnxq.saved import SavedAsJson
@@ -50,6 +50,7 @@ class Sensitivity(SavedAsJson):
         samples: Samples it took.
         reliability: Agreement of the rankings from two halves of the samples, 1 for equal ones.
         nodes: The nodes, in the order of the graph.
+        scales: By precision, loss of all nodes in it together over the sum of their losses.
     """
 
     schema = "onnxq/sensitivity/2"
@@ -62,6 +63,14 @@ class Sensitivity(SavedAsJson):
     samples: int
     reliability: float
     nodes: tuple[NodeSensitivity, ...]
+    scales: Mapping[str, Amount] = field(default_factory=dict)
+
+    def losses(self) -> dict[str, dict[str, float]]:
+        """Loss of every node in every precision, scaled to add up to that of all of them."""
+        return {
+            node.node: {p: (node.loss(p) or 0.0) * self.scales.get(p, 1.0) for p in node.precisions}
+            for node in self.nodes
+        }
 
     def ranking(self, precision: str) -> list[tuple[str, float]]:
         """Nodes that may have a precision and their losses, the most sensitive first."""

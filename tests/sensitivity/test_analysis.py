@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from onnxq.data import read
 from onnxq.errors import InputError
-from onnxq.ir import Context, DataType, Graph, TensorType, infer_types, load
+from onnxq.ir import Context, DataType, Graph, ModelInfo, TensorType, infer_types, load
 from onnxq.passes.static.insert_qdq import InsertQdq
 from onnxq.plan.apply import float_graph
 from onnxq.runtime import Session
@@ -107,6 +107,54 @@ def test_sums_of_parts_are_close_to_both_at_once() -> None:
     assert set(apart) == set(both)
     for name in both:
         assert 0.4 < apart[name] / both[name] < 2.5, name
+
+
+def saturated(gain: float) -> Graph:
+    """A chain whose scores are so far apart that Softmax hides most of the noise."""
+    graph = chain(6)
+    scores = graph.outputs[0]
+    large = graph.add("Mul", [scores, graph.constant(np.float32(gain), "gain")], name="large")
+    graph.set_outputs([graph.add("Softmax", [large.output], outputs=["p"]).output])
+    infer_types(graph)
+    return graph
+
+
+@pytest.mark.parametrize("method", ["suffix", "exhaustive"])
+@pytest.mark.parametrize("graph", [chain(6), saturated(0.3)], ids=["scores", "probabilities"])
+def test_scaled_losses_add_up_to_what_the_whole_model_loses(graph: Graph, method: str) -> None:
+    feeds = inputs(graph)
+    found = analysed(graph, method=method)
+    name = graph.outputs[0].name
+    bounds = scene(graph, dataset(graph, feeds)).bounds
+    real = graph.copy()
+    InsertQdq(bounds, "cpu-x64").run(real, Context())
+    exact, ours = (run(g, feeds)[name].astype(np.float64) for g in (graph, real))
+    measured = np.square(ours - exact).sum() / np.square(exact).sum()
+    predicted = sum(own["int8"] for own in found.losses().values())
+    assert abs(10 * np.log10(predicted / measured)) < 1
+    raw = {node.node: node.loss("int8") for node in found.nodes}
+    scale = found.scales["int8"]
+    assert all(found.losses()[n]["int8"] == pytest.approx(raw[n] * scale) for n in raw)
+
+
+def test_noise_that_cancels_out_is_scaled_away() -> None:
+    """Two equal products take each other away, with the noise that each alone would add."""
+    rng = np.random.default_rng(0)
+    graph = Graph("g", model=ModelInfo(10, {"": 21}))
+    x = graph.add_input("x", TensorType(DataType.FLOAT, ("N", 32)))
+    large = (rng.normal(size=(32, 8)) * 100).astype(np.float32)
+    some = rng.normal(size=(32, 8)).astype(np.float32)
+    a, b, c = (
+        graph.add("MatMul", [x, graph.constant(w, f"w{at}")], name=f"m{at}").output
+        for at, w in enumerate((large, large.copy(), some))
+    )
+    d = graph.add("Sub", [a, b], name="d").output
+    graph.set_outputs([graph.add("Add", [d, c], outputs=["y"], name="s").output])
+    infer_types(graph)
+    found = analysed(graph, "int8-dynamic")
+    predicted = sum(own["int8-dynamic"] for own in found.losses().values())
+    raw = sum(node.loss("int8-dynamic") or 0.0 for node in found.nodes)
+    assert raw > 0.1 and predicted < 0.01
 
 
 @settings(max_examples=12)
