@@ -28,6 +28,9 @@ _OPSET_GAIN = 1.005
 _CLOSE = 1.25
 """Precisions count in which the model is at most so many times slower than in the fastest."""
 
+_FLOAT_SHARE = 0.1
+"""How much the time in float counts where it is not close: mixtures leave a part in float."""
+
 _WORTH = 0.005
 """Share of the model's time that regions must promise to gain before the whole is timed."""
 
@@ -89,8 +92,8 @@ def fastest_form(
     with and without it is read from profiles, equal regions taken together, and the form is left
     out of those that lose. Whatever seems to gain is timed as a whole model in turn with what was
     best before, and dropped unless it is faster. Models are timed with all nodes in one precision,
-    in each that is close to the fastest: mixtures are made of these. Where blocks repeat, a part of
-    the model with two of each stands for it.
+    in each that is close to the fastest, and float counts a little: mixtures are made of these.
+    Where blocks repeat, a part of the model with two of each stands for it.
 
     Args:
         source: The model as loaded, which is left as it is.
@@ -111,7 +114,7 @@ class _Search:
         self.notes: list[str] = []
         self._source = source
         self._trial = trial
-        self._precisions = (FLOAT, *trial.precisions)
+        self._weights = dict.fromkeys((FLOAT, *trial.precisions), 1.0)
         self._known: dict[tuple[bool, FloatForm], tuple[Graph, Context]] = {}
 
     def run(self) -> None:
@@ -126,7 +129,8 @@ class _Search:
             return
         typed = self._source.copy()
         infer_types(typed)
-        self._part = excerpt(typed)
+        part = excerpt(typed)
+        self._part = self._source if part is typed else part
         feeds = trial.feeds()
         self._feeds = {v.name: feeds[v.name] for v in self._part.inputs if v.name in feeds}
         self._drop_slow_precisions()
@@ -163,7 +167,7 @@ class _Search:
         times: dict[FloatForm, float] = {}
         while len(forms) > 1 and not times:
             try:
-                times = self._times(forms, 3 * _SECONDS_EACH)
+                times = self._times(forms, 2 * _SECONDS_EACH)
             except InputError:
                 # The model cannot be raised to the highest one, or the runtime does not know it.
                 forms.pop()
@@ -247,7 +251,7 @@ class _Search:
             for value in graph.values.values()
         }
         made = {}
-        for text in self._precisions:
+        for text in self._weights:
             precision = parse_precision(text)
             wanted = {
                 node_name(node): text
@@ -265,12 +269,13 @@ class _Search:
         models = self._quantized(self._made(self._part, self.best)[0])
         times = self._trial.bench.times(models, self._feeds, seconds=_SECONDS_EACH)
         fastest = min(times.values())
-        self._precisions = tuple(text for text, ms in times.items() if ms <= fastest * _CLOSE)
+        self._weights = {text: 1.0 for text, ms in times.items() if ms <= fastest * _CLOSE}
+        self._weights.setdefault(FLOAT, _FLOAT_SHARE)
 
     def _times(
         self, forms: Sequence[FloatForm], seconds: float = _SECONDS_EACH
     ) -> dict[FloatForm, float]:
-        """Milliseconds of each form in all precisions that count together, run in turn."""
+        """Milliseconds of each form in all precisions that count, weighted, run in turn."""
         models: dict[tuple[FloatForm, str], Graph] = {}
         for form in forms:
             quantized = self._quantized(self._made(self._part, form)[0])
@@ -278,12 +283,12 @@ class _Search:
         named = {f"{at}": graph for at, graph in enumerate(models.values())}
         spent = self._trial.bench.times(named, self._feeds, seconds=seconds)
         times: dict[FloatForm, float] = {}
-        for (form, _), ms in zip(models, spent.values(), strict=True):
-            times[form] = times.get(form, 0.0) + ms
+        for (form, text), ms in zip(models, spent.values(), strict=True):
+            times[form] = times.get(form, 0.0) + ms * self._weights[text]
         return times
 
     def _profiles(self, *graphs: Graph) -> list[dict[str, float]]:
-        """Milliseconds by node of each float graph, in all precisions that count together."""
+        """Milliseconds by node of each float graph in all precisions that count, weighted."""
         models = {
             f"{at} {text}": graph
             for at, own in enumerate(graphs)
@@ -294,9 +299,10 @@ class _Search:
         )
         found: list[dict[str, float]] = [{} for _ in graphs]
         for name, times in profiles.items():
-            own = found[int(name[0])]
+            at, text = name.split(" ", 1)
+            own = found[int(at)]
             for node, ms in times.items():
-                own[node] = own.get(node, 0.0) + ms
+                own[node] = own.get(node, 0.0) + ms * self._weights[text]
         return found
 
 
