@@ -26,7 +26,7 @@ from cases import Case, trained_cases
 from onnxq.data import Batch, Dataset
 from onnxq.errors import InputError
 from onnxq.ir import save
-from onnxq.job import open_job, single_feed
+from onnxq.job import open_job
 from onnxq.options import Options
 from onnxq.prepare import observed, prepare
 from onnxq.recipe import Recipe
@@ -34,6 +34,7 @@ from onnxq.runtime import Session, integer_operators, interleaved
 from onnxq.study import apply_to, uniform_plan
 from onnxq.verify import CompareOptions, Report, compare_files
 from onnxq.verify.facts import versions
+from onnxq.verify.workload import Workload, single_feed
 
 HELD_OUT = 1000
 ABSMAX = ", scheme=absmax"
@@ -148,7 +149,7 @@ class _Bench:
 
     def _verify(self, path: Path, threads: int) -> Report:
         options = CompareOptions(threads=threads, layers=False, latency=False)
-        return compare_files(self._case.model, path, self._held_out, self._one, options)
+        return compare_files(self._case.model, path, self._held_out, Workload(self._one), options)
 
 
 def _table(case: Case, rows: list[Row]) -> Iterator[str]:

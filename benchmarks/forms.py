@@ -34,10 +34,10 @@ from onnxq import Recipe, apply_plan, make_plan
 from onnxq.data import read
 from onnxq.ir import Pipeline, default_passes, load, parse_passes, to_proto
 from onnxq.ir.loading import from_proto
-from onnxq.job import single_feed
 from onnxq.passes.fusion.residual_as_sum import ResidualAsSum
 from onnxq.runtime import Session, interleaved
 from onnxq.runtime.operators import optimized_operators
+from onnxq.verify.workload import single_feed
 
 PLACES = ("alone", "float", "int8")
 """Where a form stands: by itself, between float operators, between integer operators."""

@@ -19,8 +19,8 @@ from pathlib import Path
 from cases import Case, onnxruntime_dynamic, onnxruntime_static, structure_cases, trained_cases
 
 import onnxq
-from onnxq.job import single_feed
 from onnxq.runtime import ErrorAccumulator, Session, interleaved
+from onnxq.verify.workload import single_feed
 
 COLUMNS = ("onnxq", "onnxq int8", "onnxruntime static", "onnxruntime dynamic")
 

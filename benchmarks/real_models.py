@@ -39,10 +39,10 @@ from candidates import METHODS, Limits, Made, candidate, methods
 from cases import Case, real_cases
 
 from onnxq.errors import InputError
-from onnxq.job import single_feed
 from onnxq.runtime import Session, interleaved
 from onnxq.verify import CompareOptions, Report, compare_files
 from onnxq.verify.result import AGREEMENT
+from onnxq.verify.workload import single_feed
 
 HELD_OUT = 256
 WORKS_DB = 10.0

@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from onnxq.data import DataLike, ImageOptions, read
 from onnxq.ir import ModelLike, load
-from onnxq.job import as_file, held_out_part, label, single_feed
+from onnxq.job import as_file, held_out_part, label
 from onnxq.progress import SILENT, PeakWatch, Progress
 from onnxq.report.certainty import certainty
 from onnxq.report.expectation import expectation
-from onnxq.runtime import interface
+from onnxq.runtime import as_stored
 from onnxq.verify import CompareOptions, Gate, Report, compare_files
 from onnxq.verify.facts import peak_rss_bytes
+from onnxq.verify.workload import find_workload
 
 
 def compare(
@@ -28,6 +30,8 @@ def compare(
     threads: int = 1,
     images: ImageOptions | None = None,
     batch_size: int | None = None,
+    throughput: Sequence[int] = (),
+    latency_of: Literal["prompt", "token"] | None = None,
     samples: int | None = None,
     layers: bool = True,
     progress: Progress = SILENT,
@@ -45,7 +49,10 @@ def compare(
         gates: Promises, as ``"drop<=0.01"``.
         threads: Threads inside one operator.
         images: How to read a folder of images.
-        batch_size: Samples in a batch where the model leaves it open.
+        batch_size: Samples in a batch where the model leaves it open, for latency as well, which
+            is that of one sample if None.
+        throughput: Numbers of samples in a batch to measure throughput with.
+        latency_of: Which latency of a decoder gates mean, that of a ``prompt`` or of one ``token``.
         samples: Use only about so many samples.
         layers: Whether to measure the error of every layer.
         progress: Told of stages.
@@ -61,14 +68,22 @@ def compare(
     with as_file(float_model) as (path, _), as_file(candidate) as (candidate_path, _):
         load(path)
         load(candidate_path)
-        specs = interface(path)
+        session = as_stored(path)
+        specs = session.inputs
         dataset = held_out_part(read(data, specs, batch_size=batch_size, images=images))
         if samples is not None:
             dataset = dataset.take(samples)
-        feed = single_feed(dataset, specs)
+        workload = find_workload(
+            session,
+            dataset,
+            batch_size=batch_size,
+            latency_of=latency_of,
+            throughput=throughput,
+        )
+        del session
         watch = PeakWatch(progress, peak_rss_bytes)
         report = compare_files(
-            path, candidate_path, dataset, feed, options, started=started, progress=watch
+            path, candidate_path, dataset, workload, options, started=started, progress=watch
         )
     return replace(
         report,

@@ -23,12 +23,13 @@ from onnxq.plan import Pin
 from onnxq.precision import require_searchable
 from onnxq.progress import SILENT, Progress
 from onnxq.recipe import Recipe, load_recipe
-from onnxq.runtime import TensorSpec, interface, load_backend
+from onnxq.runtime import TensorSpec, as_stored, load_backend
 from onnxq.runtime.files import ModelFiles
 from onnxq.targets import Target, load_target
 from onnxq.tune import parse_tuner
 from onnxq.verify import Reference
 from onnxq.verify.facts import file_sha256
+from onnxq.verify.workload import Workload, find_workload
 from onnxq.work import data_digest
 
 AUTOMATIC, NO_METHODS = ("auto",), ("none",)
@@ -49,7 +50,7 @@ class Job:
         source: The model as loaded.
         samples: The part of the data to calibrate on and to analyse with.
         held_out: The part to verify with; None where the data cannot be split.
-        one: The feed that latency is measured with.
+        workload: What latency is measured with.
         recipe: What to do.
         target: Where the model is to run.
         calibrator: How ranges are found.
@@ -68,7 +69,7 @@ class Job:
     source: Graph
     samples: Dataset
     held_out: Dataset | None
-    one: Batch
+    workload: Workload
     recipe: Recipe
     target: Target
     calibrator: Calibrator
@@ -78,6 +79,11 @@ class Job:
     options: Options
     progress: Progress
     notes: tuple[str, ...] = ()
+
+    @property
+    def one(self) -> Batch:
+        """The feed whose latency counts."""
+        return self.workload.one
 
     @cached_property
     def sha256(self) -> str:
@@ -169,12 +175,22 @@ def open_job(
         source = load(path)
         files = ModelFiles(folder)
         runs = files.beside(source, path)
-        specs = interface(runs)
+        session = as_stored(runs)
+        specs = session.inputs
         if data is None:
             data = [random_feeds(specs, seed=seed) for seed in range(_MADE_UP)]
         samples, held_out = _split(data, eval_data, specs, options)
         ctx = Context(options.debug)
         notes = settle_overridable(source, ctx, keep=options.keep_overridable)
+        workload = find_workload(
+            session,
+            samples if held_out is None else held_out,
+            batch_size=options.batch_size,
+            latency_of=options.latency_of,
+            throughput=options.throughput,
+        )
+        # What it holds of the weights is not needed any longer.
+        del session
         yield Job(
             path,
             runs,
@@ -183,7 +199,7 @@ def open_job(
             source,
             samples,
             held_out,
-            single_feed(samples if held_out is None else held_out, specs),
+            workload,
             recipe,
             target,
             calibrator,
@@ -218,12 +234,6 @@ def _split(
 def held_out_part(data: Dataset, seed: int = 0) -> Dataset:
     """The held-out part of data with a split of its own, all of other data."""
     return data.split(seed)[1] if data.has_split else data
-
-
-def single_feed(data: Dataset, specs: Sequence[TensorSpec]) -> Batch:
-    """The first sample alone where the model leaves the batch open, else the first batch."""
-    first = next(data.batches())
-    return first.rows(0, 1) if first.is_divisible(specs) else first
 
 
 @contextmanager

@@ -155,7 +155,7 @@ def _check_decisions(job: Job, held_out: Dataset) -> None:
     options = job.options
     if options.metric == AGREEMENT or (options.max_drop, options.min_agreement) != (None, None):
         few = CompareOptions(metric=options.metric, layers=False, latency=False)
-        found = compare_files(job.path, job.path, held_out.take(_FEW), job.one, few)
+        found = compare_files(job.path, job.path, held_out.take(_FEW), job.workload, few)
         promise(found, options)
 
 

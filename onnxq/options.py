@@ -43,7 +43,11 @@ class Options:
         keep_overridable: Keep weights that are all listed as inputs overridable; they are made
             constants otherwise.
         samples: Samples to calibrate on; half of the data, at most 512, if None.
-        batch_size: Samples in a batch where the model leaves it open.
+        batch_size: Samples in a batch where the model leaves it open, for latency as well, which
+            is that of one sample if None.
+        throughput: Numbers of samples in a batch to measure throughput with.
+        latency_of: Which latency of a decoder the promise and the search mean: that of a ``prompt``
+            (a whole sample; so if None) or that of one ``token`` more.
         images: How to read a folder of images.
         memory_limit: Bytes that observing may take beyond plain inference; the data is passed over
             several times where one pass would take more.
@@ -73,6 +77,8 @@ class Options:
     keep_overridable: bool = False
     samples: int | None = None
     batch_size: int | None = None
+    throughput: Sequence[int] = ()
+    latency_of: Literal["prompt", "token"] | None = None
     images: ImageOptions | None = None
     memory_limit: int | None = None
     threads: int = 1

@@ -39,7 +39,7 @@ def verify(
             job.path,
             path,
             job.held_out,
-            job.one,
+            job.workload,
             CompareOptions(
                 metric=job.options.metric,
                 backend=job.target.backend,
@@ -63,7 +63,12 @@ def verify(
         latencies = tuple(
             replace(facts, candidate_ms=facts.float_ms, speedup=1.0) for facts in report.latencies
         )
-        report = replace(report, latency=next(iter(latencies), None), latencies=latencies)
+        throughput = tuple(
+            replace(facts, candidate_per_second=facts.float_per_second, speedup=1.0)
+            for facts in report.throughput
+        )
+        latency = next(iter(latencies), None)
+        report = replace(report, latency=latency, latencies=latencies, throughput=throughput)
     if not missing or not full:
         return report
     note = (

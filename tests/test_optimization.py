@@ -19,7 +19,6 @@ import onnxq
 from onnxq.comparison import compare
 from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, ModelInfo, TensorType, load, save, to_proto
-from onnxq.job import single_feed
 from onnxq.optimization import optimize as optimize_by_recipe
 from onnxq.options import Options
 from onnxq.promise import DEFAULT_MIN_AGREEMENT, DEFAULT_MIN_SQNR, promise
@@ -33,6 +32,7 @@ from onnxq.runtime import (
     optimized_operators,
 )
 from onnxq.verify.result import MetricFacts
+from onnxq.verify.workload import single_feed
 from tests.networks import chain, inputs
 from tests.quantization import run_reference
 from tests.verify.reports import a_report

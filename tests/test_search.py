@@ -12,18 +12,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from onnxq import study
 from onnxq.errors import InputError
 from onnxq.ir import Graph, load, save, to_proto
 from onnxq.optimization import Optimized, optimize
 from onnxq.plan import Plan
 from onnxq.plan.apply import float_graph
 from onnxq.planning import apply_plan
-from onnxq.runtime import Session
+from onnxq.runtime import Backend, Session
 from onnxq.search import Candidate, preferred
 from onnxq.targets import load_target
 from onnxq.verify import Report
 from onnxq.verify.precision import describe
-from tests.networks import branches, chain, computed, inputs, shared
+from tests.networks import branches, chain, computed, inputs, quick_interleaved, shared
 
 __all__ = ["computed"]
 
@@ -283,6 +284,28 @@ def test_what_no_sample_runs_is_not_chosen_by_a_search() -> None:
     whole = optimize(model, data, recipe="int8-dynamic", min_sqnr=10, min_speedup=0.0)
     gemms = {n.name: n.precision for n in whole.plan.nodes if n.name.endswith("gemm")}
     assert set(gemms.values()) == {"int8-dynamic"} and len(gemms) == 2
+
+
+def test_the_batch_of_the_deployment_is_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[int] = []
+
+    def measured(sessions, feeds, **_):  # type: ignore[no-untyped-def]
+        fed.append(len(feeds["x"]))
+        return quick_interleaved(sessions, feeds)
+
+    monkeypatch.setattr(Backend, "time", staticmethod(measured))
+    costs = study.measure_costs
+
+    def of_costs(graph, nodes, placed, variants, feeds, **options):  # type: ignore[no-untyped-def]
+        fed.append(len(feeds["x"]))
+        return costs(graph, nodes, placed, variants, feeds, **options)
+
+    monkeypatch.setattr(study, "measure_costs", of_costs)
+    found = sought(chain(), batch_size=5, throughput=(2, 7), min_sqnr=5)
+    assert set(fed) == {5, 2, 7}
+    assert found.report.latency is not None and found.report.latency.batch == 5
+    assert [facts.batch for facts in found.report.throughput] == [2, 7]
+    assert found.report.throughput[1].float_per_second == 7000
 
 
 def test_nodes_of_bodies_are_pinned_and_checked() -> None:

@@ -27,7 +27,7 @@ examples:
 NEEDS = "float candidate --data"
 TAKES = (
     "--metric --gate --samples --no-layers --junit --report --provider --threads --batch-size "
-    f"{IMAGES}"
+    f"--throughput --latency-of {IMAGES}"
 )
 CHANGES = {"--data": {"help": "samples; of data with a split of its own the held-out part is used"}}
 
@@ -46,6 +46,8 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         threads=parsed.threads,
         images=image_options(parsed),
         batch_size=parsed.batch_size,
+        throughput=parsed.throughput or (),
+        latency_of=parsed.latency_of,
         samples=parsed.samples,
         layers=not parsed.no_layers,
         progress=progress,

@@ -225,7 +225,16 @@ _DECLARED: Mapping[str, Keywords] = {
     ),
     "--threads": _value("N", "threads inside one operator (default 1)", values.threads, default=1),
     "--batch-size": _value(
-        "N", "samples in a batch where the model leaves it open", values.positive
+        "N",
+        "samples in a batch where the model leaves it open, for latency too (default: that of one)",
+        values.positive,
+    ),
+    "--throughput": _value(
+        "N[,N...]", "measure throughput over batches of so many samples", values.batches
+    ),
+    "--latency-of": _choice(
+        ("prompt", "token"),
+        "which latency of a decoder the promise and the search mean (default prompt)",
     ),
     "--image-size": _image("HxW", "default: the model's", values.size),
     "--image-mean": _image("M[,M,M]", "default 0", values.numbers),
@@ -246,7 +255,7 @@ IMAGES = " ".join(name for name in _NAMED if name.startswith("--image"))
 
 STUDY = (
     "--precision --recipe --target --calibrator --methods --samples --keep-overridable "
-    f"--opset --seed --memory-limit --work-dir --threads --batch-size {IMAGES}"
+    f"--opset --seed --memory-limit --work-dir --threads --batch-size --latency-of {IMAGES}"
 )
 """How a model is read, rewritten and observed."""
 

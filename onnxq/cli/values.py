@@ -37,6 +37,11 @@ def positive(text: str) -> int:
     return whole(text, 1)
 
 
+def batches(text: str) -> tuple[int, ...]:
+    """Numbers of samples between commas, each once."""
+    return tuple(dict.fromkeys(positive(part.strip()) for part in text.split(",")))
+
+
 def threads(text: str) -> int:
     """A number of threads that can be started."""
     value = positive(text)

@@ -67,8 +67,12 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
         yield AGREEMENT, words.share(found.value), told
     for latency in report.latencies:
         before, after = map(words.milliseconds, (latency.float_ms, latency.candidate_ms))
-        how = f"{words.printable(latency.provider)}, {words.count(latency.threads, 'thread')}"
-        yield "latency", f"{before} -> {after}", f"{words.ratio(latency.speedup)}x as fast ({how})"
+        told = f"{words.ratio(latency.speedup)}x as fast ({words.measured_on(latency)})"
+        yield f"latency {latency.of}".strip(), f"{before} -> {after}", told
+    for rate in report.throughput:
+        before, after = map(words.per_second, (rate.float_per_second, rate.candidate_per_second))
+        told = f"{words.ratio(rate.speedup)}x as many ({words.measured_on(rate)})"
+        yield "throughput", f"{before} -> {after}", told
     sizes = f"{words.size(report.size.float_bytes)} -> {words.size(report.size.candidate_bytes)}"
     yield "size", sizes, words.change(report.size.ratio)
     if report.outputs:

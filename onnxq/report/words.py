@@ -6,7 +6,13 @@ import math
 from collections.abc import Mapping
 
 from onnxq.verify.metrics import available_metrics
-from onnxq.verify.result import AGREEMENT, AgreementFacts, MetricFacts
+from onnxq.verify.result import (
+    AGREEMENT,
+    AgreementFacts,
+    LatencyFacts,
+    MetricFacts,
+    ThroughputFacts,
+)
 
 _UNSTEADY = 1.2
 """Factor between two measures of a speedup that shows a disturbed measurement."""
@@ -40,6 +46,17 @@ def size(count: int) -> str:
 def milliseconds(value: float) -> str:
     """Milliseconds with three digits: ``0.123 ms``, ``12.3 ms``, ``1,230 ms``."""
     return f"{significant(value)} ms"
+
+
+def per_second(value: float) -> str:
+    """Samples per second with three digits: ``1,230/s``."""
+    return f"{significant(value)}/s"
+
+
+def measured_on(found: LatencyFacts | ThroughputFacts) -> str:
+    """Where and how something was timed: ``cpu, 1 thread``, ``cpu, 2 threads, batch of 8``."""
+    how = f"{printable(found.provider)}, {count(found.threads, 'thread')}"
+    return how if found.batch == 1 else f"{how}, batch of {found.batch}"
 
 
 def duration(seconds: float) -> str:

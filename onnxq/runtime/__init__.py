@@ -12,7 +12,7 @@ from onnxq.runtime.backend import (
 from onnxq.runtime.compare import ErrorAccumulator, OutputError
 from onnxq.runtime.operators import INTEGER_OPERATORS, integer_operators, optimized_operators
 from onnxq.runtime.providers import available_providers, missing_provider, resolve_provider
-from onnxq.runtime.session import Session, interface
+from onnxq.runtime.session import Session, as_stored
 from onnxq.runtime.specs import Runnable, TensorSpec
 from onnxq.runtime.timing import Timing, interleaved
 
@@ -27,10 +27,10 @@ __all__ = [
     "Session",
     "TensorSpec",
     "Timing",
+    "as_stored",
     "available_backends",
     "available_providers",
     "integer_operators",
-    "interface",
     "interleaved",
     "load_backend",
     "missing_provider",

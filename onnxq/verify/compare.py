@@ -34,7 +34,9 @@ from onnxq.verify.result import (
     PassFacts,
     Report,
     SizeFacts,
+    ThroughputFacts,
 )
+from onnxq.verify.workload import Workload
 
 LAYER_SAMPLES = 16
 """Samples that the error of every layer is measured on."""
@@ -69,7 +71,7 @@ def compare_files(
     float_path: Path,
     candidate_path: Path,
     data: Dataset,
-    one: Batch,
+    workload: Workload,
     options: CompareOptions,
     *,
     passes: Sequence[PassRecord] = (),
@@ -83,7 +85,7 @@ def compare_files(
         float_path: The float model's file.
         candidate_path: The candidate's file.
         data: Held-out samples for metric and outputs.
-        one: The feed that latency is measured with, usually a single sample.
+        workload: What latency is measured with.
         options: What to measure.
         passes: What the pipeline that made the candidate did, for the report.
         reference: The float model on these samples, if several are compared with it.
@@ -113,7 +115,7 @@ def compare_files(
         if candidate_path != float_path:
             runs = files.beside(candidate_graph, candidate_path)
         metric, agreement, outputs = _quality(reference, runs, candidate_path, progress)
-        latencies = _latencies(reference.runs, runs, one, options, progress)
+        latencies, throughput = _timed((reference.runs, runs), workload, options, progress)
         infer_types(candidate_graph)
         if options.layers:
             progress.stage("comparing layers")
@@ -129,6 +131,7 @@ def compare_files(
         metric=metric,
         latency=latencies[0] if latencies else None,
         latencies=tuple(latencies),
+        throughput=tuple(throughput),
         size=SizeFacts(model.bytes, output.bytes, model.bytes / output.bytes),
         outputs=outputs,
         layers=layers,
@@ -201,25 +204,25 @@ def _quality(
     return facts, agreed, tuple(errors.result())
 
 
-def _latencies(
-    float_path: Path,
-    candidate_path: Path,
-    one: Batch,
-    options: CompareOptions,
-    progress: Progress,
-) -> list[LatencyFacts]:
-    if not options.latency:
-        return []
-    backend, found = load_backend(options.backend), []
-    for provider in options.providers:
+def _timed(
+    paths: Sequence[Path], workload: Workload, options: CompareOptions, progress: Progress
+) -> tuple[list[LatencyFacts], list[ThroughputFacts]]:
+    """Latencies and throughputs of the float model and the candidate, on each provider."""
+    latencies, throughput = list[LatencyFacts](), list[ThroughputFacts]()
+    backend = load_backend(options.backend)
+    for provider in options.providers if options.latency else ():
         progress.stage(f"measuring latency on {provider}")
         sessions = [
-            backend.session(path, provider=provider, threads=options.threads)
-            for path in (float_path, candidate_path)
+            backend.session(path, provider=provider, threads=options.threads) for path in paths
         ]
-        slow, fast = backend.time(sessions, one.feeds, seconds=options.latency_seconds)
+        for of, batch in {workload.of: workload.one, **workload.others}.items():
+            slow, fast = backend.time(sessions, batch.feeds, seconds=options.latency_seconds)
+            times = (slow.p10_ms, fast.p10_ms, fast.speedup)
+            latencies.append(LatencyFacts(provider, options.threads, *times, batch.size, of))
+        for batch in workload.throughput:
+            slow, fast = backend.time(sessions, batch.feeds, seconds=options.latency_seconds)
+            rate, new_rate = (batch.size * 1000 / timing.p10_ms for timing in (slow, fast))
+            how = (provider, options.threads, batch.size)
+            throughput.append(ThroughputFacts(*how, rate, new_rate, fast.speedup))
         sessions.clear()
-        found.append(
-            LatencyFacts(provider, options.threads, slow.p10_ms, fast.p10_ms, fast.speedup)
-        )
-    return found
+    return latencies, throughput

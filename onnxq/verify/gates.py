@@ -35,7 +35,10 @@ QUANTITIES: dict[str, tuple[str, Callable[[Report], float | None]]] = {
     ),
     "speedup": (
         "float time over candidate time, of the provider that gains least",
-        lambda r: min((x.speedup for x in r.latencies), default=None),
+        lambda r: min(
+            (x.speedup for x in r.latencies if r.latency is None or x.of == r.latency.of),
+            default=None,
+        ),
     ),
     "sqnr": ("SQNR of the worst output in dB", lambda r: r.sqnr_db),
     "cosine": (

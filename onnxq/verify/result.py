@@ -89,13 +89,28 @@ class AgreementFacts:
 class LatencyFacts:
     """Interleaved latency on one provider; ``speedup`` is float over candidate time.
 
-    Times are those of the least disturbed tenth of the runs, see `onnxq.runtime.Timing`.
+    Times are those of the least disturbed tenth of the runs, see `onnxq.runtime.Timing`. ``batch``
+    is the number of samples fed at a time; ``of`` is ``prompt`` or ``token`` for a decoder.
     """
 
     provider: str
     threads: int
     float_ms: float
     candidate_ms: float
+    speedup: float
+    batch: int = 1
+    of: str = ""
+
+
+@dataclass(frozen=True)
+class ThroughputFacts:
+    """Samples per second of both models in batches of some size, on one provider."""
+
+    provider: str
+    threads: int
+    batch: int
+    float_per_second: float
+    candidate_per_second: float
     speedup: float
 
 
@@ -158,7 +173,8 @@ class CandidateFacts:
 class Report(SavedAsJson):
     """Everything a run found out; see DESIGN for the contract of the JSON keys.
 
-    ``latency`` is that of the first provider, ``latencies`` of each in the order asked for;
+    ``latency`` is that of the first provider, ``latencies`` of each in the order asked for, of a
+    decoder both of its latencies, first the one that promises mean;
     ``candidates`` are those of a search, the fastest first; ``notes`` are sentences for people;
     ``peak_stage`` is the stage that held the most memory, empty where the process had held more
     before; ``agreement`` is None where the outputs hold no decisions.
@@ -182,6 +198,7 @@ class Report(SavedAsJson):
     peak_rss_bytes: int
     passed: bool
     latencies: tuple[LatencyFacts, ...] = ()
+    throughput: tuple[ThroughputFacts, ...] = ()
     candidates: tuple[CandidateFacts, ...] = ()
     notes: tuple[str, ...] = ()
     peak_stage: str = ""

@@ -17,7 +17,7 @@ from tests.report.hostile import SCRIPT, hostile_report, is_clean
 from tests.verify.reports import CANDIDATE, a_report
 
 _FILE = "path sha256 nodes opset bytes integer_operators compiled"
-_LATENCY = "provider threads float_ms candidate_ms speedup"
+_LATENCY = "provider threads float_ms candidate_ms speedup batch of"
 KEYS: dict[str, str | None] = {
     "schema": None,
     "model": _FILE,
@@ -25,6 +25,7 @@ KEYS: dict[str, str | None] = {
     "metric": "name float candidate drop samples confidence",
     "latency": _LATENCY,
     "latencies": _LATENCY,
+    "throughput": "provider threads batch float_per_second candidate_per_second speedup",
     "size": "float_bytes candidate_bytes ratio",
     "outputs": "name sqnr_db cosine max_abs",
     "layers": "node op_type precision sqnr_db sensitivity reason",

@@ -16,6 +16,7 @@ from onnxq.runtime import OutputError
 from onnxq.verify import Report
 from onnxq.verify.result import (
     CandidateFacts,
+    LatencyFacts,
     LayerFacts,
     MetricFacts,
     SizeFacts,
@@ -65,6 +66,7 @@ def test_one_line_a_figure_where_there_is_room() -> None:
         "agreement",
         "latency",
         "latency",
+        "throughput",
         "size",
         "SQNR",
         "integer",
@@ -90,8 +92,20 @@ def test_integer_operators_are_named_without_their_domain() -> None:
 
 def test_what_was_not_measured_is_left_out() -> None:
     report = a_report(metric=None, agreement=None, latency=None, latencies=(), outputs=(), gates=())
+    report = replace(report, throughput=())
     labels = [line.split("  ")[0] for line in printed(report)]
     assert labels == ["size", "integer", "precision", "left in float"]
+
+
+def test_both_latencies_of_a_decoder_and_throughput_are_shown() -> None:
+    prompt = LatencyFacts("cpu", 2, 30.0, 20.0, 1.5, 4, "prompt")
+    token = LatencyFacts("cpu", 2, 3.0, 1.0, 3.0, 4, "token")
+    lines = [" ".join(line.split()) for line in printed(a_report(latencies=(prompt, token)), 120)]
+    assert lines[2:5] == [
+        "latency prompt 30.0 ms -> 20.0 ms 1.50x as fast (cpu, 2 threads, batch of 4)",
+        "latency token 3.00 ms -> 1.00 ms 3.00x as fast (cpu, 2 threads, batch of 4)",
+        "throughput 400/s -> 700/s 1.75x as many (cpu, 1 thread, batch of 8)",
+    ]
 
 
 def test_a_larger_candidate_is_called_larger() -> None:

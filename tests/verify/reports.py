@@ -17,6 +17,7 @@ from onnxq.verify.result import (
     ModelFacts,
     PassFacts,
     SizeFacts,
+    ThroughputFacts,
 )
 
 FLOAT = ModelFacts("m.onnx", "aa", 7, 17, 4000)
@@ -33,6 +34,7 @@ def a_report(**changes: object) -> Report:
         metric=MetricFacts("accuracy", 0.99, 0.985, 0.005, 450, (-0.002, 0.012)),
         latency=cpu,
         latencies=(cpu, cuda),
+        throughput=(ThroughputFacts("cpu", 1, 8, 400.0, 700.0, 1.75),),
         size=SizeFacts(4000, 1000, 4.0),
         outputs=(OutputError("y", 35.5, 0.9999, 0.25), OutputError("z", math.inf, 1.0, 0.0)),
         layers=(

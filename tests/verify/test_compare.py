@@ -11,11 +11,11 @@ import pytest
 from onnxq.data import Dataset, read
 from onnxq.errors import InputError
 from onnxq.ir import Graph, PassRecord, save
-from onnxq.job import single_feed
 from onnxq.runtime import Session
 from onnxq.verify import CompareOptions, Gate, Report, compare_files
 from onnxq.verify.compare import LAYER_SAMPLES
 from onnxq.verify.facts import model_bytes
+from onnxq.verify.workload import Workload, single_feed
 from tests.quantization import observed_bounds, quantized
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
@@ -76,7 +76,7 @@ def _compare(
 ) -> Report:  # fmt: skip
     data = _data(files[0], labels)
     one = single_feed(data, Session(files[0]).inputs)
-    return compare_files(*files, data, one, options, **more)  # type: ignore[arg-type]
+    return compare_files(*files, data, Workload(one), options, **more)  # type: ignore[arg-type]
 
 
 def _outputs(path: Path) -> np.ndarray:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnxq.errors import InputError
 from onnxq.runtime import OutputError
 from onnxq.verify import QUANTITIES, Gate, with_gates
+from onnxq.verify.result import LatencyFacts
 from tests.verify.reports import a_report
 
 
@@ -103,6 +104,13 @@ def test_a_model_without_outputs_to_compare_is_equal() -> None:
     assert Gate("sqnr", ">=", 1e9).check(report).passed
     assert Gate("cosine", "==", 1).check(report).passed
     assert Gate("max_abs", "==", 0).check(report).passed
+
+
+def test_a_speedup_is_that_of_the_latency_that_counts() -> None:
+    token = LatencyFacts("cpu", 1, 3.0, 1.0, 3.0, 1, "token")
+    prompt = LatencyFacts("cpu", 1, 30.0, 60.0, 0.5, 1, "prompt")
+    report = a_report(latency=token, latencies=(token, prompt))
+    assert Gate("speedup", ">=", 3).check(report).passed
 
 
 def test_nan_breaks_a_promise() -> None:

@@ -13,6 +13,7 @@ from onnxq.ir import Graph, save
 from onnxq.runtime import Session
 from onnxq.verify import CompareOptions, Reference, compare_files
 from onnxq.verify import reference as module
+from onnxq.verify.workload import Workload
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 g (float[N, 4] x) => (float[N, 4] y) { y = Exp(x) }"""
@@ -79,7 +80,7 @@ def test_what_the_disk_has_no_room_for_is_run_again(
 def test_the_float_model_itself_is_run_no_second_time(path: Path, runs: list[int]) -> None:
     data = _data(path)
     options = CompareOptions(latency=False, layers=False)
-    report = compare_files(path, path, data, next(data.batches()), options)
+    report = compare_files(path, path, data, Workload(next(data.batches())), options)
     assert runs == [4, 4, 2] and report.sqnr_db == np.inf
     assert report.metric is not None and report.metric.float == report.metric.candidate == 1.0
 
