@@ -258,6 +258,22 @@ FORMS = (
         "y = HardSwish(x)",
         _SIX,
     ),
+    _image(
+        "hard-swish (x*clip)/6 before opset 14",
+        13,
+        "a = Add(x, three) c = Clip(a, zero, six) d = Mul(x, c) y = Div(d, six)",
+        f"h = {_HARD_SIGMOID} y = Mul(x, h)",
+        _SIX,
+    ),
+    _image(
+        "factor-gate",
+        13,
+        f"g = GlobalAveragePool(x) s = {_HARD_SIGMOID.replace('(x)', '(g)')} m = Mul(x, s) "
+        "y = Add(x, m)",
+        f"g = GlobalAveragePool(x) s = {_HARD_SIGMOID.replace('(x)', '(g)')} o = Add(s, one) "
+        "y = Mul(x, o)",
+        "float one = {1}",
+    ),
     _image("swish", 24, "s = Sigmoid(x) y = Mul(x, s)", "y = Swish(x)"),
     _image(
         "swish alpha",
@@ -315,8 +331,12 @@ FORMS = (
     _rewritten("conv-scale Mul", "y = Mul(x, factor)", "fuse-conv-scale", "Conv", ("factor",)),
     _rewritten("conv-scale Add", "y = Add(x, addend)", "fuse-conv-scale", "Conv", ("addend",)),
     _rewritten("matmul-scale Mul after", "y = Mul(x, eighth)", "fuse-conv-scale", "MatMul"),
+    _rewritten("matmul-input Mul", "t = Tanh(x) y = Mul(t, eighth)", "fuse-conv-input", "MatMul"),
     _rewritten(
-        "matmul-scale Mul before", "t = Tanh(x) y = Mul(t, eighth)", "fuse-conv-scale", "MatMul"
+        "conv-input Mul, Add",
+        "t = Relu(x) a = Mul(t, eighth) y = Add(a, eighth)",
+        "fuse-conv-input",
+        "Conv",
     ),
     _rewritten(
         "batch-norm alone",

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
 from onnxq.ir import Builder, Match, Node, Rule, RulePass, Value
-from onnxq.ir.pattern import Either, Operator, PatternBuilder, Term, Variable
+from onnxq.ir.pattern import Either, Operator, PatternBuilder, Variable
 from onnxq.passes.fusion.weighted import (
     are_finite,
+    changed_weight,
     channel_count,
     moved_bias,
     rounded,
     scaled_weight,
 )
-from onnxq.passes.nodes import made_by
 
 _FIRST_OPSET = 7
 """Before it Mul and Add broadcast by attributes."""
-
-_SHARED_BYTES = 1 << 16
-"""Largest weight that is copied because something else reads it as it is."""
-
-_EXTERNAL_BYTES = 1 << 24
-"""Largest weight in a file beside the model that is changed, and so held in memory from then on."""
 
 
 def _after_weighted(
@@ -46,16 +39,11 @@ def _after_product(
     return op("Mul", "Div")(op.either(biased, product), op.constant(c))
 
 
-def _before(op: PatternBuilder, x: Variable, w: Variable, b: Variable, c: Variable) -> Either:
-    scaled = op("Mul", "Div")(x, op.constant(c), bind="scale")
-    return op.either(_weighted(op, scaled, w, b), _product(op, scaled, w))
-
-
-def _weighted(op: PatternBuilder, x: Term, w: Variable, b: Variable) -> Operator:
+def _weighted(op: PatternBuilder, x: Variable, w: Variable, b: Variable) -> Operator:
     return op("Conv", "ConvTranspose", "Gemm")(x, w, op.optional(b), bind="weighted")
 
 
-def _product(op: PatternBuilder, x: Term, w: Variable) -> Either:
+def _product(op: PatternBuilder, x: Variable, w: Variable) -> Either:
     weight = op.constant(w)
     return op.either(op.MatMul(x, weight, bind="weighted"), op.MatMul(weight, x, bind="weighted"))
 
@@ -163,32 +151,6 @@ def _fold_into_product(op: Builder, match: Match) -> Value:
     return biased.output
 
 
-def _folded_before(match: Match) -> np.ndarray | None:
-    """The weight with the one number in it that multiplies what is read, None if it cannot."""
-    c, x, w = match["c"], match["x"], match["w"]
-    if c.shape is None or any(d != 1 for d in c.shape) or c.dtype is None or not c.dtype.is_float:
-        return None
-    if len(c.shape) > (x.rank or 0) or _is_gated(x) or not _is_float(w):
-        return None
-    with np.errstate(all="ignore"):
-        factor = c.numpy().astype(np.float64).reshape(-1)
-        factor = 1 / factor if match.node("scale").is_op("Div") else factor
-    return _scaled(match.node("weighted"), w, factor)
-
-
-def _is_gated(value: Value) -> bool:
-    """Whether a value is a product of two computed ones."""
-    node = made_by(value, "Mul")
-    return node is not None and not any(v is None or v.is_constant for v in node.inputs)
-
-
-def _fold_before(op: Builder, match: Match) -> Value:
-    node, scaled = match.node("weighted"), match.node("scale").output
-    op.graph.set_constant(node, node.inputs.index(match["w"]), match.found)
-    node.set_input(node.inputs.index(scaled), match["x"])
-    return node.output
-
-
 def _is_float(value: Value) -> bool:
     return value.dtype is not None and value.dtype.is_float and value.dtype.bits >= 16
 
@@ -199,21 +161,7 @@ def _dtype(value: Value) -> np.dtype[np.generic]:
 
 
 def _scaled(node: Node, w: Value, factor: np.ndarray) -> np.ndarray | None:
-    """The weight multiplied; None if it may not be, or not all of its numbers stay in range."""
-    if not w.is_constant or w.data is None or node.inputs.count(w) != 1:
-        return None
-    if w.data.nbytes > _SHARED_BYTES and (len(w.uses) > 1 or w.is_output):
-        return None
-    if w.data.is_external and w.data.nbytes > _EXTERNAL_BYTES:
-        return None
-    scaled = scaled_weight(node, w.numpy(), factor)
-    is_kept = are_finite([scaled]) and _tiny_numbers(scaled) <= _tiny_numbers(w.numpy())
-    return scaled if is_kept else None
-
-
-def _tiny_numbers(array: np.ndarray) -> int:
-    smallest = float(ml_dtypes.finfo(array.dtype).smallest_normal)  # type: ignore[no-untyped-call]
-    return int((np.abs(array) < smallest).sum())
+    return changed_weight(node, w, lambda weight: scaled_weight(node, weight, factor))
 
 
 _FOLDED = "folded into the weight"
@@ -231,16 +179,12 @@ class FuseConvScale(RulePass):
       but the addition also need the weight to be constant.
     - Mul and Div after a MatMul with a constant weight, also when a constant bias is added in
       between; with the weight on the left, constants of one number.
-    - Mul and Div by one number before any of these with constant weight.
 
-    What lies in between may serve nothing else.
+    What lies in between may serve nothing else. What stands before them is for fuse-conv-input.
 
     Not rewritten:
 
     - Constants that differ along another axis, or have more axes than the result.
-    - A factor before them on a product of two computed tensors, as the half of a Gelu is and the
-      sixth of a HardSwish. In opsets without these operators runtimes look for the factor there;
-      a transformer in integers lost 7 % of its speed to this.
     - A weight, or bias, that would become infinite, or in which numbers would become subnormal or
       zero: there the factor may keep a computation in range.
     - A weight of more than 64 KiB that something else reads too, which would be stored twice, and
@@ -271,5 +215,4 @@ class FuseConvScale(RulePass):
     rules = (
         Rule(_after_weighted, _fold_after, _folded_after, _FOLDED, _FIRST_OPSET),
         Rule(_after_product, _fold_into_product, _folded_into_product, _FOLDED, _FIRST_OPSET),
-        Rule(_before, _fold_before, _folded_before, _FOLDED, _FIRST_OPSET),
     )

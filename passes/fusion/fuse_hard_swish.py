@@ -13,6 +13,9 @@ from onnxq.passes.fusion.fusing import keeps_shape
 _SIGMOID_OPSET = 7
 """Before it Add and Mul broadcast by attributes."""
 
+_SWISH_OPSET = 14
+"""The first that has HardSwish."""
+
 
 def _clipped(op: PatternBuilder, term: Operator) -> Operator:
     low, high = op.optional(Variable("low")), op.optional(Variable("high"))
@@ -96,7 +99,9 @@ def _scaled_sigmoid(op: Builder, match: Match) -> Value:
 
 
 def _hard_swish(op: Builder, match: Match) -> Value:
-    return op.HardSwish(match["x"])
+    if op.graph.opset >= _SWISH_OPSET:
+        return op.HardSwish(match["x"])
+    return op.Mul(match["x"], op.HardSigmoid(match["x"], alpha=1 / 6, beta=0.5))
 
 
 @dataclass(frozen=True)
@@ -108,14 +113,15 @@ class FuseHardSwish(FormPass):
     - ``clip(x + a, 0, b) / b``, the division a Div or a Mul, and ``clip(x * a + b, 0, 1)`` with
       ``a`` above 0: HardSigmoid. ReLU6 and Max with Min count once fuse-clip has made them Clip.
     - ``x`` times a HardSigmoid with alpha 1/6 and beta 1/2, and ``x * clip(x + 3, 0, 6) / 6``
-      with the factors in any order, from opset 14 on: HardSwish.
+      with the factors in any order, from opset 14 on: HardSwish. Below, HardSigmoid and Mul.
 
     Not rewritten:
 
-    - HardSwish below opset 14, which does not have it; then HardSigmoid and Mul stay.
     - Bounds that are not constant numbers, a lower bound other than 0.
     - Other element types: onnxruntime's processor kernel of HardSigmoid takes float32 only.
     - Parts that are also read elsewhere, and constants that add dimensions.
+
+    Below opset 14 the two operators are as fast as HardSwish.
 
     Measured against the parts, HardSigmoid runs at 2.2 to 2.6 times the speed alone, 1.05 to 1.5
     times between float Convs and 1.12 to 1.24 times between integer ones; HardSwish at 1.6 to
@@ -131,8 +137,8 @@ class FuseHardSwish(FormPass):
     needs_types = True
     last_first = True
     rules = (
-        Rule(_swish, _hard_swish, _is_shifted_by_half, "is one HardSwish", opset=14),
-        Rule(_of_hard_sigmoid, _hard_swish, _is_swish, "is one HardSwish", opset=14),
+        Rule(_swish, _hard_swish, _is_shifted_by_half, "is a hard swish", _SIGMOID_OPSET),
+        Rule(_of_hard_sigmoid, _hard_swish, _is_swish, "is one HardSwish", _SWISH_OPSET),
         Rule(_shifted, _shifted_sigmoid, _bound, "is one HardSigmoid", _SIGMOID_OPSET),
         Rule(_scaled, _scaled_sigmoid, _is_scaled, "is one HardSigmoid", _SIGMOID_OPSET),
     )

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+import ml_dtypes
 import numpy as np
 
-from onnxq.ir import Node, attribute_value
+from onnxq.ir import Node, Value, attribute_value
 
 _CHUNK = 1 << 22
 """Elements that are computed in float64 at a time, so that large weights need no copy of that."""
+
+
+_SHARED_BYTES = 1 << 16
+"""Largest weight that is copied because something else reads it as it is."""
+
+_EXTERNAL_BYTES = 1 << 24
+"""Largest weight in a file beside the model that is changed, and so held in memory from then on."""
+
+
+def changed_weight(
+    node: Node, w: Value, change: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray | None:
+    """A node's weight, changed; None if it may not be, or not all of its numbers stay in range."""
+    if not w.is_constant or w.data is None or node.inputs.count(w) != 1:
+        return None
+    if w.data.nbytes > _SHARED_BYTES and (len(w.uses) > 1 or w.is_output):
+        return None
+    if w.data.is_external and w.data.nbytes > _EXTERNAL_BYTES:
+        return None
+    changed = change(w.numpy())
+    is_kept = are_finite([changed]) and _tiny_numbers(changed) <= _tiny_numbers(w.numpy())
+    return changed if is_kept else None
+
+
+def _tiny_numbers(array: np.ndarray) -> int:
+    smallest = float(ml_dtypes.finfo(array.dtype).smallest_normal)  # type: ignore[no-untyped-call]
+    return int((np.abs(array) < smallest).sum())
 
 
 def channel_count(node: Node, shape: tuple[int, ...]) -> int | None:
@@ -45,6 +73,15 @@ def scaled_weight(node: Node, weight: np.ndarray, factor: np.ndarray) -> np.ndar
             part = slice(at, at + rows)
             result[part] = rounded(weight[part].astype(np.float64) * factors[part], weight.dtype)
     return result
+
+
+def along_inputs(node: Node, numbers: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """One number for each input channel of a Conv or ConvTranspose, along its weight's."""
+    kernel = (1,) * (len(shape) - 2)
+    if node.is_op("ConvTranspose"):
+        return numbers.reshape(-1, 1, *kernel)
+    groups = numbers.reshape(node.get("group", 1), -1)
+    return np.repeat(groups, shape[0] // len(groups), axis=0).reshape(*shape[:2], *kernel)
 
 
 def moved_bias(

@@ -116,7 +116,9 @@ class Labels:
         lines = {(g.slope, g.offset) for n in gates if (g := line_of(n))}
         if len(lines) != 1 or format.bits != 8 or self.target.scheme_of(format) != ZERO_POINT:
             return None
-        if value.graph.opset < _FIRST_OPSET:
+        # What clips before it goes only where the range ends where it clips.
+        clips = value.producer is None or value.producer is not self.placed.integer[value][0]
+        if clips or value.graph.opset < _FIRST_OPSET:
             return None
         slope, offset = lines.pop()
         closed, opened = -offset / slope, (1 - offset) / slope

@@ -408,7 +408,8 @@ def _line_slot(
     """Where a node reads what it gives a line of as the same integers; None if it does not.
 
     An offset needs readers that make up for what is no whole step of it. It moves the zero of what
-    is read, which therefore nothing else may read.
+    is read, which therefore nothing else may read, and which clipping must leave within the range:
+    runtimes drop an operator that clips only if the range ends where it clips.
     """
     line, made = line_of(node), node.output
     if line is None or target.activation_scheme != ZERO_POINT:
@@ -417,7 +418,7 @@ def _line_slot(
     makers = placed.integer.get(source)
     if not makers or _carrier(made, target, placed) is not made:
         return None
-    if source.graph is not node.graph:
+    if source.graph is not node.graph or not _holds_zero(line, placed):
         return None
     maker = joining.get(makers[0]) or placed.nodes[makers[0]]
     if maker.role == "share" and maker.form != "line":
@@ -426,6 +427,25 @@ def _line_slot(
     if line.offset and not (is_alone and all(takes_offset(use, target) for use in made.uses)):
         return None
     return node.inputs.index(source)
+
+
+def _holds_zero(line: Line, placed: Placement) -> bool:
+    """Whether what is clipped before a line, or before lines in a row, reaches its zero."""
+    value, zero = line.source, line.zero
+    while True:
+        maker = value.producer
+        before = placed.integer.get(value, [])
+        if maker is None or maker is not before[0]:
+            break
+        found = line_of(maker) if maker.is_op("Mul", "Div", "Add", "Sub") else None
+        if found is None:
+            return True
+        value, zero = found.source, (zero - found.offset) / found.slope
+    if maker is None or maker.is_op("Relu"):
+        return zero >= 0
+    low, high = maker.input(1), maker.input(2)
+    is_above = low is None or zero >= float(low.numpy())
+    return is_above and (high is None or zero <= float(high.numpy()))
 
 
 def _clipping_rule(

@@ -61,6 +61,10 @@ PAIRS = {
         model(LINE + "d = Div(c, six) y = Mul(x, d)", 13),
         model(f"d = {SIGMOID} y = Mul(x, d)", 13),
     ),
+    "another product before opset 14": (
+        model(LINE + "d = Mul(x, c) y = Div(d, six)", 13),
+        model(f"d = {SIGMOID} y = Mul(x, d)", 13),
+    ),
 }
 
 
@@ -78,7 +82,6 @@ KEPT = {
         "m = Mul(x, fifth) a = Add(m, half) y = Clip(a, zero, one)",
         constants=NUMBERS.replace("0.2", "-0.2"),
     ),
-    "another product, before opset 14": model(LINE + "d = Mul(x, c) y = Div(d, six)", 13),
     "a HardSigmoid of another slope": model("h = HardSigmoid(x) y = Mul(x, h)"),
     "a HardSigmoid of something else": model(f"z = Neg(x) h = {SIGMOID} y = Mul(z, h)"),
     "a sum that is read elsewhere": model(LINE + "d = Div(c, six) y = Add(d, a)"),

@@ -68,15 +68,38 @@ def test_a_line_is_other_qparams(line: str, qparams: str) -> None:
         "c = Conv(x, w) a = Add(c, two) m = MaxPool<kernel_shape = [1, 1]>(a) y = Conv(m, w)",
         "c = Conv(x, w) a = Add(c, two) e = Conv(c, w) d = Conv(a, w) y = Add(e, d)",
         "c = Conv(x, w) t = Transpose(c) m = Mul(t, two) y = Conv(m, w)",
+        "c = Conv(x, w) r = Relu(c) a = Add(r, two) y = Conv(a, w)",
+        "c = Conv(x, w) r = Clip(c, minus, two) a = Sub(r, six) y = Conv(a, w)",
     ],
-    ids=["slope below 0", "a Relu", "a row", "a reader without bias", "another reader", "moved"],
+    ids=[
+        "slope below 0",
+        "a Relu",
+        "a row",
+        "a reader without bias",
+        "another reader",
+        "moved",
+        "zero below a Relu",
+        "zero above a Clip",
+    ],
 )
 def test_what_is_no_line(nodes: str) -> None:
     graph = text(
-        f"{W}, float minus = {{-1}}, float two = {{2}}, float[4] row = {{1, 2, 3, 4}}", nodes
+        f"{W}, float minus = {{-1}}, float two = {{2}}, float six = {{6}}, "
+        f"float[4] row = {{1, 2, 3, 4}}",
+        nodes,
     )
     infer_types(graph)
     assert not place(graph, load_target("cpu-x64")).lines
+
+
+def test_a_line_behind_a_relu_leaves_the_relu_to_the_runtime() -> None:
+    before = text(
+        "float[1, 1, 1, 1] w = {1}, float half = {0.5}, float two = {2}",
+        "c = Conv(x, w) r = Relu(c) m = Mul(r, half) a = Sub(m, two) y = Conv(a, w)",
+    )
+    after = quantized(before, dict.fromkeys("xcry", (-6.0, 6.0)) | {"r": (0.0, 6.0)})
+    assert "Sub" not in {n.op_type for n in after.nodes()}
+    assert optimized_operators(to_proto(after))["com.microsoft:QLinearConv"] == 2
 
 
 @settings(max_examples=40, deadline=None)
