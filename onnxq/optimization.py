@@ -202,7 +202,7 @@ def _searched(job: Job) -> Found:
         else layer
         for layer in report.layers
     )
-    notes = (*report.notes, *prepared.notes)
+    notes = (*report.notes, *prepared.notes, *search.notes())
     report = replace(report, layers=layers, candidates=facts, notes=notes)
     return winner.graph, report, _noted(winner.plan, report, gates)
 

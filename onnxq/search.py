@@ -19,6 +19,8 @@ from onnxq.runtime import load_backend
 from onnxq.runtime.pool import MODELS_BYTES, at_a_time
 from onnxq.study import Study, apply_to, uniform
 from onnxq.verify import Gate, Report, with_gates
+from onnxq.verify.metrics import paired_drop
+from onnxq.verify.result import MetricFacts
 
 BORDER_FACTORS = (1.0, 0.3, 3.0)
 """Borders cost more or less than by themselves, depending on what stands beside them; a proposal
@@ -33,6 +35,9 @@ _SIZE_WEIGHTS = (0.5, 2.0, 8.0)
 _SECONDS_EACH = 0.7
 _EQUAL = 1.015
 """Candidates whose speeds differ by no more than this factor count as equally fast."""
+
+_NEARER_DB = 1.0
+"""SQNR by which the outputs of one candidate are nearer to the float model's than another's."""
 
 _CLOSE = 1.15
 """Candidates that are at most so many times slower than the fastest are timed again."""
@@ -83,6 +88,23 @@ def preferred(candidates: Sequence[Candidate]) -> list[Candidate]:
     return ordered
 
 
+def is_lucky(lucky: Report, other: Report, between: MetricFacts) -> bool:
+    """Whether a model lost less than one whose outputs are nearer to the float model's by chance.
+
+    How near outputs are needs no labels and has little noise; drops on some hundred samples have
+    much. So a smaller drop of the model that is farther off has to be shown, sample by sample.
+
+    Args:
+        lucky: Of the model that lost less.
+        other: Of the one that lost more.
+        between: What the second one loses against the first on the same samples.
+    """
+    is_nearer = other.sqnr_db >= lucky.sqnr_db + _NEARER_DB
+    if lucky.agreement is not None and other.agreement is not None:
+        is_nearer = is_nearer and other.agreement.value >= lucky.agreement.value
+    return is_nearer and between.confidence is not None and between.confidence[0] <= 0
+
+
 class Search:
     """Looks for the fastest model that keeps a promise.
 
@@ -100,6 +122,8 @@ class Search:
 
     def run(self) -> Candidate:
         """The fastest candidate that keeps the promise, else the one that comes closest to it.
+
+        A drop that is kept by luck alone, see `is_lucky`, is not kept.
 
         Proposals without a budget come first: the optimum of the integer program for each of
         `BORDER_FACTORS`, every node in one precision, what a promised SQNR leaves room for, and
@@ -272,9 +296,35 @@ class Search:
             for at, timing in zip(group, timings[1:], strict=True):
                 candidates[at].speedup = timing.speedup
 
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on candidates that keep the promise as measured, but were not taken."""
+        return tuple(
+            f"'{candidate.label}' was not taken: that it loses less than '{other.label}', whose "
+            "outputs are nearer to the float model's, may be luck on these samples; more held-out "
+            "samples would tell."
+            for candidate in self.candidates
+            if self._keeps(candidate, self._accuracy)
+            and (other := self._unluckier(candidate)) is not None
+        )
+
     def _holds(self, candidate: Candidate) -> bool:
+        return self._keeps(candidate, self._accuracy) and self._unluckier(candidate) is None
+
+    def _keeps(self, candidate: Candidate, gates: Sequence[Gate]) -> bool:
         report = candidate.report
-        return report is not None and all(gate.check(report).passed for gate in self._accuracy)
+        return report is not None and all(gate.check(report).passed for gate in gates)
+
+    def _unluckier(self, candidate: Candidate) -> Candidate | None:
+        """One that breaks the promised drop, where the candidate keeps it by luck alone."""
+        drops = [gate for gate in self._accuracy if gate.quantity == "drop"]
+        scored = self.job.reference.scored if drops else {}
+        for other in self.candidates if candidate.path in scored else ():
+            if candidate.report is None or other.report is None or self._keeps(other, drops):
+                continue
+            between = paired_drop(scored[candidate.path], scored[other.path])
+            if is_lucky(candidate.report, other.report, between):
+                return other
+        return None
 
     def _excess(self, broken: Sequence[Candidate], loss: float) -> float:
         """Promised noise over measured noise of the candidate of a predicted loss, at most 1."""

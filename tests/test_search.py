@@ -5,7 +5,9 @@ Nothing is timed: costs are computed, and the smaller a candidate's file, the fa
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,12 +21,15 @@ from onnxq.optimization import Optimized, optimize
 from onnxq.plan import Plan
 from onnxq.plan.apply import float_graph
 from onnxq.planning import apply_plan
-from onnxq.runtime import Backend, Session
-from onnxq.search import Candidate, preferred
+from onnxq.runtime import Backend, OutputError, Session
+from onnxq.search import Candidate, Search, preferred
 from onnxq.targets import load_target
-from onnxq.verify import Report
+from onnxq.verify import Gate, Report
+from onnxq.verify.metrics.accuracy import Accuracy
 from onnxq.verify.precision import describe
+from onnxq.verify.result import MetricFacts
 from tests.networks import branches, chain, computed, inputs, quick_interleaved, shared
+from tests.verify.reports import a_report
 
 __all__ = ["computed"]
 
@@ -329,3 +334,52 @@ def test_model_local_functions_are_inlined_and_quantized() -> None:
     assert [layer.op_type for layer in found.report.layers].count("MatMul") == 2
     assert not found.graph.model.functions
     assert found.report.output.integer_operators
+
+
+SAMPLES = 400
+RIGHT = np.arange(SAMPLES) >= 40
+
+
+def judged(path: str, wrong: list[int], sqnr: float, same: float) -> tuple[Candidate, Accuracy]:
+    """A candidate that has some samples wrong beside those that the float model has."""
+    metric, right = Accuracy(), RIGHT.copy()
+    right[wrong] = ~right[wrong]
+    metric.add({"y": np.eye(2)[right.astype(int)]}, np.ones(SAMPLES, np.int64), SAMPLES)
+    drop = float(RIGHT.mean() - right.mean())
+    agreement = a_report().agreement
+    assert agreement is not None
+    report = a_report(
+        metric=MetricFacts("accuracy", 0.9, 0.9 - drop, drop, SAMPLES, None),
+        outputs=(OutputError("y", sqnr, 0.99, 0.1),),
+        agreement=replace(agreement, value=same),
+    )
+    plan = Plan("", "cpu-x64")
+    return Candidate(path, Graph("g"), Path(path), plan, speedup=2.0, report=report), metric
+
+
+@pytest.mark.parametrize(
+    ("own", "sqnr", "same", "is_taken"),
+    [
+        ([100, 101, 102], 17.0, 0.95, False),
+        ([100, 101, 102], 20.5, 0.95, True),
+        ([100, 101, 102], 17.0, 0.99, True),
+        ([], 17.0, 0.95, True),
+        (list(range(60, 63)), 17.0, 0.95, False),
+    ],
+    ids=["by luck", "as near", "agrees more", "is shown to lose less", "wrong elsewhere"],
+)
+def test_a_promise_that_is_kept_by_luck_is_not_kept(
+    own: list[int], sqnr: float, same: float, is_taken: bool
+) -> None:
+    """0.75 points against 1.5 of another one with 21 dB cannot be told apart on 400 samples."""
+    lucky, mine = judged("lucky", own, sqnr, same)
+    other, theirs = judged("other", list(range(100, 106)), 21.0, 0.97)
+    scored = {lucky.path: mine, other.path: theirs}
+    job = SimpleNamespace(reference=SimpleNamespace(scored=scored))
+    study = SimpleNamespace(prepared=SimpleNamespace(job=job))
+    search = Search(study, [Gate("drop", "<=", 0.01)])  # type: ignore[arg-type]
+    search.candidates = [lucky, other]
+    notes = search.notes()
+    assert (not notes) == is_taken
+    if notes:
+        assert notes[0].startswith("'lucky' was not taken: that it loses less than 'other'")

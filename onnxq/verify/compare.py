@@ -25,6 +25,7 @@ from onnxq.verify.facts import model_facts, peak_rss_bytes, versions
 from onnxq.verify.gates import Gate
 from onnxq.verify.layers import compare_layers
 from onnxq.verify.metrics import paired_drop
+from onnxq.verify.metrics.scored import ScoredMetric
 from onnxq.verify.precision import describe
 from onnxq.verify.reference import Outputs, Reference
 from onnxq.verify.result import (
@@ -197,6 +198,8 @@ def _quality(
             metric.add(theirs, labels, batch.valid)
         done += batch.valid
         progress.advance(done)
+    if isinstance(metric, ScoredMetric):
+        reference.scored[path] = metric
     agreed = None if agreement is None else agreement.result()
     facts = paired_drop(reference.metric, metric) if reference.metric and metric else None
     if facts is None and agreed is not None:

@@ -54,6 +54,7 @@ class Reference:
         outputs: What it gives.
         data: The samples, as many in a batch as memory allows.
         metric: The model's own, over what was passed over so far; None without labels.
+        scored: The metrics of the models that were held against it, by their files.
 
     Raises:
         InputError: the model cannot be read, or data and metric do not fit.
@@ -87,6 +88,7 @@ class Reference:
         self._session: Runnable | None = self.load(self.runs)
         self.inputs, self.outputs = self._session.inputs, self._session.outputs
         self.metric = self.new_metric()
+        self.scored: dict[Path, ScoredMetric] = {}
         self._decisions: tuple[Decision, ...] | None = None
 
     def decisions(self, outputs: Outputs) -> tuple[Decision, ...]:
