@@ -15,7 +15,7 @@ import onnx
 from onnxq.cost.bench import Bench, Feeds
 from onnxq.cost.cache import Measurements
 from onnxq.cost.costs import Costs
-from onnxq.ir import DataType, Graph, Node, TensorType, Value, to_proto
+from onnxq.ir import DataType, Graph, Node, TensorType, Value, infer_types, to_proto
 from onnxq.ir.blocks import repeated_blocks, without_weights
 from onnxq.passes.notes import node_name
 from onnxq.passes.static.placement import Placement, channel_axis
@@ -273,13 +273,14 @@ def _measure_borders(
     such readers pays twice, and operators that were one kernel in float come apart: those that
     took no time of their own in the float model are timed by themselves and added.
     """
-    shapes = {v: s for v in placed.roots if (s := _shape(v, feeds)) is not None}
+    sizes = _sizes(graph, feeds)
+    shapes = {v: sizes[v.name] for v in placed.roots if v.name in sizes}
     names = {shape: json.dumps(shape) for shape in shapes.values()}
     found = bench.operators(
         "border", {name: partial(_border_model, shape) for shape, name in names.items()}
     )
     apart = {
-        node: _Alone(node, feeds)
+        node: _Alone(node, sizes)
         for value in shapes
         if value in placed.integer
         for node in _fused_readers(value, placed, in_place)
@@ -310,10 +311,10 @@ def _fused_readers(value: Value, placed: Placement, in_place: Mapping[str, float
 class _Alone:
     """One operator of a graph by itself, at its real shapes, on made-up numbers."""
 
-    def __init__(self, node: Node, feeds: Feeds) -> None:
+    def __init__(self, node: Node, sizes: Mapping[str, tuple[int, ...]]) -> None:
         self._node = node
         self._read = [v for v in node.inputs if v is not None and not v.is_constant]
-        self._shapes = [_shape(v, feeds) for v in self._read]
+        self._shapes = [sizes.get(v.name) for v in self._read]
         # A node of a body is counted with the others of its body alone.
         known = node.graph.outer is None and all(
             shape is not None and value.dtype is DataType.FLOAT
@@ -335,13 +336,23 @@ class _Alone:
         return to_proto(part).SerializeToString(), feeds
 
 
-def _shape(value: Value, feeds: Feeds) -> tuple[int, ...] | None:
-    """A value's shape with the batch of the feeds for what is open; None if it is not known."""
-    if value.shape is None or not isinstance(value.type, TensorType):
-        return None
-    batch = next((a.shape[0] for a in feeds.values() if a.ndim), 1)
-    shape = tuple(d if isinstance(d, int) else batch for d in value.shape)
-    return shape if prod(shape) else None
+def _sizes(graph: Graph, feeds: Feeds) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that have elements, by name, where inputs have those of the feeds.
+
+    A model may leave open more than the batch: the height and width of an image, say.
+    """
+    bound = graph.copy()
+    for value in bound.inputs:
+        if value.name in feeds and value.dtype is not None:
+            value.type = TensorType(value.dtype, feeds[value.name].shape)
+    infer_types(bound)
+    found = {}
+    for value in (v for scope in bound.all_graphs() for v in scope.values.values()):
+        shape = value.shape if isinstance(value.type, TensorType) else None
+        if shape is not None and all(isinstance(d, int) for d in shape):
+            sizes = tuple(int(d or 0) for d in shape)
+            found.update({value.name: sizes} if prod(sizes) else {})
+    return found
 
 
 def _border_model(shape: tuple[int, ...]) -> tuple[bytes, Feeds]:

@@ -12,7 +12,7 @@ from onnxq.cost import Costs, Measurements, flops_costs, machine, measure_costs,
 from onnxq.cost.cache import FILE
 from onnxq.cost.measure import by_node
 from onnxq.errors import InputError
-from onnxq.ir import Context, raise_opset
+from onnxq.ir import Context, Graph, infer_types, raise_opset
 from onnxq.passes.static.placement import place
 from onnxq.passes.weights.quantize_weights import QuantizeWeights
 from onnxq.runtime import NodeTime
@@ -112,6 +112,21 @@ def test_measured_times_are_of_every_node_and_border(tmp_path: Path) -> None:
     assert all(q > 0 and d > 0 for q, d in found.borders.values())
     again = measure_costs(*what, model_sha256="abc", measurements=Measurements(tmp_path))
     assert again == found, "what is on disk is not measured again"
+
+
+def test_borders_are_timed_at_the_sizes_that_feeds_give_open_axes(tmp_path: Path) -> None:
+    graph = Graph.from_text(
+        """<ir_version: 8, opset_import: ["": 13]>
+        g (float[N, 1, H, W] x) => (float[N, 2, H, W] y)
+        <float[2, 1, 1, 1] u = {1, 2}, float[2, 2, 1, 1] v = {1, 2, 3, 4}>
+        { c = Conv(x, u) y = Conv(c, v) }"""
+    )
+    infer_types(graph)
+    placed = place(graph, load_target("cpu-x64"))
+    feeds = {"x": np.zeros((1, 1, 24, 40), np.float32)}
+    measure_costs(graph, graph.nodes(), placed, {}, feeds, measurements=Measurements(tmp_path))
+    # Its keys stand in the file as they are.
+    assert b"[1, 2, 24, 40]" in (tmp_path / FILE).read_bytes()
 
 
 def test_restoring_stored_weights_is_part_of_what_a_node_costs(tmp_path: Path) -> None:
