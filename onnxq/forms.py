@@ -19,7 +19,7 @@ from onnxq.progress import SILENT, Progress
 from onnxq.registry import split_forms
 from onnxq.targets import Target
 
-_GAIN = 1.01
+_GAIN = 1.015
 """A form is kept if it makes the whole model so many times as fast: less is within the noise."""
 
 _OPSET_GAIN = 1.005
@@ -31,10 +31,12 @@ _CLOSE = 1.25
 _FLOAT_SHARE = 0.1
 """How much the time in float counts where it is not close: mixtures leave a part in float."""
 
-_WORTH = 0.005
+_WORTH = 0.01
 """Share of the model's time that regions must promise to gain before the whole is timed."""
 
 _SECONDS_EACH = 0.25
+_RUNS_EACH = 60
+"""A model is timed for so long, or for so many inferences where those take less."""
 
 _POSITIVE = ("Clip", "HardSigmoid", "Relu", "Sigmoid", "Softmax")
 """Operators whose results are not below 0: their clipping is left to the requantization."""
@@ -114,6 +116,7 @@ class _Search:
         self.notes: list[str] = []
         self._source = source
         self._trial = trial
+        self._seconds = _SECONDS_EACH
         self._weights = dict.fromkeys((FLOAT, *trial.precisions), 1.0)
         self._known: dict[tuple[bool, FloatForm], tuple[Graph, Context]] = {}
 
@@ -167,7 +170,7 @@ class _Search:
         times: dict[FloatForm, float] = {}
         while len(forms) > 1 and not times:
             try:
-                times = self._times(forms, 2 * _SECONDS_EACH)
+                times = self._times(forms, 2.0)
             except InputError:
                 # The model cannot be raised to the highest one, or the runtime does not know it.
                 forms.pop()
@@ -267,21 +270,20 @@ class _Search:
 
     def _drop_slow_precisions(self) -> None:
         models = self._quantized(self._made(self._part, self.best)[0])
-        times = self._trial.bench.times(models, self._feeds, seconds=_SECONDS_EACH)
+        times = self._trial.bench.times(models, self._feeds, seconds=self._seconds)
         fastest = min(times.values())
+        self._seconds = min(_SECONDS_EACH, _RUNS_EACH * max(times.values()) / 1000)
         self._weights = {text: 1.0 for text, ms in times.items() if ms <= fastest * _CLOSE}
         self._weights.setdefault(FLOAT, _FLOAT_SHARE)
 
-    def _times(
-        self, forms: Sequence[FloatForm], seconds: float = _SECONDS_EACH
-    ) -> dict[FloatForm, float]:
+    def _times(self, forms: Sequence[FloatForm], longer: float = 1.0) -> dict[FloatForm, float]:
         """Milliseconds of each form in all precisions that count, weighted, run in turn."""
         models: dict[tuple[FloatForm, str], Graph] = {}
         for form in forms:
             quantized = self._quantized(self._made(self._part, form)[0])
             models |= {(form, text): graph for text, graph in quantized.items()}
         named = {f"{at}": graph for at, graph in enumerate(models.values())}
-        spent = self._trial.bench.times(named, self._feeds, seconds=seconds)
+        spent = self._trial.bench.times(named, self._feeds, seconds=longer * self._seconds)
         times: dict[FloatForm, float] = {}
         for (form, text), ms in zip(models, spent.values(), strict=True):
             times[form] = times.get(form, 0.0) + ms * self._weights[text]

@@ -91,7 +91,7 @@ def test_a_higher_opset_is_taken_where_it_gains() -> None:
     assert form == FloatForm("default", 14)
     assert made(swishes(), form) == ["HardSwish", "MatMul", "HardSwish"]
     (note,) = notes
-    assert note == "Measured here: opset 14 makes the model 3 times as fast."
+    assert note == "Measured here: opset 14 makes the model 1.67 times as fast."
 
 
 def test_the_lowest_opset_stays_where_nothing_is_gained_or_it_is_given() -> None:
@@ -200,7 +200,12 @@ def test_targets_name_passes_that_write_forms() -> None:
 def test_the_plan_records_the_form_and_makes_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    price = of_rows({4: 0.5, 2: 9.0})
+    swish, others = of_rows({4: 0.1, 2: 3.0}), {"HardSigmoid": 3.0}
+    others |= dict.fromkeys(("Add", "Clip", "Div"), 0.1)
+
+    def price(node: Node) -> float:
+        return others.get(node.op_type, swish(node))
+
     monkeypatch.setattr("onnxq.prepare.Bench", lambda *_: Priced(price=price))
     model, data = tmp_path / "m.onnx", {"x": np.random.default_rng(0).normal(size=(32, 4))}
     data["x"] = data["x"].astype(np.float32)
@@ -208,7 +213,8 @@ def test_the_plan_records_the_form_and_makes_the_same_bytes(
     out, plan = tmp_path / "q.onnx", tmp_path / "p.toml"
     found = optimize(model, data, output=out, plan_output=plan, min_speedup=0.0, min_sqnr=5.0)
     assert found.plan.passes == "default,fuse-hard-swish{without=('y',)}"
-    assert found.plan.opset == 14 and "in 1 of 2 regions" in found.report.notes[0]
+    assert found.plan.opset == 14
+    assert any("in 1 of 2 regions" in note for note in found.report.notes)
     apply_plan(model, plan, output=tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == out.read_bytes()
     assert Plan.load(plan).passes == found.plan.passes
