@@ -27,7 +27,7 @@ class StoredWeights(Precision):
         block_size: Inputs that share a scale; 0 stands for one scale for each output channel.
         scheme: ``absmax`` or ``zero-point``.
         operators: ``standard``, or ``contrib`` for onnxruntime's own.
-        gather: ``rows`` or ``blocks``.
+        gather: ``rows``, ``int8`` or ``blocks``.
         copies: Store shared weights once for each operator.
     """
 

@@ -58,7 +58,7 @@ def precision(node: Node) -> str:
     if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
         return f"int{node.get('bits', 4)}-weight"
     if _gathers_stored_rows(node):
-        return f"{_bits(node.output.dtype)}-weight"
+        return f"{_bits(_laid_out(node.input(0)).dtype)}-weight"
     own = _own_type(node)
     read = [v for v in node.inputs if v is not None]
     stored = [_dequantized_from(v) for v in read]
@@ -103,10 +103,19 @@ def _is_activation(node: Node, slot: int, value: Value) -> bool:
 def _gathers_stored_rows(node: Node) -> bool:
     """Whether a Gather reads a table kept as integers, which are restored afterwards."""
     table = node.input(0)
-    if not node.is_op("Gather") or table is None or not table.is_constant:
+    if not node.is_op("Gather") or table is None or not _laid_out(table).is_constant:
         return False
     readers = [use.node for use in node.output.uses]
-    return table.dtype is DataType.INT8 and bool(readers) and all(n.is_op("Cast") for n in readers)
+    stored = table.dtype in (DataType.INT8, DataType.UINT8, DataType.INT16, DataType.UINT16)
+    return stored and bool(readers) and all(n.is_op("Cast") for n in readers)
+
+
+def _laid_out(table: Value | None) -> Value:
+    """The constant behind operators that bring it into the form in which it is read."""
+    assert table is not None
+    while table.producer is not None and table.producer.is_op("Cast", "Transpose", "Reshape"):
+        (table, *_) = (v for v in table.producer.inputs if v is not None)
+    return table
 
 
 @cache

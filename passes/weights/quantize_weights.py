@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 
 from onnxq.errors import InputError
-from onnxq.ir import Node
+from onnxq.ir import DataType, Node
+from onnxq.passes.nodes import added
 from onnxq.passes.notes import Reason
 from onnxq.passes.weights import stored_weights
 from onnxq.passes.weights.stored_weights import Arrays, Layout, Quantizer, Stored
@@ -49,10 +50,16 @@ class QuantizeWeights(WeightPass):
     - ``Conv`` and ``ConvTranspose``: a scale for each output channel, or with less than 8 bits
       blocks along the input channels where these fill at least one.
     - ``LSTM``, ``GRU``, ``RNN``: likewise, a scale for each row of the gates.
-    - ``Gather`` along the first axis of a constant matrix: the rows are stored as int8 with a
-      scale each, whatever the format, gathered as they are, and then restored. ``gather="blocks"``
-      stores them in the format and in blocks, behind a DequantizeLinear: smaller with less than 8
-      bits, but all of the table is restored each time, 100 to 500 times slower.
+    - ``Gather`` along the first axis of a constant matrix: rows are gathered as they are stored,
+      with their scales, and only then restored. They are stored in the format and in blocks, or as
+      int8 with a scale each: with ``gather="int8"``, in floats and in less than 4 bits, and where a
+      row has no whole blocks. Values of less than 8 bits are made bytes by a Cast, which
+      onnxruntime folds when it loads the model, for it gathers no such. ``gather="blocks"`` puts a
+      DequantizeLinear before the Gather instead, for runtimes that restore no more than is
+      gathered; onnxruntime restores all of the table each time, 100 to 500 times slower.
+    - A table that is multiplied with as well (a tied embedding, transposed) is stored once: the
+      Gather reads what the product stores, through a Transpose that onnxruntime folds. Both are as
+      fast as with tables of their own.
 
     With ``operators="contrib"`` products become MatMulNBits and gathers GatherBlockQuantized where
     format and block size allow; only onnxruntime runs these. Before 1.27 its GatherBlockQuantized
@@ -101,7 +108,7 @@ class QuantizeWeights(WeightPass):
         scheme: ``absmax`` or ``zero-point``.
         search: How scales are found.
         operators: ``standard`` or ``contrib``.
-        gather: ``rows`` or ``blocks``.
+        gather: ``rows``, ``int8`` or ``blocks``.
         copies: Store shared weights once for each operator.
         accuracy_level: Of the MatMulNBits operators: 4 computes with 8-bit activations, 0 in float.
     """
@@ -123,7 +130,7 @@ class QuantizeWeights(WeightPass):
             ("scheme", list(SCHEMES)),
             ("search", list(SCALE_SEARCHES)),
             ("operators", ["standard", "contrib"]),
-            ("gather", ["rows", "blocks"]),
+            ("gather", ["rows", "int8", "blocks"]),
         ):
             given = getattr(self, option)
             if given not in known:
@@ -242,14 +249,34 @@ class _Stored(Rewriter):
         return self._by_channel_or_block(weight, 1, 2)
 
     def _rows(self, node: Node, table: ConstantWeight) -> Rewrite:
-        block, columns = self._options.block_size, table.shape[1]
-        layout = Layout(self._quantizer, per_block(1, block) if block else per_channel(0))
+        columns, gather = table.shape[1], self._options.gather
+        block = self._options.block_size or columns
+        layout = Layout(self._quantizer, per_block(1, block))
         if self._is_contrib and columns % (8 // self._format.bits) == 0:
             weights = [(table, replace(layout, arrange=_pack_rows))]
             return Rewrite(weights, partial(self._replace_gather, node))
-        if self._options.gather == "blocks":
+        if gather == "blocks":
             return self._restored(node, 0, [(table, layout)])
-        return super()._rows(node, table)
+        if gather == "int8" or self._format.bits < 4 or self._format.is_float or columns % block:
+            return super()._rows(node, table)
+        return Rewrite([(table, layout)], partial(self._gather_rows, node))
+
+    def _gather_tied(self, node: Node, stored: Sequence[Stored]) -> None:
+        if not self._is_contrib:
+            super()._gather_tied(node, stored)
+            return
+        (weight,) = stored
+        outputs, blocks, size = (int(d or 0) for d in weight.values.shape or ())
+        name, shape = f"{weight.values.name}_rows", np.array([outputs, blocks * size], np.int64)
+        rows = added(
+            node.graph,
+            "Reshape",
+            [weight.values, node.graph.constant(shape, f"{name}_shape")],
+            name,
+            DataType.UINT8,
+            tuple(shape.tolist()),
+        )
+        self._replace_gather(node, [replace(weight, values=rows)])
 
     def _by_channel_or_block(
         self, weight: ConstantWeight, channels: int, inputs: int

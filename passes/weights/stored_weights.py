@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -130,6 +130,25 @@ class Stored:
     qparams: QParams
 
 
+@dataclass(frozen=True)
+class Rows:
+    """A stored table as values that a Gather can read row by row.
+
+    Attributes:
+        values: [rows, columns], or [rows, blocks, columns of a block] if there are several blocks.
+        scale: [rows, 1], or [rows, blocks, 1].
+        zero_point: The same, None where it is 0.
+        columns: Of the table.
+        blocks: Scales of each row.
+    """
+
+    values: Value
+    scale: Value
+    zero_point: Value | None
+    columns: int
+    blocks: int
+
+
 class CannotStoreError(Exception):
     """A weight cannot be stored in few bits."""
 
@@ -144,6 +163,7 @@ class WeightStore:
     def __init__(self) -> None:
         self._stored: dict[tuple[Value, Layout, Graph, object], Stored] = {}
         self._dequantized: dict[Stored, Value] = {}
+        self._rows: dict[tuple[Stored, bool], Rows] = {}
 
     def get(self, weight: Value, layout: Layout, graph: Graph, owner: object = None) -> Stored:
         """The weight as constants of a graph.
@@ -188,6 +208,46 @@ class WeightStore:
                 **{name: given for name, given in attributes.items() if given is not None},
             )
         return self._dequantized[stored]
+
+    def rows(self, stored: Stored, transposed: bool) -> Rows:
+        """A table as a Gather reads it; ``transposed`` if stored as [columns, rows].
+
+        What is stored stays as it is, since others may read it: operators on constants, which
+        runtimes fold when they load a model, make bytes of values of fewer bits, because runtimes
+        gather no such, and bring axes into order.
+        """
+        if (stored, transposed) not in self._rows:
+            self._rows[stored, transposed] = _rows_of(stored, transposed)
+        return self._rows[stored, transposed]
+
+
+def _rows_of(stored: Stored, transposed: bool) -> Rows:
+    assert stored.values.shape is not None
+    size = [int(d or 0) for d in stored.values.shape]
+    length, columns = size[::-1] if transposed else size
+    blocks = 1 if stored.scale.rank == 1 else stored.qparams.scale.size // length
+
+    def made(value: Value, op_type: str, end: str, shape: tuple[int, ...], **how: Any) -> Value:
+        given, dtype = [value], how.pop("dtype", value.dtype)
+        if op_type == "Reshape":
+            given.append(value.graph.constant(np.array(shape, np.int64), f"{value.name}_shape"))
+        return added(value.graph, op_type, given, f"{value.name}_{end}", dtype, shape, **how)
+
+    def table(value: Value, inner: int) -> Value:
+        """A value of as many columns, or of one for each block, as [rows, blocks, inner]."""
+        dtype, shape = value.dtype, tuple(int(d or 0) for d in value.shape or ())
+        if dtype is not None and dtype.bits < 8:
+            signed = dtype in (DataType.INT2, DataType.INT4)
+            dtype = DataType.INT8 if signed else DataType.UINT8
+            value = made(value, "Cast", "bytes", shape, dtype=dtype, to=int(dtype))
+        if transposed and len(shape) == 2:
+            value = made(value, "Transpose", "rows", shape[::-1], perm=[1, 0])
+        wanted = (length, blocks, inner) if blocks > 1 else (length, inner)
+        return value if value.shape == wanted else made(value, "Reshape", "blocks", wanted)
+
+    zero_point = None if stored.zero_point is None else table(stored.zero_point, 1)
+    values = table(stored.values, columns // blocks)
+    return Rows(values, table(stored.scale, 1), zero_point, columns, blocks)
 
 
 def tuned_tensors(weight: Tensor, layout: Layout, name: str) -> dict[str, np.ndarray]:

@@ -29,6 +29,7 @@ from onnxq.passes.weights.weight_rewrites import (
     gather_rows,
     has_float_weight,
     plain_gemm,
+    products,
     rows_reason,
 )
 from onnxq.quant import INT8, Granularity, per_block
@@ -41,10 +42,18 @@ Weights = Sequence[tuple[ConstantWeight, Layout]]
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A node's constant weights, each with how it is stored, and what lets the node read them."""
+    """A node's constant weights, each with how it is stored, and what lets the node read them.
+
+    Attributes:
+        weights: The weights.
+        change: Lets the node read them.
+        owner: The node whose weights these are, where another than the rewritten one reads them as
+            well; None if they are its own.
+    """
 
     weights: Weights
     change: Callable[[Sequence[Stored]], None]
+    owner: Node | None = None
 
 
 @dataclass(frozen=True)
@@ -175,7 +184,8 @@ class Rewriter(ABC):
         found = self.plan(node)
         if isinstance(found, Reason):
             return found
-        tensors, name = self._tuned.get(node_name(node)), node_name(node)
+        owner = found.owner or node
+        tensors, name = self._tuned.get(node_name(owner)), node_name(owner)
         stored = []
         for prefix, (weight, layout) in zip(("", RECURRENCE), found.weights, strict=False):
             if tensors is not None:
@@ -192,7 +202,7 @@ class Rewriter(ABC):
                 )
                 layout = replace(layout, tuned=tuned)
             try:
-                stored.append(self._stored(node, weight, layout))
+                stored.append(self._stored(owner, weight, layout))
             except CannotStoreError as error:
                 return error.reason
         found.change(stored)
@@ -232,13 +242,34 @@ class Rewriter(ABC):
         table = self._find(node, 0)
         if isinstance(table, Reason):
             return table
-        return rows_reason(node, table) or self._rows(node, table)
+        return rows_reason(node, table) or self._tied(node, table) or self._rows(node, table)
+
+    def _tied(self, node: Node, table: ConstantWeight) -> Rewrite | None:
+        """Rows of what a product stores of the same table, so that it is stored once."""
+        for product in products(table.value):
+            found = self.plan(product) if product.graph is node.graph else None
+            if not isinstance(found, Rewrite):
+                continue
+            ((weight, layout),) = found.weights
+            block = layout.granularity.block_size or table.shape[1]
+            # The rows are the product's outputs, which have scales of their own.
+            whole = layout.transposed and table.shape[1] % block == 0
+            if weight.value is table.value and whole and layout.granularity.axis is not None:
+                change = partial(self._gather_tied, node)
+                return Rewrite(found.weights, change, owner=product) if layout.factor == 1 else None
+        return None
+
+    def _gather_tied(self, node: Node, stored: Sequence[Stored]) -> None:
+        gather_rows(node, self.store.rows(stored[0], transposed=True))
 
     def _rows(self, node: Node, table: ConstantWeight) -> Rewrite:
         """Rows in int8, each with a scale of its own."""
         rounding, granularity = Rounding(INT8, search=self._search), per_block(1, table.shape[1])
         layout = Layout(rounding, granularity, zero_point=False)
-        return Rewrite([(table, layout)], lambda stored: gather_rows(node, stored[0]))
+        return Rewrite([(table, layout)], partial(self._gather_rows, node))
+
+    def _gather_rows(self, node: Node, stored: Sequence[Stored]) -> None:
+        gather_rows(node, self.store.rows(stored[0], transposed=False))
 
     def _recurrent(self, node: Node) -> Rewrite | Reason:
         found = []

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxq.ir import DataType, Node, TensorType, Value, remove_unused
+from onnxq.ir import DataType, Graph, Node, TensorType, Value, remove_unused
 from onnxq.ir.attribute import AttributeLike
 from onnxq.passes.nodes import added, made_by
 from onnxq.passes.notes import OVERRIDABLE, Reason
-from onnxq.passes.weights.stored_weights import Stored
+from onnxq.passes.weights.stored_weights import Rows
 
 _CONTRIB_DOMAIN = "com.microsoft"
 
@@ -193,19 +193,40 @@ def rows_reason(node: Node, table: ConstantWeight) -> Reason | None:
     return None
 
 
-def gather_rows(node: Node, stored: Stored) -> None:
-    """Let a Gather along the first axis read stored rows, and restore only those.
-
-    The rows have one scale each, of shape [rows, 1], and no zero-point.
-    """
-    graph, output = node.graph, node.output
-    indices = node.input(1)
+def gather_rows(node: Node, rows: Rows) -> None:
+    """Let a Gather along the first axis read stored rows, and restore only those."""
+    graph, output, indices = node.graph, node.output, node.input(1)
     shape, name = output.shape, output.name
-    integer, real = DataType(stored.qparams.format.onnx_dtype), DataType.FLOAT
-    one_each = None if shape is None else (*shape[:-1], 1)
-    rows = added(graph, "Gather", [stored.values, indices], f"{name}_q", integer, shape)
-    factors = added(graph, "Gather", [stored.scale, indices], f"{name}_scale", real, one_each)
-    numbers = added(graph, "Cast", [rows], f"{name}_f", real, shape, to=int(real))
-    made = graph.add("Mul", [numbers, factors])
-    assert rows.producer is not None
-    replace_node(node, made.outputs, rows.producer)
+    before = None if indices is None or indices.shape is None else indices.shape
+
+    def gathered(table: Value, end: str) -> Value:
+        dtype, inner = table.dtype or DataType.FLOAT, (table.shape or ())[1:]
+        whole = None if before is None else (*before, *inner)
+        return added(graph, "Gather", [table, indices], f"{name}_{end}", dtype, whole)
+
+    def real(value: Value) -> Value:
+        stem, to = f"{value.name}_f", DataType.FLOAT
+        return added(graph, "Cast", [value], stem, to, value.shape, to=int(to))
+
+    integers, factors = gathered(rows.values, "q"), gathered(rows.scale, "scale")
+    numbers = real(integers)
+    if rows.zero_point is not None:
+        zeros = real(gathered(rows.zero_point, "zero_point"))
+        numbers = graph.add("Sub", [numbers, zeros], types=[numbers.type]).output
+    made = graph.add("Mul", [numbers, factors], types=[numbers.type])
+    if rows.blocks > 1:
+        made = graph.add("Reshape", [made.output, _merged(graph, rows, indices, name)])
+    made.output.type = TensorType(DataType.FLOAT, shape)
+    assert integers.producer is not None
+    replace_node(node, made.outputs, integers.producer)
+
+
+def _merged(graph: Graph, rows: Rows, indices: Value | None, name: str) -> Value:
+    """The shape in which the blocks of a row are one axis."""
+    columns, stem = np.array([rows.columns], np.int64), f"{name}_shape"
+    if indices is not None and indices.rank is None:
+        length = graph.add("Shape", [indices], types=[TensorType(DataType.INT64, (None,))]).output
+        last = graph.constant(columns, stem)
+        return graph.add("Concat", [length, last], {"axis": 0}).output
+    kept = np.zeros(indices.rank or 0 if indices is not None else 0, np.int64)
+    return graph.constant(np.concatenate([kept, columns]), stem)
