@@ -271,6 +271,9 @@ def _with_choices(prepared: Prepared) -> Prepared:
             for text in dict.fromkeys([*job.precisions, *asked])
         }
         found = tuple(text for text, reason in refused.items() if not reason and text != FLOAT)
+        if node not in placed.nodes:
+            # Static integers only store what it reads; others do so together with what ties it.
+            found = tuple(t for t in found if not parse_precision(t).is_static) or found
         reasons = [reason for reason in refused.values() if reason is not None]
         reason = BY_REQUEST if name in keep else next(iter(reasons), None)
         if found and name not in keep:

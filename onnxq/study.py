@@ -16,6 +16,7 @@ from onnxq.passes.notes import BY_REQUEST, node_name
 from onnxq.plan import Assignment, Plan, PlanNode, Problem, build_problem, plan_nodes
 from onnxq.plan.apply import apply, apply_precisions
 from onnxq.precision import FLOAT, Given, parse_precision
+from onnxq.precision.static import stores_rows
 from onnxq.prepare import Prepared
 from onnxq.sensitivity import Sensitivity, analyse
 from onnxq.tuning import tune
@@ -106,7 +107,7 @@ def uniform_plan(prepared: Prepared, precision: str) -> Plan:
         elif precision in own:
             nodes.append(PlanNode(name, node.op_type, precision))
         elif (reason := prepared.refusals.get(name)) and (
-            not is_static or reason.kind in (BY_REQUEST.kind, "range")
+            not is_static or reason.kind in (BY_REQUEST.kind, "range") or stores_rows(node)
         ):
             # What else static integers leave out, their pass notes itself.
             nodes.append(PlanNode(name, node.op_type, FLOAT, reason.text))

@@ -20,6 +20,7 @@ from onnxq.passes.cleanup.inline_functions import InlineFunctions
 from onnxq.passes.notes import forget_notes, node_name, note_reasons
 from onnxq.plan.plan import Plan
 from onnxq.precision import FLOAT, Given, Precision, parse_precision
+from onnxq.precision.static import stores_rows
 from onnxq.progress import SILENT, Progress
 from onnxq.registry import split_forms
 from onnxq.targets import Target
@@ -156,7 +157,8 @@ def apply(graph: Graph, plan: Plan, target: Target, ctx: Context | None = None) 
             set by hand that its node cannot have.
     """
     wanted, reasons = parsed(plan.precisions()), plan.reasons()
-    if not plan.ranges and any(precision.is_static for precision in wanted.values()):
+    rows = {node_name(node) for node in graph.all_nodes() if stores_rows(node)}
+    if not plan.ranges and any(p.is_static for name, p in wanted.items() if name not in rows):
         raise InputError("the plan has no [ranges], which static integers need; plan again")
     made_for = {node.name: node.planned or node.precision for node in plan.nodes}
     tuned = {name: own for name, own in plan.tuned.items() if made_for[name] == str(wanted[name])}

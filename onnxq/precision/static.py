@@ -8,9 +8,10 @@ from typing import ClassVar
 
 from onnxq.ir import Graph, Node, Pass
 from onnxq.needs import Need, RangeOf
-from onnxq.passes.notes import UNRELATED, Reason
+from onnxq.passes.notes import UNRELATED, Reason, node_name
 from onnxq.passes.static.insert_qdq import InsertQdq
 from onnxq.passes.static.placement import Placement
+from onnxq.passes.weights.quantize_dynamic import QuantizeDynamic
 from onnxq.precision.parts import Part, StaticActivations, Weights8
 from onnxq.precision.precision import Bounds, Given, Precision
 from onnxq.targets import Target
@@ -31,21 +32,32 @@ class Static(Precision):
     is_static: ClassVar[bool] = True
 
     def refusal(self, node: Node, placed: Placement) -> Reason | None:
-        """See `Precision`: operators that clip go with the node whose result they clip."""
+        """See `Precision`: operators that clip go with the node whose result they clip.
+
+        A Gather of a constant table computes nothing; its rows are stored in 8 bits.
+        """
         rule = placed.nodes.get(node)
         if rule is not None and rule.role != "absorb":
             return None
+        if stores_rows(node):
+            return QuantizeDynamic().reason(node)
         return placed.left_in_float.get(node, _CLIPS)
 
     def passes(self, graph: Graph, nodes: Mapping[str, Precision], given: Given) -> Sequence[Pass]:
         """See `Precision`."""
-        target = given.target
+        target, scheme = given.target, given.target.weight_scheme
+        tables = tuple(node_name(n) for n in graph.all_nodes() if stores_rows(n))
+        tables = tuple(name for name in tables if name in nodes)
+        others = tuple(name for name in nodes if name not in tables)
         formats = {
             name: target.activation_format_of(precision.activation_bits).name
             for name, precision in nodes.items()
         }
         bounds = _behind_casts(graph, given.bounds)
-        return (InsertQdq(bounds, target.name, only=tuple(nodes), formats=formats),)
+        pairs = InsertQdq(bounds, target.name, only=others, formats=formats)
+        rows = QuantizeDynamic(only=tables, reduced_range=scheme.reduced_range)
+        # Without names they would be for all nodes.
+        return (*((pairs,) if others else ()), *((rows,) if tables else ()))
 
     def needed_opset(self, target: Target) -> int:
         """See `Precision`."""
@@ -58,6 +70,11 @@ class Static(Precision):
     def parts(self) -> Sequence[Part]:
         """See `Precision`."""
         return (Weights8(), StaticActivations(self.activation_bits))
+
+
+def stores_rows(node: Node) -> bool:
+    """Whether a node gathers from a constant table of floats: it needs no ranges."""
+    return node.is_op("Gather") and QuantizeDynamic().takes(node)
 
 
 def _behind_casts(graph: Graph, bounds: Bounds) -> dict[str, tuple[float, float]]:
