@@ -62,7 +62,9 @@ class Form:
     """Two ways to write one computation, as statements in ONNX text syntax.
 
     They read ``x`` (attention: ``q``, ``k``, ``v``) and make ``y`` of the same shape. Without the
-    fused one, it is what ``passes`` make of the unfused one and what stands around it. ``weights``
+    fused one, it is what ``passes`` make of the unfused one and what stands around it; without
+    these, it is quantized as this processor's target says, and unfused as a table without forms of
+    its own says. ``weights``
     names vectors along the last dimension, or along the channels of an image; ``feeds`` names more
     inputs: ``mask`` is one of scores, any other has the shape of ``x``.
     """
@@ -179,6 +181,22 @@ def _attention(name: str, unfused: str, fused: str, *feeds: str) -> Form:
         feeds=feeds,
     )
 
+
+def _in_integers(name: str, computed: str, constants: str = "") -> Form:
+    """What a target's table has a form for in integers."""
+    return Form(
+        name, 13, computed, constants=constants, shapes=IMAGES, frame="Conv", places=("int8",)
+    )
+
+
+_PLAIN = """extends = "cpu-x64"
+without = ["Sub", "Div"]
+[operators]
+Add = { role = "follow", constant_inputs = true }
+Mul = { role = "follow", constant_inputs = true }
+Resize = { role = "share", activations = [0], attributes = { mode = "nearest" } }
+"""
+_FLOOR = 'mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor"'
 
 _TRANSPOSED = "t = Transpose<perm = [0, 1, 3, 2]>(k) "
 
@@ -338,6 +356,15 @@ FORMS = (
         "fuse-conv-input",
         "Conv",
     ),
+    _in_integers(
+        "line Mul, Sub", "a = Mul(x, eighth) y = Sub(a, eighth)", "float eighth = {0.125}"
+    ),
+    _in_integers(
+        "repeat",
+        "a = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(x) "
+        f"b = Resize<{_FLOOR}>(a, none, twice) y = Add(b, x)",
+        "float[0] none = {}, float[4] twice = {1, 1, 2, 2}",
+    ),
     _rewritten(
         "batch-norm alone",
         "a = MaxPool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x) "
@@ -390,10 +417,16 @@ def build_pair(form: Form, shape: Shape, where: str) -> tuple[onnx.ModelProto, o
     if where not in PLACES:
         raise ValueError(f"{where} is none of {', '.join(PLACES)}")
     unfused = _model(form, shape, where, form.unfused)
-    fused = _model(form, shape, where, form.fused) if form.fused else _run(form.passes, unfused)
+    fused = _model(form, shape, where, form.fused) if form.fused else unfused
+    if form.passes:
+        fused = _run(form.passes, unfused)
     if where == "int8":
         feeds = random_feeds(unfused)
-        return quantized(unfused, feeds), quantized(fused, feeds)
+        with tempfile.TemporaryDirectory() as folder:
+            plain = Path(folder) / "plain.toml"
+            plain.write_text(_PLAIN, encoding="utf-8")
+            target = "auto" if form.fused or form.passes else str(plain)
+            return quantized(unfused, feeds, target), quantized(fused, feeds)
     return unfused, fused
 
 
@@ -403,12 +436,12 @@ def _run(passes: str, model: onnx.ModelProto) -> onnx.ModelProto:
     return to_proto(graph)
 
 
-def quantized(model: onnx.ModelProto, feeds: Feeds) -> onnx.ModelProto:
-    """The model in static 8-bit integers, as `onnxq.optimize` places them on this machine."""
+def quantized(model: onnx.ModelProto, feeds: Feeds, target: str = "auto") -> onnx.ModelProto:
+    """The model in static 8-bit integers, as `onnxq.optimize` places them on a target."""
     # Any other float pass might fuse the form.
     recipe = Recipe(passes="eliminate-dead", precision="int8")
     # Half of the data is held out.
-    plan = make_plan(model, [feeds, feeds], recipe=recipe)
+    plan = make_plan(model, [feeds, feeds], recipe=recipe, target=target)
     return to_proto(apply_plan(model, plan))
 
 
