@@ -66,7 +66,7 @@ def _holds_tokens(spec: TensorSpec) -> bool:
     shape, dtype = spec.shape or (), spec.dtype
     return (
         dtype is not None
-        and dtype.kind == "i"
+        and dtype.kind in "iu"
         and len(shape) == 2
         and not isinstance(shape[1], int)
     )

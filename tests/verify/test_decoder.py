@@ -54,6 +54,14 @@ def test_a_token_without_a_cache_is_a_window_of_one() -> None:
     assert feeds["prompt"]["ids"] is IDS
 
 
+def test_tokens_may_be_bytes() -> None:
+    graph = Graph.from_text(f"""{HEAD}
+        g (uint8[N, T] ids) => (float[N, T, 8] logits) <{WEIGHTS}, {AXES}> {{
+          i = Cast<to = 7>(ids) h = Gather(table, i) m = CumSum(h, one) logits = MatMul(m, w) }}""")
+    feeds = decoder_feeds(Session(to_proto(graph)), {"ids": IDS.astype(np.uint8)})
+    assert feeds["token"]["ids"].tolist() == [[5]]
+
+
 @pytest.mark.parametrize("held", [0, 3])
 def test_a_token_with_a_cache_gives_what_the_whole_prompt_gives(held: int) -> None:
     graph = cached()
