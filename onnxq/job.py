@@ -25,6 +25,7 @@ from onnxq.progress import SILENT, Progress
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.runtime import TensorSpec, as_stored, load_backend
 from onnxq.runtime.files import ModelFiles
+from onnxq.runtime.pool import model_room
 from onnxq.targets import Target, load_target
 from onnxq.tune import parse_tuner
 from onnxq.verify import Reference
@@ -111,7 +112,8 @@ class Job:
         return Reference(
             self.path,
             self.held_out,
-            runs=self.runs,
+            files=self.files,
+            room=model_room(self.options.memory_limit),
             metric=self.options.metric,
             backend=self.target.backend,
             provider="cpu" if self.missing_provider() else self.target.provider,

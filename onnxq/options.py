@@ -50,7 +50,8 @@ class Options:
             (a whole sample; so if None) or that of one ``token`` more.
         images: How to read a folder of images.
         memory_limit: Bytes that observing may take beyond plain inference; the data is passed over
-            several times where one pass would take more.
+            several times where one pass would take more. Models whose weights take over a quarter
+            of it, or of the machine's memory if None, are observed and verified in segments.
         threads: Threads inside one operator, for latency.
         seed: Chooses the held-out part, and samples where only some are used.
         work_folder: Where to keep what was found out, for another run; nowhere if None.

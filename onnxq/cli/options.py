@@ -199,7 +199,7 @@ _DECLARED: Mapping[str, Keywords] = {
     "--memory-limit": _value(
         "SIZE",
         "memory to observe with beyond plain inference, as 500MB or 2GB; the data is passed over "
-        "several times if it is short",
+        "several times if it is short, and models larger than a quarter run in segments",
         values.memory,
     ),
     "--keep-overridable": _switch(

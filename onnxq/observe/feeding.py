@@ -13,14 +13,15 @@ import numpy as np
 from onnxq.data import Dataset
 from onnxq.data.batch import Batch
 from onnxq.errors import InputError
-from onnxq.ir import DataType, Graph, load
+from onnxq.ir import DataType, Graph
 from onnxq.ir.lifting import lift
+from onnxq.ir.saving import constant_bytes
 from onnxq.observe.observer import Indices, Observer
 from onnxq.progress import Progress
 from onnxq.runtime import Session
 from onnxq.runtime.files import ModelFiles
-from onnxq.runtime.pool import RUN_BYTES
-from onnxq.runtime.session import AS_STORED
+from onnxq.runtime.pool import RUN_BYTES, model_room
+from onnxq.runtime.segmented import Segmented
 from onnxq.runtime.specs import Array
 
 _SMALLEST_PART = 3
@@ -32,11 +33,6 @@ _IN_FLIGHT = 2
 
 _YIELDING = {"session.intra_op.allow_spinning": "0"}
 """Threads of the model's that have nothing to do leave the processor to the counting."""
-
-_WEIGHTS_APART = {
-    "session.optimized_model_external_initializers_file_name": "weights.bin",
-    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
-}
 
 
 @dataclass(frozen=True)
@@ -94,6 +90,11 @@ class Feeding:
             for value in map(self.graph.values.__getitem__, self._made):
                 if not value.is_output:
                     self.graph.add_output(value)
+        room = model_room(memory_limit)
+        if self._made and constant_bytes(self.graph) > room:
+            self._feed_in_segments(room // 2)
+            yield [*self.observers]
+            return
         if self._made and memory_limit is None:
             session = self._files.session(
                 self.graph, threads=self.threads, config=_YIELDING, pooled=True
@@ -102,11 +103,7 @@ class Feeding:
             # What is given out decides what onnxruntime may fuse, and so the last digits of all
             # values. The model is optimized once, with everything given out, and cut up then: the
             # groups' values are those of one pass with all tensors.
-            optimized = self.folder / "optimized.onnx"
-            model = self._files.save(self.graph, "model.onnx")
-            config = {**_WEIGHTS_APART, **AS_STORED}
-            Session(model, threads=self.threads, config=config, save_optimized=optimized)
-            whole = load(optimized)
+            whole = self._files.optimized(self.graph)
             self._files.share(whole)
         if memory_limit is not None:
             groups = self._groups(whole, memory_limit)
@@ -116,6 +113,29 @@ class Feeding:
                 session = self._cut(whole, group.made) if group.made else None
             self._feed(session, group, number * len(self.data))
             yield group.names
+
+    def _feed_in_segments(self, limit: int) -> None:
+        """Pass over the data once, the model in segments whose weights take no more bytes."""
+        self.progress.stage("calibrating", len(self.data))
+        segmented = Segmented(self.graph, self._files, limit, outputs=())
+        fed = [name for name in self.observers if name not in self._made]
+        last = len(segmented.segments) - 1
+        done = 0
+
+        def see(place: int, part: _Part, made: Mapping[str, Array]) -> None:
+            nonlocal done
+            shown = {name: made[name] for name in made if name in self.observers}
+            if place == 0:
+                shown |= {name: part.batch.feeds[name] for name in fed}
+            self._show_all(part, shown)
+            if place == last:
+                done += part.batch.valid
+                self.progress.advance(done)
+
+        parts = self._parts(_Group((), (), _SMALLEST_PART))
+        for _ in segmented.stages(((p, p.batch.feeds) for p in parts), self.threads, see):
+            pass
+        self.samples = done
 
     def _cut(self, whole: Graph, names: Sequence[str]) -> Session:
         """A session of what some of the optimized graph's values need."""
@@ -140,7 +160,7 @@ class Feeding:
             shapes = {n: graph.add("Shape", [graph.values[n]]).output for n in self._made}
             names = {name: shape.name for name, shape in shapes.items()}
             session = self._as_optimized(graph.extract(graph.inputs, shapes.values()))
-        part = next(self._parts(session, _Group((), (), 1)))
+        part = next(self._parts(_Group((), (), 1), session))
         batch = part.batch
         if session is not None:
             found = session.run(batch.feeds, [*names.values()])
@@ -188,18 +208,20 @@ class Feeding:
         """Pass over the data once, or over as much as the group's observers need."""
         observers = [o for name in group.names for o in self.observers[name]]
         done = 0
-        for part, values in _computed(session, self._parts(session, group), group.made):
-            for name in group.names:
-                array = values.pop(name) if name in values else part.batch.feeds[name]
-                # Samples that only fill up a last batch are not counted.
-                (real,) = part.batch.trim({name: array}).values()
-                self._show(name, np.asarray(real), part)
+        for part, values in _computed(session, self._parts(group, session), group.made):
+            fed = {name: part.batch.feeds[name] for name in group.names if name not in values}
+            self._show_all(part, {**fed, **values})
             done += part.batch.valid
             if part.is_last:
                 self.samples = max(self.samples, done)
                 self.progress.advance(before + done)
                 if all(observer.is_complete for observer in observers):
                     return
+
+    def _show_all(self, part: _Part, values: Mapping[str, Array]) -> None:
+        # Samples that only fill up a last batch are not counted.
+        for name, real in part.batch.trim(values).items():
+            self._show(name, np.asarray(real), part)
 
     def _show(self, name: str, values: Array, part: _Part) -> None:
         samples = self.positions[part.first : part.first + part.batch.valid]
@@ -211,12 +233,15 @@ class Feeding:
             if part.is_last:
                 observer.end_batch()
 
-    def _parts(self, session: Session | None, group: _Group) -> Iterator[_Part]:
+    def _parts(self, group: _Group, session: Session | None = None) -> Iterator[_Part]:
+        """What is fed at a time: parts of batches where something is computed of them."""
         rows, first = group.rows, 0
+        inputs = [value for value in self.graph.inputs if value.data is None]
         for batch in self.data.batches():
             parts = [batch]
-            if session is not None and batch.is_divisible(session.inputs):
+            if self._made and batch.is_divisible(inputs):
                 if rows is None:
+                    assert session is not None
                     rows = _rows_that_fit(session, batch, group.made)
                 parts = [*batch.parts(max(rows, _SMALLEST_PART))]
             for number, part in enumerate(parts, start=1):

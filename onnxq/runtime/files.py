@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from onnxq.ir import Graph, save, to_proto
+from onnxq.ir import Graph, infer_types, load, save, to_proto
 from onnxq.ir.saving import SharedData, constant_bytes
 from onnxq.runtime.pool import give_back
-from onnxq.runtime.session import Session
+from onnxq.runtime.session import AS_STORED, Session
 
 LARGE = 1 << 26
 """Bytes of constants from which they lie beside the model."""
@@ -53,6 +53,33 @@ class ModelFiles:
             return path
         self._count += 1
         return self.save(graph, f"model-{self._count}.onnx")
+
+    def optimized(self, graph: Graph) -> Graph:
+        """What onnxruntime makes of a graph when it loads it, with its weights in files.
+
+        What is still a value of the graph has its type, as far as that can be inferred.
+        """
+        self._count += 1
+        path = self._folder / f"optimized-{self._count}.onnx"
+        source = self._folder / f"source-{self._count}.onnx"
+        save(graph, source, external_data=True)
+        config = {
+            **AS_STORED,
+            "session.optimized_model_external_initializers_file_name": f"{path.name}.data",
+            "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        }
+        Session(source, config=config, save_optimized=path)
+        for file in (source, source.with_name(source.name + ".data")):
+            with suppress(OSError):
+                file.unlink()
+        optimized, typed = load(path), graph.copy()
+        infer_types(typed)
+        for name, value in optimized.values.items():
+            # onnxruntime writes the types that were in the file, and declaring more there would
+            # change what it fuses.
+            if value.type is None and name in typed.values:
+                value.type = typed.values[name].type
+        return optimized
 
     def share(self, graph: Graph) -> None:
         """Put the weights of a graph where sessions of its parts and changed copies find them."""

@@ -16,6 +16,9 @@ from onnxq.runtime.failures import RUNTIME_FAILURES
 
 K = TypeVar("K")
 
+SMALLEST_ROOM = 1 << 26
+"""Bytes of weights that every session may hold, however little memory is allowed."""
+
 MODELS_BYTES = 1 << 30
 """Constants of models that are in memory to be timed in turn."""
 
@@ -50,6 +53,17 @@ def share_arena() -> None:
     except RUNTIME_FAILURES:
         # The process around has made one.
         return
+
+
+def model_room(memory_limit: int | None) -> int:
+    """Bytes of weights that a session may hold: larger models run segment by segment.
+
+    A quarter of what was allowed, or of the machine's memory: weights are in memory twice while a
+    session packs them, and there are other things.
+    """
+    if memory_limit is None and hasattr(os, "sysconf"):
+        memory_limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(SMALLEST_ROOM, (memory_limit or 1 << 33) // 4)
 
 
 def at_a_time(sizes: Mapping[K, int], room: int) -> list[list[K]]:

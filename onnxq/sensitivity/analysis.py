@@ -15,18 +15,19 @@ from scipy.stats import spearmanr
 
 from onnxq.data import Batch, Dataset
 from onnxq.errors import InputError
-from onnxq.ir import Graph, Node
+from onnxq.ir import Graph, Node, Value
 from onnxq.ir.saving import constant_bytes
+from onnxq.ir.segments import Segment, cut, whole
+from onnxq.ir.sizes import value_bytes
 from onnxq.passes.notes import node_name
 from onnxq.precision import Part, Scene, parse_precision, require_searchable
 from onnxq.progress import SILENT, Progress
 from onnxq.runtime import ErrorAccumulator, Session
 from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.parallel import in_order
-from onnxq.runtime.pool import processors
+from onnxq.runtime.pool import RUN_BYTES, processors
 from onnxq.sensitivity.loss import PROXIES, Losses, losses
 from onnxq.sensitivity.result import NodeSensitivity, Sensitivity
-from onnxq.sensitivity.segments import Segment, cut, whole
 
 Method = Literal["suffix", "exhaustive"]
 
@@ -34,7 +35,10 @@ MAX_SAMPLES = 32
 """Samples after which the analysis stops, certain or not."""
 
 CHUNK = 2
-"""Samples that run together, where the model leaves the batch open."""
+"""Samples that run together, where the model leaves the batch open and they are not large."""
+
+_LARGE = 2 * RUN_BYTES
+"""Bytes of all that is computed of a sample from which it runs alone."""
 
 KEPT_BYTES = 1 << 28
 """Constants of perturbed sessions that are kept for the next samples; others are made anew."""
@@ -120,7 +124,8 @@ def analyse(
         segments = cut(graph, list(nodes), scene.placed.integer.values())
     inputs = [v for v in graph.inputs if v.data is None]
     most = max(limit, MAX_TOGETHER) if max_samples is None else limit
-    samples = data.take(min(most, len(data))).in_parts(CHUNK, inputs)
+    rows = _rows(graph, inputs, next(data.batches()))
+    samples = data.take(min(most, len(data))).in_parts(rows, inputs)
     progress.stage("analysing sensitivity", len(samples))
     found = {key: _Sample() for key in groups}
     precisions = dict.fromkeys(text for own in nodes.values() for text in own)
@@ -146,7 +151,7 @@ def analyse(
             progress.advance(seen)
             if not is_certain:
                 done, reliability = seen, _reliability(found)
-                is_ranked = method == "suffix" and reliability >= CERTAIN and done >= 2 * CHUNK
+                is_ranked = method == "suffix" and reliability >= CERTAIN
                 is_certain = is_ranked or done >= limit
             if is_certain and all(sample.is_known for sample in together.values()):
                 break
@@ -272,6 +277,14 @@ def _judged(
     ]
 
 
+def _rows(graph: Graph, inputs: Sequence[Value], batch: Batch) -> int:
+    """Samples that run together."""
+    if not batch.is_divisible(inputs):
+        return CHUNK
+    shapes = {name: array.shape for name, array in batch.rows(0, 1).feeds.items()}
+    return CHUNK if sum(value_bytes(graph, shapes).values()) <= _LARGE else 1
+
+
 def _rounds(batches: Iterator[Batch], first: int, later: int) -> Iterator[list[Batch]]:
     """Some batches first, then others, so many at a time."""
     size = first
@@ -325,7 +338,7 @@ class _Runner:
         self._sessions = sessions
         self._float = [sessions.plain(segment.graph) for segment in segments]
         self._place = {
-            name: place for place, segment in enumerate(segments) for name in segment.nodes
+            node: place for place, segment in enumerate(segments) for node in segment.nodes
         }
         self._held: list[dict[str, np.ndarray]] = []
 
@@ -339,7 +352,7 @@ class _Runner:
 
     def run(self, key: Key, parts: Sequence[Part]) -> Iterator[dict[str, np.ndarray]]:
         """The outputs for each of these batches with some parts of one node quantized."""
-        place = self._place[node_name(key[0])]
+        place = self._place[key[0]]
         segment = self._segments[place]
         perturbed = self._sessions.perturbed(segment.graph, key, {key[0]: parts})
         for before in self._held:
@@ -357,7 +370,7 @@ class _Runner:
         text, parts = precision
         all_held = [dict(before) for before in self._held]
         for place, segment in enumerate(self._segments):
-            own = {n: some for n, some in parts.items() if self._place[node_name(n)] == place}
+            own = {n: some for n, some in parts.items() if self._place[n] == place}
             session = self._float[place]
             if own:
                 session = self._sessions.perturbed(segment.graph, (text, place), own)

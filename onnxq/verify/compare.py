@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onnxq.data import Batch, Dataset
+from onnxq.data import Dataset
 from onnxq.errors import InputError
-from onnxq.ir import PassRecord, infer_types, load
+from onnxq.ir import Graph, PassRecord, infer_types, load
+from onnxq.ir.saving import constant_bytes
 from onnxq.progress import SILENT, Progress
 from onnxq.runtime import (
     ErrorAccumulator,
     OutputError,
-    Runnable,
+    Session,
     TensorSpec,
+    as_stored,
     load_backend,
 )
 from onnxq.runtime.files import ModelFiles
-from onnxq.runtime.parallel import in_order
+from onnxq.runtime.segmented import Segmented
+from onnxq.runtime.specs import Array
 from onnxq.verify.agreement import Agreement
 from onnxq.verify.facts import model_facts, peak_rss_bytes, versions
 from onnxq.verify.gates import Gate
@@ -27,7 +30,7 @@ from onnxq.verify.layers import compare_layers
 from onnxq.verify.metrics import paired_drop
 from onnxq.verify.metrics.scored import ScoredMetric
 from onnxq.verify.precision import describe
-from onnxq.verify.reference import Outputs, Reference
+from onnxq.verify.reference import Reference
 from onnxq.verify.result import (
     AgreementFacts,
     LatencyFacts,
@@ -106,21 +109,25 @@ def compare_files(
             reference = Reference(
                 float_path,
                 data,
-                runs=files.beside(load(float_path), float_path),
+                files=files,
                 metric=options.metric,
                 backend=options.backend,
                 provider=options.providers[0],
             )
-        float_graph = reference.graph
-        runs = reference.runs
+        float_graph, runs = reference.graph, reference.runs
         if candidate_path != float_path:
             runs = files.beside(candidate_graph, candidate_path)
-        metric, agreement, outputs = _quality(reference, runs, candidate_path, progress)
-        latencies, throughput = _timed((reference.runs, runs), workload, options, progress)
+        metric, agreement, outputs = _quality(
+            reference, candidate_graph, runs, candidate_path, progress
+        )
+        models = (float_graph, reference.runs), (candidate_graph, runs)
+        latencies, throughput = _timed(models, files, reference.room, workload, options, progress)
         infer_types(candidate_graph)
         if options.layers:
             progress.stage("comparing layers")
-            layers = compare_layers(float_graph, candidate_graph, data.take(LAYER_SAMPLES))
+            layers = compare_layers(
+                float_graph, candidate_graph, data.take(LAYER_SAMPLES), reference.room
+            )
         else:
             layers = describe(candidate_graph)
     progress.finish()
@@ -153,7 +160,7 @@ def with_gates(report: Report, gates: Sequence[Gate]) -> Report:
     return replace(report, gates=facts, passed=all(fact.passed for fact in facts))
 
 
-def _check_interface(reference: Reference, candidate: Runnable, path: Path) -> None:
+def _check_interface(reference: Reference, candidate: Session, path: Path) -> None:
     for kind, ours, theirs in (
         ("inputs", reference.inputs, candidate.inputs),
         ("outputs", reference.outputs, candidate.outputs),
@@ -171,29 +178,23 @@ def _interface(specs: Sequence[TensorSpec]) -> dict[str, tuple[str, int | None]]
 
 
 def _quality(
-    reference: Reference, runs: Path, path: Path, progress: Progress
+    reference: Reference, graph: Graph, runs: Path, path: Path, progress: Progress
 ) -> tuple[MetricFacts | None, AgreementFacts | None, tuple[OutputError, ...]]:
     """The metric, agreement, and how far outputs are; without labels agreement is the metric."""
     is_same = runs == reference.runs
-    candidate = None if is_same else reference.load(runs)
     metric = reference.metric if is_same else reference.new_metric()
-    if candidate is not None:
-        _check_interface(reference, candidate, path)
+    if not is_same:
+        _check_interface(reference, as_stored(runs), path)
     agreement: Agreement | None = None
     errors = ErrorAccumulator()
     progress.stage("verifying", len(reference.data))
     done = 0
-    workers = 1 if candidate is None else reference.at_once(candidate)
-
-    def run(pair: tuple[Batch, Outputs]) -> Outputs:
-        batch, ours = pair
-        return ours if candidate is None else batch.trim(candidate.run(batch.feeds))
-
-    for (batch, ours), theirs in in_order(run, reference.batches(), workers):
+    other = None if is_same else reference.load(graph, runs)
+    for batch, ours, theirs in reference.against(other):
         errors.add(ours, theirs)
         agreement = agreement or Agreement(reference.decisions(ours))
         agreement.add(ours, theirs, batch.valid)
-        if metric is not None and candidate is not None:
+        if metric is not None and not is_same:
             labels = None if batch.labels is None else batch.labels[: batch.valid]
             metric.add(theirs, labels, batch.valid)
         done += batch.valid
@@ -208,24 +209,45 @@ def _quality(
 
 
 def _timed(
-    paths: Sequence[Path], workload: Workload, options: CompareOptions, progress: Progress
+    models: Sequence[tuple[Graph, Path]],
+    files: ModelFiles,
+    room: int,
+    workload: Workload,
+    options: CompareOptions,
+    progress: Progress,
 ) -> tuple[list[LatencyFacts], list[ThroughputFacts]]:
     """Latencies and throughputs of the float model and the candidate, on each provider."""
     latencies, throughput = list[LatencyFacts](), list[ThroughputFacts]()
-    backend = load_backend(options.backend)
     for provider in options.providers if options.latency else ():
         progress.stage(f"measuring latency on {provider}")
-        sessions = [
-            backend.session(path, provider=provider, threads=options.threads) for path in paths
-        ]
+        measure = _clock(models, files, room, provider, options)
         for of, batch in {workload.of: workload.one, **workload.others}.items():
-            slow, fast = backend.time(sessions, batch.feeds, seconds=options.latency_seconds)
-            times = (slow.p10_ms, fast.p10_ms, fast.speedup)
+            slow, fast = measure(batch.feeds)
+            times = (slow, fast, slow / fast)
             latencies.append(LatencyFacts(provider, options.threads, *times, batch.size, of))
         for batch in workload.throughput:
-            slow, fast = backend.time(sessions, batch.feeds, seconds=options.latency_seconds)
-            rate, new_rate = (batch.size * 1000 / timing.p10_ms for timing in (slow, fast))
+            slow, fast = measure(batch.feeds)
+            rate, new_rate = (batch.size * 1000 / ms for ms in (slow, fast))
             how = (provider, options.threads, batch.size)
-            throughput.append(ThroughputFacts(*how, rate, new_rate, fast.speedup))
-        sessions.clear()
+            throughput.append(ThroughputFacts(*how, rate, new_rate, slow / fast))
     return latencies, throughput
+
+
+def _clock(
+    models: Sequence[tuple[Graph, Path]],
+    files: ModelFiles,
+    room: int,
+    provider: str,
+    options: CompareOptions,
+) -> Callable[[Mapping[str, Array]], list[float]]:
+    """What gives each model's milliseconds on some feeds; those of its segments if one is large."""
+    seconds, threads = options.latency_seconds, options.threads
+    if max(constant_bytes(graph) for graph, _ in models) > room:
+        segmented = [Segmented(graph, files, room // 2) for graph, _ in models]
+        share = seconds / len(models)
+        return lambda feeds: [
+            s.milliseconds(feeds, seconds=share, threads=threads) for s in segmented
+        ]
+    backend = load_backend(options.backend)
+    sessions = [backend.session(path, provider=provider, threads=threads) for _, path in models]
+    return lambda feeds: [t.p10_ms for t in backend.time(sessions, feeds, seconds=seconds)]

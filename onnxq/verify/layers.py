@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from onnxq.data import Batch, Dataset
 from onnxq.ir import DataType, Graph, Node, Value, infer_types
 from onnxq.ir.lifting import around, lift, liftable
+from onnxq.ir.saving import constant_bytes
 from onnxq.ir.sizes import value_bytes
-from onnxq.runtime import ErrorAccumulator, OutputError, Session
+from onnxq.runtime import ErrorAccumulator, OutputError
 from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.parallel import in_order
-from onnxq.runtime.pool import RUN_BYTES, at_a_time, processors
+from onnxq.runtime.pool import RUN_BYTES, at_a_time, give_back, processors
+from onnxq.runtime.segmented import Segmented
+from onnxq.runtime.spool import Spool
 from onnxq.verify.precision import describe, operators
 from onnxq.verify.result import LayerFacts
 
@@ -27,12 +29,15 @@ _MOST_BYTES = 1 << 30
 _FEWEST, _AT_ONCE = 4, 2
 
 
-def compare_layers(reference: Graph, candidate: Graph, data: Dataset) -> tuple[LayerFacts, ...]:
+def compare_layers(
+    reference: Graph, candidate: Graph, data: Dataset, room: int
+) -> tuple[LayerFacts, ...]:
     """Describe the candidate's operators, each with the SQNR of what it makes.
 
     A value is compared with the float model's value of the same name, on the same samples; what
     has no counterpart (rewrites make new values) has no SQNR. The candidate runs as a whole, so
-    a layer's error includes that of the layers before it.
+    a layer's error includes that of the layers before it. Models whose weights take more bytes than
+    there is ``room`` run segment by segment.
 
     Raises:
         InputError: onnxruntime cannot run one of the models with its inner values given out.
@@ -44,11 +49,13 @@ def compare_layers(reference: Graph, candidate: Graph, data: Dataset) -> tuple[L
     graphs = [graph.copy() for graph in (reference, candidate)]
     for graph in graphs:
         lift(graph, shared)
-    sqnr = {made[error.name]: error.sqnr_db for error in _errors(graphs, shared, data)}
+    sqnr = {made[error.name]: error.sqnr_db for error in _errors(graphs, shared, data, room)}
     return tuple(replace(layer, sqnr_db=sqnr.get(layer.node)) for layer in describe(candidate))
 
 
-def _errors(graphs: Sequence[Graph], names: Sequence[str], data: Dataset) -> list[OutputError]:
+def _errors(
+    graphs: Sequence[Graph], names: Sequence[str], data: Dataset, room: int
+) -> list[OutputError]:
     """How far some values of the second graph are from those of the first."""
     errors = ErrorAccumulator()
     first = next(data.batches())
@@ -57,20 +64,42 @@ def _errors(graphs: Sequence[Graph], names: Sequence[str], data: Dataset) -> lis
     sizes = value_bytes(graphs[0], {name: array.shape for name, array in least.feeds.items()})
     count = _MOST_BYTES // max(1, sum(sizes[name] for name in names))
     some = data.take(max(_FEWEST, min(count, len(data))))
+    give_back()
     with ModelFiles.temporary() as files:
+        for graph in graphs:
+            if constant_bytes(graph) <= room:
+                files.share(graph)
         for group in at_a_time({name: sizes[name] for name in names}, _LARGEST_GROUP):
-            sessions = [files.session(_exposing(graph, group), pooled=True) for graph in graphs]
             rows = max(1, RUN_BYTES // max(1, sum(sizes[name] for name in group)))
-            parts = some.in_parts(rows, inputs).batches()
-            run = partial(_run, sessions, group)
-            for _, (ours, theirs) in in_order(run, parts, min(_AT_ONCE, processors())):
+            parts = some.in_parts(rows, inputs)
+            # One model after the other, or the weights of both would be in memory.
+            ours = Spool(_outputs(files, graphs[0], group, parts, room)).items()
+            give_back()
+            for reference, candidate in zip(
+                ours, _outputs(files, graphs[1], group, parts, room), strict=True
+            ):
                 # In a branch that is not taken nothing is computed.
-                errors.add({name: array for name, array in ours.items() if array.size}, theirs)
+                found = {name: array for name, array in reference.items() if array.size}
+                errors.add(found, candidate)
     return errors.result()
 
 
-def _run(sessions: Sequence[Session], names: Sequence[str], batch: Batch) -> list[dict[str, Any]]:
-    return [batch.trim(session.run(batch.feeds, names)) for session in sessions]
+def _outputs(
+    files: ModelFiles, graph: Graph, names: Sequence[str], data: Dataset, room: int
+) -> Iterator[dict[str, Any]]:
+    """Some of a graph's values, batch by batch."""
+    exposing, workers = _exposing(graph, names), min(_AT_ONCE, processors())
+    if constant_bytes(graph) > room:
+        segmented = Segmented(exposing, files, room // 2)
+        for batch, held in segmented.stages(((b, b.feeds) for b in data.batches()), workers):
+            yield batch.trim({name: held[name] for name in names})
+        return
+    session = files.session(exposing, pooled=True)
+
+    def run(batch: Batch) -> dict[str, Any]:
+        return batch.trim(session.run(batch.feeds, names))
+
+    yield from (outputs for _, outputs in in_order(run, data.batches(), workers))
 
 
 def node_output(node: Node) -> str:

@@ -16,10 +16,13 @@ from typing import Any
 from onnxq.data import Batch, Dataset
 from onnxq.errors import InputError
 from onnxq.ir import Graph, load
+from onnxq.ir.saving import constant_bytes
 from onnxq.ir.sizes import live_bytes, value_bytes
-from onnxq.runtime import Runnable, load_backend
+from onnxq.runtime import Runnable, as_stored, load_backend
+from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.parallel import in_order
-from onnxq.runtime.pool import AT_ONCE_BYTES, RUN_BYTES, give_back, processors
+from onnxq.runtime.pool import AT_ONCE_BYTES, RUN_BYTES, give_back, model_room, processors
+from onnxq.runtime.segmented import Segmented
 from onnxq.verify.decisions import Decision, find_decisions
 from onnxq.verify.metrics import Metric, choose_metric
 from onnxq.verify.metrics.scored import ScoredMetric
@@ -41,14 +44,17 @@ class Reference:
     Args:
         path: The model's file.
         data: Held-out samples.
-        runs: The same model in the form in which it is to run, see `ModelFiles.beside`.
+        files: Where to put models.
+        room: Bytes of weights that a session may hold, see `model_room`; by the machine's memory
+            if None.
         metric: Name of the metric, see `choose_metric`.
         backend: What to run with.
         provider: Execution provider to run on.
         folder: Where to keep outputs; None keeps none, for whoever passes over them once.
 
     Attributes:
-        path, runs: As given.
+        path: As given.
+        runs: The same model in the form in which it runs, see `ModelFiles.beside`.
         graph: The model.
         inputs: What must be fed.
         outputs: What it gives.
@@ -65,14 +71,17 @@ class Reference:
         path: Path,
         data: Dataset,
         *,
-        runs: Path | None = None,
+        files: ModelFiles,
+        room: int | None = None,
         metric: str | None = None,
         backend: str = "onnxruntime",
         provider: str = "cpu",
         folder: Path | None = None,
     ) -> None:
-        self.path, self.runs = path, runs or path
-        self.graph = load(path)
+        self.path, self.graph = path, load(path)
+        self.runs = files.beside(self.graph, path)
+        self._files = files
+        self.room = model_room(None) if room is None else room
         inputs = [v for v in self.graph.inputs if v.data is None]
         first = next(data.batches())
         least = first.rows(0, 1) if first.is_divisible(inputs) else first
@@ -83,10 +92,11 @@ class Reference:
         self._backend = backend
         self._provider = provider
         self._file = None if folder is None else folder / "reference.outputs"
-        self._room = 0 if folder is None else int(shutil.disk_usage(folder).free * _FREE_SHARE)
+        self._disk = 0 if folder is None else int(shutil.disk_usage(folder).free * _FREE_SHARE)
         self._kept = self._scored = 0
-        self._session: Runnable | None = self.load(self.runs)
-        self.inputs, self.outputs = self._session.inputs, self._session.outputs
+        self._model: Runnable | Segmented | None = None
+        described = as_stored(self.runs)
+        self.inputs, self.outputs = described.inputs, described.outputs
         self.metric = self.new_metric()
         self.scored: dict[Path, ScoredMetric] = {}
         self._decisions: tuple[Decision, ...] | None = None
@@ -115,26 +125,57 @@ class Reference:
         data = self.data
         return choose_metric(self._metric_name, data.has_labels, data.labels_ndim, self.outputs)
 
-    def load(self, path: Path) -> Runnable:
-        """A model's session on what the float model runs on."""
+    def load(self, graph: Graph, runs: Path) -> Runnable | Segmented:
+        """A model on what the float model runs on; in segments if it is too large for memory."""
+        if constant_bytes(graph) > self.room:
+            return Segmented(graph, self._files, self.room // 2)
         return load_backend(self._backend).session(
-            path, provider=self._provider, threads=1, pooled=True
+            runs, provider=self._provider, threads=1, pooled=True
         )
 
-    def at_once(self, session: Runnable) -> int:
-        """How many batches a session may run at a time."""
-        return min(processors(), self._most_at_once) if session.runs_in_caller else 1
+    def against(
+        self, candidate: Runnable | Segmented | None
+    ) -> Iterator[tuple[Batch, Outputs, Outputs]]:
+        """Every batch, with the outputs of the float model and of a candidate, itself if None.
+
+        Raises:
+            InputError: as `batches`, or the candidate cannot be run.
+        """
+        if candidate is None:
+            yield from ((batch, outputs, outputs) for batch, outputs in self.batches())
+            return
+        if isinstance(candidate, Segmented):
+            theirs = self._results(candidate, self.data.batches())
+            for (batch, outputs), (_, other) in zip(self.batches(), theirs, strict=True):
+                yield batch, outputs, other
+            return
+
+        def run(pair: tuple[Batch, Outputs]) -> Outputs:
+            return pair[0].trim(candidate.run(pair[0].feeds))
+
+        workers = self._at_once(candidate)
+        for (batch, outputs), other in in_order(run, self.batches(), workers):
+            yield batch, outputs, other
+
+    def _at_once(self, model: Runnable | Segmented) -> int:
+        in_caller = isinstance(model, Segmented) or model.runs_in_caller
+        return min(processors(), self._most_at_once) if in_caller else 1
+
+    def _results(
+        self, model: Runnable | Segmented, batches: Iterator[Batch]
+    ) -> Iterator[tuple[Batch, Outputs]]:
+        workers = self._at_once(model)
+        if isinstance(model, Segmented):
+            for batch, held in model.stages(((b, b.feeds) for b in batches), workers):
+                yield batch, batch.trim(held)
+            return
+        yield from in_order(lambda batch: batch.trim(model.run(batch.feeds)), batches, workers)
 
     def _computed(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Outputs]]:
         first = next(batches, None)
-        if first is None:
-            return
-        session = self._session = self._session or self.load(self.runs)
-        yield from in_order(
-            lambda batch: batch.trim(session.run(batch.feeds)),
-            chain([first], batches),
-            self.at_once(session),
-        )
+        if first is not None:
+            self._model = self._model or self.load(self.graph, self.runs)
+            yield from self._results(self._model, chain([first], batches))
 
     def batches(self) -> Iterator[tuple[Batch, Outputs]]:
         """Every batch, with the outputs of its real samples.
@@ -153,7 +194,7 @@ class Reference:
                     yield batch, pickle.load(file)
             for batch, outputs in self._computed(left):
                 number += 1
-                if file is not None and number == self._kept + 1 and file.tell() < self._room:
+                if file is not None and number == self._kept + 1 and file.tell() < self._disk:
                     pickle.dump(outputs, file, protocol=5)
                     self._kept = number
                 if self.metric is not None and number > self._scored:
@@ -161,8 +202,8 @@ class Reference:
                     self.metric.add(outputs, labels, batch.valid)
                     self._scored = number
                 yield batch, outputs
-        if number == self._kept and self._session is not None:
-            self._session = None
+        if number == self._kept and not isinstance(self._model, Segmented):
+            self._model = None
             give_back()
 
 

@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from onnxq.data import read
+from onnxq.data import Dataset, read
 from onnxq.ir import Graph, infer_types, to_proto
 from onnxq.runtime import Session
-from onnxq.verify.layers import compare_layers
+from onnxq.verify import layers
+from onnxq.verify.result import LayerFacts
 from tests.helpers import run
 from tests.quantization import observed_bounds, quantized
 
@@ -32,6 +33,10 @@ def _samples(count: int) -> np.ndarray:
 
 def _data(graph: Graph, samples: np.ndarray) -> object:
     return read({"x": samples}, Session(to_proto(graph)).inputs, batch_size=4)
+
+
+def compare_layers(before: Graph, after: Graph, data: Dataset) -> tuple[LayerFacts, ...]:
+    return layers.compare_layers(before, after, data, 1 << 30)
 
 
 def _sqnr(reference: np.ndarray, candidate: np.ndarray) -> float:

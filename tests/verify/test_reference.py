@@ -11,6 +11,7 @@ import pytest
 from onnxq.data import Dataset, read
 from onnxq.ir import Graph, save
 from onnxq.runtime import Session
+from onnxq.runtime.files import ModelFiles
 from onnxq.verify import CompareOptions, Reference, compare_files
 from onnxq.verify import reference as module
 from onnxq.verify.workload import Workload
@@ -55,7 +56,7 @@ def test_every_batch_is_run_once(
     path: Path, tmp_path: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "processors", lambda: 1)
-    reference = Reference(path, _data(path), folder=tmp_path)
+    reference = Reference(path, _data(path), files=ModelFiles(tmp_path), folder=tmp_path)
     # A pass that ends early is gone on with, not begun anew.
     next(reference.batches())
     first, second = _all(reference), _all(reference)
@@ -71,7 +72,7 @@ def test_what_the_disk_has_no_room_for_is_run_again(
     path: Path, tmp_path: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_FREE_SHARE", 0.0)
-    reference = Reference(path, _data(path), folder=tmp_path)
+    reference = Reference(path, _data(path), files=ModelFiles(tmp_path), folder=tmp_path)
     np.testing.assert_array_equal(_all(reference), _all(reference))
     assert runs == [4, 4, 2] * 2 and reference.metric is not None
     assert reference.metric.result().samples == 10
@@ -94,7 +95,9 @@ def test_outputs_are_in_memory_for_a_few_rows_at_a_time(tmp_path: Path) -> None:
     save(graph, tmp_path / "large.onnx")
     samples = np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)
     data = read({"x": samples}, Session(tmp_path / "large.onnx").inputs, batch_size=16)
-    reference = Reference(tmp_path / "large.onnx", data, folder=tmp_path)
+    reference = Reference(
+        tmp_path / "large.onnx", data, files=ModelFiles(tmp_path), folder=tmp_path
+    )
     tracemalloc.start()
     try:
         count = sum(outputs["y"].shape[0] for _, outputs in reference.batches())

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 
 from onnxq.ir import Context, Graph, infer_types
+from onnxq.ir.segments import MAX_SEGMENTS, Segment, cut
 from onnxq.passes.cleanup.eliminate_dead import EliminateDead
-from onnxq.passes.notes import node_name
-from onnxq.sensitivity.segments import MAX_SEGMENTS, Segment, cut
 from tests.helpers import assert_same_outputs, run
 from tests.networks import chain, inputs
 from tests.passes.test_random_graphs import graphs, square_graphs
@@ -31,9 +30,9 @@ def check(graph: Graph, feeds: dict[str, np.ndarray]) -> int:
     EliminateDead().run(graph, Context())
     infer_types(graph)
     segments = cut(graph, list(graph.nodes()))
-    names = {node_name(node) for node in graph.all_nodes()}
-    found = [{n for n in s.nodes if n in names} for s in segments]
-    assert set().union(*found) == names and sum(map(len, found)) == len(names), "each node once"
+    nodes = set(graph.all_nodes())
+    found = [{n for n in s.nodes if n in nodes} for s in segments]
+    assert set().union(*found) == nodes and sum(map(len, found)) == len(nodes), "each node once"
     assert_same_outputs(run(graph, feeds), in_a_row(segments, graph, feeds))
     return len(segments)
 
@@ -69,8 +68,8 @@ def test_groups_stay_whole() -> None:
     segments = cut(graph, nodes, pairs)
     assert len(segments) > 4
     for conv, relu in pairs:
-        (at,) = (s for s in segments if node_name(conv) in s.nodes)
-        assert node_name(relu) in at.nodes
+        (at,) = (s for s in segments if conv in s.nodes)
+        assert relu in at.nodes
 
 
 def test_cuts_are_where_little_crosses() -> None:

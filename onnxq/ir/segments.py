@@ -1,4 +1,4 @@
-"""Cutting a graph into a row of segments, so that only what follows a change runs again."""
+"""Cutting a graph into a row of segments, which run one after the other."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, prod
 
-from onnxq.ir import Graph, Node, TensorType, Value
 from onnxq.ir.copying import reads
-from onnxq.passes.notes import node_name
+from onnxq.ir.graph import Graph, Node, Value
+from onnxq.ir.types import TensorType
 
 MAX_SEGMENTS = 16
 """More segments save less than their calls cost."""
@@ -26,13 +26,13 @@ class Segment:
         graph: Its nodes, with what they read as inputs and what later ones read as outputs.
         inputs: Names of the values it reads.
         outputs: Names of the values it gives.
-        nodes: Names of its nodes, those of bodies included.
+        nodes: What its nodes were copied from, those of bodies included.
     """
 
     graph: Graph
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    nodes: frozenset[str]
+    nodes: frozenset[Node]
 
 
 def cut(
@@ -62,8 +62,39 @@ def whole(graph: Graph) -> Segment:
         graph,
         tuple(v.name for v in graph.inputs if v.data is None),
         tuple(v.name for v in graph.outputs),
-        frozenset(map(node_name, graph.all_nodes())),
+        frozenset(graph.all_nodes()),
     )
+
+
+def cut_by_weight(graph: Graph, limit: int) -> list[Segment]:
+    """Cut a graph so that the constants of no segment take more bytes than a limit, if possible.
+
+    Of the places that leave a segment at least half of that, the fewest bytes cross the chosen one.
+    An operator whose own constants are larger is a segment by itself, or with what is around it.
+    """
+    order = list(graph.nodes())
+    last = _last_readers(graph, order)
+    cost = _costs(graph, order, last)
+    weights = [_weight(node) for node in order]
+    places, taken = [0], 0
+    for place, weight in enumerate(weights):
+        if taken + weight > limit:
+            low = place
+            while low > places[-1] + 1 and sum(weights[places[-1] : low - 1]) * 2 >= taken:
+                low -= 1
+            possible = [p for p in range(max(low, places[-1] + 1), place + 1) if cost[p] < inf]
+            if possible:
+                places.append(min(possible, key=lambda p: (cost[p], -p)))
+                taken = sum(weights[places[-1] : place])
+        taken += weight
+    return [_segment(graph, order, last, *ends) for ends in pairwise([*places, len(order)])]
+
+
+def _weight(node: Node) -> int:
+    """Bytes of the constants that a node reads, its bodies included."""
+    constants = dict.fromkeys(v for v in reads(node) if v.is_constant and v.data is not None)
+    held = [v for body in node.subgraphs() for g in body.all_graphs() for v in g.initializers()]
+    return sum(v.data.nbytes for v in (*constants, *held) if v.data is not None)
 
 
 def _segment(
@@ -78,7 +109,7 @@ def _segment(
         graph.extract(inputs, outputs),
         tuple(v.name for v in inputs),
         tuple(v.name for v in outputs),
-        frozenset(node_name(n) for node in nodes for n in (node, *_held(node))),
+        frozenset(n for node in nodes for n in (node, *_held(node))),
     )
 
 

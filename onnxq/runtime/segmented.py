@@ -1,0 +1,105 @@
+"""Models that memory may be too small for: run a segment at a time, over all samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from onnxq.ir import Graph
+from onnxq.ir.segments import Segment, cut_by_weight
+from onnxq.runtime.files import ModelFiles
+from onnxq.runtime.parallel import in_order
+from onnxq.runtime.pool import give_back
+from onnxq.runtime.specs import Array
+from onnxq.runtime.spool import Spool
+from onnxq.runtime.timing import interleaved
+
+Held = dict[str, Any]
+"""Values by name that a later segment reads, or that are outputs."""
+
+
+class Segmented:
+    """A model in segments, of which one is in memory at a time.
+
+    onnxruntime optimizes the model as a whole, with its weights left in files, and the result is
+    cut: so the numbers are those of one session of the whole. What lies between segments waits on
+    disk for all samples to arrive.
+
+    Args:
+        graph: The model.
+        files: Where to put it.
+        limit: Bytes of the weights of one segment.
+        outputs: Names of the outputs that are wanted in the end; all if None.
+
+    Raises:
+        InputError: onnxruntime cannot load the model.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        files: ModelFiles,
+        limit: int,
+        *,
+        outputs: Sequence[str] | None = None,
+    ) -> None:
+        self._files = files
+        self.segments = cut_by_weight(files.optimized(graph), limit)
+        given = [value.name for value in graph.outputs]
+        self._outputs = given if outputs is None else list(outputs)
+
+    def stages(
+        self,
+        items: Iterable[tuple[Any, Mapping[str, Array]]],
+        workers: int = 1,
+        see: Callable[[int, Any, Held], None] | None = None,
+    ) -> Iterator[tuple[Any, Held]]:
+        """What goes along with some feeds, and the outputs for them.
+
+        Args:
+            items: What goes along, and the feeds.
+            workers: Feeds that run beside each other.
+            see: Shown the number of each segment, what goes along, and all that the segment gives.
+        """
+        held: Iterable[tuple[Any, Mapping[str, Array]]] = items
+        for place, segment in enumerate(self.segments):
+            held = Spool(self._stage(place, segment, held, workers, see)).items()
+            give_back()
+        for along, values in held:
+            yield along, {name: values[name] for name in self._outputs}
+
+    def _stage(
+        self,
+        place: int,
+        segment: Segment,
+        items: Iterable[tuple[Any, Mapping[str, Array]]],
+        workers: int,
+        see: Callable[[int, Any, Held], None] | None,
+    ) -> Iterator[tuple[Any, Held]]:
+        session = self._files.session(segment.graph, optimization="none", pooled=True)
+        wanted = self._wanted_after(place)
+
+        def run(item: tuple[Any, Mapping[str, Array]]) -> Held:
+            return session.run({name: item[1][name] for name in segment.inputs})
+
+        for (along, values), made in in_order(run, items, workers):
+            if see is not None:
+                see(place, along, made)
+            everything = {**values, **made}
+            yield along, {name: everything[name] for name in wanted if name in everything}
+
+    def milliseconds(self, feeds: Mapping[str, Array], *, seconds: float, threads: int) -> float:
+        """Time of one inference: that of all segments, each measured by itself."""
+        total, held = 0.0, dict(feeds)
+        for segment in self.segments:
+            session = self._files.session(segment.graph, optimization="none", threads=threads)
+            read = {name: held[name] for name in segment.inputs}
+            (timing,) = interleaved([session], read, seconds=seconds / len(self.segments))
+            total += timing.p10_ms
+            held |= session.run(read)
+            give_back()
+        return total
+
+    def _wanted_after(self, place: int) -> Sequence[str]:
+        later = (name for segment in self.segments[place + 1 :] for name in segment.inputs)
+        return [*dict.fromkeys([*later, *self._outputs])]

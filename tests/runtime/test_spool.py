@@ -1,0 +1,32 @@
+"""Values on disk come back as they were, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from onnxq.runtime.spool import Spool
+
+
+def test_items_come_back_in_their_order() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[dict[str, object]]:
+        for number in range(3):
+            taken.append(number)
+            yield {
+                "floats": np.full((2, number), number, np.float32),
+                "halves": np.full(2, number, ml_dtypes.bfloat16),
+                "list": [np.array(["a", "b"], object), number],
+            }
+
+    spool = Spool(items())
+    assert taken == [0, 1, 2]
+    for number, item in enumerate(spool.items()):
+        np.testing.assert_array_equal(item["floats"], np.full((2, number), number, np.float32))
+        assert item["halves"].dtype == ml_dtypes.bfloat16 and item["list"][1] == number
+    with pytest.raises(ValueError, match="closed file"):
+        next(spool.items())
