@@ -6,7 +6,7 @@ from onnxq.errors import InputError
 from onnxq.options import Options
 from onnxq.verify import Gate, Report
 from onnxq.verify.metrics import Metric, available_metrics
-from onnxq.verify.result import AGREEMENT, MetricFacts
+from onnxq.verify.result import AGREEMENT, NEIGHBOUR, MetricFacts
 
 DEFAULT_MIN_SPEEDUP = 1.0
 """Without a promise of the user's, a model must at least not be slower than the float one."""
@@ -15,15 +15,19 @@ DEFAULT_MIN_AGREEMENT = 0.95
 """Without a promise and without labels: smallest share of decisions that equal the float model's.
 Most that rounding turns are close calls, of which the float model gets many wrong, too."""
 
+DEFAULT_MIN_NEIGHBOURS = 0.7
+"""The same of nearest neighbours: among many embeddings several are nearly as near."""
+
 DEFAULT_MIN_SQNR = 15.0
-"""Without a promise, labels or decisions: smallest SQNR of an output in dB."""
+"""Without a promise and labels: smallest SQNR in dB, if any output is more than a choice of
+classes."""
 
 
 def promise(report: Report, options: Options, *, is_timed: bool = True) -> list[Gate]:
     """The gates that `optimize` holds a candidate to, the defaults filled in.
 
     Without labels, and without any promise of accuracy, agreement is promised, and SQNR where
-    there are outputs beside those that decide.
+    there are outputs beside those that decide, or embeddings, which are compared as numbers, too.
 
     Args:
         report: What was found out: the metric and the decisions there are.
@@ -52,10 +56,12 @@ def promise(report: Report, options: Options, *, is_timed: bool = True) -> list[
         assert metric is not None
         max_drop = _allowed_drop(metric) if max_drop is None else max_drop
     elif max_drop is None and min_agreement is None and min_sqnr is None:
-        min_agreement = None if agreement is None else DEFAULT_MIN_AGREEMENT
-        deciding = () if agreement is None else [d.output for d in agreement.decisions]
-        is_decided = all(output.name in deciding for output in report.outputs)
-        min_sqnr = None if deciding and is_decided else DEFAULT_MIN_SQNR
+        kinds = {} if agreement is None else {d.output: d.kind for d in agreement.decisions}
+        are_near = NEIGHBOUR in kinds.values()
+        if kinds:
+            min_agreement = DEFAULT_MIN_NEIGHBOURS if are_near else DEFAULT_MIN_AGREEMENT
+        if are_near or any(output.name not in kinds for output in report.outputs):
+            min_sqnr = DEFAULT_MIN_SQNR
     if min_speedup is None and is_timed:
         min_speedup = DEFAULT_MIN_SPEEDUP
     if size is not None and size <= 0:

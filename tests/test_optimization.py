@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,12 @@ from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, ModelInfo, TensorType, load, save, to_proto
 from onnxq.optimization import optimize as optimize_by_recipe
 from onnxq.options import Options
-from onnxq.promise import DEFAULT_MIN_AGREEMENT, DEFAULT_MIN_SQNR, promise
+from onnxq.promise import (
+    DEFAULT_MIN_AGREEMENT,
+    DEFAULT_MIN_NEIGHBOURS,
+    DEFAULT_MIN_SQNR,
+    promise,
+)
 from onnxq.recipe import Recipe
 from onnxq.runtime import (
     Backend,
@@ -271,6 +277,7 @@ def test_a_fixed_batch_is_fed_as_it_is() -> None:
 SCRIPT = """
 import sys
 import numpy as np
+from dataclasses import replace
 from functools import partial
 from onnxq import optimize
 from onnxq.runtime.backend import Backend, interleaved
@@ -366,6 +373,15 @@ def test_what_is_promised_of_decisions(
     report = a_report(metric=AGREED.as_metric(), agreement=AGREED, outputs=errors)
     gates = promise(report, Options(**options), is_timed=False)  # type: ignore[arg-type]
     assert {g.quantity: g.bound for g in gates} == wanted
+
+
+def test_what_is_promised_of_embeddings() -> None:
+    assert AGREED is not None
+    rows = replace(AGREED, decisions=(replace(AGREED.decisions[0], kind="neighbour"),))
+    errors = (OutputError("y", 20.0, 1.0, 0.1),)
+    report = a_report(metric=rows.as_metric(), agreement=rows, outputs=errors)
+    gates = {g.quantity: g.bound for g in promise(report, Options(), is_timed=False)}
+    assert gates == {"agreement": DEFAULT_MIN_NEIGHBOURS, "sqnr": DEFAULT_MIN_SQNR}
 
 
 def test_latency_is_of_one_sample_where_that_can_be() -> None:

@@ -123,7 +123,9 @@ _DECLARED: Mapping[str, Keywords] = {
     ),
     "--max-drop": _promise("D", "largest drop of the metric (default 0.01; bits: 2 %% of float's)"),
     "--min-agreement": _promise(
-        "A", "smallest share of decisions that equal float's (default without labels: 0.95)"
+        "A",
+        "smallest share of decisions that equal float's (default without labels: 0.95; "
+        "of nearest neighbours 0.7)",
     ),
     "--min-speedup": _promise("X", "smallest speedup (default 1)"),
     "--min-sqnr": _promise(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from onnxq.verify.metrics import available_metrics
 from onnxq.verify.result import (
     AGREEMENT,
+    NEIGHBOUR,
     AgreementFacts,
     LatencyFacts,
     MetricFacts,
@@ -146,7 +147,7 @@ def agreement(facts: AgreementFacts) -> tuple[str, str, str]:
     As ``decision``, ``on {} of samples``, ``500 samples``.
     """
     samples = count(facts.samples, "sample")
-    if facts.decisions[0].kind == "neighbour":
+    if facts.decisions[0].kind == NEIGHBOUR:
         return "nearest neighbour", "for {} of samples", samples
     marked = any(decision.marked for decision in facts.decisions)
     if not marked and facts.positions <= facts.samples:

@@ -12,7 +12,7 @@ from onnxq.runtime.specs import Array
 from onnxq.verify.decisions import UNDECIDED, Choices, Decision
 from onnxq.verify.metrics.intervals import bootstrap_interval, proportion_interval
 from onnxq.verify.metrics.metric import Floats
-from onnxq.verify.result import AgreementFacts, DecisionFacts
+from onnxq.verify.result import NEIGHBOUR, AgreementFacts, DecisionFacts
 
 _FEWEST = 3
 """Samples without which there are no neighbours to choose among."""
@@ -33,8 +33,8 @@ class Agreement:
 
     def __init__(self, decisions: Sequence[Decision]) -> None:
         self._decisions = tuple(decisions)
-        self._positions = {d.output: _Positions() for d in decisions if d.kind != "neighbour"}
-        self._rows = {d.output: _Rows() for d in decisions if d.kind == "neighbour"}
+        self._positions = {d.output: _Positions() for d in decisions if d.kind != NEIGHBOUR}
+        self._rows = {d.output: _Rows() for d in decisions if d.kind == NEIGHBOUR}
 
     def add(self, reference: Mapping[str, Any], candidate: Mapping[str, Any], valid: int) -> None:
         """Add one batch of both models' outputs with so many samples."""
@@ -44,7 +44,7 @@ class Agreement:
             if ours.shape != theirs.shape:
                 # Another shape decides nothing of what was to be decided.
                 theirs = np.full(ours.shape, np.nan)
-            if decision.kind == "neighbour":
+            if decision.kind == NEIGHBOUR:
                 self._rows[name].add(ours, theirs)
             else:
                 rows = valid if len(ours) == valid else 1

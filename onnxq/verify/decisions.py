@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from onnxq.ir import Graph, Node, Value
 from onnxq.runtime.specs import Array, is_floating
+from onnxq.verify.result import NEIGHBOUR
 
 Choices = npt.NDArray[np.int64]
 
@@ -139,7 +140,7 @@ def _embeddings(value: Value, array: Array) -> Decision | None:
         return None
     if not _near(np.linalg.norm(array.astype(np.float64), axis=1), 1):
         return None
-    return Decision(value.name, "neighbour", 1, f"rows of {array.shape[1]:,} numbers of length 1")
+    return Decision(value.name, NEIGHBOUR, 1, f"rows of {array.shape[1]:,} numbers of length 1")
 
 
 def _last(value: Value) -> Node | None:

@@ -14,6 +14,9 @@ Number: TypeAlias = float
 AGREEMENT = "agreement"
 """Name of the metric that needs no labels: decisions that equal the float model's."""
 
+NEIGHBOUR = "neighbour"
+"""Kind of the decision which other sample is the most similar one."""
+
 
 @dataclass(frozen=True)
 class ModelFacts:
