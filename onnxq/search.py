@@ -33,8 +33,9 @@ _SIZE_WEIGHTS = (0.5, 2.0, 8.0)
 """What all weights together count, where a size is promised: multiples of the float latency."""
 
 _SECONDS_EACH = 0.7
-_EQUAL = 1.015
-"""Candidates whose speeds differ by no more than this factor count as equally fast."""
+_EQUAL = 1.03
+"""Candidates whose speeds differ by no more than this factor count as equally fast: of four
+sessions of one model, timed in turn, the fastest is up to 1.025 times as fast as the slowest."""
 
 _NEARER_DB = 1.0
 """SQNR by which the outputs of one candidate are nearer to the float model's than another's."""
