@@ -117,8 +117,8 @@ class Labels:
         if len(lines) != 1 or format.bits != 8 or self.target.scheme_of(format) != ZERO_POINT:
             return None
         # What clips before it goes only where the range ends where it clips.
-        clips = value.producer is None or value.producer is not self.placed.integer[value][0]
-        if clips or value.graph.opset < _FIRST_OPSET:
+        maker = next(iter(self.placed.integer.get(value, ())), None)
+        if maker is None or maker is not value.producer or value.graph.opset < _FIRST_OPSET:
             return None
         slope, offset = lines.pop()
         closed, opened = -offset / slope, (1 - offset) / slope

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -225,3 +227,16 @@ def test_numbers_of_a_line_that_went_away_are_written_anew() -> None:
     bounds = dict.fromkeys(("x", "c", "d", "y"), (-1.0, 1.0))
     InsertQdq(bounds, "cpu-x64").run(graph, Context())
     graph.check()
+
+
+def test_gates_where_everything_is_quantized(tmp_path: Path) -> None:
+    (tmp_path / "all.toml").write_text('extends = "cpu-x64"\neverything = true\n')
+    before = text(
+        "float[1, 1, 1, 1] w = {1}, float two = {2}",
+        "t = Tanh(x) h = HardSwish(t) m = Mul(h, two) c = Conv(m, w) y = HardSigmoid(c)",
+    )
+    x = np.linspace(-6, 6, 16, dtype=np.float32).reshape(1, 1, 4, 4)
+    bounds = {"x": (-6.0, 6.0), "t": (-1.0, 1.0), "h": (-0.4, 0.7), "m": (-0.8, 1.4)}
+    after = quantized(before, bounds | {"c": (-0.8, 1.4)}, target=str(tmp_path / "all.toml"))
+    found = run_optimized(after, {"x": x})["y"]
+    assert np.abs(found - run(before, {"x": x})["y"]).max() < 0.02
