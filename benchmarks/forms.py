@@ -54,6 +54,7 @@ HIDDEN: tuple[Shape, ...] = ((1, 128, 3072), (1, 197, 768), (8, 65, 768), (1, 1,
 IMAGES: tuple[Shape, ...] = ((1, 16, 112, 112), (1, 96, 28, 28), (1, 240, 14, 14), (8, 32, 32, 32))
 SCORES: tuple[Shape, ...] = ((1, 12, 128, 128), (1, 3, 197, 197), (8, 4, 64, 64), (1, 12, 1, 512))
 LOGITS: tuple[Shape, ...] = ((1, 128, 768), (32, 10), (1, 1, 32000))
+PAIRS: tuple[Shape, ...] = ((1, 17640, 2), (1, 4420, 2), (1, 512, 2), (64, 2))
 HEADS: tuple[Shape, ...] = ((1, 12, 128, 64), (1, 3, 197, 64), (8, 4, 64, 32), (1, 8, 512, 64))
 
 
@@ -350,6 +351,15 @@ FORMS = (
     _rewritten("conv-scale Add", "y = Add(x, addend)", "fuse-conv-scale", "Conv", ("addend",)),
     _rewritten("matmul-scale Mul after", "y = Mul(x, eighth)", "fuse-conv-scale", "MatMul"),
     _rewritten("matmul-input Mul", "t = Tanh(x) y = Mul(t, eighth)", "fuse-conv-input", "MatMul"),
+    Form(
+        "softmax of two",
+        13,
+        "y = Softmax(x)",
+        "d = MatMul(x, differences) y = Sigmoid(d)",
+        "float[2, 2] differences = {1, -1, -1, 1}",
+        shapes=PAIRS,
+        places=("alone",),
+    ),
     _rewritten(
         "conv-input Mul, Add",
         "t = Relu(x) a = Mul(t, eighth) y = Add(a, eighth)",

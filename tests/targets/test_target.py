@@ -48,8 +48,9 @@ def test_a_table_is_whole(name: str) -> None:
     for text in (target.passes, target.finish):
         passes = parse_passes(text) if text else ()
         assert {p.name for p in passes} <= set(available_passes())
-    # It is for onnxruntime's own kernels: compilers want one scale for an activation.
-    assert target.finish == ("keep-float-weights" if target.provider == "cpu" else "")
+    # They are for onnxruntime's own kernels.
+    on_cpu = "keep-float-weights,softmax-of-two"
+    assert target.finish == (on_cpu if target.provider == "cpu" else "")
     assert target.backend in available_backends()
     assert target.precisions and set(target.precisions) <= set(searchable())
     assert target.has_integer_kernels == ("int8" in target.precisions)
