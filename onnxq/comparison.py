@@ -9,11 +9,13 @@ from typing import Literal
 
 from onnxq.data import DataLike, ImageOptions, read
 from onnxq.ir import ModelLike, load
+from onnxq.ir.saving import constant_bytes
 from onnxq.job import as_file, held_out_part, label
 from onnxq.progress import SILENT, PeakWatch, Progress
 from onnxq.report.certainty import certainty
 from onnxq.report.expectation import expectation
 from onnxq.runtime import as_stored
+from onnxq.runtime.pool import model_room
 from onnxq.verify import CompareOptions, Gate, Report, compare_files
 from onnxq.verify.facts import peak_rss_bytes
 from onnxq.verify.workload import find_workload
@@ -66,7 +68,7 @@ def compare(
         metric=metric, providers=tuple(providers), threads=threads, layers=layers, gates=parsed
     )
     with as_file(float_model) as (path, _), as_file(candidate) as (candidate_path, _):
-        load(path)
+        size = constant_bytes(load(path))
         load(candidate_path)
         session = as_stored(path)
         specs = session.inputs
@@ -79,6 +81,7 @@ def compare(
             batch_size=batch_size,
             latency_of=latency_of,
             throughput=throughput,
+            may_run=size <= model_room(None),
         )
         del session
         watch = PeakWatch(progress, peak_rss_bytes)

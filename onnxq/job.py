@@ -15,6 +15,7 @@ from onnxq.data import Batch, DataLike, Dataset, read
 from onnxq.data.dataset import CALIBRATION_LIMIT
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, ModelLike, load, parse_passes, save
+from onnxq.ir.saving import constant_bytes
 from onnxq.ir.stored import keep_readable
 from onnxq.observe import Calibrator, parse_calibrator
 from onnxq.options import Options
@@ -190,6 +191,7 @@ def open_job(
             batch_size=options.batch_size,
             latency_of=options.latency_of,
             throughput=options.throughput,
+            may_run=constant_bytes(source) <= model_room(options.memory_limit),
         )
         # What it holds of the weights is not needed any longer.
         del session

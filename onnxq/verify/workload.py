@@ -37,6 +37,7 @@ def find_workload(
     batch_size: int | None = None,
     latency_of: str | None = None,
     throughput: Sequence[int] = (),
+    may_run: bool = True,
 ) -> Workload:
     """What to measure a model with, by the first samples of its data.
 
@@ -46,6 +47,7 @@ def find_workload(
         batch_size: Samples that are fed at a time in deployment; 1 if None.
         latency_of: ``prompt`` or ``token``: which latency of a decoder counts; ``prompt`` if None.
         throughput: Numbers of samples to measure throughput with.
+        may_run: Whether memory allows to run the model, without which a decoder is not known.
 
     Raises:
         InputError: the model's batch is fixed, or it is no decoder, where one is asked for.
@@ -57,7 +59,12 @@ def find_workload(
             f"model or the data has batches of {first.size} only; leave --throughput out"
         )
     one = single_feed(data, session.inputs, batch_size or 1)
-    found = decoder_feeds(session, one.feeds)
+    found = decoder_feeds(session, one.feeds) if may_run else {}
+    if latency_of and not may_run:
+        raise InputError(
+            f"the latency of a {latency_of} cannot be measured: the model is too large for the "
+            "memory there is; raise --memory-limit, or leave --latency-of out"
+        )
     if latency_of and not found:
         raise InputError(
             f"only a decoder that takes any number of tokens has a latency of its {latency_of}: "

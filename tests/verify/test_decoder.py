@@ -115,3 +115,15 @@ def test_a_fixed_batch_has_no_throughput_over_others() -> None:
     assert find_workload(session, data, batch_size=8).one.size == 2
     with pytest.raises(InputError, match="has batches of 2 only; leave --throughput out"):
         find_workload(session, data, throughput=(1, 8))
+
+
+def test_a_model_too_large_for_memory_is_not_run_to_find_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = Session(to_proto(plain()))
+    data = read({"ids": np.tile(IDS, (4, 1)), "mask": np.ones((4, 5), np.int64)}, session.inputs)
+    monkeypatch.setattr(Session, "run", lambda *_: pytest.fail("it was run"))
+    found = find_workload(session, data, may_run=False)
+    assert (found.of, found.others, found.one.feeds["ids"].shape) == ("", {}, (1, 5))
+    with pytest.raises(InputError, match="too large for the memory there is; raise --memory-limit"):
+        find_workload(session, data, latency_of="token", may_run=False)
