@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from onnxq.ir import Graph, infer_types, load, save, to_proto
 from onnxq.ir.saving import SharedData, constant_bytes
+from onnxq.ir.stored import keep_readable
 from onnxq.runtime.pool import give_back
 from onnxq.runtime.session import AS_STORED, Session
 
@@ -69,10 +70,13 @@ class ModelFiles:
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         }
         Session(source, config=config, save_optimized=path)
-        for file in (source, source.with_name(source.name + ".data")):
+        optimized, typed = load(path), graph.copy()
+        data = path.with_name(f"{path.name}.data")
+        # The graph reads on, and the disk has its room back as soon as the graph is gone.
+        keep_readable(data)
+        for file in (source, source.with_name(f"{source.name}.data"), path, data):
             with suppress(OSError):
                 file.unlink()
-        optimized, typed = load(path), graph.copy()
         infer_types(typed)
         for name, value in optimized.values.items():
             # onnxruntime writes the types that were in the file, and declaring more there would

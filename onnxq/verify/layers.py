@@ -69,7 +69,10 @@ def _errors(
         for graph in graphs:
             if constant_bytes(graph) <= room:
                 files.share(graph)
-        for group in at_a_time({name: sizes[name] for name in names}, _LARGEST_GROUP):
+        # Of a model in segments no more than a segment's values are in memory anyway.
+        in_segments = any(constant_bytes(graph) > room for graph in graphs)
+        most = sum(sizes.values()) if in_segments else _LARGEST_GROUP
+        for group in at_a_time({name: sizes[name] for name in names}, most):
             rows = max(1, RUN_BYTES // max(1, sum(sizes[name] for name in group)))
             parts = some.in_parts(rows, inputs)
             # One model after the other, or the weights of both would be in memory.

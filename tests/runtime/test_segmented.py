@@ -69,6 +69,7 @@ def test_outputs_are_those_of_one_session(tmp_path: Path, workers: int) -> None:
     session = Session(tmp_path / "m.onnx")
     segmented = Segmented(graph, ModelFiles(tmp_path), LIMIT)
     assert len(segmented.segments) >= LAYERS
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
     items = [(number, {"x": SAMPLES[number : number + 2]}) for number in range(0, 10, 2)]
     found = list(segmented.stages(items, workers))
     assert [number for number, _ in found] == [0, 2, 4, 6, 8]
