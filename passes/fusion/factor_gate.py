@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxq.ir import Builder, DataType, Match, Rule, RulePass, Value
 from onnxq.ir.pattern import Operator, PatternBuilder, Variable
+from onnxq.passes.nodes import broadcasts
 
 _FIRST_OPSET = 7
 """Before it Add and Mul broadcast by attributes."""
@@ -23,11 +24,9 @@ def _is_smaller(match: Match) -> bool:
     if x.dtype is not DataType.FLOAT or gate.is_constant or x.is_constant:
         return False
     shape, small = x.shape, gate.shape
-    if shape is None or small is None or len(small) > len(shape):
+    if not shape or not small:
         return False
-    pairs = list(zip(shape[::-1], small[::-1], strict=False))
-    fits = all(b == 1 or (b is not None and a == b) for a, b in pairs)
-    return fits and small[-1:] == (1,) and shape[-1] != 1
+    return broadcasts(small, shape) and small[-1] == 1 and shape[-1] != 1
 
 
 def _replacement(op: Builder, match: Match) -> Value:

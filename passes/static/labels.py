@@ -120,6 +120,9 @@ class Labels:
         maker = next(iter(self.placed.integer.get(value, ())), None)
         if maker is None or maker is not value.producer or value.graph.opset < _FIRST_OPSET:
             return None
+        # What a gate gives ends where the gate clips.
+        if maker.is_op("HardSigmoid") and self._is_gate(maker):
+            return None
         slope, offset = lines.pop()
         closed, opened = -offset / slope, (1 - offset) / slope
         if not closed < 0 < opened:

@@ -439,7 +439,8 @@ def _holds_zero(line: Line, placed: Placement) -> bool:
             break
         found = line_of(maker) if maker.is_op("Mul", "Div", "Add", "Sub") else None
         if found is None:
-            return True
+            # What clips to 0 and 1 as integers gives nothing beyond these.
+            return not maker.is_op("HardSigmoid") or 0 <= zero <= 1
         value, zero = found.source, (zero - found.offset) / found.slope
     if maker is None or maker.is_op("Relu"):
         return zero >= 0

@@ -72,6 +72,8 @@ def test_a_line_is_other_qparams(line: str, qparams: str) -> None:
         "c = Conv(x, w) t = Transpose(c) m = Mul(t, two) y = Conv(m, w)",
         "c = Conv(x, w) r = Relu(c) a = Add(r, two) y = Conv(a, w)",
         "c = Conv(x, w) r = Clip(c, minus, two) a = Sub(r, six) y = Conv(a, w)",
+        "c = Conv(x, w) g = HardSigmoid(c) a = Add(g, two) y = Conv(a, w)",
+        "c = Conv(x, w) g = HardSigmoid(c) m = Mul(g, two) a = Sub(m, six) y = Conv(a, w)",
     ],
     ids=[
         "slope below 0",
@@ -82,6 +84,8 @@ def test_a_line_is_other_qparams(line: str, qparams: str) -> None:
         "moved",
         "zero below a Relu",
         "zero above a Clip",
+        "zero below a gate",
+        "zero above a gate",
     ],
 )
 def test_what_is_no_line(nodes: str) -> None:
@@ -215,6 +219,18 @@ def test_a_gate_keeps_the_range_of_what_something_else_reads() -> None:
     after = quantized(before, {n: (-6.0, 6.0) for n in "xchdy"})
     found = run_optimized(after, {"x": x})["y"]
     assert np.abs(found - run(before, {"x": x})["y"]).max() < 0.2
+
+
+def test_a_gate_keeps_its_ends_where_another_gate_reads_it() -> None:
+    before = text(
+        "float[1, 1, 1, 1] w = {1}",
+        "c = Conv(x, w) g = HardSigmoid(c) h = HardSigmoid<alpha = 1.0, beta = 0.2>(g)",
+        "d = Conv(h, w) y = Mul(d, g)",
+    )
+    x = np.linspace(-6, 6, 16, dtype=np.float32).reshape(1, 1, 4, 4)
+    after = quantized(before, {"x": (-6.0, 6.0), "c": (-6.0, 6.0), "d": (0.2, 1.0), "y": (0, 1)})
+    found = run_optimized(after, {"x": x})["y"]
+    assert np.abs(found - run(before, {"x": x})["y"]).max() < 4 / 255
 
 
 def test_numbers_of_a_line_that_went_away_are_written_anew() -> None:

@@ -50,6 +50,12 @@ def test_repeated_pixels_are_concatenated(case: str) -> None:
         assert np.abs(found["y"] - wanted).max() < 0.1
 
 
+@pytest.mark.parametrize("target", ["generic", "openvino"])
+def test_runtimes_that_look_for_a_resize_get_one(target: str) -> None:
+    after = quantized(REPEATS["asymmetric"][0], target=target)
+    assert [n.op_type for n in after.nodes()].count("Resize") == 1
+
+
 @pytest.mark.parametrize("times", [(1, 4), (2, 1), (3, 2)])
 def test_against_numpy(times: tuple[int, int]) -> None:
     graph = Graph.from_text(
