@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onnxq.cost import Bench, Measurements
 from onnxq.errors import InputError, NothingToQuantizeError
 from onnxq.forms import FloatForm, Trial, fastest_form
@@ -91,6 +93,10 @@ class Prepared:
             if range_ is not None:
                 found.setdefault(value.name, range_)
         return found
+
+    def finite_bounds(self) -> dict[str, tuple[float, float]]:
+        """Those of `bounds` that a plan can hold."""
+        return {name: ends for name, ends in self.bounds().items() if np.isfinite(ends).all()}
 
     def scene(self) -> Scene:
         """What the parts of noise are put in by."""

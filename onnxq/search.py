@@ -12,9 +12,13 @@ from onnxq.cost.measure import size_costs
 from onnxq.errors import InputError
 from onnxq.ir import Graph, PassRecord
 from onnxq.ir.saving import constant_bytes
+from onnxq.observe import parse_calibrator
 from onnxq.plan import Assignment, Plan, Problem, assign
+from onnxq.plan.apply import parsed
 from onnxq.precision import FLOAT
+from onnxq.prepare import observed
 from onnxq.proof import verify
+from onnxq.recipe import Recipe
 from onnxq.runtime import load_backend
 from onnxq.runtime.pool import MODELS_BYTES, at_a_time
 from onnxq.study import Study, apply_to, uniform
@@ -39,6 +43,12 @@ sessions of one model, timed in turn, the fastest is up to 1.025 times as fast a
 
 _NEARER_DB = 1.0
 """SQNR by which the outputs of one candidate are nearer to the float model's than another's."""
+
+_VISIBLE_DB = 30.0
+"""SQNR below which the fastest candidate is tried with `_CLIPPING` ranges, too."""
+
+_CLIPPING = "mse"
+"""Calibrator of ranges that leave out what is rare, where that lowers the error of the rest."""
 
 _CLOSE = 1.15
 """Candidates that are at most so many times slower than the fastest are timed again."""
@@ -130,7 +140,8 @@ class Search:
         `BORDER_FACTORS`, every node in one precision, what a promised SQNR leaves room for, and
         smaller files where a size is promised. While one that is faster than the best
         verified one, or any if none holds, breaks the promise of accuracy, the budget moves between
-        the predicted loss of what held and of what did not, and new proposals are made.
+        the predicted loss of what held and of what did not, and new proposals are made. In the end
+        the best one is tried with ranges that clip, unless somebody chose the calibrator.
         """
         program = self._study.problem()
         free = assign(program)
@@ -162,7 +173,8 @@ class Search:
             if len(self.candidates) == before:
                 break
             best = self._measured_and_verified()
-        return best or max(self.candidates, key=self._closeness)
+        best = best or max(self.candidates, key=self._closeness)
+        return self._clipped(best) or best
 
     def prove(self, winner: Candidate) -> tuple[Candidate, Report]:
         """The full report on a candidate: accuracy, layers, latency, gates.
@@ -190,6 +202,32 @@ class Search:
         assert report is not None
         held = sum(gate.check(report).passed for gate in self._accuracy)
         return held, -report.metric.drop if report.metric else 0.0, report.sqnr_db
+
+    def _clipped(self, best: Candidate) -> Candidate | None:
+        """The candidate with clipped ranges, where that holds and is nearer to the float model.
+
+        Ranges change numbers and no operator, so it is as fast.
+        """
+        job, report = self.job, best.report
+        assert report is not None
+        is_chosen = job.options.calibrator or job.recipe.calibrator != Recipe.calibrator
+        is_static = any(p.is_static for p in parsed(best.plan.precisions()).values())
+        if is_chosen or not is_static or report.sqnr_db >= _VISIBLE_DB:
+            return None
+        calibrator = parse_calibrator(_CLIPPING)
+        prepared = observed(replace(self._study.prepared, job=replace(job, calibrator=calibrator)))
+        ranges = {**best.plan.ranges, **prepared.finite_bounds()}
+        before = len(self.candidates)
+        self._make(
+            f"{best.label}, ranges by {_CLIPPING}",
+            replace(best.plan, calibrator=str(calibrator), ranges=ranges),
+        )
+        for candidate in self.candidates[before:]:
+            candidate.speedup = best.speedup
+            found = candidate.report = verify(job, candidate.path, full=False)
+            if self._holds(candidate) and found.sqnr_db > report.sqnr_db:
+                return candidate
+        return None
 
     def _propose_floats(self, program: Problem, free: Assignment) -> None:
         floats = uniform(program, FLOAT)

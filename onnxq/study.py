@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from onnxq.cost import Costs, Measurements, flops_costs, measure_costs, size_costs
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, PassRecord
@@ -87,7 +85,7 @@ def plan_of(prepared: Prepared, nodes: Sequence[PlanNode]) -> Plan:
         calibrator=prepared.ranges.calibrator,
         seed=job.options.seed,
         nodes=tuple(replace(node, method=methods.get(node.name, "")) for node in nodes),
-        ranges={name: ends for name, ends in prepared.bounds().items() if np.isfinite(ends).all()},
+        ranges=prepared.finite_bounds(),
         tuned={name: own.tensors for name, own in tuned.items()},
     )
 

@@ -243,6 +243,34 @@ def test_the_written_model_says_why(tmp_path: Path) -> None:
     assert np.all([planned[name] for name in planned])
 
 
+def test_rare_outliers_are_clipped_where_that_is_nearer_to_float(tmp_path: Path) -> None:
+    graph = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 1, 128, 128] x) => (float[N, 2, 128, 128] y)
+        <float[2, 1, 1, 1] w = {1, -2}> { y = Conv(x, w) }""")
+    generator = np.random.default_rng(0)
+    seen, held_out = (
+        generator.normal(size=(count, 1, 128, 128)).astype(np.float32) for count in (96, 8)
+    )
+    seen[5, 0, 7, 9] = 80
+    save(graph, tmp_path / "m.onnx")
+
+    def found(**options: object) -> Optimized:
+        return optimize(
+            tmp_path / "m.onnx",
+            {"x": seen},
+            eval_data={"x": held_out},
+            **FAST | {"min_sqnr": 15, "pins": ["*=int8"], **options},  # type: ignore[arg-type]
+        )
+
+    plain, clipped = found(calibrator="minmax"), found(output=tmp_path / "q.onnx")
+    assert clipped.report.sqnr_db > plain.report.sqnr_db + 10
+    assert clipped.plan.calibrator == "mse" and plain.plan.calibrator == "minmax"
+    assert any(c.label.endswith(", ranges by mse") for c in clipped.report.candidates)
+    clipped.plan.save(tmp_path / "p.toml")
+    apply_plan(tmp_path / "m.onnx", tmp_path / "p.toml", output=tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "q.onnx").read_bytes()
+
+
 def test_of_equally_fast_candidates_the_one_that_loses_least_comes_first() -> None:
     def candidate(label: str, speedup: float, loss: float) -> Candidate:
         plan = Plan("", "cpu-x64", loss=loss)
