@@ -42,7 +42,7 @@ from onnxq.errors import InputError
 from onnxq.runtime import Session, interleaved
 from onnxq.verify import CompareOptions, Report, compare_files
 from onnxq.verify.result import AGREEMENT
-from onnxq.verify.workload import single_feed
+from onnxq.verify.workload import Workload, single_feed
 
 HELD_OUT = 256
 WORKS_DB = 10.0
@@ -144,7 +144,7 @@ def _measure(case: Case, entries: list[Entry], threads: int, seconds: float) -> 
         if entry.problem:
             continue
         try:
-            report = compare_files(case.model, entry.path, held_out, one, options)
+            report = compare_files(case.model, entry.path, held_out, Workload(one), options)
             sessions.append(Session(entry.path, threads=threads))
         except InputError as error:
             entry.problem = str(error).replace(str(entry.path), "it")

@@ -10,12 +10,25 @@ from onnxq.ir.segments import Segment, cut_by_weight
 from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.parallel import in_order
 from onnxq.runtime.pool import give_back
+from onnxq.runtime.providers import provider_alias
 from onnxq.runtime.specs import Array
 from onnxq.runtime.spool import Spool
 from onnxq.runtime.timing import interleaved
 
+CPU = ("onnxruntime", "cpu")
+"""The backend and provider that segments run on."""
+
 Held = dict[str, Any]
 """Values by name that a later segment reads, or that are outputs."""
+
+
+def is_too_large(size: int, room: int, backend: str, provider: str) -> bool:
+    """Whether a model with so many bytes of constants has to run segment by segment.
+
+    Elsewhere than on onnxruntime's CPU provider it runs as a whole, or not at all: numbers and
+    times of segments would be those of another provider than the one that was asked for.
+    """
+    return size > room and (backend, provider_alias(provider)) == CPU
 
 
 class Segmented:

@@ -21,7 +21,7 @@ from onnxq.runtime import (
     load_backend,
 )
 from onnxq.runtime.files import ModelFiles
-from onnxq.runtime.segmented import Segmented
+from onnxq.runtime.segmented import Segmented, is_too_large
 from onnxq.runtime.specs import Array
 from onnxq.verify.agreement import Agreement
 from onnxq.verify.facts import model_facts, peak_rss_bytes, versions
@@ -242,7 +242,8 @@ def _clock(
 ) -> Callable[[Mapping[str, Array]], list[float]]:
     """What gives each model's milliseconds on some feeds; those of its segments if one is large."""
     seconds, threads = options.latency_seconds, options.threads
-    if max(constant_bytes(graph) for graph, _ in models) > room:
+    largest = max(constant_bytes(graph) for graph, _ in models)
+    if is_too_large(largest, room, options.backend, provider):
         segmented = [Segmented(graph, files, room // 2) for graph, _ in models]
         share = seconds / len(models)
         return lambda feeds: [

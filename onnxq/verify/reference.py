@@ -22,7 +22,7 @@ from onnxq.runtime import Runnable, as_stored, load_backend
 from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.parallel import in_order
 from onnxq.runtime.pool import AT_ONCE_BYTES, RUN_BYTES, give_back, model_room, processors
-from onnxq.runtime.segmented import Segmented
+from onnxq.runtime.segmented import Segmented, is_too_large
 from onnxq.verify.decisions import Decision, find_decisions
 from onnxq.verify.metrics import Metric, choose_metric
 from onnxq.verify.metrics.scored import ScoredMetric
@@ -127,7 +127,7 @@ class Reference:
 
     def load(self, graph: Graph, runs: Path) -> Runnable | Segmented:
         """A model on what the float model runs on; in segments if it is too large for memory."""
-        if constant_bytes(graph) > self.room:
+        if is_too_large(constant_bytes(graph), self.room, self._backend, self._provider):
             return Segmented(graph, self._files, self.room // 2)
         return load_backend(self._backend).session(
             runs, provider=self._provider, threads=1, pooled=True

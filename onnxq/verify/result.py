@@ -174,7 +174,7 @@ class CandidateFacts:
 
 @dataclass(frozen=True)
 class Report(SavedAsJson):
-    """Everything a run found out; see DESIGN for the contract of the JSON keys.
+    """Everything a run found out; keys of its JSON are only ever added to.
 
     ``latency`` is that of the first provider, ``latencies`` of each in the order asked for, of a
     decoder both of its latencies, first the one that promises mean;

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from onnxq.data import Dataset, read
+from onnxq.errors import InputError
 from onnxq.ir import Graph, save
 from onnxq.runtime import Session
 from onnxq.runtime.files import ModelFiles
@@ -84,6 +85,22 @@ def test_the_float_model_itself_is_run_no_second_time(path: Path, runs: list[int
     report = compare_files(path, path, data, Workload(next(data.batches())), options)
     assert runs == [4, 4, 2] and report.sqnr_db == np.inf
     assert report.metric is not None and report.metric.float == report.metric.candidate == 1.0
+
+
+def test_what_is_too_large_for_memory_is_no_reason_for_another_provider(
+    path: Path, tmp_path: Path
+) -> None:
+    """Segments run on the CPU provider, so nothing else may be reported of them."""
+    data, files = _data(path), ModelFiles(tmp_path)
+    large = Graph.from_text(TEXT.replace("{ y = Exp(x)", "<float w = {1}> { y = Add(x, w)"))
+    save(large, path)
+    with pytest.raises(InputError, match="provider 'cuda' is not in the installed onnxruntime"):
+        Reference(path, data, files=files, room=0, provider="cuda").load(large, path)
+    reference = Reference(path, data, files=files, room=0)
+    options = CompareOptions(providers=("cpu", "cuda"), layers=False, latency_seconds=0.01)
+    workload = Workload(next(data.batches()))
+    with pytest.raises(InputError, match="provider 'cuda' is not in the installed onnxruntime"):
+        compare_files(path, path, data, workload, options, reference=reference)
 
 
 def test_outputs_are_in_memory_for_a_few_rows_at_a_time(tmp_path: Path) -> None:
