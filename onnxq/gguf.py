@@ -22,6 +22,8 @@ from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, Tensor, TensorType, Value, load, raise_opset
 from onnxq.ir.saving import replacing
 from onnxq.ir.types import OpaqueType
+from onnxq.passes.notes import OVERRIDABLE, Reason
+from onnxq.passes.weights.offset_products import offset_products, split_products
 from onnxq.quant.grouped import (
     GROUP,
     GROUPED_TYPES,
@@ -29,6 +31,7 @@ from onnxq.quant.grouped import (
     grouped_quantize,
     grouped_to_onnx,
     is_exact_in_onnx,
+    without_minimum,
 )
 
 TYPES = (*(name.lower() for name in GROUPED_TYPES), "f16", "f32")
@@ -58,11 +61,27 @@ class ExportedTensor:
 
 @dataclass(frozen=True)
 class ImportedTensor:
-    """One tensor of a file and the form it has in the model: ``uint4``, ``int8``, ``float32``."""
+    """One tensor of a file and the form it has in the model.
+
+    ``form`` is ``uint4``, ``int8``, the same and ``+ offsets``, or a float type. ``reason`` says
+    why a quantized tensor became floats, and whether they had to be rounded.
+    """
 
     name: str
     type: str
     form: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Offset:
+    """Blocks and what the values of each are to be raised by."""
+
+    blocks: GroupedTensor
+    offset: npt.NDArray[np.float32]
+
+
+_Decoded = GroupedTensor | _Offset | npt.NDArray[Any]
 
 
 def export_gguf(
@@ -121,8 +140,18 @@ def import_gguf(
     """Put the tensors of a GGUF file into the weights of the same names.
 
     Tensors stay quantized, as DequantizeLinear in blocks of 32 on their last axis, where that gives
-    the same values: always in Q4_0, Q5_0 and Q8_0. All others become floats, as do weights that
-    are no float32 or that callers may override. Weights without a tensor stay as they are.
+    the same values: always in Q4_0, Q5_0 and Q8_0. In Q4_1 and Q5_1 the minimum of a block is
+    seldom a multiple of its scale; if only products read the weight and its last axis is their
+    inputs (``MatMul(x, Transpose(w))``, ``Gemm`` with ``transB``), they become a product with the
+    codes, counted from the middle, plus one of the sums of ``x`` over the blocks and float offsets.
+    That is exact up to the rounding of float32, and in standard ONNX. onnxruntime (from 1.24 on for
+    Q4_1, from 1.25 on for Q5_1) fuses the first product to MatMulNBits, which rounds activations to
+    8 bits unless the session option ``session.qdq_matmulnbits_accuracy_level`` is 0. MatMulNBits
+    with float zero-points would hold such weights as well, but is slower than float (0.1 times as
+    fast for one row), and onnxruntime's CPU provider refuses them in 8 bits.
+
+    All others become floats, as do weights that are no float32 or that callers may override.
+    Weights without a tensor stay as they are.
 
     Args:
         model: Path or graph, which is left as it is.
@@ -141,14 +170,17 @@ def import_gguf(
     tensors = _read(gguf, Path(path))
     _check_fit(source, tensors, path)
     decoded = {t.name: _decoded(gguf, t, source.values[t.name]) for t in tensors}
-    blocked = any(isinstance(d, GroupedTensor) for d in decoded.values())
+    blocked = any(not isinstance(new, np.ndarray) for new, _ in decoded.values())
     graph = raise_opset(source, _FIRST_BLOCKED_OPSET) if blocked else source.copy()
     if graph is source:
         graph = source.copy()
-    done = []
-    for tensor in tensors:
-        form = _put(graph, graph.values[tensor.name], decoded.pop(tensor.name))
-        done.append(ImportedTensor(tensor.name, tensor.tensor_type.name, form))
+    sums: dict[Value, Value] = {}
+    forms = {}
+    # Splitting a product folds its factors into its bias, which has to be the file's by then.
+    for name in sorted(decoded, key=lambda name: isinstance(decoded[name][0], _Offset)):
+        new, reason = decoded.pop(name)
+        forms[name] = _put(graph, graph.values[name], new, sums), reason
+    done = (ImportedTensor(t.name, t.tensor_type.name, *forms[t.name]) for t in tensors)
     return graph, tuple(done)
 
 
@@ -245,14 +277,13 @@ def _shape(tensor: Any) -> tuple[int, ...]:
     return tuple(int(d) for d in reversed(tensor.shape))
 
 
-def _decoded(gguf: ModuleType, tensor: Any, value: Value) -> GroupedTensor | npt.NDArray[Any]:
-    kind = GROUPED_TYPES.get(tensor.tensor_type.name)
-    if kind is not None and value.dtype is DataType.FLOAT and not value.is_input:
-        grouped = GroupedTensor.from_bytes(tensor.data, kind, name=tensor.name)
-        if is_exact_in_onnx(grouped):
-            return grouped
+def _decoded(gguf: ModuleType, tensor: Any, value: Value) -> tuple[_Decoded, str]:
+    """What a weight is to be, and why it is to be floats if the tensor is quantized."""
+    quantized = _quantized(gguf, tensor, value)
+    if isinstance(quantized, GroupedTensor | _Offset):
+        return quantized, ""
     try:
-        numbers = gguf.dequantize(tensor.data, tensor.tensor_type)
+        numbers = np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type))
     except (NotImplementedError, ValueError) as error:
         raise InputError(
             f"tensor '{tensor.name}' is of type {tensor.tensor_type.name}, which the package gguf "
@@ -260,15 +291,41 @@ def _decoded(gguf: ModuleType, tensor: Any, value: Value) -> GroupedTensor | npt
         ) from error
     assert value.dtype is not None
     with np.errstate(over="ignore"):
-        result: npt.NDArray[Any] = np.asarray(numbers).astype(value.dtype.numpy)
-    return result.reshape(_shape(tensor))
+        result: npt.NDArray[Any] = numbers.astype(value.dtype.numpy)
+        if not np.array_equal(result.astype(numbers.dtype), numbers, equal_nan=True):
+            quantized = f"not exact: rounded to {value.dtype.label}, which the weight is"
+    return result.reshape(_shape(tensor)), quantized
 
 
-def _put(graph: Graph, value: Value, new: GroupedTensor | npt.NDArray[Any]) -> str:
+def _quantized(gguf: ModuleType, tensor: Any, value: Value) -> GroupedTensor | _Offset | str:
+    """A tensor in blocks if the model can have it so, or why it cannot; no reason for floats."""
+    kind = tensor.tensor_type
+    if gguf.GGML_QUANT_SIZES[kind][0] == 1:
+        return ""
+    if kind.name not in GROUPED_TYPES:
+        return "ONNX has no such blocks"
+    if value.dtype is not DataType.FLOAT:
+        return f"the weight is {value.dtype.label if value.dtype else 'of no known type'}"
+    if value.is_input:
+        return OVERRIDABLE.text
+    grouped = GroupedTensor.from_bytes(tensor.data, GROUPED_TYPES[kind.name], name=tensor.name)
+    if is_exact_in_onnx(grouped):
+        return grouped
+    products = offset_products(value)
+    if isinstance(products, Reason):
+        return f"its blocks have offsets, and {products.text}"
+    return _Offset(*without_minimum(grouped))
+
+
+def _put(graph: Graph, value: Value, new: _Decoded, sums: dict[Value, Value]) -> str:
     """Give a weight its new numbers; names the form they are stored in."""
-    if not isinstance(new, GroupedTensor):
+    if isinstance(new, np.ndarray):
         value.data = Tensor(new)
         return value.data.dtype.label
+    if isinstance(new, _Offset):
+        stored = grouped_to_onnx(new.blocks, name=value.name)
+        split_products(value, stored, new.offset, sums)
+        return f"{stored.qparams.format.name} + offsets"
     stored = grouped_to_onnx(new, name=value.name)
     params = stored.qparams
     name = value.name

@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from onnxq.cli import main
 from onnxq.errors import InputError
 from onnxq.gguf import TYPES, export_gguf, import_gguf
 from onnxq.ir import DataType, Graph, ModelInfo, TensorType, load, save, to_proto
-from tests.helpers import assert_equivalent, run
+from onnxq.quant.grouped import GROUPED_TYPES, GroupedTensor, is_exact_in_onnx
+from onnxq.runtime import Session
+from onnxq.runtime.operators import optimized_operators
+from tests.helpers import RUNTIME, assert_equivalent, assert_same_graph, random_feeds, run
 
 gguf = pytest.importorskip("gguf")
 
@@ -152,6 +157,144 @@ def test_import_gives_the_values_of_gguf(type: str, opset: int, tmp_path: Path) 
     np.testing.assert_allclose(run(plain, {"x": x})["y"], outputs[0], rtol=1e-5, atol=1e-5)
 
 
+LINEAR = {
+    "transposed MatMul": "wt = Transpose<perm = [1, 0]>(w) y = MatMul(x, wt)",
+    "Gemm": "y = Gemm<transB = 1>(x, w, b)",
+    "Gemm of a transposed input": "y = Gemm<transA = 1, transB = 1, beta = 0.5>(x, w, b)",
+}
+"""Products whose weight has its inputs on the last axis."""
+
+
+def filled(text: str, **constants: np.ndarray) -> Graph:
+    """A graph whose inputs of these names are constants."""
+    graph = Graph.from_text(f'<ir_version: 10, opset_import: ["": 21]> g {text}')
+    for name, numbers in constants.items():
+        graph.values[name].data = type_of(numbers)
+        graph.make_constant(graph.values[name])
+    return graph
+
+
+def linear(body: str, weight: np.ndarray) -> Graph:
+    rows = "[5, 96]" if "transA" not in body else "[96, 5]"
+    return filled(
+        f"(float{rows} x, float[20, 96] w, float[20] b) => (float[5, 20] y) {{ {body} }}",
+        w=weight,
+        b=np.arange(20, dtype=np.float32),
+    )
+
+
+@st.composite
+def blocks(draw: st.DrawFn, type: str) -> np.ndarray:
+    """A matrix [20, 96] as a file holds it: any codes, scales of either sign or 0, any minimum."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    size = GROUPED_TYPES[type].group_bytes
+    data = rng.integers(0, 256, (20 * 3, size), dtype=np.uint8)
+    scale = rng.standard_normal(60) * draw(st.sampled_from([1e-3, 0.1, 4.0]))
+    scale[rng.random(60) < 0.2] = 0
+    minimum = rng.standard_normal(60) * draw(st.sampled_from([0.0, 0.02, 30.0]))
+    header = np.stack([scale, minimum], 1).astype("<f2")
+    data[:, :4] = header.view(np.uint8)
+    return data.reshape(20, 3 * size)
+
+
+@pytest.mark.parametrize("body", LINEAR.values(), ids=LINEAR)
+@pytest.mark.parametrize("type", ["Q4_1", "Q5_1"])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_blocks_with_any_minimum_are_exact_in_products(
+    type: str, body: str, data: st.DataObject, tmp_path: Path
+) -> None:
+    raw, kind = data.draw(blocks(type)), gguf.GGMLQuantizationType[type]
+    numbers = gguf.dequantize(raw, kind)
+    if is_exact_in_onnx(GroupedTensor.from_bytes(raw, GROUPED_TYPES[type])):
+        return
+    write(tmp_path / "w.gguf", {"w": (raw, kind)})
+    graph, (imported,) = import_gguf(linear(body, np.zeros_like(numbers)), tmp_path / "w.gguf")
+    form = {"Q4_1": "uint4", "Q5_1": "int8"}[type]
+    assert (imported.form, imported.reason) == (f"{form} + offsets", "")
+    assert graph.find("w") is None and not [n for n in graph.initializers() if n.shape == (20, 96)]
+    x = random_feeds(graph)["x"]
+    rows = (x.T if "transA" in body else x).astype(np.float64)
+    bias = 0 if "Gemm" not in body else np.arange(20) * (0.5 if "beta" in body else 1)
+    wanted = rows @ numbers.T.astype(np.float64) + bias
+    # Rounding in float32 of the parts, of which the offsets can be larger than the sum.
+    largest = np.abs(rows) @ np.abs(numbers.T) + np.abs(rows).sum(1, keepdims=True) * 64 + 20
+    assert (np.abs(run(graph, {"x": x})["y"] - wanted) <= 1e-6 * largest).all()
+
+
+@pytest.mark.skipif(RUNTIME < (1, 25), reason="onnxruntime 1.24 fuses no 8 bits and no Gemm")
+@pytest.mark.parametrize("body", LINEAR.values(), ids=LINEAR)
+@pytest.mark.parametrize("type", ["Q4_1", "Q5_1"])
+def test_products_with_offsets_are_fused(type: str, body: str, tmp_path: Path) -> None:
+    numbers = np.random.default_rng(3).standard_normal((20, 96)).astype(np.float32)
+    export_gguf(linear(body, numbers), tmp_path / "w.gguf", type.lower())
+    empty = linear(body, np.zeros_like(numbers))
+    for bias in filter(None, [empty.find("b")]):
+        bias.data = type_of(np.zeros(20, np.float32))
+    graph, _ = import_gguf(empty, tmp_path / "w.gguf")
+    assert optimized_operators(to_proto(graph))["com.microsoft:MatMulNBits"] == 1
+    in_float = Session(to_proto(graph), config={"session.qdq_matmulnbits_accuracy_level": "0"})
+    feeds = random_feeds(graph)
+    plain = linear(body, dequantized(tensors(tmp_path / "w.gguf")["w"]))
+    wanted = run(plain, feeds)["y"]
+    np.testing.assert_allclose(dict(in_float.run(feeds))["y"], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_products_of_one_input_share_its_sums(tmp_path: Path) -> None:
+    """In onnx text: before, two products; after, each in two parts and one sum of blocks."""
+    rng = np.random.default_rng(0)
+    numbers = {name: rng.standard_normal((32, 64)).astype(np.float32) for name in ("v", "w")}
+    source = filled(
+        "(float[2, T, 64] x, float[32, 64] v, float[32, 64] w) => "
+        "(float[2, T, 32] y, float[2, T, 32] z) "
+        "{ vt = Transpose<perm = [1, 0]>(v) y = MatMul(x, vt) "
+        "wt = Transpose<perm = [1, 0]>(w) z = MatMul(x, wt) }",
+        **numbers,
+    )
+    export_gguf(source, tmp_path / "w.gguf", "q4_1")
+    found, _ = import_gguf(source, tmp_path / "w.gguf")
+    parts = {"q": "q", "s": "scale", "z": "zero_point", "o": "offset"}
+    wanted = filled(
+        "(float[2, T, 64] x, uint4[64, 32] vq, float[2, 32] vs, uint4[2, 32] vz, float[2, 32] vo, "
+        "uint4[64, 32] wq, float[2, 32] ws, uint4[2, 32] wz, float[2, 32] wo) => "
+        "(float[2, T, 32] y, float[2, T, 32] z) "
+        "<int64[4] cut = {0, 0, 2, 32}, int64[1] last = {-1}> { "
+        "blocks = Reshape(x, cut) sums = ReduceSum<keepdims = 0>(blocks, last) "
+        "vd = DequantizeLinear<axis = 0, block_size = 32>(vq, vs, vz) "
+        "yp = MatMul(x, vd) yl = MatMul(sums, vo) y = Sum(yp, yl) "
+        "wd = DequantizeLinear<axis = 0, block_size = 32>(wq, ws, wz) "
+        "zp = MatMul(x, wd) zl = MatMul(sums, wo) z = Sum(zp, zl) }",
+        **{w + s: found.values[f"{w}_{part}"].numpy() for w in "vw" for s, part in parts.items()},
+    )
+    assert_same_graph(found, wanted)
+
+
+@pytest.mark.parametrize(
+    "body, reason",
+    [
+        ("i = Cast<to = 7>(x) y = Gather(w, i)", "Gather making 'y' reads it, and not as a"),
+        ("wt = Transpose(w) t = MatMul(x, wt) y = MatMul(t, w)", "along the outputs of MatMul"),
+        ("y = Gemm<transB = 1, alpha = 2.0>(x, w)", "Gemm making 'y' has an alpha"),
+        ("c = Gemm<transB = 1>(x, w) y = Identity(w)", "Identity making 'y' reads it"),
+        ("wt = Transpose(w) xs = Unsqueeze(x, s) y = MatMul(xs, wt)", "is not known"),
+        ("y = Identity(x)", "nothing reads it"),
+    ],
+)
+def test_blocks_with_any_minimum_elsewhere_become_floats(
+    body: str, reason: str, tmp_path: Path
+) -> None:
+    graph = filled(
+        f"(float[5, 96] x, int64[n] s, float[20, 96] w) => (float y) {{ {body} }}",
+        w=np.random.default_rng(0).random((20, 96), np.float32),
+    )
+    export_gguf(graph, tmp_path / "w.gguf", "q5_1")
+    done, (imported,) = import_gguf(graph, tmp_path / "w.gguf")
+    assert imported.form == "float32"
+    assert imported.reason.startswith("its blocks have offsets, and ") and reason in imported.reason
+    found = tensors(tmp_path / "w.gguf")["w"]
+    np.testing.assert_array_equal(done.values["w"].numpy(), dequantized(found))
+
+
 def type_of(numbers: np.ndarray) -> Any:
     from onnxq.ir import Tensor
 
@@ -179,6 +322,7 @@ def test_types_that_onnxq_does_not_write(tmp_path: Path) -> None:
     write(tmp_path / "w.gguf", {"wide": (raw, kind)})
     done, imported = import_gguf(graph, tmp_path / "w.gguf")
     assert [(t.type, t.form) for t in imported] == [("Q6_K", "float32")]
+    assert imported[0].reason == "ONNX has no such blocks"
     np.testing.assert_array_equal(done.values["wide"].numpy(), gguf.dequantize(raw, kind))
 
 
@@ -200,7 +344,9 @@ def test_weights_that_may_be_overridden_and_other_floats(tmp_path: Path) -> None
     graph = model()
     graph.values["first.weight"].data = type_of(np.zeros((8, 64), np.float16))
     graph.values["first.weight"].type = TensorType(DataType.FLOAT16, (8, 64))
-    half, _ = import_gguf(graph, tmp_path / "w.gguf")
+    half, imported = import_gguf(graph, tmp_path / "w.gguf")
+    reasons = {t.name: t.reason for t in imported if t.reason}
+    assert reasons == {"first.weight": "not exact: rounded to float16, which the weight is"}
     found = half.values["first.weight"]
     assert found.dtype is DataType.FLOAT16 and found.producer is None
     np.testing.assert_array_equal(found.numpy(), wanted.astype(np.float16))
@@ -214,7 +360,8 @@ def test_weights_that_may_be_overridden_and_other_floats(tmp_path: Path) -> None
         tmp_path / "v.gguf",
         {"w": (tensors(tmp_path / "w.gguf")["first.weight"].data, gguf.GGMLQuantizationType.Q8_0)},
     )
-    done, _ = import_gguf(fed, tmp_path / "v.gguf")
+    done, (imported_fed,) = import_gguf(fed, tmp_path / "v.gguf")
+    assert "callers may override" in imported_fed.reason
     assert [v.name for v in done.inputs] == ["x", "w"]
     assert done.values["w"].data is not None
     np.testing.assert_array_equal(done.values["w"].data.numpy(), wanted)

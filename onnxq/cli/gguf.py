@@ -37,6 +37,8 @@ def run(parsed: argparse.Namespace, _: Progress) -> Outcome:
     if is_export is bool(parsed.weights) or (parsed.external_data if is_export else parsed.type):
         raise InputError("import takes GGUF and --external-data, export --type and no GGUF")
     tensors: Sequence[ExportedTensor | ImportedTensor]
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]]
     if is_export:
         if Path(parsed.output).resolve() == Path(parsed.model).resolve():
             raise InputError(f"-o would replace '{parsed.model}', which is read; name another file")
@@ -44,9 +46,9 @@ def run(parsed: argparse.Namespace, _: Progress) -> Outcome:
         tensors = exported = export_gguf(parsed.model, parsed.output, parsed.type or "q8_0")
         rows = [(t.name, t.type or "left out", t.reason) for t in exported]
     else:
-        headings = ("tensor", "in the file", "in the model")
+        headings = ("tensor", "in the file", "in the model", "why in float")
         graph, imported = import_gguf(parsed.model, parsed.weights)
-        tensors, rows = imported, [(t.name, t.type, t.form) for t in imported]
+        tensors, rows = imported, [(t.name, t.type, t.form, t.reason) for t in imported]
         save(graph, parsed.output, external_data=parsed.external_data)
     body = {
         "schema": f"onnxq/gguf-{parsed.action}/1",

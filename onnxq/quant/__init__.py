@@ -41,6 +41,7 @@ from onnxq.quant.grouped import (
     grouped_quantize,
     grouped_to_onnx,
     is_exact_in_onnx,
+    without_minimum,
 )
 from onnxq.quant.low_bit import binary, ternary
 from onnxq.quant.qparams import (
@@ -142,4 +143,5 @@ __all__ = [
     "value_range",
     "weight_qparams",
     "weight_qparams_for_bias",
+    "without_minimum",
 ]

@@ -17,7 +17,8 @@ ONNX are positive. Since DequantizeLinear has a zero-point for each block, that 
 - Q5_0 and Q8_0 are int8 with zero-point 0; a negative `d` of Q8_0 is turned around in the same
   way, with stored value `-1 - c` and zero-point -1.
 - Q4_1 and Q5_1 are `d (c + m / d)`, which DequantizeLinear can only express where `m / d` is an
-  integer (uint4 if all of them are from -15 to 0, else int8). For weights in general it is not.
+  integer (uint4 if all of them are from -15 to 0, else int8). For weights in general it is not;
+  they are Q4_0 or Q5_0 plus `m + 8 d` or `m + 16 d`.
 
 Only the sign of zero may differ: `d (c - 8)` is -0 for a negative `d`, but 0 in ONNX.
 """
@@ -221,6 +222,18 @@ def grouped_quantize(x: npt.ArrayLike, type: GroupedType, *, name: str = "") -> 
 def is_exact_in_onnx(tensor: GroupedTensor) -> bool:
     """Whether DequantizeLinear can give the same values; see the module for when it cannot."""
     return _mapped(tensor) is not None
+
+
+def without_minimum(tensor: GroupedTensor) -> tuple[GroupedTensor, Float32Array]:
+    """A tensor with minimums as one without, and what the values of each block are to be raised by.
+
+    The codes count from the middle of their range, so that the first part is small.
+    """
+    assert tensor.minimum is not None
+    centred = Q4_0 if tensor.type is Q4_1 else Q5_0
+    offset = tensor.scale.astype(np.float32) * np.float32(centred.offset)
+    offset += tensor.minimum.astype(np.float32)
+    return GroupedTensor(centred, tensor.codes, tensor.scale), offset
 
 
 def grouped_to_onnx(tensor: GroupedTensor, *, name: str = "") -> QuantizedTensor:
