@@ -147,8 +147,8 @@ def import_gguf(
     That is exact up to the rounding of float32, and in standard ONNX. onnxruntime (from 1.24 on for
     Q4_1, from 1.25 on for Q5_1) fuses the first product to MatMulNBits, which rounds activations to
     8 bits unless the session option ``session.qdq_matmulnbits_accuracy_level`` is 0. MatMulNBits
-    with float zero-points would hold such weights as well, but is slower than float (0.1 times as
-    fast for one row), and onnxruntime's CPU provider refuses them in 8 bits.
+    with float zero-points would hold Q4_1 as well, but is slower than float (1.24.1 and 1.32: 0.1
+    times as fast for one row, 0.6 for 128), and 1.32 refuses them in 8 bits.
 
     All others become floats, as do weights that are no float32 or that callers may override.
     Weights without a tensor stay as they are.
