@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,14 +172,16 @@ def onnxruntime_fused(case: Case, kind: str, output: Path) -> Case:
 
 
 def _preprocessed(case: Case, output: Path) -> Path:
-    prepared = output.with_suffix(".prepared.onnx")
-    source = str(readied(case, output).model)
-    try:
-        quant_pre_process(source, str(prepared))
-    except Exception:
-        # Its inference of symbolic shapes gives up on some models; its documentation says to
-        # leave it out then.
-        quant_pre_process(source, str(prepared), skip_symbolic_shape=True)
+    prepared = output.with_suffix(".prepared.onnx").resolve()
+    source = str(readied(case, output).model.resolve())
+    # It leaves files in the working folder.
+    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+        try:
+            quant_pre_process(source, str(prepared))
+        except Exception:
+            # Its inference of symbolic shapes gives up on some models; its documentation says to
+            # leave it out then.
+            quant_pre_process(source, str(prepared), skip_symbolic_shape=True)
     return prepared
 
 

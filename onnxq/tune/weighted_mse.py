@@ -48,7 +48,7 @@ class WeightedMse(Tuner):
         if len(weight.shape) != 2:
             return "it is for matrices"
         if node.graph.outer is not None:
-            return "activations within subgraphs are not observed"
+            return "it is for products outside of bodies"
         alone = products(weight.value) == [node]
         return "" if alone else "its weight is read by several products"
 

@@ -142,7 +142,9 @@ def _fold_addend(node: Node, source: Value, addend: np.ndarray) -> str | None:
 def _pass_factor(node: Node, source: Value, addend: np.ndarray) -> bool:
     """Let a factor go past an addend that stays into the weights of what reads the sum."""
     scale = made_by(source, "Mul", "Div")
-    if scale is None or len(source.uses) != 1 or source.is_output:
+    if scale is None or scale.graph is not node.graph:
+        return False
+    if len(source.uses) != 1 or source.is_output:
         return False
     inner, factor = _operands(scale)
     if inner is None or factor is None or not factor.all() or _is_gated(inner):

@@ -130,6 +130,10 @@ KEPT = {
     "by pixel": """g (float[N, 2, 2, 2] x) => (float[N, 2, 2, 2] y)
         <float[2, 2, 1, 1] w = {1, 2, 3, 4}, float[1, 1, 2] k = {10, 100}>
         { c = Mul(k, x)  y = Conv(c, w) }""",
+    "a factor before the body that adds": """g (float[2, 2] x, bool q) => (float[2, 2] y)
+        <float[2, 2] w = {1, 2, 3, 4}, float k = {3}, float o = {2}> { c = Mul(x, k)  y = If(q)<
+          then_branch = t () => (float[2, 2] r) { a = Add(c, o)  r = MatMul(a, w) },
+          else_branch = e () => (float[2, 2] s) { s = MatMul(x, w) }> }""",
 }
 
 
