@@ -129,6 +129,7 @@ class Search:
         self._study = study
         self._gates = tuple(gates)
         self._accuracy = tuple(g for g in gates if g.quantity not in ("speedup", "candidate_ms"))
+        self._cheapest: dict[float, Assignment] = {}
         self.candidates: list[Candidate] = []
 
     def run(self) -> Candidate:
@@ -248,8 +249,11 @@ class Search:
                     chosen.loss,
                     chosen.exact,
                 )
+                if budget is None:
+                    self._cheapest[factor] = chosen
                 limit = "" if budget is None else f", loss at most {budget:.3g}"
-                self._add(f"plan with borders x{factor:g}{limit}", chosen, exact, free)
+                label = f"plan with borders x{factor:g}{limit}"
+                self._add(label, chosen, exact, self._cheapest.get(factor, free))
 
     def _propose_small(self, exact: Problem, free: Assignment) -> None:
         """Assignments that weigh bytes against time, from little to much."""

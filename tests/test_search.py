@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onnxq import study
+from onnxq.cost import flops_costs
 from onnxq.errors import InputError
-from onnxq.ir import Graph, load, save, to_proto
+from onnxq.ir import DataType, Graph, ModelInfo, TensorType, infer_types, load, save, to_proto
 from onnxq.optimization import Optimized, optimize
 from onnxq.plan import Plan
 from onnxq.plan.apply import float_graph
@@ -241,6 +242,42 @@ def test_the_written_model_says_why(tmp_path: Path) -> None:
     described = {layer.node: layer.reason for layer in describe(load(out))}
     assert {name: described[name] for name in planned} == planned
     assert np.all([planned[name] for name in planned])
+
+
+def test_a_promise_is_no_reason_where_borders_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Borders that count three times leave the small product in float, whatever is promised."""
+    monkeypatch.setattr("onnxq.search.BORDER_FACTORS", (3.0,))
+    monkeypatch.setattr(
+        "onnxq.study.measure_costs",
+        lambda graph, nodes, placed, variants, feeds, **_: replace(
+            flops_costs(nodes, placed, list(variants)), kind="latency"
+        ),
+    )
+    graph, generator = Graph("g", model=ModelInfo(8, {"": 17})), np.random.default_rng(0)
+    image = TensorType(DataType.FLOAT, ("N", 32, 4, 4))
+    value = graph.add_input("x", image)
+    for number, side in enumerate((3, 1, 3)):
+        weights = generator.normal(size=(32, 32, side, side)).astype(np.float32)
+        pads = {"pads": [side // 2] * 4}
+        read = graph.constant(weights, f"w{number}")
+        value = graph.add("Conv", [value, read], pads, name=f"conv{number}").output
+        value = graph.add("Erf", [value], name=f"erf{number}").output
+    value.type = image
+    graph.add_output(value)
+    graph.rename(value, "y")
+    infer_types(graph)
+    made: list[tuple[str, Plan]] = []
+    make = Search._make
+
+    def noted(search: Search, label: str, plan: Plan) -> None:
+        made.append((label, plan))
+        make(search, label, plan)
+
+    monkeypatch.setattr(Search, "_make", noted)
+    sought(graph, min_sqnr=10)
+    (plan,) = (plan for label, plan in made if label == "plan with borders x3")
+    (reason,) = (node.reason for node in plan.nodes if node.name == "conv1")
+    assert reason == "integers would not be faster here, their borders counted"
 
 
 def test_rare_outliers_are_clipped_where_that_is_nearer_to_float(tmp_path: Path) -> None:
