@@ -57,7 +57,11 @@ class Segmented:
         outputs: Sequence[str] | None = None,
     ) -> None:
         self._files = files
-        self.segments = cut_by_weight(files.optimized(graph), limit)
+        optimized = files.optimized(graph)
+        self.segments = cut_by_weight(optimized, limit)
+        # Inputs that callers may leave out, and outputs that do not depend on inputs.
+        ends = (*optimized.inputs, *optimized.outputs)
+        self._constants = {v.name: v.data.numpy() for v in ends if v.data is not None}
         given = [value.name for value in graph.outputs]
         self._outputs = given if outputs is None else list(outputs)
 
@@ -72,9 +76,12 @@ class Segmented:
         Args:
             items: What goes along, and the feeds.
             workers: Feeds that run beside each other.
-            see: Shown the number of each segment, what goes along, and all that the segment gives.
+            see: Shown the number of each segment, what goes along, and all that the segment gives;
+                with the first also outputs that are constant.
         """
-        held: Iterable[tuple[Any, Mapping[str, Array]]] = items
+        held: Iterable[tuple[Any, Mapping[str, Array]]] = (
+            (along, {**self._constants, **feeds}) for along, feeds in items
+        )
         for place, segment in enumerate(self.segments):
             held = Spool(self._stage(place, segment, held, workers, see)).items()
             give_back()
@@ -97,13 +104,13 @@ class Segmented:
 
         for (along, values), made in in_order(run, items, workers):
             if see is not None:
-                see(place, along, made)
+                see(place, along, made if place else {**self._constants, **made})
             everything = {**values, **made}
             yield along, {name: everything[name] for name in wanted if name in everything}
 
     def milliseconds(self, feeds: Mapping[str, Array], *, seconds: float, threads: int) -> float:
         """Time of one inference: that of all segments, each measured by itself."""
-        total, held = 0.0, dict(feeds)
+        total, held = 0.0, {**self._constants, **feeds}
         for segment in self.segments:
             session = self._files.session(segment.graph, optimization="none", threads=threads)
             read = {name: held[name] for name in segment.inputs}

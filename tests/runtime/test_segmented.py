@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxq.data import read
-from onnxq.ir import Graph, infer_types, save
+from onnxq.ir import Graph, infer_types, save, to_proto
 from onnxq.ir.saving import constant_bytes
 from onnxq.ir.segments import cut_by_weight
 from onnxq.observe import calibrate
@@ -76,6 +76,38 @@ def test_outputs_are_those_of_one_session(tmp_path: Path, workers: int) -> None:
     for (_, outputs), (_, feeds) in zip(found, items, strict=True):
         assert list(outputs) == ["y"]
         np.testing.assert_array_equal(outputs["y"], session.run(feeds)["y"])
+
+
+ENDS = {
+    "a constant output": ("", ", float[4, 4] z", "z = MatMul(w, v)"),
+    "an initializer given out": ("", ", float[4, 4] w", ""),
+    "an input given out": ("", ", float[N, 4] x", ""),
+    "a weight that callers may feed": (
+        ", float[4, 4] u = {%s}",
+        ", float[N, 4] z",
+        "z = MatMul(y, u)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_what_no_segment_computes_is_given_too(tmp_path: Path, case: str) -> None:
+    numbers = ", ".join(["0.5"] * 16)
+    given, made, node = ENDS[case]
+    graph = Graph.from_text(f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 4] x{given.replace("%s", numbers)}) => (float[N, 4] y{made})
+        <float[4, 4] w = {{{numbers}}}, float[4, 4] v = {{{numbers}}}>
+        {{ a = MatMul(x, w) y = MatMul(a, v) {node} }}""")
+    feeds = {"x": SAMPLES[0, :, :4]}
+    segmented = Segmented(graph, ModelFiles(tmp_path), 64)
+    seen: dict[str, np.ndarray] = {}
+    ((_, found),) = segmented.stages([(0, feeds)], see=lambda *shown: seen.update(shown[2]))
+    assert (
+        len(segmented.segments) > 1 and segmented.milliseconds(feeds, seconds=0.01, threads=1) > 0
+    )
+    for name, wanted in Session(to_proto(graph)).run(feeds).items():
+        np.testing.assert_array_equal(found[name], wanted)
+        assert name in seen or name in feeds
 
 
 def test_a_comparison_is_that_of_whole_models(
