@@ -132,7 +132,8 @@ class WeightPass(Pass):
         rewriter = self._rewriter()
         reasons, quantized = dict[Node, Reason](), list[str]()
         for nested in list(graph.all_graphs()):
-            for node in nested.nodes():
+            # First what looks for a product of the same table, which then is as it was.
+            for node in sorted(nested.nodes(), key=lambda node: not node.is_op("Gather")):
                 if not rewriter.takes(node):
                     continue
                 name, label = node_name(node), node.label

@@ -197,6 +197,17 @@ def test_a_tied_table_is_stored_once(
         assert found[product] == 1
 
 
+@pytest.mark.parametrize("step", [QuantizeWeights(), QuantizeDynamic()], ids=str)
+def test_a_table_is_stored_once_where_its_product_comes_first(step: WeightPass) -> None:
+    before = with_constants(
+        f"(float[S, {COLUMNS}] x, int64[S] i) => (float[S, {ROWS}] y, float[S, {COLUMNS}] e)",
+        {"t": TABLE},
+        "y = Gemm<transB = 1>(x, t) e = Gather(t, i)",
+    )
+    bits = 4 if isinstance(step, QuantizeWeights) else 8
+    assert stored_bytes(quantized(step, before, 2)) < 1.5 * ROWS * COLUMNS * bits / 8
+
+
 def test_a_tied_table_and_its_product_have_the_same_numbers() -> None:
     before = with_constants(
         f"(int64[S] i, float[M, {COLUMNS}] x) => (float[S, {COLUMNS}] e, float[M, {ROWS}] y)",
