@@ -10,13 +10,13 @@ import numpy as np
 
 from onnxq.ir import DataType, Graph, Node, TensorType, Value
 from onnxq.ir.lifting import nested_values
-from onnxq.passes.static.labels import Labels
 from onnxq.passes.static.placement import (
     Placement,
     activation_slots,
     channel_axis,
     reads_weight,
 )
+from onnxq.passes.static.value_qparams import ValueQParams
 from onnxq.quant import (
     INT8,
     Granularity,
@@ -49,7 +49,7 @@ class Scene:
     def qparams(self, value: Value, bits: int) -> QParams:
         """Qparams of a value of the float graph in activations of so many bits."""
         format = self.target.activation_format_of(bits)
-        return Labels(self.placed, self.bounds, self.target).of(value, format)
+        return ValueQParams(self.placed, self.bounds, self.target).of(value, format)
 
 
 class Part(ABC):

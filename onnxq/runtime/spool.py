@@ -20,9 +20,13 @@ class Spool(Generic[T]):
     def __init__(self, items: Iterable[T]) -> None:
         self._file = tempfile.TemporaryFile(prefix="onnxq-")  # noqa: SIM115, closed by `items`
         self._count = 0
-        for item in items:
-            pickle.dump(item, self._file, protocol=5)
-            self._count += 1
+        try:
+            for item in items:
+                pickle.dump(item, self._file, protocol=5)
+                self._count += 1
+        except BaseException:
+            self._file.close()
+            raise
 
     def items(self) -> Iterator[T]:
         """The items in their order, once."""

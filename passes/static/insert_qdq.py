@@ -12,7 +12,6 @@ from onnxq.ir import Context, DataType, Graph, Node, Pass, Value, remove_unused
 from onnxq.needs import Need, RangeOf
 from onnxq.passes.nodes import added
 from onnxq.passes.notes import LEFT_IN_FLOAT_KEY, Reason, node_name, note_left_in_float, note_target
-from onnxq.passes.static.labels import Labels
 from onnxq.passes.static.lines import line_of, sums_by_channel
 from onnxq.passes.static.placement import (
     ALREADY_QUANTIZED,
@@ -26,6 +25,7 @@ from onnxq.passes.static.placement import (
     weight_granularity,
 )
 from onnxq.passes.static.repeats import repeated, repeats
+from onnxq.passes.static.value_qparams import ValueQParams
 from onnxq.passes.tuned import Tuned, tuned_weight
 from onnxq.quant import (
     QParams,
@@ -234,10 +234,10 @@ class _Insertion:
         self._stored: dict[tuple[Value, QParams], Value] = {}
         self._read: dict[tuple[Graph, Value], Value] = {}
         # All at once: insertion changes who reads what, and names of what is given to callers.
-        self._labels = labels = Labels(placed, options.ranges, target)
-        self._params = {(v, f): labels.of(v, f) for v in placed.roots for f in {*formats.values()}}
+        self._qparams = qparams = ValueQParams(placed, options.ranges, target)
+        self._params = {(v, f): qparams.of(v, f) for v in placed.roots for f in {*formats.values()}}
         self._gates = {
-            node: labels.gate(node, formats[node])
+            node: qparams.gate(node, formats[node])
             for node, rule in placed.nodes.items()
             if rule.form == "clipped-line"
         }
@@ -263,7 +263,7 @@ class _Insertion:
         That is at most half a step. It is exact but where a reader pads.
         """
         for value in self._placed.lines:
-            error = self._labels.error(value, self._formats[self._placed.integer[value][0]])
+            error = self._qparams.error(value, self._formats[self._placed.integer[value][0]])
             for node in {use.node: None for use in value.uses} if error else ():
                 bias, name = node.input(2), f"{node.output.name}_bias"
                 shift = (error * sums_by_channel(node)).astype(np.float32)
@@ -356,7 +356,7 @@ class _Insertion:
                 gate = self._relabel(pair, params, gate_name, clip=True)
             else:
                 assert made is not None
-                params = self._labels.from_range(*_UNIT, self._formats[node], name)
+                params = self._qparams.from_range(*_UNIT, self._formats[node], name)
                 scale, zero = self._scale(graph, name, params)
                 dtype = DataType(params.format.onnx_dtype)
                 quantized = added(
@@ -384,7 +384,7 @@ class _Insertion:
         assert zero_point is not None
         shrunk = np.asarray(scale.numpy() * np.float32(line.slope))
         beta = line.offset
-        offset = self._labels.from_range(min(0.0, beta), max(0.0, beta), self._formats[node], name)
+        offset = self._qparams.from_range(min(0.0, beta), max(0.0, beta), self._formats[node], name)
         slope = self._constant(graph, shrunk, f"{name}_scale")
         scaled = self._dequantize(graph, integers, slope, zero_point, offset, name)
         addend = graph.constant(quantize(np.float32(beta), offset), f"{name}_offset")
@@ -429,7 +429,7 @@ class _Insertion:
             if value is not None and value.is_constant:
                 numbers = value.numpy()
                 low, high = float(numbers.min(initial=0)), float(numbers.max(initial=0))
-                params = self._labels.from_range(low, high, self._formats[node], value.name)
+                params = self._qparams.from_range(low, high, self._formats[node], value.name)
                 stored = quantize(numbers, params, name=value.name)
                 self._replace_constant(node, slot, stored, params)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from onnxq.errors import InputError
 from onnxq.runtime.spool import Spool
 
 
@@ -30,3 +33,16 @@ def test_items_come_back_in_their_order() -> None:
         assert item["halves"].dtype == ml_dtypes.bfloat16 and item["list"][1] == number
     with pytest.raises(ValueError, match="closed file"):
         next(spool.items())
+
+
+def test_nothing_is_left_open_where_an_item_fails() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise InputError("no more")
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(InputError, match="no more"):
+            Spool(items())
+        gc.collect()
+    assert not told

@@ -27,7 +27,7 @@ than an eighth."""
 
 
 @dataclass(frozen=True)
-class Labels:
+class ValueQParams:
     """The qparams of values that are read or given as integers.
 
     Attributes:
