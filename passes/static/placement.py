@@ -127,7 +127,8 @@ def place(
                 if value is not None:
                     placed.integer[_carrier(value, target, placed)] = [node]
         else:
-            reason = _unfit(node, rule) or (_CONSTANT if target.everything else _APART)
+            apart = _CONSTANT if target.everything else _APART
+            reason = _unfit(node, rule) or _no_line(node, rule, target) or apart
         if reason is not None:
             placed.left_in_float[node] = reason
     if target.everything:
@@ -296,6 +297,14 @@ def _no_rule(node: Node, target: Target) -> Reason:
     text = f"target {target.label} does not quantize {node.op_type}"
     known = target.reasons.get(node.op_type) if not node.domain else None
     return Reason("operator", f"{text}: {known}" if known else text)
+
+
+def _no_line(node: Node, rule: OperatorRule, target: Target) -> Reason | None:
+    """Why a node that can be nothing but a line stays in float if it is none; None otherwise."""
+    if rule.form != "line" or rule.role != "share" or line_of(node) is not None:
+        return None
+    text = f"target {target.label} quantizes {node.op_type} of a tensor and one number only"
+    return Reason("operator", text)
 
 
 def _refusal(node: Node, rule: OperatorRule, target: Target) -> Reason | None:

@@ -98,6 +98,15 @@ def test_what_is_no_line(nodes: str) -> None:
     assert not place(graph, load_target("cpu-x64")).lines
 
 
+@pytest.mark.parametrize("nodes", ["e = Conv(c, w) m = Sub(c, e)", "m = Div(six, c)"])
+def test_arithmetic_without_a_kernel_says_so(nodes: str) -> None:
+    graph = text(f"{W}, float six = {{6}}", f"c = Conv(x, w) {nodes} y = Conv(m, w)")
+    infer_types(graph)
+    (node,) = (n for n in graph.nodes() if n.is_op("Sub", "Div"))
+    reason = place(graph, load_target("cpu-x64")).left_in_float[node]
+    assert reason.text.endswith(f"quantizes {node.op_type} of a tensor and one number only")
+
+
 def test_a_line_behind_a_relu_leaves_the_relu_to_the_runtime() -> None:
     before = text(
         "float[1, 1, 1, 1] w = {1}, float half = {0.5}, float two = {2}",
