@@ -24,9 +24,10 @@ from onnxq.promise import promise
 from onnxq.proof import verify
 from onnxq.report.certainty import certainty
 from onnxq.report.expectation import expectation
+from onnxq.runtime.pool import model_room
 from onnxq.search import Candidate, Search
 from onnxq.study import apply_to, study, uniform_plan
-from onnxq.verify import CompareOptions, Gate, Report, compare_files, with_gates
+from onnxq.verify import CompareOptions, Gate, Reference, Report, compare_files, with_gates
 from onnxq.verify.facts import file_sha256, peak_rss_bytes
 from onnxq.verify.metrics import choose_metric
 from onnxq.verify.result import AGREEMENT, CandidateFacts
@@ -154,8 +155,10 @@ def _check_decisions(job: Job, held_out: Dataset) -> None:
     """Run the float model on a few samples where a promise needs its outputs to be decisions."""
     options = job.options
     if options.metric == AGREEMENT or (options.max_drop, options.min_agreement) != (None, None):
-        few = CompareOptions(metric=options.metric, layers=False, latency=False)
-        found = compare_files(job.path, job.path, held_out.take(_FEW), job.workload, few)
+        few, measured = held_out.take(_FEW), CompareOptions(layers=False, latency=False)
+        room, metric = model_room(options.memory_limit), options.metric
+        reference = Reference(job.path, few, files=job.files, room=room, metric=metric)
+        found = compare_files(job.path, job.path, few, job.workload, measured, reference=reference)
         promise(found, options)
 
 

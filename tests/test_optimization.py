@@ -37,6 +37,7 @@ from onnxq.runtime import (
     interleaved,
     optimized_operators,
 )
+from onnxq.verify import Reference
 from onnxq.verify.result import MetricFacts
 from onnxq.verify.workload import single_feed
 from tests.networks import chain, inputs
@@ -460,6 +461,22 @@ def _no_decisions(model: Path, data: dict[str, np.ndarray], folder: Path) -> dic
         g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) <float[3, 3, 1, 1] w = {1,1,1,1,1,1,1,1,1}>
         { y = Conv(x, w) }""")
     return {"model": to_proto(graph), "data": {"x": data["x"]}, "min_agreement": 0.9}
+
+
+def test_the_first_look_at_the_outputs_keeps_the_memory_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Reference] = []
+
+    def look(*_: object, reference: Reference) -> object:
+        seen.append(reference)
+        raise InputError("looked")
+
+    monkeypatch.setattr("onnxq.optimization.compare_files", look)
+    given = _no_decisions(tmp_path, {"x": _samples()}, tmp_path)
+    with pytest.raises(InputError, match="looked"):
+        onnxq.optimize(**given, memory_limit=1 << 30)  # type: ignore[arg-type]
+    assert [reference.room for reference in seen] == [1 << 28]
 
 
 def _nowhere(model: Path, data: object, folder: Path) -> dict[str, object]:
