@@ -232,3 +232,12 @@ def test_no_provider_or_one_that_is_not_there(files: tuple[Path, Path]) -> None:
 def test_labels_that_do_not_fit(files: tuple[Path, Path]) -> None:
     with pytest.raises(InputError, match="label 7 is beyond the model's 3 classes"):
         _compare(files, labels=np.full(20, 7))
+
+
+def test_a_wrong_rank_that_a_file_states_of_an_output_is_no_other_interface(tmp_path: Path) -> None:
+    for name, stated in (("m", ""), ("c", "[N, 4]")):
+        text = f"""<ir_version: 8, opset_import: ["": 17]>
+            g (float[N, 4] x) => (float{stated} y) {{ y = Relu(x) }}"""
+        save(Graph.from_text(text), tmp_path / f"{name}.onnx")
+    report = _compare((tmp_path / "m.onnx", tmp_path / "c.onnx"))
+    assert report.outputs[0].max_abs == 0
