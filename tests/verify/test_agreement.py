@@ -101,7 +101,8 @@ def test_neighbours() -> None:
     facts = agreed(ROWS, ours, theirs)
     assert facts is not None and 0 < equal < 60
     assert (facts.value, facts.samples) == (equal / 60, 60)
-    np.testing.assert_array_equal(nearest(np.tile(ours, (6, 1)) * 2)[:60], np.arange(60, 120))
+    # Which of five equals is nearest is up to rounding.
+    np.testing.assert_array_equal(nearest(np.tile(ours, (6, 1)) * 2)[:60] % 60, np.arange(60))
     assert agreed(ROWS, ours[:2], theirs[:2]) is None, "two have no choice"
 
 

@@ -302,4 +302,5 @@ def test_any_steps(
     if foldable and operator != "MatMul":
         assert operators(after) == [operator]
         assert made == len(steps)
-    assert_equivalent(graph, after, exact=False, rtol=1e-5)
+    # What is divided by may come close to zero.
+    assert_equivalent(graph, after, exact=False, rtol=1e-5 if foldable else 1e-3)
