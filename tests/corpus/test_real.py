@@ -15,6 +15,8 @@ pytestmark = pytest.mark.slow
 PROMISED_DB = 15.0
 LUCK_DB = 1.0
 """What samples that the promise was not held against may be worse by."""
+SMALL = 1_000_000
+"""Bytes of a model that integers may not pay for."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -40,7 +42,8 @@ def _sqnr_db(reference: Path, candidate: Path, samples: Arrays) -> float:
         noise += np.array(
             [((w.astype(np.float64) - f) ** 2).sum() for w, f in zip(wanted, found, strict=True)]
         )
-    return float(10 * np.log10(signal / noise).min())
+    with np.errstate(divide="ignore"):
+        return float(10 * np.log10(signal / noise).min())
 
 
 def _check(model: Path, data: Path, folder: Path) -> None:
@@ -49,7 +52,8 @@ def _check(model: Path, data: Path, folder: Path) -> None:
     # What is promised of time would make the test one of the machine.
     result = onnxq.optimize(model, seen, output=output, min_sqnr=PROMISED_DB, min_speedup=0)
     assert result.passed
-    assert result.report.output.integer_operators
+    # The search may leave all of a small one in float.
+    assert result.report.output.integer_operators or model.stat().st_size < SMALL
     assert _sqnr_db(model, output, unseen) > PROMISED_DB - LUCK_DB
 
 
