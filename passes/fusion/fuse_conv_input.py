@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxq.ir import Context, Graph, Node, Pass, Use, Value, attribute_value, remove_unused
 from onnxq.passes.fusion.weighted import (
+    WITH_FACTORS,
     along_inputs,
     are_finite,
     changed_weight,
@@ -58,16 +59,7 @@ class FuseConvInput(Pass):
     name = "fuse-conv-input"
     numerics = "reassociates"
     default = True
-    # The factor 0.5 of a Gelu or 1/6 of a HardSwish would go into the operator behind it, and the
-    # rest be no Gelu or HardSwish any more.
-    after = (
-        "fuse-gelu",
-        "fuse-hard-swish",
-        "fuse-layer-norm",
-        "fuse-rms-norm",
-        "fuse-softmax",
-        "fuse-swish",
-    )
+    after = WITH_FACTORS
     needs_types = True
 
     def run(self, graph: Graph, ctx: Context) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from onnxq.ir import Builder, Match, Node, Rule, RulePass, Value
 from onnxq.ir.pattern import Either, Operator, PatternBuilder, Variable
 from onnxq.passes.fusion.weighted import (
+    WITH_FACTORS,
     are_finite,
     changed_weight,
     channel_count,
@@ -201,16 +202,7 @@ class FuseConvScale(RulePass):
     name = "fuse-conv-scale"
     numerics = "reassociates"
     default = True
-    # The factor 0.5 of a Gelu or 1/6 of a HardSwish would go into the operator behind it, and the
-    # rest be no Gelu or HardSwish any more.
-    after = (
-        "fuse-gelu",
-        "fuse-hard-swish",
-        "fuse-layer-norm",
-        "fuse-rms-norm",
-        "fuse-softmax",
-        "fuse-swish",
-    )
+    after = WITH_FACTORS
     needs_types = True
     rules = (
         Rule(_after_weighted, _fold_after, _folded_after, _FOLDED, _FIRST_OPSET),

@@ -12,6 +12,17 @@ from onnxq.ir import Node, Value, attribute_value
 _CHUNK = 1 << 22
 """Elements that are computed in float64 at a time, so that large weights need no copy of that."""
 
+WITH_FACTORS = (
+    "fuse-gelu",
+    "fuse-hard-swish",
+    "fuse-layer-norm",
+    "fuse-rms-norm",
+    "fuse-softmax",
+    "fuse-swish",
+)
+"""Passes that come before factors go into weights: without its 0.5 a Gelu would be none any more,
+nor a HardSwish without its 1/6."""
+
 
 _SHARED_BYTES = 1 << 16
 """Largest weight that is copied because something else reads it as it is."""
