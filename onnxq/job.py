@@ -28,13 +28,11 @@ from onnxq.runtime import TensorSpec, as_stored, load_backend
 from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.pool import model_room
 from onnxq.targets import Target, load_target
-from onnxq.tune import parse_tuner
+from onnxq.tune import parse_methods
 from onnxq.verify import Reference
 from onnxq.verify.facts import file_sha256
 from onnxq.verify.workload import Workload, find_workload
 from onnxq.work import data_digest
-
-AUTOMATIC, NO_METHODS = ("auto",), ("none",)
 
 _MADE_UP = 4
 """Samples that are made up where there is no data."""
@@ -157,12 +155,8 @@ def open_job(
     calibrator = parse_calibrator(options.calibrator or recipe.calibrator)
     for text in filter(None, (target.passes, target.finish, *target.forms)):
         parse_passes(text)
-    given = options.methods
-    methods = tuple(given.split(",") if isinstance(given, str) else given)
-    if not methods:
-        raise InputError("no method is named; name some, or 'auto' or 'none'")
-    for method in methods if methods not in (AUTOMATIC, NO_METHODS) else ():
-        parse_tuner(method)
+    given = recipe.methods if options.methods is None else options.methods
+    methods = parse_methods(given)
     pins = tuple(p if isinstance(p, Pin) else Pin.parse(p) for p in options.pins)
     if options.precisions and not recipe.is_search:
         raise InputError(

@@ -26,7 +26,7 @@ class Options:
         calibrator: How ranges are found, as ``percentile{percentile=99.9}``; the recipe's if None.
         precisions: What a search may choose from; the recipe's or the target's if empty.
         methods: Tuners that may be used: ``auto`` for those that precisions name, ``none``, or
-            names.
+            names; the recipe's if None.
         pins: Precisions set by hand, as ``"head*=float32"``.
         metric: Name of the metric; chosen by the labels, or by the outputs without any, if None.
         max_drop: Largest drop of the metric that is acceptable, in its own unit.
@@ -62,7 +62,7 @@ class Options:
     target: str = "auto"
     calibrator: str | None = None
     precisions: Sequence[str] = ()
-    methods: str | Sequence[str] = ("auto",)
+    methods: str | Sequence[str] | None = None
     pins: Sequence[str | Pin] = ()
     metric: str | None = None
     max_drop: float | None = None

@@ -10,6 +10,7 @@ from onnxq.observe import parse_calibrator
 from onnxq.plain import read, read_toml
 from onnxq.precision import FLOAT, available_precisions, parse_precision, require_searchable
 from onnxq.saved import built_in, toml_text
+from onnxq.tune import AUTOMATIC, parse_methods
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Recipe:
             chooses node by node if empty.
         precisions: What the search may choose from; the target's if empty.
         calibrator: How activation ranges are found, as ``percentile{percentile=99.9}``.
+        methods: What may compute weights and scales: ``auto``, ``none``, or names of methods.
         keep_float: Names of nodes that are to stay in float.
     """
 
@@ -31,6 +33,7 @@ class Recipe:
     precision: str = ""
     precisions: tuple[str, ...] = ()
     calibrator: str = "minmax"
+    methods: tuple[str, ...] = AUTOMATIC
     keep_float: tuple[str, ...] = ()
 
     @property
@@ -64,6 +67,7 @@ def load_recipe(name: str | Recipe) -> Recipe:
     checks: tuple[tuple[str, Callable[[], object]], ...] = (
         ("a calibrator", lambda: parse_calibrator(recipe.calibrator)),
         ("a precision", lambda: recipe.is_search or parse_precision(recipe.precision)),
+        ("methods", lambda: parse_methods(recipe.methods)),
         ("precisions", lambda: require_searchable(recipe.precisions)),
     )
     for what, check in checks:

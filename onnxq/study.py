@@ -9,7 +9,6 @@ from pathlib import Path
 from onnxq.cost import Costs, Measurements, flops_costs, measure_costs, size_costs
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, PassRecord
-from onnxq.job import AUTOMATIC, NO_METHODS
 from onnxq.passes.notes import BY_REQUEST, node_name
 from onnxq.plan import Assignment, Plan, PlanNode, Problem, build_problem, plan_nodes
 from onnxq.plan.apply import apply, apply_precisions
@@ -17,6 +16,7 @@ from onnxq.precision import FLOAT, Given, parse_precision
 from onnxq.precision.static import stores_rows
 from onnxq.prepare import Prepared
 from onnxq.sensitivity import Sensitivity, analyse
+from onnxq.tune import AUTOMATIC, NO_METHODS
 from onnxq.tuning import tune
 
 

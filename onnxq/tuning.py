@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxq.job import AUTOMATIC, NO_METHODS
 from onnxq.observe import Observations, observe
 from onnxq.precision import FLOAT, Precision, parse_precision
 from onnxq.prepare import Prepared
-from onnxq.tune import Tuner, parse_tuner
+from onnxq.tune import AUTOMATIC, NO_METHODS, Tuner, parse_tuner
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from onnxq.cli import (
     inspect,
     optimize,
     plan,
+    recipes,
     rewrite,
     sensitivity,
     targets,
@@ -44,6 +45,7 @@ COMMANDS = (
     bench,
     inspect,
     targets,
+    recipes,
     gguf,
 )
 

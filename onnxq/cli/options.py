@@ -105,9 +105,9 @@ _DECLARED: Mapping[str, Keywords] = {
     ),
     "--methods": _value(
         "auto|none|LIST",
-        f"methods that compute weights and scales: {', '.join(available_tuners())} (default auto: "
-        "those that the precisions name)",
-        values.names,
+        f"methods that compute weights and scales: {', '.join(available_tuners())} (default: the "
+        "recipe's, mostly auto: those that the precisions name)",
+        str,
     ),
     "--from": _value(
         "RANGES",

@@ -19,11 +19,6 @@ def named(text: str) -> str:
     return text
 
 
-def names(text: str) -> tuple[str, ...]:
-    """Names between commas."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def whole(text: str, least: int = 0) -> int:
     """A whole number from 0."""
     value = int(text) if text.isascii() and text.isdigit() else -1

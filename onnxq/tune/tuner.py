@@ -11,11 +11,15 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxq.errors import InputError
 from onnxq.ir import Node
 from onnxq.needs import Need
 from onnxq.observe import Observations
 from onnxq.precision import Precision
-from onnxq.registry import from_form, kinds_in, to_form
+from onnxq.registry import from_form, kinds_in, split_forms, to_form
+
+AUTOMATIC, NO_METHODS = ("auto",), ("none",)
+"""Instead of names of methods: those that the precisions name, and none at all."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +69,20 @@ def parse_tuner(text: str) -> Tuner:
         InputError: naming the tuner, option or value that is wrong.
     """
     return from_form(text, available_tuners(), "method")
+
+
+def parse_methods(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Text forms of methods, `AUTOMATIC`, or `NO_METHODS`.
+
+    Args:
+        given: The same, or a text with commas between them.
+
+    Raises:
+        InputError: there are none, or one does not exist.
+    """
+    methods = tuple(split_forms(given) if isinstance(given, str) else given)
+    if not methods:
+        raise InputError("no method is named; name some, or 'auto' or 'none'")
+    for method in methods if methods not in (AUTOMATIC, NO_METHODS) else ():
+        parse_tuner(method)
+    return methods

@@ -46,6 +46,7 @@ OPTIONS = {
     "bench": "--data --seconds --provider --threads --batch-size",
     "inspect": "--nodes",
     "targets": "",
+    "recipes": "",
     "gguf": "-o --type --external-data",
 }
 
@@ -158,7 +159,7 @@ def test_wrong_values_of_optimize_name_the_option(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {"apply", "gguf", "targets"}))
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"apply", "gguf", "recipes", "targets"}))
 def test_a_missing_model_is_named(onnxq: Command, case: Case, tmp_path: Path, name: str) -> None:
     rest: tuple[str | Path, ...] = {
         "optimize": ("--data", case.data, "-o", tmp_path / "o.onnx"),
@@ -187,6 +188,7 @@ def test_an_unwritable_json_is_refused_before_the_work(
         "plan": ("m.onnx", "--data", "d.npz", "-o", "o.toml"),
         "apply": ("m.onnx", "p.toml", "-o", "o.onnx"),
         "gguf": ("export", "m.onnx", "-o", "o.gguf"),
+        "recipes": (),
         "rewrite": ("m.onnx", "-o", "o.onnx"),
     }.get(name, ("m.onnx",))
     # The models do not exist: a sentence about the JSON shows that nobody looked for them yet.
