@@ -17,7 +17,7 @@ from onnxq.tune import AUTOMATIC, available_tuners
 HELP = "list the recipes there are, and the methods that they may use"
 
 EXAMPLES = """examples:
-  onnxq recipes
+  onnxq recipes --json recipes.json
   onnxq optimize model.onnx --data samples.npz -o out.onnx --recipe llm-4bit
 """
 
