@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Prepared:
         refusals: Why a node that one might expect to can have none of them.
         pinned: Precisions set by hand, by the node's name.
         ranges: Ranges of the tensors that static integers need; None until they were observed.
-        tunings: What tuners computed so far, by node and precision.
+        tunings: What tuners computed so far, by node, and its precision or that of all nodes.
         form: The form of the float model.
         notes: What was found in choosing it, in sentences.
     """
@@ -62,7 +62,7 @@ class Prepared:
     refusals: Mapping[str, Reason]
     pinned: Mapping[str, str]
     ranges: Ranges | None = None
-    tunings: dict[tuple[str, str], Any] = field(default_factory=dict, compare=False)
+    tunings: dict[tuple[str, Hashable], Any] = field(default_factory=dict, compare=False)
     form: FloatForm = field(kw_only=True)
     notes: tuple[str, ...] = ()
 

@@ -49,7 +49,7 @@ API = {
     *("__init__", "benchmark", "comparison", "forms", "gguf", "inspection", "job"),
     "optimization",
     *("options", "planning", "prepare", "promise", "proof", "recipe", "recipes", "rewriting"),
-    *("search", "study", "tuning", "work"),
+    *("search", "sequential", "study", "tuning", "work"),
 }
 """Modules that put the stages together: they import each other."""
 

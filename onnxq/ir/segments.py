@@ -90,6 +90,25 @@ def cut_by_weight(graph: Graph, limit: int) -> list[Segment]:
     return [_segment(graph, order, last, *ends) for ends in pairwise([*places, len(order)])]
 
 
+def cut_by_depth(graph: Graph, wanted: Iterable[Node]) -> list[Segment]:
+    """Cut a graph so that no ``wanted`` node is computed from another one of its segment.
+
+    A segment holds the wanted nodes of one depth, that is those that as many of them lie before, as
+    the projections of an attention that read one tensor, and what is computed from these before the
+    next ones; the first also what comes before them. Much may cross the cuts.
+    """
+    depths: dict[Node, int] = {}
+    marked = _held_by(graph, wanted)
+    for node in graph.nodes():
+        before = (depths[v.producer] for v in reads(node) if v.producer in depths)
+        depths[node] = max(before, default=0) + (node in marked)
+    # Nodes of one depth stay in their order.
+    order = sorted(depths, key=lambda node: max(1, depths[node]))
+    last = _last_readers(graph, order)
+    rises = [at for at, (a, b) in enumerate(pairwise(order), 1) if max(1, depths[a]) < depths[b]]
+    return [_segment(graph, order, last, *ends) for ends in pairwise([0, *rises, len(order)])]
+
+
 def _weight(node: Node) -> int:
     """Bytes of the constants that a node reads, its bodies included."""
     constants = dict.fromkeys(v for v in reads(node) if v.is_constant and v.data is not None)

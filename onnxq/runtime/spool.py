@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
@@ -13,24 +14,31 @@ T = TypeVar("T")
 class Spool(Generic[T]):
     """What an iterable gives, in a temporary file that no folder lists.
 
+    It can be gone through any number of times, also several at a time, and goes when nothing holds
+    it any more.
+
     Args:
         items: Taken one by one, and written, now.
     """
 
-    def __init__(self, items: Iterable[T]) -> None:
-        self._file = tempfile.TemporaryFile(prefix="onnxq-")  # noqa: SIM115, closed by `items`
-        self._count = 0
-        try:
-            for item in items:
-                pickle.dump(item, self._file, protocol=5)
-                self._count += 1
-        except BaseException:
-            self._file.close()
-            raise
+    def __init__(self, items: Iterable[T] = ()) -> None:
+        self._file = tempfile.TemporaryFile(prefix="onnxq-")  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
+        self._places: list[int] = []
+        for item in items:
+            self.add(item)
+
+    def add(self, item: T) -> None:
+        """Write one item more."""
+        self._places.append(self._file.seek(0, 2))
+        pickle.dump(item, self._file, protocol=5)
+
+    def __iter__(self) -> Iterator[T]:
+        for place in self._places:
+            self._file.seek(place)
+            yield pickle.load(self._file)
 
     def items(self) -> Iterator[T]:
-        """The items in their order, once."""
-        with self._file as file:
-            file.seek(0)
-            for _ in range(self._count):
-                yield pickle.load(file)
+        """The items in their order, once: the disk has its room back after the last."""
+        with self._file:
+            yield from self

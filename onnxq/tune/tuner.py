@@ -31,10 +31,13 @@ class Tuner(ABC):
     Class variables:
         name: As on the command line.
         description: One line for people.
+        is_sequential: Whether it is to see what a node reads once the nodes before it are
+            quantized, rather than in the float model. Such tuners are for nodes of the main graph.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
+    is_sequential: ClassVar[bool] = False
 
     @abstractmethod
     def refusal(self, node: Node, precision: Precision) -> str:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from onnxq.ir import Context, Graph, infer_types
-from onnxq.ir.segments import MAX_SEGMENTS, Segment, cut
+from onnxq.ir.segments import MAX_SEGMENTS, Segment, cut, cut_by_depth
 from onnxq.passes.cleanup.eliminate_dead import EliminateDead
 from tests.helpers import assert_same_outputs, run
 from tests.networks import chain, inputs
@@ -29,11 +29,12 @@ def check(graph: Graph, feeds: dict[str, np.ndarray]) -> int:
     # As after the float passes: nothing is computed that nobody reads.
     EliminateDead().run(graph, Context())
     infer_types(graph)
-    segments = cut(graph, list(graph.nodes()))
     nodes = set(graph.all_nodes())
-    found = [{n for n in s.nodes if n in nodes} for s in segments]
-    assert set().union(*found) == nodes and sum(map(len, found)) == len(nodes), "each node once"
-    assert_same_outputs(run(graph, feeds), in_a_row(segments, graph, feeds))
+    by_depth = cut_by_depth(graph, list(graph.nodes())[::3])
+    for segments in (by_depth, cut(graph, list(graph.nodes()))):
+        found = [{n for n in s.nodes if n in nodes} for s in segments]
+        assert set().union(*found) == nodes and sum(map(len, found)) == len(nodes), "each node once"
+        assert_same_outputs(run(graph, feeds), in_a_row(segments, graph, feeds))
     return len(segments)
 
 
@@ -88,6 +89,26 @@ def test_cuts_are_where_little_crosses() -> None:
     nodes = list(graph.nodes())
     (first, second) = cut(graph, [nodes[1], nodes[5]])
     assert first.outputs == ("d",) == second.inputs
+
+
+def test_what_is_wanted_of_one_depth_is_in_one_segment() -> None:
+    graph = Graph.from_text(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[1, 1] x) => (float[1, 1] y)
+        <float[1, 1] w = {2}> {
+            n = Tanh(x) q = MatMul(n, w) r = Relu(q) k = MatMul(n, w)
+            s = Add(r, k) o = MatMul(s, w) z = Add(o, x) y = MatMul(z, w)
+        }"""
+    )
+    infer_types(graph)
+    products = [node for node in graph.nodes() if node.is_op("MatMul")]
+    found = cut_by_depth(graph, products)
+    made = [{v.name for node in s.nodes for v in node.outputs if v is not None} for s in found]
+    assert made == [{"n", "q", "r", "k", "s"}, {"o", "z"}, {"y"}]
+    assert [set(s.inputs) for s in found] == [{"x"}, {"s", "x"}, {"z"}]
+    assert [s.outputs for s in found] == [("s",), ("z",), ("y",)]
+    (whole,) = cut_by_depth(graph, [])
+    assert set(whole.nodes) == set(graph.nodes())
 
 
 def test_an_empty_graph_has_no_segments() -> None:
