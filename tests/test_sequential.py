@@ -55,7 +55,7 @@ class Stretched(Tuner):
 
 @pytest.fixture(autouse=True)
 def stretched(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("onnxq.tuning", "onnxq.job"):
+    for place in ("onnxq.tuning", "onnxq.tune.tuner"):
         monkeypatch.setattr(f"{place}.parse_tuner", lambda text: {"stretched": Stretched}[text]())
 
 
