@@ -83,6 +83,16 @@ class GramOf(Need):
 
 
 @dataclass(frozen=True)
+class CrossGramOf(Need):
+    """X̂ᵀX of what the quantized model has in place of X, as in `GramOf`, and of the float model's.
+
+    Only what runs both of them can answer it; `onnxq.observe.observe`, which runs one, does not.
+    """
+
+    windows: Windows | None = None
+
+
+@dataclass(frozen=True)
 class _Counted(Need):
     count: int
 

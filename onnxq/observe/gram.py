@@ -22,11 +22,11 @@ is large enough that the product takes the time, not adding it to the sum or wak
 
 @dataclass(frozen=True, eq=False)
 class GramMatrix:
-    """The Gram matrix of a tensor's rows.
+    """The Gram matrix of a tensor's rows, or their products with those of another model.
 
     Attributes:
-        matrix: XᵀX, symmetric, float64, (groups, columns, columns); one group where no windows are
-            taken. Not finite where the values are not.
+        matrix: XᵀX, symmetric, or X̂ᵀX; float64, (groups, columns, columns); one group where no
+            windows are taken. Not finite where the values are not.
         rows: Number of rows of X.
     """
 

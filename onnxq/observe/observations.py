@@ -16,7 +16,16 @@ import numpy as np
 
 from onnxq.errors import InputError
 from onnxq.ir.saving import replacing
-from onnxq.needs import ChannelsOf, GramOf, MovingRangeOf, Need, RangeOf, RowsOf, SamplesOf
+from onnxq.needs import (
+    ChannelsOf,
+    CrossGramOf,
+    GramOf,
+    MovingRangeOf,
+    Need,
+    RangeOf,
+    RowsOf,
+    SamplesOf,
+)
 from onnxq.observe.gram import GramMatrix
 from onnxq.observe.observer import Result
 from onnxq.observe.sampling import SampledRows, SampledValues
@@ -32,6 +41,7 @@ _ANSWERS: dict[type[Need], type[Any]] = {
     MovingRangeOf: Moving,
     ChannelsOf: ChannelStatistics,
     GramOf: GramMatrix,
+    CrossGramOf: GramMatrix,
     RowsOf: SampledRows,
     SamplesOf: SampledValues,
 }

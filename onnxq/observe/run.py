@@ -14,7 +14,16 @@ from onnxq.data import Dataset
 from onnxq.errors import InputError
 from onnxq.ir import Graph
 from onnxq.ir.lifting import nested_values
-from onnxq.needs import ChannelsOf, GramOf, MovingRangeOf, Need, RangeOf, RowsOf, SamplesOf
+from onnxq.needs import (
+    ChannelsOf,
+    CrossGramOf,
+    GramOf,
+    MovingRangeOf,
+    Need,
+    RangeOf,
+    RowsOf,
+    SamplesOf,
+)
 from onnxq.observe.calibrators import Calibrator, parse_calibrator
 from onnxq.observe.feeding import Feeding
 from onnxq.observe.gram import GramObserver
@@ -50,7 +59,8 @@ def observe(
     Args:
         graph: The float model.
         data: Representative samples.
-        needs: What to find out; what another need covers is found out once.
+        needs: What to find out; what another need covers is found out once. A `CrossGramOf` is
+            left unanswered.
         memory_limit: Bytes that this may take beyond plain inference, and beyond results that are
             not put into a folder. Where observing all tensors at a time takes more, the data is
             passed over several times, which changes no bit but the last ones of channels' sums.
@@ -67,7 +77,7 @@ def observe(
         InputError: unknown tensor, one that cannot be observed as needed, a memory limit that is
             too small, or onnxruntime cannot run the model on the data.
     """
-    wanted = dict.fromkeys(needs)
+    wanted = dict.fromkeys(need for need in needs if not isinstance(need, CrossGramOf))
     alike: dict[str, list[Need]] = {}
     for need in wanted:
         alike.setdefault(need.tensor, []).append(need)

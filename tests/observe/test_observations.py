@@ -15,6 +15,7 @@ from onnxq.errors import InputError
 from onnxq.ir import Graph, to_proto
 from onnxq.needs import (
     ChannelsOf,
+    CrossGramOf,
     GramOf,
     MovingRangeOf,
     Need,
@@ -23,7 +24,7 @@ from onnxq.needs import (
     SamplesOf,
     Windows,
 )
-from onnxq.observe import Observations, merge_observations, observe
+from onnxq.observe import GramMatrix, Observations, merge_observations, observe
 from onnxq.runtime import Session
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
@@ -301,3 +302,13 @@ def test_memory_stays_below_the_limit(tmp_path: Path) -> None:
 
     peak()
     assert peak(memory_limit=limit) <= limit + 200_000 < peak()
+
+
+def test_what_takes_two_models_stays_unanswered_by_one(tmp_path: Path) -> None:
+    graph, need = _graph(), CrossGramOf("x")
+    assert observe(graph, _data(graph), [need]).samples == 0
+    assert observe(graph, _data(graph), [need, GramOf("x")]).get(need) is None
+    found = Observations(1, {need: GramMatrix(np.arange(4.0).reshape(1, 2, 2), 3)})
+    found.save(tmp_path)
+    again = Observations.load(tmp_path).get(need)
+    assert again.rows == 3 and np.array_equal(again.matrix, found.get(need).matrix)
