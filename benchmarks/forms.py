@@ -55,6 +55,7 @@ IMAGES: tuple[Shape, ...] = ((1, 16, 112, 112), (1, 96, 28, 28), (1, 240, 14, 14
 SCORES: tuple[Shape, ...] = ((1, 12, 128, 128), (1, 3, 197, 197), (8, 4, 64, 64), (1, 12, 1, 512))
 LOGITS: tuple[Shape, ...] = ((1, 128, 768), (32, 10), (1, 1, 32000))
 PAIRS: tuple[Shape, ...] = ((1, 17640, 2), (1, 4420, 2), (1, 512, 2), (64, 2))
+BOXES: tuple[Shape, ...] = ((1, 17640, 4), (1, 4420, 4), (1, 300, 4), (64, 4))
 HEADS: tuple[Shape, ...] = ((1, 12, 128, 64), (1, 3, 197, 64), (8, 4, 64, 32), (1, 8, 512, 64))
 
 
@@ -358,6 +359,17 @@ FORMS = (
         "d = MatMul(x, differences) y = Sigmoid(d)",
         "float[2, 2] differences = {1, -1, -1, 1}",
         shapes=PAIRS,
+        places=("alone",),
+    ),
+    Form(
+        "linear rows",
+        13,
+        "c, s = Split<axis = -1>(x, halves) h = Mul(s, half) a = Sub(c, h) b = Add(c, h) "
+        "y = Concat<axis = -1>(a, b)",
+        "y = MatMul(x, matrix)",
+        "int64[2] halves = {2, 2}, float half = {0.5}, "
+        "float[4, 4] matrix = {1, 0, 1, 0, 0, 1, 0, 1, -0.5, 0, 0.5, 0, 0, -0.5, 0, 0.5}",
+        shapes=BOXES,
         places=("alone",),
     ),
     _rewritten(
