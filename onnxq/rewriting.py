@@ -24,11 +24,10 @@ from onnxq.ir import (
     load,
     raise_opset,
 )
-from onnxq.ir.saving import to_proto
 from onnxq.passes.cleanup.constant_initializers import settle_overridable
 from onnxq.plan.apply import float_passes
-from onnxq.runtime import Session
-from onnxq.runtime.session import serialized
+from onnxq.runtime.files import ModelFiles
+from onnxq.runtime.session import AS_STORED
 from onnxq.targets import load_target
 
 TOLERANCE = 1e-5
@@ -103,8 +102,12 @@ def _fastest_opset(graph: Graph, steps: Sequence[Pass]) -> tuple[int, tuple[str,
     """The opset at which the rewritten model is the fastest, and what was found, in sentences."""
     # Nothing follows the float passes: neither other forms nor integers.
     target = replace(load_target("auto"), passes="", forms=(), operators={})
-    feeds = lambda: random_feeds(Session(serialized(to_proto(graph))).inputs)  # noqa: E731
     form = FloatForm(",".join(map(str, steps)), graph.opset)
+
+    def feeds() -> Mapping[str, np.ndarray]:
+        with ModelFiles.temporary() as files:
+            return random_feeds(files.session(graph, optimization="none", config=AS_STORED).inputs)
+
     try:
         form, notes = fastest_form(graph, form, Trial(target, feeds, Bench()))
     except InputError as error:
@@ -141,20 +144,26 @@ def bisect_passes(
         InputError: the model or a pass cannot be used, or onnxruntime cannot run the model.
     """
     graph = model.copy() if isinstance(model, Graph) else load(model)
-    session = Session(to_proto(graph), optimization="none")
-    fed = dict(feeds) if feeds is not None else random_feeds(session.inputs, seed=seed)
-    expected = session.run(fed)
-    settle_overridable(graph, Context(), keep=keep_overridable)
-    checked = []
-    for step in _passes(passes):
-        checked.append(_check(step, graph, fed, expected))
-        if not checked[-1].difference <= tolerance:
-            return BisectResult(tuple(checked), step.name)
+    with ModelFiles.temporary() as files:
+        session = files.session(graph, optimization="none")
+        fed = dict(feeds) if feeds is not None else random_feeds(session.inputs, seed=seed)
+        expected = session.run(fed)
+        del session
+        settle_overridable(graph, Context(), keep=keep_overridable)
+        checked = []
+        for step in _passes(passes):
+            checked.append(_check(step, graph, files, fed, expected))
+            if not checked[-1].difference <= tolerance:
+                return BisectResult(tuple(checked), step.name)
     return BisectResult(tuple(checked), None)
 
 
 def _check(
-    step: Pass, graph: Graph, feeds: Mapping[str, np.ndarray], expected: Mapping[str, Any]
+    step: Pass,
+    graph: Graph,
+    files: ModelFiles,
+    feeds: Mapping[str, np.ndarray],
+    expected: Mapping[str, Any],
 ) -> PassDifference:
     """Run a pass over a graph in place and compare the outputs."""
     try:
@@ -162,7 +171,7 @@ def _check(
     except InvariantError as error:
         return PassDifference(step.name, math.inf, str(error))
     try:
-        session = Session(to_proto(graph), optimization="none")
+        session = files.session(graph, optimization="none")
         wanted = {spec.name for spec in session.inputs}
         found = session.run({name: array for name, array in feeds.items() if name in wanted})
     except InputError as error:

@@ -272,3 +272,16 @@ def test_an_output_that_is_gone() -> None:
     assert bisect_passes(graph, "remove-unused-interface").first_bad is None
     result = bisect_passes(graph, "remove-unused-interface{outputs=z}")
     assert result.checked[0].error == "the output 'z' is gone"
+
+
+def test_large_weights_are_never_in_a_message(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(model: object) -> bytes:
+        raise InputError("over protobuf's limit")
+
+    monkeypatch.setattr("onnxq.runtime.session.serialized", refuse)
+    monkeypatch.setattr("onnxq.runtime.files.LARGE", 1)
+    assert bisect_passes(graph, "eliminate-identity").first_bad is None
+    save(swishes(), tmp_path / "m.onnx")
+    assert not any("limit" in note for note in rewrite(tmp_path / "m.onnx", opset="fastest").notes)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 from onnxq.cli import (
     apply,
@@ -32,6 +35,9 @@ from onnxq.report.words import printable
 
 EXIT_DEFECT = 70
 EXIT_INTERRUPTED = 130
+
+_CLEANING_SECONDS = 5.0
+"""After a request to end, in which others are not heard."""
 
 COMMANDS = (
     optimize,
@@ -61,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code.
 
     0: done and every gate held. 1: a gate failed. 2: the input or an option cannot be used, and
-    one sentence on standard error says why. 70: a defect of onnxq. 130: interrupted.
+    one sentence on standard error says why. 70: a defect of onnxq. 130: interrupted, by
+    Ctrl-C or SIGTERM.
     """
     try:
         with _terminable():
@@ -84,20 +91,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let a request to terminate end a command as Ctrl-C does, so that temporary files go.
+    """Let Ctrl-C and requests to terminate end a command so that its temporary files go.
 
-    A program that has a handler of its own keeps it.
+    Requests soon after the first are not heard: `timeout` tells the process and then its group, and
+    the second would break off the cleaning up. A program that has handlers of its own keeps them.
     """
-    asked = signal.SIGTERM
+    handlers: dict[signal.Signals, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(asked) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(asked, signal.default_int_handler)
+    ours = [s for s, usual in handlers.items() if is_main and signal.getsignal(s) is usual]
+    heard = -math.inf
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        if time.monotonic() >= heard + _CLEANING_SECONDS:
+            heard = time.monotonic()
+            signal.default_int_handler(number, frame)
+
+    for asked in ours:
+        signal.signal(asked, leave)
     try:
         yield
     finally:
-        signal.signal(asked, signal.SIG_DFL)
+        for asked in ours:
+            signal.signal(asked, handlers[asked])
 
 
 def _run(arguments: Sequence[str] | None) -> int:

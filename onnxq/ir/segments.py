@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, prod
+from types import MappingProxyType
 
 from onnxq.ir.copying import reads
 from onnxq.ir.graph import Graph, Node, Value
@@ -66,16 +67,24 @@ def whole(graph: Graph) -> Segment:
     )
 
 
-def cut_by_weight(graph: Graph, limit: int) -> list[Segment]:
+def cut_by_weight(
+    graph: Graph, limit: int, held: Mapping[str, int] = MappingProxyType({})
+) -> list[Segment]:
     """Cut a graph so that the constants of no segment take more bytes than a limit, if possible.
 
     Of the places that leave a segment at least half of that, the fewest bytes cross the chosen one.
     An operator whose own constants are larger is a segment by itself, or with what is around it.
+
+    Args:
+        graph: The graph.
+        limit: Bytes.
+        held: Bytes of values that count together with constants, by name.
     """
     order = list(graph.nodes())
     last = _last_readers(graph, order)
     cost = _costs(graph, order, last)
-    weights = [_weight(node) for node in order]
+    given = [sum(held.get(v.name, 0) for v in node.outputs if v is not None) for node in order]
+    weights = [_weight(node) + size for node, size in zip(order, given, strict=True)]
     places, taken = [0], 0
     for place, weight in enumerate(weights):
         if taken + weight > limit:

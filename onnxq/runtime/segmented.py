@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from onnxq.ir import Graph
@@ -41,8 +42,9 @@ class Segmented:
     Args:
         graph: The model.
         files: Where to put it.
-        limit: Bytes of the weights of one segment.
+        limit: Bytes of the weights of one segment, and of what else is ``held`` with them.
         outputs: Names of the outputs that are wanted in the end; all if None.
+        held: Bytes of outputs that are in memory with a segment's weights, by name.
 
     Raises:
         InputError: onnxruntime cannot load the model.
@@ -55,10 +57,11 @@ class Segmented:
         limit: int,
         *,
         outputs: Sequence[str] | None = None,
+        held: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self._files = files
         optimized = files.optimized(graph)
-        self.segments = cut_by_weight(optimized, limit)
+        self.segments = cut_by_weight(optimized, limit, held)
         # Inputs that callers may leave out, and outputs that do not depend on inputs.
         ends = (*optimized.inputs, *optimized.outputs)
         self._constants = {v.name: v.data.numpy() for v in ends if v.data is not None}

@@ -33,10 +33,13 @@ class Spool(Generic[T]):
         self._places.append(self._file.seek(0, 2))
         pickle.dump(item, self._file, protocol=5)
 
+    def __getitem__(self, number: int) -> T:
+        self._file.seek(self._places[number])
+        item: T = pickle.load(self._file)
+        return item
+
     def __iter__(self) -> Iterator[T]:
-        for place in self._places:
-            self._file.seek(place)
-            yield pickle.load(self._file)
+        yield from map(self.__getitem__, range(len(self._places)))
 
     def items(self) -> Iterator[T]:
         """The items in their order, once: the disk has its room back after the last."""

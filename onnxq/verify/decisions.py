@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,8 +100,8 @@ def _floats(graph: Graph, outputs: Mapping[str, Any]) -> Iterator[tuple[Value, A
 
 
 def _probabilities(value: Value, array: Array) -> Decision | None:
-    last = _last(value)
-    if last is not None and last.is_op("LogSoftmax"):
+    lasts = _lasts(value)
+    if lasts and all(last.is_op("LogSoftmax") for last in lasts):
         array = np.exp(array)
     for axis in dict.fromkeys((array.ndim - 1, 1)):
         size = array.shape[axis]
@@ -111,28 +111,21 @@ def _probabilities(value: Value, array: Array) -> Decision | None:
 
 
 def _scores(value: Value, array: Array) -> Decision | None:
-    last = _last(value)
-    if last is None:
-        return None
-    product = last
-    if last.is_op("Add") and any(v is not None and v.is_constant for v in last.inputs):
-        made = (v.producer for v in last.inputs if v is not None and not v.is_constant)
-        product = next(made, None) or last
     is_point = array.ndim > 2 and set(array.shape[2:]) == {1}
     axis = 1 if is_point else array.ndim - 1
-    if array.shape[axis] > 1 and (
-        product.is_op(*_PRODUCTS) or (is_point and product.is_op("Conv"))
-    ):
-        why = f"scores of {array.shape[axis]:,} classes, straight from {product.op_type}"
-        return Decision(value.name, "classes", axis, why)
-    return None
+    able = (*_PRODUCTS, "Conv") if is_point else _PRODUCTS
+    products = [_without_bias(last) for last in _lasts(value)]
+    if array.shape[axis] == 1 or not products or not all(p.is_op(*able) for p in products):
+        return None
+    why = f"scores of {array.shape[axis]:,} classes, straight from {_types(products)}"
+    return Decision(value.name, "classes", axis, why)
 
 
 def _thresholds(value: Value, array: Array) -> Decision | None:
-    last = _last(value)
-    if last is None or not last.is_op("Sigmoid", "HardSigmoid"):
+    lasts = _lasts(value)
+    if not lasts or not all(last.is_op("Sigmoid", "HardSigmoid") for last in lasts):
         return None
-    return Decision(value.name, "threshold", -1, f"numbers that {last.op_type} gives")
+    return Decision(value.name, "threshold", -1, f"numbers that {_types(lasts)} gives")
 
 
 def _embeddings(value: Value, array: Array) -> Decision | None:
@@ -143,23 +136,40 @@ def _embeddings(value: Value, array: Array) -> Decision | None:
     return Decision(value.name, NEIGHBOUR, 1, f"rows of {array.shape[1]:,} numbers of length 1")
 
 
-def _last(value: Value) -> Node | None:
-    """The last operator that computes a value, behind what only moves or scales it."""
+def _lasts(value: Value) -> list[Node]:
+    """The last operator that computes a value, behind what only moves or scales it.
+
+    One for each branch of an If: which of them ran is not known. None where a branch, or the model,
+    computes nothing.
+    """
     node = value.producer
     while node is not None:
         if node.is_op("If"):
-            branch = next(node.subgraphs())
-            source: Value | None = branch.outputs[node.outputs.index(value)]
-        elif node.is_op(*_CARRIES_ON):
+            place = node.outputs.index(value)
+            ends = [_lasts(branch.outputs[place]) for branch in node.subgraphs()]
+            return [last for lasts in ends for last in lasts] if all(ends) else []
+        if node.is_op(*_CARRIES_ON):
             source = node.input(0)
         elif node.is_op("Mul", "Div") and _is_scaled(node):
             source = next(v for v in node.inputs if v is not None and not v.is_constant)
         else:
-            return node
+            return [node]
         if source is None:
-            return None
+            return []
         value, node = source, source.producer
-    return None
+    return []
+
+
+def _without_bias(node: Node) -> Node:
+    """What makes the sum of a constant and something else, or the node itself."""
+    read = [v for v in node.inputs if v is not None]
+    if node.is_op("Add") and any(v.is_constant for v in read):
+        return next((v.producer for v in read if not v.is_constant), None) or node
+    return node
+
+
+def _types(nodes: Sequence[Node]) -> str:
+    return " or ".join(dict.fromkeys(node.op_type for node in nodes))
 
 
 def _is_scaled(node: Node) -> bool:

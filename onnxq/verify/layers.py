@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,9 @@ _MOST_BYTES = 1 << 30
 """Bytes of values of each model that are compared; where samples make many, fewer of them do."""
 
 _FEWEST, _AT_ONCE = 4, 2
+
+_Place = tuple[int, str]
+"""Number of a batch and name of a value."""
 
 
 def compare_layers(
@@ -69,40 +72,74 @@ def _errors(
         for graph in graphs:
             if constant_bytes(graph) <= room:
                 files.share(graph)
-        # Of a model in segments no more than a segment's values are in memory anyway.
+        # A model in segments runs once, and gives no more than a segment's values at a time.
         in_segments = any(constant_bytes(graph) > room for graph in graphs)
         most = sum(sizes.values()) if in_segments else _LARGEST_GROUP
         for group in at_a_time({name: sizes[name] for name in names}, most):
             rows = max(1, RUN_BYTES // max(1, sum(sizes[name] for name in group)))
             parts = some.in_parts(rows, inputs)
-            # One model after the other, or the weights of both would be in memory.
-            ours = Spool(_outputs(files, graphs[0], group, parts, room)).items()
-            give_back()
-            for reference, candidate in zip(
-                ours, _outputs(files, graphs[1], group, parts, room), strict=True
-            ):
-                # In a branch that is not taken nothing is computed.
-                found = {name: array for name, array in reference.items() if array.size}
-                errors.add(found, candidate)
+            wanted = {name: sizes[name] for name in group}
+            _add_errors(errors, files, graphs, wanted, parts, room)
     return errors.result()
 
 
-def _outputs(
-    files: ModelFiles, graph: Graph, names: Sequence[str], data: Dataset, room: int
-) -> Iterator[dict[str, Any]]:
-    """Some of a graph's values, batch by batch."""
-    exposing, workers = _exposing(graph, names), min(_AT_ONCE, processors())
+def _add_errors(
+    errors: ErrorAccumulator,
+    files: ModelFiles,
+    graphs: Sequence[Graph],
+    sizes: Mapping[str, int],
+    data: Dataset,
+    room: int,
+) -> None:
+    """Compare some values; one model runs after the other, or both would be in memory."""
+    kept, numbers = Spool[Any](), dict[_Place, int]()
+
+    def keep(place: _Place, array: Any) -> None:
+        numbers[place] = len(numbers)
+        kept.add(array)
+
+    def compare(place: _Place, array: Any) -> None:
+        name, reference = place[1], kept[numbers[place]]
+        # In a branch that is not taken nothing is computed.
+        if reference.size:
+            errors.add({name: reference}, {name: array})
+
+    for graph, see in zip(graphs, (keep, compare), strict=True):
+        is_whole = constant_bytes(graph) <= room
+        for names in at_a_time(sizes, _LARGEST_GROUP) if is_whole else [[*sizes]]:
+            some = {name: sizes[name] for name in names}
+            _show(files, graph, some, data, room, see)
+            give_back()
+
+
+def _show(
+    files: ModelFiles,
+    graph: Graph,
+    sizes: Mapping[str, int],
+    data: Dataset,
+    room: int,
+    see: Callable[[_Place, Any], None],
+) -> None:
+    """Show some of a graph's values, each by itself; the batches of each come in order."""
+    exposing, workers = _exposing(graph, [*sizes]), min(_AT_ONCE, processors())
+    items = ((item, item[1].feeds) for item in enumerate(data.batches()))
+
+    def given(_: int, item: tuple[int, Batch], values: Mapping[str, Any]) -> None:
+        number, batch = item
+        for name, array in batch.trim(values).items():
+            if name in sizes:
+                see((number, name), array)
+
     if constant_bytes(graph) > room:
-        segmented = Segmented(exposing, files, room // 2)
-        for batch, held in segmented.stages(((b, b.feeds) for b in data.batches()), workers):
-            yield batch.trim({name: held[name] for name in names})
+        # Beside what runs at a time, the values that are compared are still there.
+        held = {name: size * (workers + 1) for name, size in sizes.items()}
+        segmented = Segmented(exposing, files, room // 2, outputs=(), held=held)
+        for _ in segmented.stages(items, workers, given):
+            pass
         return
     session = files.session(exposing, pooled=True)
-
-    def run(batch: Batch) -> dict[str, Any]:
-        return batch.trim(session.run(batch.feeds, names))
-
-    yield from (outputs for _, outputs in in_order(run, data.batches(), workers))
+    for (item, _), values in in_order(lambda i: session.run(i[1], [*sizes]), items, workers):
+        given(0, item, values)
 
 
 def node_output(node: Node) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -209,19 +210,21 @@ def _moved_bias(use: Use, addend: np.ndarray) -> np.ndarray | None:
         return None
     if weight.dtype is None or not weight.dtype.is_float or (bias and not bias.is_constant):
         return None
-    w = weight.numpy().astype(np.float64)
     if node.is_op("Gemm"):
         if addend.size != 1 or attribute_value(node, "transA"):
             return None
         rows = 1 if attribute_value(node, "transB") else 0
-        sums = w.sum(axis=rows) * addend.reshape(()) * float(attribute_value(node, "alpha"))
+        sums = weight.numpy().sum(axis=rows, dtype=np.float64)
+        sums = sums * addend.reshape(()) * float(attribute_value(node, "alpha"))
     else:
         padded = any(node.get("pads", ())) or node.get("auto_pad", "NOTSET").startswith("SAME")
-        by_channel = None if addend.size == 1 else _by_channel(node, addend)
-        if padded or (addend.size > 1 and by_channel is None):
+        if padded or (addend.size > 1 and _by_channel(node, addend) is None):
             return None
-        each = addend.reshape(()) if by_channel is None else along_inputs(node, by_channel, w.shape)
-        sums = (w * each).sum(axis=tuple(range(1, w.ndim)))
+        w, groups = weight.numpy(), int(node.get("group", 1))
+        each = np.broadcast_to(addend.reshape(-1), groups * w.shape[1]).reshape(groups, -1)
+        by_group = w.reshape(groups, -1, w.shape[1], math.prod(w.shape[2:]))
+        # A copy of the weight in this dtype would take twice its memory.
+        sums = np.einsum("goik,gi->go", by_group, each, dtype=np.float64).reshape(-1)
     given = None if bias is None else bias.numpy()
     if given is not None and given.size != max(given.shape, default=1):
         return None

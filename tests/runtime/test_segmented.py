@@ -62,6 +62,15 @@ def test_no_segment_is_too_heavy_and_little_crosses() -> None:
     assert {len(segment.inputs) for segment in segments[1:]} == {2}
 
 
+def test_values_that_are_held_count_like_weights() -> None:
+    graph = _decoder()
+    held = {node.output.name: LIMIT for node in graph.nodes() if node.is_op("Gelu")}
+    segments = cut_by_weight(graph, 2 * LIMIT + 2000, held)
+    assert len(segments) == len(cut_by_weight(graph, LIMIT + 2000)) == LAYERS
+    for segment in segments:
+        assert sum(name in held for name in segment.graph.values) == 1
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_outputs_are_those_of_one_session(tmp_path: Path, workers: int) -> None:
     graph = _decoder()

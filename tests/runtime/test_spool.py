@@ -46,3 +46,14 @@ def test_nothing_is_left_open_where_an_item_fails() -> None:
             Spool(items())
         gc.collect()
     assert not told
+
+
+def test_items_are_had_by_their_numbers_while_more_come() -> None:
+    spool = Spool[np.ndarray]()
+    for number in range(3):
+        spool.add(np.full(1000, number))
+        assert np.array_equal(spool[0], np.zeros(1000))
+    assert [int(spool[number][7]) for number in (2, 0, 1, 2)] == [2, 0, 1, 2]
+    assert [int(item[7]) for item in spool] == [0, 1, 2]
+    with pytest.raises(IndexError):
+        spool[3]

@@ -90,11 +90,22 @@ def test_only_the_clearest_kind_counts() -> None:
     assert [d.output for d in found(X, outputs, body)] == ["y", "z"]
 
 
-def test_what_an_if_gives_is_what_its_branch_gives() -> None:
-    branch = "g ({0}) => (float[6, 9] o) {{ h = MatMul(x, w)  o = Sigmoid(h) }}"
-    then, other = branch.format(""), branch.format("").replace("h =", "q =").replace("(h)", "(q)")
+@pytest.mark.parametrize(
+    ("then", "other", "why"),
+    [
+        ("Sigmoid", "Sigmoid", "numbers that Sigmoid gives"),
+        ("Sigmoid", "HardSigmoid", "numbers that Sigmoid or HardSigmoid gives"),
+        ("Identity", "Identity", "scores of 9 classes, straight from MatMul"),
+        ("Sigmoid", "Relu", ""),
+        ("Relu", "Sigmoid", ""),
+        ("Identity", "Sigmoid", ""),
+    ],
+)
+def test_what_an_if_gives_is_what_its_branches_give(then: str, other: str, why: str) -> None:
+    branches = [
+        f"g () => (float[6, 9] o) {{ h = MatMul(x, w)  o = {op}(h) }}" for op in (then, other)
+    ]
     body = f"""c = Constant <value = bool {{1}}> ()
-        i = If (c) <then_branch = {then}, else_branch = {other}>
+        i = If (c) <then_branch = {branches[0]}, else_branch = {branches[1]}>
         y = Identity(i)"""
-    (decision,) = found(X, Y, body)
-    assert decision.kind == "threshold"
+    assert [d.why for d in found(X, Y, body)] == ([why] if why else [])

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import re
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,3 +101,36 @@ def test_padding_does_not_count() -> None:
     wanted = compare_layers(free, quantized(free, bounds), _data(free, samples))
     for one, other in zip(found, wanted, strict=True):
         assert one.sqnr_db == pytest.approx(other.sqnr_db, rel=1e-6)
+
+
+def _most_beyond_start() -> int:
+    """Bytes that a comparison takes at its peak, of models in segments with 160 MB of values."""
+    rng = np.random.default_rng(0)
+    graphs = []
+    for scale in (1.0, 1.001):
+        graph = Graph.from_text("""<ir_version: 9, opset_import: ["": 20]>
+            g (float[1, 8192, 128] x) => (float[1, 8192, 128] y) { y = Identity(x) }""")
+        (last,), value = graph.nodes(), graph.inputs[0]
+        for _ in range(40):
+            weight = (rng.standard_normal((128, 128)) * scale / 11).astype(np.float32)
+            value = graph.add("MatMul", [value, graph.constant(weight, "w")]).output
+        last.set_input(0, value)
+        infer_types(graph)
+        graphs.append(graph)
+    data = read({"x": np.ones((1, 8192, 128), np.float32)}, Session(to_proto(graphs[0])).inputs)
+    # Starts the peak anew.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    layers.compare_layers(*graphs, data, 4 * 128 * 128 * 4)
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    (size,) = re.findall(rf"^{field}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    return int(size) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells of peaks")
+def test_no_more_than_a_segments_values_are_in_memory() -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(_most_beyond_start).result() < 80e6

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -190,3 +192,23 @@ def test_any_steps(
         elif operator == "Conv" and not padding:
             assert operators(after) == [operator]
     assert_equivalent(graph, after, exact=False, rtol=1e-4)
+
+
+@pytest.mark.parametrize("operator", ["Conv", "Gemm"])
+def test_no_wide_copy_is_made_of_a_weight(operator: str) -> None:
+    graph = Graph("g", model=ModelInfo(10, {"": 21}))
+    kernel = (1, 1) if operator == "Conv" else ()
+    x = graph.add_input("x", TensorType(DataType.FLOAT, (1, 1000, *kernel)))
+    weight = np.ones((1000, 1000, *kernel), np.float32)
+    added = graph.add("Add", [x, graph.constant(np.float32(2))]).output
+    value = graph.add(operator, [added, graph.constant(weight)]).output
+    value.type = TensorType(DataType.FLOAT, (1, 1000, *kernel))
+    graph.add_output(value)
+    tracemalloc.start()
+    try:
+        after, made = rewritten(STEP, graph)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert operators(after) == [operator] and made == 1
+    assert peak < 1.5 * weight.nbytes
