@@ -35,15 +35,19 @@ def changed_weight(
     node: Node, w: Value, change: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray | None:
     """A node's weight, changed; None if it may not be, or not all of its numbers stay in range."""
-    if not w.is_constant or w.data is None or node.inputs.count(w) != 1:
-        return None
-    if w.data.nbytes > _SHARED_BYTES and (len(w.uses) > 1 or w.is_output):
+    if not w.is_constant or w.data is None or node.inputs.count(w) != 1 or is_shared(w):
         return None
     if w.data.is_external and w.data.nbytes > _EXTERNAL_BYTES:
         return None
     changed = change(w.numpy())
     is_kept = are_finite([changed]) and _tiny_numbers(changed) <= _tiny_numbers(w.numpy())
     return changed if is_kept else None
+
+
+def is_shared(w: Value) -> bool:
+    """Whether a constant is too large to be copied for one of several that read it."""
+    assert w.data is not None
+    return w.data.nbytes > _SHARED_BYTES and (len(w.uses) > 1 or w.is_output)
 
 
 def _tiny_numbers(array: np.ndarray) -> int:

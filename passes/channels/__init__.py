@@ -1,0 +1,1 @@
+"""Equivalent transformations of channels: factors that go through a float graph."""
