@@ -20,10 +20,10 @@ from onnxq.observe import Ranges
 from onnxq.options import Options
 from onnxq.passes.cleanup.constant_initializers import settle_overridable
 from onnxq.plan import Assignment, Plan, assign, pareto_front
-from onnxq.plan.apply import apply, float_graph, parsed
+from onnxq.plan.apply import apply, float_graph, parsed, transform
 from onnxq.plan.assignment import Objective
 from onnxq.prepare import find_ranges as ranges_of
-from onnxq.prepare import observed, prepare
+from onnxq.prepare import observed, prepare, transformed
 from onnxq.progress import SILENT, Progress
 from onnxq.promise import DEFAULT_MIN_SQNR
 from onnxq.sensitivity import Sensitivity
@@ -136,7 +136,7 @@ def find_ranges(
     The arguments, and what is raised, are those of `make_plan`, without the limit.
     """
     with _opened(model, data, options, changes, progress) as job:
-        return ranges_of(prepare(job), histograms=True)
+        return ranges_of(transformed(prepare(job)), histograms=True)
 
 
 def make_plan(
@@ -265,7 +265,7 @@ def _applied(source: Graph, plan: Plan, progress: Progress, debug: int) -> Graph
     opset = max([plan.opset, *(p.needed_opset(target) for p in wanted.values())])
     graph, _ = float_graph(source, plan.passes, target, opset, ctx, progress)
     # Plans are made on copies, which list their values in another order.
-    graph = graph.copy()
+    graph = transform(graph, plan.transformations, plan.tuned, ctx)[0].copy()
     progress.stage("quantizing")
     apply(graph, plan, target, ctx)
     return graph

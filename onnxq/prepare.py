@@ -31,6 +31,8 @@ from onnxq.plan import Pin
 from onnxq.plan.apply import float_graph, needed_opset
 from onnxq.precision import FLOAT, Scene, parse_precision
 from onnxq.targets import Target
+from onnxq.transforming import Transformed
+from onnxq.transforming import transform as transform_graph
 from onnxq.work import WorkFolder
 
 _NEVER_RUN = Reason("range", "no sample takes the branch that it is in")
@@ -49,6 +51,7 @@ class Prepared:
         refusals: Why a node that one might expect to can have none of them.
         pinned: Precisions set by hand, by the node's name.
         ranges: Ranges of the tensors that static integers need; None until they were observed.
+        transformed: The equivalent transformations of the graph that were made; None before.
         tunings: What tuners computed so far, by node, and its precision or that of all nodes.
         form: The form of the float model.
         notes: What was found in choosing it, in sentences.
@@ -62,6 +65,7 @@ class Prepared:
     refusals: Mapping[str, Reason]
     pinned: Mapping[str, str]
     ranges: Ranges | None = None
+    transformed: Transformed | None = None
     tunings: dict[tuple[str, Hashable], Any] = field(default_factory=dict, compare=False)
     form: FloatForm = field(kw_only=True)
     notes: tuple[str, ...] = ()
@@ -128,7 +132,8 @@ class Prepared:
         if job.options.work_folder is None:
             return WorkFolder()
         basis = (job.sha256, job.digest, self.form.passes, *job.recipe.keep_float)
-        more = (job.target.digest, self.graph.opset, job.options.keep_overridable)
+        done = self.transformed.digest if self.transformed else ""
+        more = (job.target.digest, self.graph.opset, job.options.keep_overridable, done)
         return WorkFolder(Path(job.options.work_folder), *basis, *map(str, more))
 
 
@@ -194,6 +199,24 @@ def float_form(
     return fastest_form(job.source, form, trial)
 
 
+def transformed(prepared: Prepared) -> Prepared:
+    """The same with the float graph that the methods wanted turn it into.
+
+    Raises:
+        InputError: onnxruntime cannot run the model on the data.
+    """
+    if prepared.transformed is not None:
+        return prepared
+    job = prepared.job
+    graph, found = transform_graph(prepared.graph, job, prepared.choices)
+    prepared = replace(prepared, transformed=found)
+    if graph is prepared.graph:
+        return prepared
+    placed = place(graph, job.target, frozenset(job.recipe.keep_float))
+    records = (*prepared.records, *found.records)
+    return _with_choices(replace(prepared, graph=graph, placed=placed, records=records))
+
+
 def find_ranges(prepared: Prepared, *, histograms: bool = False) -> Ranges:
     """Ranges of the tensors that the precisions need, for the format that they are quantized in.
 
@@ -238,12 +261,13 @@ def find_ranges(prepared: Prepared, *, histograms: bool = False) -> Ranges:
 
 
 def observed(prepared: Prepared) -> Prepared:
-    """The same with ranges, and without the nodes that have no usable ones.
+    """The same, transformed, with ranges, and without the nodes that have no usable ones.
 
     Raises:
         InputError: onnxruntime cannot run the model on the data.
         NothingToQuantizeError: no node has usable ranges.
     """
+    prepared = transformed(prepared)
     found = replace(prepared, ranges=find_ranges(prepared))
     if any(parse_precision(p).is_static for own in prepared.choices.values() for p in own):
         keep = frozenset(prepared.job.recipe.keep_float)

@@ -74,6 +74,11 @@ def plan_of(prepared: Prepared, nodes: Sequence[PlanNode]) -> Plan:
     job = prepared.job
     tuned = tune(prepared, {node.name: node.precision for node in nodes})
     methods = {name: own.method for name, own in tuned.items()}
+    done = prepared.transformed
+    assert done is not None
+    tensors = {name: dict(own) for name, own in done.numbers.items()}
+    for name, own in tuned.items():
+        tensors.setdefault(name, {}).update(own.tensors)
     assert prepared.ranges is not None
     return Plan(
         model_sha256=job.sha256,
@@ -86,7 +91,8 @@ def plan_of(prepared: Prepared, nodes: Sequence[PlanNode]) -> Plan:
         seed=job.options.seed,
         nodes=tuple(replace(node, method=methods.get(node.name, "")) for node in nodes),
         ranges=prepared.finite_bounds(),
-        tuned={name: own.tensors for name, own in tuned.items()},
+        transformations=done.transformations,
+        tuned=tensors,
     )
 
 
@@ -110,7 +116,8 @@ def uniform_plan(prepared: Prepared, precision: str) -> Plan:
             # What else static integers leave out, their pass notes itself.
             nodes.append(PlanNode(name, node.op_type, FLOAT, reason.text))
     plan, methods = plan_of(prepared, nodes), prepared.job.methods
-    if methods not in (AUTOMATIC, NO_METHODS) and not plan.tuned:
+    is_used = plan.tuned or (prepared.transformed and prepared.transformed.tried)
+    if methods not in (AUTOMATIC, NO_METHODS) and not is_used:
         raise InputError(
             f"none of the methods {', '.join(methods)} is for a node in the precision it has; "
             "leave --methods out"

@@ -11,7 +11,7 @@ from onnxq.passes.tuned import Tensors
 from onnxq.precision import FLOAT, Precision, parse_precision
 from onnxq.prepare import Prepared
 from onnxq.sequential import tune_in_order
-from onnxq.tune import AUTOMATIC, NO_METHODS, Tuner, parse_tuner
+from onnxq.tune import AUTOMATIC, NO_METHODS, Tuner, parse_method
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,11 @@ def tune(prepared: Prepared, precisions: Mapping[str, str]) -> dict[str, Tuning]
     for name, text in precisions.items():
         if text != FLOAT and name in nodes:
             precision = parse_precision(text)
-            for method in _methods(job.methods, precision):
-                tuner = parse_tuner(method)
+            for tuner in map(parse_method, _methods(job.methods, precision)):
+                if not isinstance(tuner, Tuner) or name in tuners:
+                    continue
                 is_able = not tuner.is_sequential or nodes[name].graph.outer is None
-                if name not in tuners and is_able and not tuner.refusal(nodes[name], precision):
+                if is_able and not tuner.refusal(nodes[name], precision):
                     tuners[name] = tuner
     whole = frozenset(precisions.items())
     keys = {n: (n, whole if t.is_sequential else precisions[n]) for n, t in tuners.items()}

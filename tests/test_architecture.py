@@ -49,7 +49,7 @@ API = {
     *("__init__", "benchmark", "comparison", "forms", "gguf", "inspection", "job"),
     "optimization",
     *("options", "planning", "prepare", "promise", "proof", "recipe", "recipes", "rewriting"),
-    *("search", "sequential", "study", "tuning", "work"),
+    *("search", "sequential", "study", "transforming", "tuning", "work"),
 }
 """Modules that put the stages together: they import each other."""
 

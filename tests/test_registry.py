@@ -18,7 +18,7 @@ from onnxq.ir import available_passes
 from onnxq.observe import CALIBRATORS, parse_calibrator
 from onnxq.precision import Precision, available_precisions, parse_precision
 from onnxq.registry import from_form, kinds_in, split_forms, to_form
-from onnxq.tune import Tuner, available_tuners, parse_tuner
+from onnxq.tune import Tuner, available_methods, parse_method
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _forms() -> Iterator[tuple[str, Any, Any]]:
         yield name, passes[name], lambda text: from_form(text, passes, "pass")
     yield from ((name, CALIBRATORS[name], parse_calibrator) for name in CALIBRATORS)
     yield from ((name, kind, parse_precision) for name, kind in available_precisions().items())
-    yield from ((name, kind, parse_tuner) for name, kind in available_tuners().items())
+    yield from ((name, kind, parse_method) for name, kind in available_methods().items())
 
 
 @pytest.mark.parametrize(("name", "kind", "parse"), [pytest.param(*f, id=f[0]) for f in _forms()])
@@ -182,7 +182,7 @@ def test_forms_of_precisions(form: str, same: str) -> None:
     assert parse_precision(same) == parse_precision(form)
 
 
-@pytest.mark.parametrize("kind", [*available_precisions().values(), *available_tuners().values()])
+@pytest.mark.parametrize("kind", [*available_precisions().values(), *available_methods().values()])
 def test_every_kind_has_a_file_of_its_own_and_says_what_it_is(kind: Any) -> None:
     assert kind.__module__.rpartition(".")[2] == kind.name.replace("-", "_")
     assert kind.description and kind.description[-1] != "."
@@ -255,6 +255,6 @@ def test_a_precision_of_a_module_that_is_added(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_bases_are_no_kinds() -> None:
-    names = set(available_precisions()) | set(available_tuners())
+    names = set(available_precisions()) | set(available_methods())
     assert not any(kind in (Precision, Tuner) for kind in available_precisions().values())
     assert "" not in names and {"float32", "int3-weight", "mse"} <= names

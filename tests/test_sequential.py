@@ -55,8 +55,8 @@ class Stretched(Tuner):
 
 @pytest.fixture(autouse=True)
 def stretched(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("onnxq.tuning", "onnxq.tune.tuner"):
-        monkeypatch.setattr(f"{place}.parse_tuner", lambda text: {"stretched": Stretched}[text]())
+    for place in ("onnxq.tuning", "onnxq.tune.method"):
+        monkeypatch.setattr(f"{place}.parse_method", lambda text: {"stretched": Stretched}[text]())
 
 
 def attention() -> Graph:

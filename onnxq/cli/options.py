@@ -20,7 +20,7 @@ from onnxq.precision import searchable
 from onnxq.recipe import built_in_recipes
 from onnxq.sensitivity.loss import PROXIES
 from onnxq.targets import available_targets
-from onnxq.tune import available_tuners
+from onnxq.tune import available_methods
 from onnxq.verify.metrics import LABEL_FREE, available_metrics
 
 Keywords = dict[str, Any]
@@ -105,8 +105,8 @@ _DECLARED: Mapping[str, Keywords] = {
     ),
     "--methods": _value(
         "auto|none|LIST",
-        f"methods that compute weights and scales: {', '.join(available_tuners())} (default: the "
-        "recipe's, mostly auto: those that the precisions name)",
+        f"methods that compute weights, scales and factors: {', '.join(available_methods())} "
+        "(default: the recipe's, mostly auto: those that the precisions name)",
         str,
     ),
     "--from": _value(

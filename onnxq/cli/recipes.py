@@ -12,7 +12,7 @@ from onnxq.cli.terminal import Outcome, table
 from onnxq.precision import parse_precision
 from onnxq.progress import Progress
 from onnxq.recipe import Recipe, built_in_recipes, load_recipe
-from onnxq.tune import AUTOMATIC, available_tuners
+from onnxq.tune import AUTOMATIC, available_methods
 
 HELP = "list the recipes there are, and the methods that they may use"
 
@@ -28,7 +28,7 @@ TAKES = ""
 def run(_: argparse.Namespace, __: Progress) -> Outcome:
     """Run the command."""
     recipes = {name: load_recipe(name) for name in built_in_recipes()}
-    methods = {name: kind.description for name, kind in available_tuners().items()}
+    methods = {name: kind.description for name, kind in available_methods().items()}
     body = {
         "schema": "onnxq/recipes/1",
         "recipes": [_facts(name, recipe) for name, recipe in recipes.items()],

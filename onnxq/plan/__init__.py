@@ -3,7 +3,7 @@
 from onnxq.plan.assignment import Assignment, Problem, assign, pareto_front
 from onnxq.plan.candidates import build_problem
 from onnxq.plan.make import plan_nodes
-from onnxq.plan.plan import Difference, Pin, Plan, PlanNode, difference
+from onnxq.plan.plan import Difference, Pin, Plan, PlanNode, PlanTransformation, difference
 
 __all__ = [
     "Assignment",
@@ -11,6 +11,7 @@ __all__ = [
     "Pin",
     "Plan",
     "PlanNode",
+    "PlanTransformation",
     "Problem",
     "assign",
     "build_problem",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 
 from onnxq.errors import InputError
 from onnxq.ir import (
@@ -11,14 +12,17 @@ from onnxq.ir import (
     Pass,
     PassRecord,
     Pipeline,
+    available_passes,
     default_passes,
     infer_types,
     parse_passes,
     raise_opset,
 )
+from onnxq.passes.channels.equivalent import Equivalent
 from onnxq.passes.cleanup.inline_functions import InlineFunctions
 from onnxq.passes.notes import forget_notes, node_name, note_reasons
-from onnxq.plan.plan import Plan
+from onnxq.passes.tuned import Tuned
+from onnxq.plan.plan import Plan, PlanTransformation
 from onnxq.precision import FLOAT, Given, Precision, parse_precision
 from onnxq.precision.static import stores_rows
 from onnxq.progress import SILENT, Progress
@@ -105,6 +109,49 @@ def _name(graph: Graph) -> None:
         nodes.add(node.name)
 
 
+def transform(
+    graph: Graph,
+    transformations: Sequence[PlanTransformation],
+    numbers: Tuned,
+    ctx: Context | None = None,
+) -> tuple[Graph, list[PassRecord]]:
+    """Do equivalent transformations of a float graph.
+
+    Those of one method and kind that follow each other are done at a time.
+
+    Args:
+        graph: The graph that `float_graph` makes, which is left as it is.
+        transformations: What to do, in this order.
+        numbers: What they take, by tensor and kind.
+        ctx: What passes share.
+
+    Returns:
+        A transformed copy, and what the passes did.
+
+    Raises:
+        InputError: a kind is none, its numbers are missing, or the graph has no such tensor.
+    """
+    kinds = {name: p for name, p in available_passes().items() if issubclass(p, Equivalent)}
+    records: list[PassRecord] = []
+    for (kind, _), entries in groupby(transformations, lambda entry: (entry.kind, entry.method)):
+        if kind not in kinds:
+            raise InputError(
+                f"there is no transformation '{kind}'; available: {', '.join(kinds)}; plan again"
+            )
+        found = {}
+        for entry in entries:
+            if kind not in numbers.get(entry.tensor, {}):
+                raise InputError(
+                    f"the plan's tensors have nothing for {kind} of '{entry.tensor}'; plan again"
+                )
+            found[entry.tensor] = numbers[entry.tensor][kind]
+        graph = graph.copy()
+        records += Pipeline((kinds[kind](found),), fixed_point=False).run(graph, ctx)
+        infer_types(graph)
+        _name(graph)
+    return graph, records
+
+
 def needed_opset(precisions: Iterable[str], target: Target) -> int:
     """Lowest opset that expresses some precisions on a target."""
     return max((parse_precision(p).needed_opset(target) for p in precisions), default=0)
@@ -161,7 +208,7 @@ def apply(graph: Graph, plan: Plan, target: Target, ctx: Context | None = None) 
     if not plan.ranges and any(p.is_static for name, p in wanted.items() if name not in rows):
         raise InputError("the plan has no [ranges], which static integers need; plan again")
     made_for = {node.name: node.planned or node.precision for node in plan.nodes}
-    tuned = {name: own for name, own in plan.tuned.items() if made_for[name] == str(wanted[name])}
+    tuned = {name: own for name, own in plan.weights.items() if made_for[name] == str(wanted[name])}
     given = Given(target, plan.ranges, tuned)
     records = apply_precisions(graph, plan.precisions(), given, reasons, ctx)
     by_hand = set(plan.by_hand())

@@ -64,6 +64,25 @@ class PlanNode:
 
 
 @dataclass(frozen=True)
+class PlanTransformation:
+    """One equivalent transformation of the float graph.
+
+    Attributes:
+        kind: Name of the pass that makes it.
+        tensor: The tensor, as the transformations of other kinds before it left it.
+        method: What computed its numbers, which lie among the plan's tensors.
+        nodes: Nodes whose constants change.
+        gain_db: By how much it lowers the error that it was chosen by.
+    """
+
+    kind: str
+    tensor: str
+    method: str = entry(sparse=True, default="")
+    nodes: tuple[str, ...] = entry(sparse=True, default=())
+    gain_db: float = entry(sparse=True, default=0.0)
+
+
+@dataclass(frozen=True)
 class _Beside:
     """The file with what tuners computed."""
 
@@ -100,6 +119,12 @@ def _distinct(nodes: tuple[PlanNode, ...]) -> tuple[PlanNode, ...]:
     return nodes
 
 
+def _once(given: tuple[PlanTransformation, ...]) -> tuple[PlanTransformation, ...]:
+    if len({(t.kind, t.tensor) for t in given}) < len(given):
+        raise ValueError("transforms one tensor twice")
+    return given
+
+
 def _rising(ends: tuple[float, float]) -> tuple[float, float]:
     if not -math.inf < ends[0] <= ends[1] < math.inf:
         raise ValueError(f"is {ends[0]} to {ends[1]}, no finite range")
@@ -131,9 +156,11 @@ class Plan(Saved):
         measured: What verification measured: speedup, sqnr, drop, ...
         measured_on: Where costs were measured.
         pins: Precisions set by hand; of two for one node the later one counts.
+        transformations: What the float graph is turned into first, in this order.
         nodes: Every node that has a choice.
         ranges: Smallest and largest value of each tensor that is quantized statically.
-        tuned: What tuners computed, by node; kept in a file beside the plan's.
+        tuned: What tuners computed, by node, and what transformations take, by tensor and kind;
+            kept in a file beside the plan's.
     """
 
     schema = "onnxq/plan/1"
@@ -158,6 +185,9 @@ class Plan(Saved):
     measured: Mapping[str, float] = entry(sparse=True, default_factory=dict)
     measured_on: Mapping[str, str] = entry(sparse=True, default_factory=dict)
     pins: tuple[Pin, ...] = entry("pin", sparse=True, default=())
+    transformations: Annotated[tuple[PlanTransformation, ...], _once] = entry(
+        "transformation", sparse=True, default=()
+    )
     nodes: Annotated[tuple[PlanNode, ...], _distinct] = entry("node", sparse=True, default=())
     ranges: Mapping[str, Annotated[tuple[float, float], _rising]] = entry(
         sparse=True, default_factory=dict
@@ -168,6 +198,16 @@ class Plan(Saved):
     def tuned_sha256(self) -> str:
         """Hash of what tuners computed; empty if they computed nothing."""
         return sha256(self.tuned)
+
+    @property
+    def weights(self) -> Tuned:
+        """What tuners computed, by node, without what is for transformations."""
+        taken = {(t.tensor, t.kind) for t in self.transformations}
+        found = {
+            name: {what: array for what, array in own.items() if (name, what) not in taken}
+            for name, own in self.tuned.items()
+        }
+        return {name: own for name, own in found.items() if own}
 
     @property
     def changes_nothing(self) -> bool:
@@ -283,7 +323,7 @@ class Difference:
 def difference(first: Plan, second: Plan) -> list[Difference]:
     """In what two plans differ: entries about the whole, then node by node, then ranges."""
     found = []
-    for says in (_whole, Plan.precisions, _ranges):
+    for says in (_whole, _transformations, Plan.precisions, _ranges):
         ours, theirs = says(first), says(second)
         found += [
             Difference(what, _shown(ours.get(what)), _shown(theirs.get(what)))
@@ -295,6 +335,10 @@ def difference(first: Plan, second: Plan) -> list[Difference]:
 
 def _whole(plan: Plan) -> Mapping[str, Any]:
     return {name: getattr(plan, name) for name in _COMPARED}
+
+
+def _transformations(plan: Plan) -> Mapping[str, Any]:
+    return {f"{t.kind} of {t.tensor}": f"by {t.method}" for t in plan.transformations}
 
 
 def _ranges(plan: Plan) -> Mapping[str, Any]:

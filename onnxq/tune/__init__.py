@@ -1,21 +1,27 @@
-"""Tuners: methods that compute rounded weights, scales and factors from observations."""
+"""Methods that compute rounded weights, scales and factors from observations."""
 
-from onnxq.tune.tuned import read_tuned
-from onnxq.tune.tuner import (
+from onnxq.tune.method import (
     AUTOMATIC,
     NO_METHODS,
-    Tuner,
-    available_tuners,
+    Method,
+    available_methods,
+    parse_method,
     parse_methods,
-    parse_tuner,
 )
+from onnxq.tune.transformation import Change, Subject, Transformation
+from onnxq.tune.tuned import read_tuned
+from onnxq.tune.tuner import Tuner
 
 __all__ = [
     "AUTOMATIC",
     "NO_METHODS",
+    "Change",
+    "Method",
+    "Subject",
+    "Transformation",
     "Tuner",
-    "available_tuners",
+    "available_methods",
+    "parse_method",
     "parse_methods",
-    "parse_tuner",
     "read_tuned",
 ]

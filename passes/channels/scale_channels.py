@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import InputError
-from onnxq.ir import Context, Graph, Node, Pass
+from onnxq.ir import Context, Graph, Node
+from onnxq.passes.channels.equivalent import Equivalent
 from onnxq.passes.channels.groups import ChannelGroup, find_groups, producer_constants
 from onnxq.passes.channels.labels import NO_CHANNEL, Labels, on_axis
 from onnxq.passes.fusion.weighted import along_inputs, are_finite, rounded, scaled_weight
@@ -18,15 +19,14 @@ Factors = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class ScaleChannels(Pass):
+class ScaleChannels(Equivalent):
     """Divide channels of activations by factors, which the weights that read them take up.
 
     ``X`` becomes ``X / s`` with a factor on each channel, and the rows of the weights that multiply
     it ``s W``, so that the model computes the same. What changes is how well either fits into
-    integers. Computed in float64, rounded once to the dtype of each constant.
+    integers. The numbers of a tensor are positive factors, one for each channel.
 
-    Rewritten, for each tensor that has factors, as the groups of `onnxq.passes.channels.groups`
-    say:
+    Rewritten, as the groups of `onnxq.passes.channels.groups` say:
 
     - The producer takes up ``1 / s``: the scale and bias of LayerNormalization, RMSNormalization,
       BatchNormalization or InstanceNormalization, the vector of a Mul or Div, or the output
@@ -34,19 +34,17 @@ class ScaleChannels(Pass):
     - Constants that are added on the way are divided, too.
     - Where nothing takes it up, a Mul is put in front of the products; others still read X.
 
-    All tensors that are divided get new names, because they hold other numbers.
+    Not rewritten, but refused with the reason:
 
-    Refused, naming the reason: tensors between producer and products that are outputs, or that a
-    residual Add or anything else reads that factors do not go through; weights that are computed,
-    or above 64 KiB and read by others, too.
+    - Channels of tensors between producer and products that are outputs, or that a residual Add or
+      anything else reads that factors do not go through.
+    - Weights that are computed, or above 64 KiB and read by others, too.
+    - Factors that are not positive, or take a constant out of the range of its type.
     """
 
     name = "scale-channels"
     numerics = "reassociates"
     needs_types = True
-
-    factors: Mapping[str, Factors] = field(default_factory=dict, repr=False)
-    """Positive factors by the name of the tensor, one for each channel."""
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """See `Pass`.
@@ -54,9 +52,9 @@ class ScaleChannels(Pass):
         Raises:
             InputError: a tensor is in no group, or its factors do not fit.
         """
-        groups = find_groups(graph) if self.factors else None
+        groups = find_groups(graph) if self.numbers else None
         chosen = []
-        for tensor, factors in self.factors.items():
+        for tensor, factors in self.numbers.items():
             assert groups is not None
             group = groups.get(tensor)
             if group is None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from onnxq.recipe import built_in_recipes, load_recipe
-from onnxq.tune import available_tuners
+from onnxq.tune import available_methods
 from tests.cli.conftest import Command
 
 
@@ -14,7 +14,7 @@ def test_it_lists_every_recipe_and_method(onnxq: Command) -> None:
     found = onnxq("recipes")
     assert (found.code, found.err) == (0, "")
     first = {line.split()[0] for line in found.out.splitlines() if line and line[0] != " "}
-    assert {*built_in_recipes(), *available_tuners(), "recipe", "method"} <= first
+    assert {*built_in_recipes(), *available_methods(), "recipe", "method"} <= first
 
 
 def test_json(onnxq: Command, tmp_path: Path) -> None:
@@ -28,4 +28,4 @@ def test_json(onnxq: Command, tmp_path: Path) -> None:
     assert recipes["mixed"]["methods"] == ["auto"]
     assert "weighted-mse" in recipes["int4-weight"]["methods"]
     assert recipes["llm-4bit"]["precision"] == load_recipe("llm-4bit").precision
-    assert {method["name"] for method in body["methods"]} == set(available_tuners())
+    assert {method["name"] for method in body["methods"]} == set(available_methods())
