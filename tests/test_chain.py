@@ -218,8 +218,8 @@ def test_what_a_tuner_needs_is_observed_once(model: Path, monkeypatch: pytest.Mo
 
     tuners = {"largest": Largest, "mse": Mse}
     monkeypatch.setattr("onnxq.tuning.observe", watched)
-    monkeypatch.setattr("onnxq.tuning.parse_method", lambda text: tuners[text]())
-    monkeypatch.setattr("onnxq.tune.method.parse_method", lambda text: tuners[text]())
+    for place in ("onnxq.tuning", "onnxq.transforming", "onnxq.tune.method"):
+        monkeypatch.setattr(f"{place}.parse_method", lambda text: tuners[text]())
     options = Options(recipe="int8-weight", methods=("largest", "mse"))
     with open_job(model, DATA, options) as job:
         prepared = prepared_for(job)

@@ -55,7 +55,7 @@ class Stretched(Tuner):
 
 @pytest.fixture(autouse=True)
 def stretched(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("onnxq.tuning", "onnxq.tune.method"):
+    for place in ("onnxq.tuning", "onnxq.transforming", "onnxq.tune.method"):
         monkeypatch.setattr(f"{place}.parse_method", lambda text: {"stretched": Stretched}[text]())
 
 
