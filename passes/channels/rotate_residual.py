@@ -4,91 +4,98 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import InputError
-from onnxq.ir import Context, DataType, Graph, Node, Pass, Use, Value, remove_unused
+from onnxq.ir import Context, DataType, Graph, Node, Use, Value, remove_unused
+from onnxq.passes.channels.equivalent import Equivalent
 from onnxq.passes.fusion.fusing import kept_axes
 from onnxq.passes.nodes import added
 
 _Matrix = npt.NDArray[np.float64]
 
-_KEY = "onnxq.rotated"
-"""Model metadata entry: the seed of the rotation. A model is rotated once."""
-
 _MOST_EXPLICIT = 4
 """Products with the rotation itself that a stream may need, beside those folded into weights."""
 
 
-def rotation(size: int, seed: int) -> _Matrix:
+def rotation(signs: npt.NDArray[Any]) -> _Matrix:
     """An orthogonal matrix that spreads every channel over all of them, float64, (size, size).
 
     Of a size ``m 2^k`` with an odd m it is the Kronecker product of the Hadamard matrix of order
-    ``2^k`` and the discrete cosine transform of order m, both orthogonal, with rows of random sign
-    (QuIP#, Tseng et al., 2024, section 3: a randomized Hadamard transform).
+    ``2^k`` and the discrete cosine transform of order m, both orthogonal, its rows times random
+    signs (a randomized Hadamard transform; QuIP#, Tseng et al., 2024, section 3).
+
+    Args:
+        signs: 1 or -1 for each channel.
     """
+    size = len(signs)
     odd = size // (size & -size)
     steps = np.arange(odd)
     spread = np.cos(np.pi / odd * np.outer(steps, steps + 0.5)) * np.sqrt(2 / odd)
     spread[0] = np.sqrt(1 / odd)
     for _ in range((size & -size).bit_length() - 1):
         spread = np.kron(np.array([[1, 1], [1, -1]]) / np.sqrt(2), spread)
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size)
-    return np.asarray(signs[:, None] * spread)
+    return np.asarray(signs[:, None] * spread, np.float64)
 
 
 @dataclass(frozen=True)
-class RotateResidual(Pass):
+class RotateResidual(Equivalent):
     """Multiply the residual stream by an orthogonal matrix that evens out its channels.
 
-    QuaRot (Ashkboos et al., 2024, section 4, stage 1a) and SliceGPT: a root-mean-square
-    normalization without its gain gives xR / rms(xR) = (x / rms(x)) R, so R goes into the weights
-    of all products that write to the stream (W R), and its transpose with the gain into those that
-    read the normalized stream (Rᵀ diag(g) W). Channels that are far larger than others then are no
-    more, which 4-bit weights of one scale and 8-bit activations of one scale gain by. Weights are
-    computed in float64 and rounded once to float32.
+    QuaRot (Ashkboos et al., 2024, section 4, stage 1a): a root-mean-square normalization without
+    its gain gives xR / rms(xR) = (x / rms(x)) R, so R goes into the weights of all products that
+    write to the stream (W R), and its transpose with the gain into those that read the normalized
+    stream (Rᵀ diag(g) W). Channels that are far larger than others are no more then. Weights are
+    computed in float64 and rounded once to float32. The numbers of a stream, by the name of one of
+    its tensors, are the signs of `rotation`.
 
     Rewritten, in float32: the tensors that Adds connect with the input of a normalization, which is
     RMSNormalization or its parts (mean or sum of squares, products and quotients with one number
     for each row). Where something else reads or writes them, as the rows of a table that the last
-    product shares, one product with R or its transpose does it; a stream that would need more than
-    four such is left alone. Tensors that change get another name. A second run changes nothing.
+    product shares, one product with R or its transpose does it.
 
-    Not rewritten: streams of fewer than two normalizations, of unknown width, and those behind a
-    layer normalization, which takes off the mean and does not commute with rotations.
-
-    Attributes:
-        seed: Chooses the rotation.
+    Not rewritten, but refused: streams that would need more than four such products, of fewer than
+    two normalizations, of unknown width, and those behind a layer normalization, which takes off
+    the mean and does not commute with rotations.
     """
 
     name = "rotate-residual"
     numerics = "reassociates"
     needs_types = True
 
-    seed: int = 0
-
     def run(self, graph: Graph, ctx: Context) -> int:
-        """Rotate every stream; gives their number."""
-        if self.seed < 0:
-            raise InputError(f"{self.name} needs a seed from 0, not {self.seed}")
-        if _KEY in graph.model.metadata:
-            return 0
-        made = 0
-        for stream in _streams(graph):
-            if stream.explicit <= _MOST_EXPLICIT:
-                _rotate(stream, rotation(stream.size, self.seed))
-                ctx.rewrote(f"{len(stream.values)} tensors of {stream.size} channels are rotated")
-                made += 1
-        if made:
-            graph.model.metadata[_KEY] = str(self.seed)
-        return made
+        """See `Pass`.
+
+        Raises:
+            InputError: a tensor is in no stream, or its signs do not fit.
+        """
+        streams = find_streams(graph) if self.numbers else []
+        for tensor, signs in self.numbers.items():
+            stream = next((s for s in streams if tensor in map(_name, s.values)), None)
+            if stream is None:
+                raise InputError(
+                    f"the channels of '{tensor}' cannot be rotated: it is in no residual stream "
+                    "between root-mean-square normalizations"
+                )
+            if signs.shape != (stream.size,) or not (np.abs(signs) == 1).all():
+                raise InputError(
+                    f"the channels of '{tensor}' need {stream.size} numbers that are 1 or -1"
+                )
+            _rotate(stream, rotation(signs))
+            ctx.rewrote(f"'{tensor}': {len(stream.values)} tensors rotated")
+        return len(self.numbers)
+
+
+def _name(value: Value) -> str:
+    return value.name
 
 
 @dataclass
-class _Stream:
-    """Tensors of one rotation.
+class Stream:
+    """Tensors that one rotation is for, all of as many channels.
 
     Attributes:
         size: Channels.
@@ -115,6 +122,17 @@ class _Stream:
     normalizations: int = 0
 
     @property
+    def tensor(self) -> str:
+        """Name of the first one."""
+        return next(iter(self.values)).name
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The products whose weights change."""
+        behind = [node for readers in self.gains.values() for node in readers]
+        return tuple(dict.fromkeys([*self.writers, *self.readers, *behind]))
+
+    @property
     def explicit(self) -> int:
         """Products with the rotation itself."""
         return len(self.makers) + len(self.restored())
@@ -130,8 +148,9 @@ class _Stream:
         return found
 
 
-def _streams(graph: Graph) -> list[_Stream]:
-    found: list[_Stream] = []
+def find_streams(graph: Graph) -> list[Stream]:
+    """The residual streams of a graph with known types that can be rotated."""
+    found: list[Stream] = []
     taken: set[Value] = set()
     for node in graph.nodes():
         start = _normalized(node)
@@ -139,7 +158,7 @@ def _streams(graph: Graph) -> list[_Stream]:
             continue
         stream = _collected(start, size)
         taken |= set(stream.values)
-        if stream.normalizations > 1:
+        if stream.normalizations > 1 and stream.explicit <= _MOST_EXPLICIT:
             found.append(stream)
     return found
 
@@ -176,8 +195,8 @@ def _squares(node: Node) -> bool:
     )
 
 
-def _collected(start: Value, size: int) -> _Stream:
-    stream, waiting = _Stream(size), [start]
+def _collected(start: Value, size: int) -> Stream:
+    stream, waiting = Stream(size), [start]
     while waiting:
         value = waiting.pop()
         if value in stream.values:
@@ -191,7 +210,7 @@ def _collected(start: Value, size: int) -> _Stream:
     return stream
 
 
-def _before(stream: _Stream, value: Value) -> list[Value]:
+def _before(stream: Stream, value: Value) -> list[Value]:
     """The tensors of the stream that a value is made of."""
     node = value.producer
     if node is not None and node.graph is value.graph:
@@ -209,7 +228,7 @@ def _before(stream: _Stream, value: Value) -> list[Value]:
     return []
 
 
-def _behind(stream: _Stream, value: Value, use: Use) -> list[Value]:
+def _behind(stream: Stream, value: Value, use: Use) -> list[Value]:
     """The tensors of the stream that a reader of a value makes."""
     node = use.node
     if node.graph is value.graph:
@@ -297,7 +316,7 @@ def _gained(node: Node, value: Value, size: int) -> list[Node] | None:
     return readers if all(_has_own_weight(n) and n.graph is node.graph for n in readers) else None
 
 
-def _rotate(stream: _Stream, matrix: _Matrix) -> None:
+def _rotate(stream: Stream, matrix: _Matrix) -> None:
     graph = next(iter(stream.values)).graph
     for node in stream.writers:
         _set(node, 1, _numbers(node, 1) @ matrix)

@@ -3,13 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, infer_types
-from onnxq.passes.channels.rotate_residual import RotateResidual, rotation
+from onnxq.passes.channels.rotate_residual import RotateResidual, find_streams, rotation
 from tests.helpers import assert_equivalent
-from tests.passes.rewriting import check_kept, operators, rewritten
+from tests.passes.rewriting import operators
 
-STEP = RotateResidual()
 SIZE = 12
+SIGNS = np.random.default_rng(0).choice([-1.0, 1.0], SIZE)
+STEP = RotateResidual({"x": SIGNS})
 
 
 def numbers(name: str, *shape: int, seed: int) -> str:
@@ -27,6 +29,14 @@ CONSTANTS = ", ".join(
         "float eps = {1e-6}, float two = {2}, int64[1] last = {-1}, float half = {0.5}",
     ]
 )
+
+
+def rotated(before: Graph) -> Graph:
+    infer_types(before)
+    after = before.copy()
+    assert STEP.run(after, Context()) == 1
+    after.check()
+    return after
 
 
 def norm(x: str, name: str, gain: str) -> str:
@@ -57,17 +67,17 @@ def model(
 
 @pytest.mark.parametrize("size", [1, 2, 3, 12, 48, 64, 576])
 def test_the_matrix_is_orthogonal_and_even(size: int) -> None:
-    matrix = rotation(size, 3)
+    signs = np.random.default_rng(3).choice([-1.0, 1.0], size)
+    matrix = rotation(signs)
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(size), atol=1e-12)
     odd = size // (size & -size)
     assert np.abs(matrix).max() <= np.sqrt(2 * odd / size) * np.sqrt(1 / odd) + 1e-12
-    assert np.array_equal(matrix, rotation(size, 3))
+    np.testing.assert_array_equal(np.sign(matrix[:, 0]), signs)
 
 
 def test_rotations_go_into_weights() -> None:
     before = Graph.from_text(model())
-    after, made = rewritten(STEP, before)
-    assert made == 1
+    after = rotated(before)
     assert_equivalent(before, after, exact=False, seeds=(0, 1))
     # One product with the rotation behind the table; the gains are gone.
     assert operators(after).count("MatMul") == operators(before).count("MatMul") + 1
@@ -80,8 +90,7 @@ def test_rotations_go_into_weights() -> None:
 def test_what_others_read_is_restored() -> None:
     end = "wt = Transpose<perm = [1, 0]>(w5) y0 = MatMul(z, wt) y1 = Sigmoid(x2) y = Add(y0, y1)"
     before = Graph.from_text(model(end))
-    after, made = rewritten(STEP, before)
-    assert made == 1
+    after = rotated(before)
     assert_equivalent(before, after, exact=False, seeds=(0, 1))
     assert operators(after).count("MatMul") == operators(before).count("MatMul") + 3
     restored = {node.output.name for node in after.nodes() if node.is_op("MatMul")}
@@ -90,8 +99,7 @@ def test_what_others_read_is_restored() -> None:
 
 def test_what_the_graph_gives_is_restored() -> None:
     before = Graph.from_text(model("").replace("] y)", "] x2)"))
-    after, made = rewritten(STEP, before)
-    assert made == 1
+    after = rotated(before)
     assert [value.name for value in after.outputs] == ["x2"]
     assert_equivalent(before, after, exact=False, seeds=(0, 1))
 
@@ -101,8 +109,7 @@ def test_the_operator_gets_ones_as_its_scale() -> None:
     for name, x, gain in (("a", "x", "g0"), ("c", "x1", "g1"), ("z", "x2", "g2")):
         text = text.replace(norm(x, name, gain), f"{name} = RMSNormalization({x}, {gain}) ")
     before = Graph.from_text(text)
-    after, made = rewritten(STEP, before)
-    assert made == 1
+    after = rotated(before)
     assert_equivalent(before, after, exact=False, seeds=(0, 1))
     scales = [node.input(1) for node in after.nodes() if node.is_op("RMSNormalization")]
     assert len(scales) == 3
@@ -132,11 +139,27 @@ def test_outliers_are_spread() -> None:
     ],
     ids=["another power", "another reduction"],
 )  # fmt: skip
-def test_other_normalizations_stay(text: str) -> None:
-    check_kept(STEP, text)
+def test_other_normalizations_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="'x' cannot be rotated: it is in no residual stream"):
+        rotated(Graph.from_text(text))
 
 
-def test_a_stream_that_needs_many_products_stays() -> None:
+def test_a_stream_that_needs_many_products_is_refused() -> None:
     body = " ".join(f"s{i} = Sigmoid(x{i % 2 + 1}) s{i}a = Sigmoid(an)" for i in range(2))
     end = f"{body} ca = Sigmoid(cn) za = Sigmoid(zn) y = MatMul(z, w5)"
-    check_kept(STEP, model(end))
+    graph = Graph.from_text(model(end))
+    infer_types(graph)
+    assert not find_streams(graph)
+    assert [stream.tensor for stream in find_streams(rotatable())] == ["x"]
+
+
+def rotatable() -> Graph:
+    graph = Graph.from_text(model())
+    infer_types(graph)
+    return graph
+
+
+@pytest.mark.parametrize("signs", [np.ones(SIZE + 1), np.full(SIZE, 0.5)])
+def test_wrong_signs_are_refused(signs: np.ndarray) -> None:
+    with pytest.raises(InputError, match="need 12 numbers that are 1 or -1"):
+        RotateResidual({"x": signs}).run(rotatable(), Context())
