@@ -124,7 +124,7 @@ def test_a_plan_that_lacks_numbers_is_refused(model: Path) -> None:
     with pytest.raises(InputError, match=f"nothing for scale-channels of '{tensor}'; plan again"):
         apply_plan(model, replace(plan, tuned=wrong))
     odd = (replace(plan.transformations[0], kind="turn"),)
-    with pytest.raises(InputError, match="no transformation 'turn'; available: scale-channels"):
+    with pytest.raises(InputError, match=r"no transformation 'turn'; .*scale-channels"):
         apply_plan(model, replace(plan, transformations=odd))
     twice = {"transformation": [{"kind": "a", "tensor": "b"}] * 2}
     with pytest.raises(InputError, match=r"'transformation' .* transforms one tensor twice"):
