@@ -296,14 +296,12 @@ class _Search:
             for at, own in enumerate(graphs)
             for text, graph in self._quantized(own).items()
         }
-        profiles = self._trial.bench.profiles(
-            models, self._feeds, lambda name, times: by_node(graphs[int(name[0])], times)
-        )
+        profiles = self._trial.bench.profiles(models, self._feeds)
         found: list[dict[str, float]] = [{} for _ in graphs]
         for name, times in profiles.items():
             at, text = name.split(" ", 1)
             own = found[int(at)]
-            for node, ms in times.items():
+            for node, ms in by_node(graphs[int(at)], times).items():
                 own[node] = own.get(node, 0.0) + ms * self._weights[text]
         return found
 

@@ -39,9 +39,9 @@ class Priced(Bench):
         price = self.whole or self.price
         return {name: sum(map(price, graph.nodes())) for name, graph in models.items()}
 
-    def profiles(self, models, feeds, read):  # type: ignore[no-untyped-def]
+    def profiles(self, models, feeds):  # type: ignore[no-untyped-def]
         return {
-            name: read(name, [NodeTime(n.name, n.op_type, self.price(n)) for n in graph.nodes()])
+            name: [NodeTime(n.name, n.op_type, self.price(n)) for n in graph.nodes()]
             for name, graph in models.items()
         }
 

@@ -39,40 +39,46 @@ class Bench:
         """All about this machine that a latency depends on."""
         return machine(self.provider, self.threads, self.backend)
 
-    def profiles(
-        self,
-        models: Mapping[str, Graph],
-        feeds: Feeds,
-        read: Callable[[str, Sequence[NodeTime]], Mapping[str, float]],
-    ) -> dict[str, Mapping[str, float]]:
-        """Milliseconds of the operators of whole models, run in turn, by the models' names.
+    def profiles(self, models: Mapping[str, Graph], feeds: Feeds) -> dict[str, list[NodeTime]]:
+        """Times of the operators of whole models, run in turn, by the models' names.
 
         As many models as fit into memory take turns.
 
         Args:
             models: The models.
             feeds: What to run them on.
-            read: What a model's profile says, by the name of a node.
 
         Raises:
             InputError: a model cannot be run.
         """
-        keys = {name: self._key("profile", feeds, [graph]) for name, graph in models.items()}
-        found = {name: self.known.get(key) for name, key in keys.items()}
-        missing = {n: constant_bytes(models[n]) for n, times in found.items() if times is None}
-        for some in at_a_time(missing, MODELS_BYTES):
-            with ModelFiles.temporary() as files:
-                profiles = load_backend(self.backend).profile(
-                    [files.save(models[name], f"{at}.onnx") for at, name in enumerate(some)],
-                    feeds,
-                    provider=self.provider,
-                    threads=self.threads,
-                )
-            for name, profile in zip(some, profiles, strict=True):
-                found[name] = times = read(name, profile)
-                if times:
-                    self.known.put(keys[name], times)
-        return {name: times or {} for name, times in found.items()}
+        key = self._key("profiles in turn", feeds, models.values())
+        found = self.known.get(key)
+        if found is None:
+            profiles = [
+                profile
+                for names in _groups(models)
+                for profile in self._profiled([models[name] for name in names], feeds)
+            ]
+            found = {
+                json.dumps([at, time.name, time.op_type]): time.ms
+                for at, profile in enumerate(profiles)
+                for time in profile
+            }
+            self.known.put(key, found)
+        names, read = [*models], dict[str, list[NodeTime]]({name: [] for name in models})
+        for what, ms in found.items():
+            at, name, op_type = json.loads(what)
+            read[names[at]].append(NodeTime(name, op_type, ms))
+        return read
+
+    def _profiled(self, models: Sequence[Graph], feeds: Feeds) -> list[list[NodeTime]]:
+        with ModelFiles.temporary() as files:
+            return load_backend(self.backend).profile(
+                [files.save(model, f"{at}.onnx") for at, model in enumerate(models)],
+                feeds,
+                provider=self.provider,
+                threads=self.threads,
+            )
 
     def times(
         self, models: Mapping[str, Graph], feeds: Feeds, *, seconds: float
@@ -89,11 +95,10 @@ class Bench:
         Raises:
             InputError: a model cannot be run.
         """
-        key = self._key("models in turn", feeds, models.values())
+        key = self._key(f"models in turn, {seconds:g} s each", feeds, models.values())
         found = self.known.get(key)
         if found is None:
-            sizes = {name: constant_bytes(graph) for name, graph in models.items()}
-            groups = at_a_time(sizes, MODELS_BYTES)
+            groups = _groups(models)
             taken = [ms for group in groups for ms in self._in_turn(models, group, feeds, seconds)]
             found = {str(at): ms for at, ms in enumerate(taken)}
             self.known.put(key, found)
@@ -144,3 +149,8 @@ class Bench:
 
     def _signature(self, *what: str) -> str:
         return json.dumps([dict(self.here), *what], sort_keys=True)
+
+
+def _groups(models: Mapping[str, Graph]) -> list[list[str]]:
+    """Names of models, as many at a time as fit into memory."""
+    return at_a_time({n: constant_bytes(graph) for n, graph in models.items()}, MODELS_BYTES)

@@ -107,11 +107,10 @@ def measure_costs(
     for variant in variants.values():
         _name_what_restores(variant)
     bench = Bench(backend, provider, threads, known)
-    found = bench.profiles(
-        {FLOAT: graph, **variants},
-        feeds,
-        lambda name, times: by_node(graph, times) or _shared_out(nodes, placed, name, times),
-    )
+    found = {
+        name: by_node(graph, times) or _shared_out(nodes, placed, name, times)
+        for name, times in bench.profiles({FLOAT: graph, **variants}, feeds).items()
+    }
     costs = {
         name: {p: times.get(name, 0.0) for p, times in found.items()}
         for name in map(node_name, nodes)
@@ -321,9 +320,9 @@ class _Alone:
             for value, shape in zip(self._read, self._shapes, strict=True)
         )
         attributes = {name: str(a.value) for name, a in sorted(node.attributes.items())}
-        self.signature = (
-            json.dumps([node.op_type, attributes, self._shapes, node.graph.opset]) if known else ""
-        )
+        constants = [v.shape if v is not None and v.is_constant else None for v in node.inputs]
+        what = [node.op_type, attributes, self._shapes, constants, node.graph.opset]
+        self.signature = json.dumps(what) if known else ""
 
     def model(self) -> tuple[bytes, Feeds]:
         """A model of the operator and what to feed it."""
