@@ -24,6 +24,7 @@ from onnxq.job import open_job
 from onnxq.options import Options
 from onnxq.prepare import observed, prepare
 from onnxq.sensitivity import Sensitivity, analyse
+from onnxq.study import whole_models
 
 PRECISION = "int8"
 
@@ -50,9 +51,10 @@ def _row(case: Case, samples: int) -> str:
         prepared = observed(prepare(job))
         graph, scene, choices = prepared.graph, prepared.scene(), prepared.choices
         started = time.perf_counter()
-        quick = analyse(graph, job.samples, scene, choices)
+        whole = whole_models(prepared)
+        quick = analyse(graph, job.samples, scene, choices, whole)
         middle = time.perf_counter()
-        slow = analyse(graph, job.samples, scene, choices, method="exhaustive")
+        slow = analyse(graph, job.samples, scene, choices, whole, method="exhaustive")
         seconds = (time.perf_counter() - middle, middle - started)
     ours, theirs = _losses(quick), _losses(slow)
     names = list(theirs)

@@ -80,6 +80,10 @@ class Prepared:
         named = {node_name(node): node for node in self.graph.all_nodes()}
         return {name: named[name] for name in self.choices}
 
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions that any node can have beside float."""
+        return tuple(dict.fromkeys(p for own in self.choices.values() for p in own))
+
     def bounds(self) -> dict[str, tuple[float, float]]:
         """Smallest and largest value of every tensor that may be read or given as integers.
 
@@ -110,7 +114,7 @@ class Prepared:
         """What has to be observed before a plan can be made."""
         nodes = self.nodes()
         found: dict[Need, None] = {}
-        for text in dict.fromkeys(p for choices in self.choices.values() for p in choices):
+        for text in self.precisions():
             having = [nodes[name] for name, choices in self.choices.items() if text in choices]
             found.update(dict.fromkeys(parse_precision(text).needs(having, self.placed)))
         return tuple(dict.fromkeys([*found, *self.witnesses(nodes.values())]))

@@ -36,13 +36,16 @@ ROUNDS = 4
 _SIZE_WEIGHTS = (0.5, 2.0, 8.0)
 """What all weights together count, where a size is promised: multiples of the float latency."""
 
-_SECONDS_EACH = 0.7
+_SECONDS_EACH, _SECONDS_CLOSE = 0.25, 0.6
+"""Time to measure each candidate for, and those again that are `_CLOSE` to the fastest."""
+
 _EQUAL = 1.03
 """Candidates whose speeds differ by no more than this factor count as equally fast: of four
 sessions of one model, timed in turn, the fastest is up to 1.025 times as fast as the slowest."""
 
 _NEARER_DB = 1.0
-"""SQNR by which the outputs of one candidate are nearer to the float model's than another's."""
+"""SQNR, or divergence in decibels, by which the outputs of one candidate are nearer to the float
+model's than another's."""
 
 _VISIBLE_DB = 30.0
 """SQNR below which the fastest candidate is tried with `_CLIPPING` ranges, too."""
@@ -103,16 +106,22 @@ def is_lucky(lucky: Report, other: Report, between: MetricFacts) -> bool:
     """Whether a model lost less than one whose outputs are nearer to the float model's by chance.
 
     How near outputs are needs no labels and has little noise; drops on some hundred samples have
-    much. So a smaller drop of the model that is farther off has to be shown, sample by sample.
+    much. So a smaller drop of the model that is farther off has to be shown, sample by sample. What
+    is nearer agrees more often and diverges less in the decisions; where outputs decide nothing, or
+    labels alone say what they decide, it has the higher SQNR.
 
     Args:
         lucky: Of the model that lost less.
         other: Of the one that lost more.
         between: What the second one loses against the first on the same samples.
     """
-    is_nearer = other.sqnr_db >= lucky.sqnr_db + _NEARER_DB
-    if lucky.agreement is not None and other.agreement is not None:
-        is_nearer = is_nearer and other.agreement.value >= lucky.agreement.value
+    mine, theirs = lucky.agreement, other.agreement
+    if mine is None or theirs is None or mine.kl is None or theirs.kl is None:
+        is_nearer = other.sqnr_db >= lucky.sqnr_db + _NEARER_DB
+    else:
+        is_nearer = theirs.kl * 10 ** (_NEARER_DB / 10) <= mine.kl
+    if mine is not None and theirs is not None:
+        is_nearer = is_nearer and theirs.value >= mine.value
     return is_nearer and between.confidence is not None and between.confidence[0] <= 0
 
 
@@ -258,8 +267,7 @@ class Search:
     def _propose_small(self, exact: Problem, free: Assignment) -> None:
         """Assignments that weigh bytes against time, from little to much."""
         prepared, costs = self._study.prepared, self._study.costs
-        precisions = tuple(dict.fromkeys(p for own in prepared.choices.values() for p in own))
-        sizes = size_costs(list(prepared.nodes().values()), precisions)
+        sizes = size_costs(list(prepared.nodes().values()), prepared.precisions())
         largest = sum(max(c.values(), default=0.0) for c in sizes.nodes.values())
         floats = sum(c.get(FLOAT, 0.0) for c in costs.nodes.values())
         for weight in _SIZE_WEIGHTS:
@@ -312,7 +320,7 @@ class Search:
         fastest = max(c.speedup for c in self.candidates)
         close = [c for c in self.candidates if c.speedup * _CLOSE >= fastest]
         if len(close) > 1 and not all(c.is_timed_well for c in close):
-            self._time([c for c in close if not c.is_timed_well], 2 * _SECONDS_EACH)
+            self._time([c for c in close if not c.is_timed_well], _SECONDS_CLOSE)
             for candidate in close:
                 candidate.is_timed_well = True
         for candidate in preferred(self.candidates):

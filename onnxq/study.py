@@ -174,6 +174,7 @@ def find_losses(prepared: Prepared) -> Sensitivity:
             job.samples,
             prepared.scene(),
             prepared.choices,
+            whole_models(prepared),
             method=options.sensitivity,
             proxy=options.proxy,
             model_sha256=job.sha256,
@@ -186,6 +187,16 @@ def find_losses(prepared: Prepared) -> Sensitivity:
     )
 
 
+def whole_models(prepared: Prepared) -> dict[str, Graph]:
+    """By precision, the model in which all nodes that can have it do."""
+    made = {}
+    for precision in prepared.precisions():
+        made[precision] = prepared.graph.copy()
+        wanted = {n: precision for n, own in prepared.choices.items() if precision in own}
+        apply_precisions(made[precision], wanted, Given(prepared.target, prepared.bounds()))
+    return made
+
+
 def find_costs(prepared: Prepared) -> Costs:
     """What nodes and borders cost, measured or computed as the options say.
 
@@ -194,24 +205,19 @@ def find_costs(prepared: Prepared) -> Costs:
     """
     job, options, placed = prepared.job, prepared.job.options, prepared.placed
     nodes = list(prepared.nodes().values())
-    precisions = tuple(dict.fromkeys(p for own in prepared.choices.values() for p in own))
+    precisions = prepared.precisions()
     _check_measurable(prepared)
     if options.cost == "size":
         return size_costs(nodes, precisions, job.sha256)
     if options.cost == "flops":
         return flops_costs(nodes, placed, precisions, job.sha256)
     job.progress.stage("measuring costs")
-    variants = {}
-    for precision in precisions:
-        variants[precision] = prepared.graph.copy()
-        wanted = {n: precision for n, own in prepared.choices.items() if precision in own}
-        apply_precisions(variants[precision], wanted, Given(job.target, prepared.bounds()))
     folder = options.work_folder
     found = measure_costs(
         prepared.graph,
         nodes,
         placed,
-        variants,
+        whole_models(prepared),
         job.one.feeds,
         backend=job.target.backend,
         provider=job.target.provider,

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 
 from onnxq.cost import Costs, flops_costs
 from onnxq.data import Dataset, read
-from onnxq.ir import DataType, Graph, ModelInfo, TensorType, infer_types, load, to_proto
+from onnxq.ir import (
+    DataType,
+    Graph,
+    ModelInfo,
+    TensorType,
+    infer_types,
+    load,
+    raise_opset,
+    to_proto,
+)
 from onnxq.observe import calibrate
 from onnxq.passes.static.placement import place
-from onnxq.precision import Scene, parse_precision
+from onnxq.plan.apply import apply_precisions
+from onnxq.precision import Given, Scene, parse_precision
 from onnxq.runtime import Backend, Session
 from onnxq.search import Candidate, Search
 from onnxq.targets import load_target
@@ -178,6 +188,17 @@ def choices(scene: Scene, *precisions: str) -> dict[str, tuple[str, ...]]:
         for node in graph.nodes()
     }
     return {name: own for name, own in found.items() if own}
+
+
+def whole(graph: Graph, scene: Scene, choices: Mapping[str, Sequence[str]]) -> dict[str, Graph]:
+    """By precision, the graph with all nodes in it that can have it."""
+    made = {}
+    for precision in dict.fromkeys(p for own in choices.values() for p in own):
+        made[precision] = raise_opset(graph, parse_precision(precision).needed_opset(scene.target))
+        made[precision] = made[precision].copy()
+        wanted = {name: precision for name, own in choices.items() if precision in own}
+        apply_precisions(made[precision], wanted, Given(scene.target, scene.bounds))
+    return made
 
 
 @pytest.fixture

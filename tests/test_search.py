@@ -405,7 +405,9 @@ SAMPLES = 400
 RIGHT = np.arange(SAMPLES) >= 40
 
 
-def judged(path: str, wrong: list[int], sqnr: float, same: float) -> tuple[Candidate, Accuracy]:
+def judged(
+    path: str, wrong: list[int], sqnr: float, same: float, kl: float | None
+) -> tuple[Candidate, Accuracy]:
     """A candidate that has some samples wrong beside those that the float model has."""
     metric, right = Accuracy(), RIGHT.copy()
     right[wrong] = ~right[wrong]
@@ -416,29 +418,39 @@ def judged(path: str, wrong: list[int], sqnr: float, same: float) -> tuple[Candi
     report = a_report(
         metric=MetricFacts("accuracy", 0.9, 0.9 - drop, drop, SAMPLES, None),
         outputs=(OutputError("y", sqnr, 0.99, 0.1),),
-        agreement=replace(agreement, value=same),
+        agreement=replace(agreement, value=same, kl=kl),
     )
     plan = Plan("", "cpu-x64")
     return Candidate(path, Graph("g"), Path(path), plan, speedup=2.0, report=report), metric
 
 
 @pytest.mark.parametrize(
-    ("own", "sqnr", "same", "is_taken"),
+    ("own", "sqnr", "same", "kl", "is_taken"),
     [
-        ([100, 101, 102], 17.0, 0.95, False),
-        ([100, 101, 102], 20.5, 0.95, True),
-        ([100, 101, 102], 17.0, 0.99, True),
-        ([], 17.0, 0.95, True),
-        (list(range(60, 63)), 17.0, 0.95, False),
+        ([100, 101, 102], 17.0, 0.95, None, False),
+        ([100, 101, 102], 20.5, 0.95, None, True),
+        ([100, 101, 102], 17.0, 0.99, None, True),
+        ([], 17.0, 0.95, None, True),
+        (list(range(60, 63)), 17.0, 0.95, None, False),
+        ([100, 101, 102], 20.5, 0.95, 0.02, False),
+        ([100, 101, 102], 17.0, 0.95, 0.011, True),
     ],
-    ids=["by luck", "as near", "agrees more", "is shown to lose less", "wrong elsewhere"],
+    ids=[
+        "by luck",
+        "as near",
+        "agrees more",
+        "is shown to lose less",
+        "wrong elsewhere",
+        "diverges more",
+        "diverges as little",
+    ],
 )
 def test_a_promise_that_is_kept_by_luck_is_not_kept(
-    own: list[int], sqnr: float, same: float, is_taken: bool
+    own: list[int], sqnr: float, same: float, kl: float | None, is_taken: bool
 ) -> None:
     """0.75 points against 1.5 of another one with 21 dB cannot be told apart on 400 samples."""
-    lucky, mine = judged("lucky", own, sqnr, same)
-    other, theirs = judged("other", list(range(100, 106)), 21.0, 0.97)
+    lucky, mine = judged("lucky", own, sqnr, same, kl)
+    other, theirs = judged("other", list(range(100, 106)), 21.0, 0.97, kl and 0.01)
     scored = {lucky.path: mine, other.path: theirs}
     job = SimpleNamespace(reference=SimpleNamespace(scored=scored))
     study = SimpleNamespace(prepared=SimpleNamespace(job=job))

@@ -12,9 +12,6 @@ from onnxq.ir.copying import reads
 from onnxq.ir.graph import Graph, Node, Value
 from onnxq.ir.types import TensorType
 
-MAX_SEGMENTS = 16
-"""More segments save less than their calls cost."""
-
 _UNKNOWN_SIZE = 1024
 """Stands for a dimension of unknown size where cuts are compared."""
 
@@ -37,15 +34,15 @@ class Segment:
 
 
 def cut(
-    graph: Graph, wanted: Sequence[Node], together: Iterable[Sequence[Node]] = ()
+    graph: Graph, wanted: Sequence[Node], count: int, together: Iterable[Sequence[Node]] = ()
 ) -> list[Segment]:
     """Cut a graph between the nodes of interest, where little data crosses.
 
     Any place in the topological order is a cut; what is alive there crosses it. The order is
-    divided so that segments hold about equally many of the ``wanted`` nodes, and each division
-    moves, within its neighbourhood, to the place that the fewest bytes cross. Places that
-    something else than tensors crosses are no cuts, nor are those within a group of nodes that is
-    to stay ``together``. A node of a body goes with the operator that holds the body.
+    divided so that at most ``count`` segments hold about equally many of the ``wanted`` nodes, and
+    each division moves, within its neighbourhood, to the place that the fewest bytes cross. Places
+    that something else than tensors crosses are no cuts, nor are those within a group of nodes that
+    is to stay ``together``. A node of a body goes with the operator that holds the body.
     """
     order = list(graph.nodes())
     if not order:
@@ -53,7 +50,7 @@ def cut(
     last = _last_readers(graph, order)
     held = [*_held_by(graph, wanted)]
     groups = [[*_held_by(graph, group)] for group in together]
-    places = [0, *_places(graph, order, last, held, groups), len(order)]
+    places = [0, *_places(graph, order, last, held, min(count, len(held)), groups), len(order)]
     return [_segment(graph, order, last, *ends) for ends in pairwise(places)]
 
 
@@ -180,9 +177,9 @@ def _places(
     order: Sequence[Node],
     last: Mapping[Value, int],
     wanted: Sequence[Node],
+    count: int,
     whole: Iterable[Sequence[Node]],
 ) -> list[int]:
-    count = min(MAX_SEGMENTS, len(wanted))
     if count < 2:
         return []
     at = {node: place for place, node in enumerate(order)}

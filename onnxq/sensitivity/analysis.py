@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -17,17 +16,20 @@ from onnxq.data import Batch, Dataset
 from onnxq.errors import InputError
 from onnxq.ir import Graph, Node, Value
 from onnxq.ir.saving import constant_bytes
-from onnxq.ir.segments import Segment, cut, whole
+from onnxq.ir.segments import cut
+from onnxq.ir.segments import whole as all_of
 from onnxq.ir.sizes import value_bytes
 from onnxq.passes.notes import node_name
 from onnxq.precision import Part, Scene, parse_precision, require_searchable
 from onnxq.progress import SILENT, Progress
-from onnxq.runtime import ErrorAccumulator, Session
+from onnxq.runtime import ErrorAccumulator
 from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.parallel import in_order
 from onnxq.runtime.pool import RUN_BYTES, processors
 from onnxq.sensitivity.loss import PROXIES, Losses, losses
+from onnxq.sensitivity.perturbed import Perturbed
 from onnxq.sensitivity.result import NodeSensitivity, Sensitivity
+from onnxq.sensitivity.running import STATIONS, Key, Runner, Sessions
 
 Method = Literal["suffix", "exhaustive"]
 
@@ -40,12 +42,18 @@ CHUNK = 2
 _LARGE = 2 * RUN_BYTES
 """Bytes of all that is computed of a sample from which it runs alone."""
 
-KEPT_BYTES = 1 << 28
-"""Constants of perturbed sessions that are kept for the next samples; others are made anew."""
+EXACT_BYTES = 1 << 36
+"""Values and constants of all perturbed runs of one sample up to which each runs to the end."""
 
-_AS_WRITTEN = {"session.disable_quant_qdq": "1"}
-"""Otherwise onnxruntime quantizes the float weight of an operator between integers, too, with one
-scale for the whole tensor."""
+FEWEST_EXACT = 4
+"""Perturbations that run to the end for each station, however large the model."""
+
+SEGMENT_BYTES = 8 << 20
+"""Constants of a segment where most perturbations run no farther than to the next station: that is
+what making a session for each takes."""
+
+MAX_SEGMENTS = 4 * STATIONS
+"""More segments save less than their calls cost."""
 
 CERTAIN = 0.95
 """Reliability of the ranking at which no more samples are drawn."""
@@ -66,6 +74,7 @@ def analyse(
     data: Dataset,
     scene: Scene,
     choices: Mapping[str, Sequence[str]],
+    whole: Mapping[str, Graph],
     *,
     method: Method = "suffix",
     proxy: str = "noise",
@@ -78,6 +87,8 @@ def analyse(
     ``suffix`` cuts the graph into a row of segments, keeps the float values at the cuts, and for
     each node and part runs only the node's own segment with the part quantized and the float
     segments behind it: no session of the whole model per node, and half of the model on average.
+    Of a large model (`EXACT_BYTES`) only a few run that far, and the losses of the others are
+    estimated from how far they are off at the next of `STATIONS` cuts, see `Perturbed`.
     It draws samples until two halves of them rank the nodes alike: the Spearman correlation of
     their rankings, stepped up to the whole (Spearman 1910, Brown 1910), reaches `CERTAIN`.
     ``exhaustive`` runs the whole model with the node quantized in all parts at once, on all
@@ -85,14 +96,16 @@ def analyse(
 
     Losses of parts are means over samples. Quantization noise of different origin is close to
     uncorrelated, so losses of parts and nodes add up to that of the whole, roughly: where an output
-    saturates or layers feed noise to each other they do not. So the model runs with all nodes in
-    one precision, too, and `Sensitivity.scales` says by what that differs from the sum.
+    saturates, layers feed noise to each other, or two roundings are one in the end, they do not.
+    So the models that have all nodes in one precision run, too, and `Sensitivity.scales` says by
+    what their loss differs from the sum.
 
     Args:
         graph: The float model after its rewrites.
         data: Representative samples.
         scene: Placement, target and ranges.
         choices: Precisions to find losses for, by the name of the node.
+        whole: By precision, the model in which all nodes that can have it do.
         method: See above.
         proxy: What a loss is, see `PROXIES`.
         max_samples: Most samples to use; `MAX_SAMPLES` if None, all for ``exhaustive``.
@@ -111,7 +124,6 @@ def analyse(
             (node, text): tuple(parts) for node, own in nodes.items() for text, parts in own.items()
         }
         limit, rounds = len(data) if max_samples is None else max_samples, (8, 8)
-        segments = [whole(graph)]
     else:
         groups = {
             (node, part.name): (part,)
@@ -121,30 +133,36 @@ def analyse(
         }
         # Of one batch nothing is known of reliability.
         limit, rounds = MAX_SAMPLES if max_samples is None else max_samples, (2, 1)
-        segments = cut(graph, list(nodes), scene.placed.integer.values())
     inputs = [v for v in graph.inputs if v.data is None]
     most = max(limit, MAX_TOGETHER) if max_samples is None else limit
-    rows = _rows(graph, inputs, next(data.batches()))
+    rows, taken = _rows(graph, inputs, next(data.batches()))
     samples = data.take(min(most, len(data))).in_parts(rows, inputs)
+    constants = constant_bytes(graph)
+    affordable = EXACT_BYTES // max(1, taken + constants)
+    if method == "exhaustive":
+        segments, through = [all_of(graph)], None
+    elif len(groups) <= affordable:
+        segments, through = cut(graph, [*nodes], STATIONS, scene.placed.integer.values()), None
+    else:
+        count = max(STATIONS, min(MAX_SEGMENTS, constants // SEGMENT_BYTES))
+        segments = cut(graph, [*nodes], count, scene.placed.integer.values())
+        through = max(FEWEST_EXACT, affordable // STATIONS)
     progress.stage("analysing sensitivity", len(samples))
     found = {key: _Sample() for key in groups}
     precisions = dict.fromkeys(text for own in nodes.values() for text in own)
-    all_of = {
-        text: {n: own[text] for n, own in nodes.items() if text in own} for text in precisions
-    }
-    together = {text: _Together(proxy) for text in all_of}
+    models = {text: whole[text] for text in precisions}
+    together = {text: _Together(proxy) for text in models}
     seen, done, reliability, is_certain = 0, 0, 0.0, False
     with ModelFiles.temporary() as files:
-        sessions = _Sessions(files, scene)
-        runner = _Runner(segments, [v.name for v in graph.outputs], sessions)
+        runner = Runner(segments, [v.name for v in graph.outputs], Sessions(files, scene))
+        perturbed = Perturbed(runner, through)
         for batches in _rounds(samples.batches(), *rounds):
             references = runner.start(batches)
             judge = partial(_judged, runner, proxy, batches, references)
-            left = {} if is_certain else groups
-            for (key, _), judged in in_order(judge, left.items(), processors()):
+            for key, judged in () if is_certain else perturbed.losses(groups, judge):
                 for of_batch in judged:
                     found[key].add(of_batch)
-            for (text, _), outputs in in_order(runner.run_together, all_of.items(), processors()):
+            for (text, _), outputs in in_order(runner.run_whole, models.items(), processors()):
                 for batch, ours, theirs in zip(batches, references, outputs, strict=True):
                     together[text].add(batch.trim(ours), batch.trim(theirs), batch.valid)
             seen += sum(batch.valid for batch in batches)
@@ -160,10 +178,6 @@ def analyse(
         *(model_sha256, proxy, method, done, reliability, analysed),
         scales=_scales(analysed, together),
     )
-
-
-Key = tuple[Node, str]
-"""A node, and the part or precision."""
 
 
 @dataclass
@@ -263,7 +277,7 @@ def _scales(
 
 
 def _judged(
-    runner: _Runner,
+    runner: Runner,
     proxy: str,
     batches: Sequence[Batch],
     references: Sequence[Mapping[str, np.ndarray]],
@@ -277,12 +291,12 @@ def _judged(
     ]
 
 
-def _rows(graph: Graph, inputs: Sequence[Value], batch: Batch) -> int:
-    """Samples that run together."""
-    if not batch.is_divisible(inputs):
-        return CHUNK
-    shapes = {name: array.shape for name, array in batch.rows(0, 1).feeds.items()}
-    return CHUNK if sum(value_bytes(graph, shapes).values()) <= _LARGE else 1
+def _rows(graph: Graph, inputs: Sequence[Value], batch: Batch) -> tuple[int, int]:
+    """Samples that run together, and the bytes of all values of one, or of a fixed batch."""
+    is_open = batch.is_divisible(inputs)
+    feeds = (batch.rows(0, 1) if is_open else batch).feeds
+    taken = sum(value_bytes(graph, {name: a.shape for name, a in feeds.items()}).values())
+    return 1 if is_open and taken > _LARGE else CHUNK, taken
 
 
 def _rounds(batches: Iterator[Batch], first: int, later: int) -> Iterator[list[Batch]]:
@@ -291,101 +305,3 @@ def _rounds(batches: Iterator[Batch], first: int, later: int) -> Iterator[list[B
     while some := list(islice(batches, size)):
         yield some
         size = later
-
-
-class _Sessions:
-    """Loads graphs, with and without perturbations; keeps as many of these as memory allows."""
-
-    def __init__(self, files: ModelFiles, scene: Scene) -> None:
-        self._files = files
-        self._scene = scene
-        self._lock = Lock()
-        self._kept: dict[Hashable, Session] = {}
-        self._room = KEPT_BYTES
-
-    def plain(self, graph: Graph) -> Session:
-        """A float graph's."""
-        self._files.share(graph)
-        return self._files.session(graph, pooled=True)
-
-    def perturbed(
-        self, graph: Graph, key: Hashable, parts: Mapping[Node, Sequence[Part]]
-    ) -> Session:
-        """That of a graph with some parts of nodes quantized, which a key stands for."""
-        with self._lock:
-            if key in self._kept:
-                return self._kept[key]
-            changed = graph.copy()
-            for node, own in parts.items():
-                for part in own:
-                    part.apply(changed, node, self._scene)
-            session = self._session(changed)
-            size = constant_bytes(changed)
-            if size <= self._room:
-                self._kept[key] = session
-                self._room -= size
-            return session
-
-    def _session(self, graph: Graph) -> Session:
-        try:
-            return self._files.session(graph, config=_AS_WRITTEN, pooled=True)
-        except InputError:
-            # onnxruntime 1.24 loses a value when it optimizes some graphs of many pairs.
-            return self._files.session(graph, config=_AS_WRITTEN, pooled=True, optimization="none")
-
-
-class _Runner:
-    """Runs a model on batches, a node's own segment perturbed and the float ones behind it."""
-
-    def __init__(
-        self, segments: Sequence[Segment], outputs: Sequence[str], sessions: _Sessions
-    ) -> None:
-        self._segments = segments
-        self._outputs = outputs
-        self._sessions = sessions
-        self._float = [sessions.plain(segment.graph) for segment in segments]
-        self._place = {
-            node: place for place, segment in enumerate(segments) for node in segment.nodes
-        }
-        self._held: list[dict[str, np.ndarray]] = []
-
-    def start(self, batches: Sequence[Batch]) -> list[dict[str, np.ndarray]]:
-        """Take some batches, and give their float outputs."""
-        self._held = [dict(batch.feeds) for batch in batches]
-        for segment, session in zip(self._segments, self._float, strict=True):
-            for held in self._held:
-                held |= session.run(_only(held, segment.inputs))
-        return [_only(held, self._outputs) for held in self._held]
-
-    def run(self, key: Key, parts: Sequence[Part]) -> Iterator[dict[str, np.ndarray]]:
-        """The outputs for each of these batches with some parts of one node quantized."""
-        place = self._place[key[0]]
-        segment = self._segments[place]
-        perturbed = self._sessions.perturbed(segment.graph, key, {key[0]: parts})
-        for before in self._held:
-            results = perturbed.run(_only(before, segment.inputs))
-            held = before | dict(zip(segment.outputs, results.values(), strict=True))
-            behind = slice(place + 1, None)
-            for later, session in zip(self._segments[behind], self._float[behind], strict=True):
-                held |= session.run(_only(held, later.inputs))
-            yield _only(held, self._outputs)
-
-    def run_together(
-        self, precision: tuple[str, Mapping[Node, Sequence[Part]]]
-    ) -> list[dict[str, np.ndarray]]:
-        """The outputs for each of these batches with the parts of a precision in all nodes."""
-        text, parts = precision
-        all_held = [dict(before) for before in self._held]
-        for place, segment in enumerate(self._segments):
-            own = {n: some for n, some in parts.items() if self._place[n] == place}
-            session = self._float[place]
-            if own:
-                session = self._sessions.perturbed(segment.graph, (text, place), own)
-            for held in all_held:
-                results = session.run(_only(held, segment.inputs))
-                held |= dict(zip(segment.outputs, results.values(), strict=True))
-        return [_only(held, self._outputs) for held in all_held]
-
-
-def _only(held: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
-    return {name: held[name] for name in names}

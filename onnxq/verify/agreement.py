@@ -48,8 +48,8 @@ class Agreement:
                 self._rows[name].add(ours, theirs)
             else:
                 rows = valid if len(ours) == valid else 1
-                choices = (decision.choices(side).reshape(rows, -1) for side in (ours, theirs))
-                self._positions[name].add(*choices)
+                mine, other = (decision.choices(o).reshape(rows, -1) for o in (ours, theirs))
+                self._positions[name].add(mine, other, decision.divergence(ours, theirs))
 
     def result(self) -> AgreementFacts | None:
         """The agreement; None where nothing was decided, or too few samples have neighbours."""
@@ -76,6 +76,7 @@ class Agreement:
                 DecisionFacts(d.output, d.kind, d.why, self._is_marked(d.output))
                 for d in self._decisions
             ),
+            sum(own.divergence() for own in self._positions.values()) if self._positions else None,
         )
 
     def _is_marked(self, output: str) -> bool:
@@ -90,8 +91,10 @@ class _Positions:
         self._totals: list[int] = []
         self._equal: list[Counter[int]] = []
         self._ours: Counter[int] = Counter()
+        self._diverged = 0.0
 
-    def add(self, ours: Choices, theirs: Choices) -> None:
+    def add(self, ours: Choices, theirs: Choices, diverged: float) -> None:
+        self._diverged += diverged
         self._ours.update(_counted(ours))
         for mine, other in zip(ours, theirs, strict=True):
             self._totals.append(mine.size)
@@ -104,6 +107,10 @@ class _Positions:
             return None
         choice, count = self._ours.most_common(1)[0]
         return choice if 2 * count > self._ours.total() else None
+
+    def divergence(self) -> float:
+        """Of a position, in the mean."""
+        return self._diverged / sum(self._totals)
 
     def scores(self) -> tuple[Floats, Floats]:
         """Equal choices and positions that count, of each sample."""

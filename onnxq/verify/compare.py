@@ -14,7 +14,6 @@ from onnxq.ir.saving import constant_bytes
 from onnxq.progress import SILENT, Progress
 from onnxq.runtime import (
     ErrorAccumulator,
-    OutputError,
     Session,
     TensorSpec,
     as_stored,
@@ -24,17 +23,15 @@ from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.segmented import Segmented, is_too_large
 from onnxq.runtime.specs import Array
 from onnxq.verify.agreement import Agreement
-from onnxq.verify.facts import model_facts, peak_rss_bytes, versions
+from onnxq.verify.facts import peak_rss_bytes, versions
 from onnxq.verify.gates import Gate
 from onnxq.verify.layers import compare_layers
 from onnxq.verify.metrics import paired_drop
 from onnxq.verify.metrics.scored import ScoredMetric
 from onnxq.verify.precision import describe
-from onnxq.verify.reference import Reference
+from onnxq.verify.reference import Judged, Reference
 from onnxq.verify.result import (
-    AgreementFacts,
     LatencyFacts,
-    MetricFacts,
     PassFacts,
     Report,
     SizeFacts,
@@ -117,9 +114,11 @@ def compare_files(
         float_graph, runs = reference.graph, reference.runs
         if candidate_path != float_path:
             runs = files.beside(candidate_graph, candidate_path)
-        metric, agreement, outputs = _quality(
-            reference, candidate_graph, runs, candidate_path, progress
-        )
+        if candidate_path not in reference.judged:
+            reference.judged[candidate_path] = _quality(
+                reference, candidate_graph, runs, candidate_path, progress
+            )
+        metric, agreement, outputs = reference.judged[candidate_path]
         models = (float_graph, reference.runs), (candidate_graph, runs)
         latencies, throughput = _timed(models, files, reference.room, workload, options, progress)
         infer_types(candidate_graph)
@@ -131,8 +130,8 @@ def compare_files(
         else:
             layers = describe(candidate_graph)
     progress.finish()
-    model = model_facts(float_graph, float_path, options.providers[0], options.backend)
-    output = model_facts(candidate_graph, candidate_path, options.providers[0], options.backend)
+    model = reference.facts(float_graph, float_path)
+    output = reference.facts(candidate_graph, candidate_path)
     report = Report(
         model=model,
         output=output,
@@ -183,8 +182,8 @@ def _interface(specs: Sequence[TensorSpec], with_rank: bool) -> dict[str, tuple[
 
 def _quality(
     reference: Reference, graph: Graph, runs: Path, path: Path, progress: Progress
-) -> tuple[MetricFacts | None, AgreementFacts | None, tuple[OutputError, ...]]:
-    """The metric, agreement, and how far outputs are; without labels agreement is the metric."""
+) -> Judged:
+    """What a model's outputs are worth; without labels agreement is the metric."""
     is_same = runs == reference.runs
     metric = reference.metric if is_same else reference.new_metric()
     if not is_same:

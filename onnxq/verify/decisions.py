@@ -19,6 +19,13 @@ UNDECIDED = -1
 """The choice where there is a NaN: it equals no other."""
 
 _TOLERANCE = 1e-3
+
+_RAREST = 1e-6
+"""Probability that what is given as 0, as by integers, is taken to have."""
+
+_AT_ONCE = 1 << 18
+"""Numbers whose logarithms are in memory at a time."""
+
 _FEWEST_DIMENSIONS = 8
 """Shorter rows of length 1 are directions or rotations rather than embeddings."""
 
@@ -39,12 +46,14 @@ class Decision:
             least 0.5; ``neighbour``: which other sample's row points in the most similar direction.
         axis: The axis of the classes.
         why: How that was found, in words.
+        are_probabilities: Whether the numbers are probabilities; scores or their logarithms if not.
     """
 
     output: str
     kind: str
     axis: int
     why: str
+    are_probabilities: bool = False
 
     def choices(self, value: Array) -> Choices:
         """What is decided at each position; not for neighbours, which are chosen at the end."""
@@ -52,6 +61,31 @@ class Decision:
         if self.kind == "threshold":
             return np.where(unknown, UNDECIDED, value >= 0.5)
         return np.where(unknown.any(self.axis), UNDECIDED, value.argmax(self.axis))
+
+    def divergence(self, ours: Array, theirs: Array) -> float:
+        """Kullback-Leibler divergence of their choices' distribution from ours, in nats.
+
+        Summed over all positions; not for neighbours. Infinite where there is a NaN.
+        """
+        total, size = 0.0, ours.shape[self.axis]
+        pairs = [np.moveaxis(side, self.axis, -1).reshape(-1, size) for side in (ours, theirs)]
+        if self.kind == "threshold":
+            pairs = [side.reshape(-1, 1) for side in pairs]
+        rows = max(1, _AT_ONCE // pairs[0].shape[1])
+        for at in range(0, len(pairs[0]), rows):
+            p, q = (self._logarithms(side[at : at + rows]) for side in pairs)
+            total += float((np.exp(p) * (p - q)).sum(dtype=np.float64))
+        return max(total, 0.0) if np.isfinite(total) else np.inf
+
+    def _logarithms(self, rows: Array) -> npt.NDArray[np.float32]:
+        """Logarithms of the probabilities of all choices, a position a row."""
+        rows = rows.astype(np.float32)
+        if self.kind == "threshold":
+            rows = np.concatenate([rows, 1 - rows], axis=1)
+        if self.kind == "threshold" or self.are_probabilities:
+            rows = np.log(np.maximum(rows, _RAREST))
+        rows = rows - rows.max(axis=1, keepdims=True)
+        return np.asarray(rows - np.log(np.exp(rows).sum(axis=1, keepdims=True)))
 
 
 def find_decisions(
@@ -101,12 +135,14 @@ def _floats(graph: Graph, outputs: Mapping[str, Any]) -> Iterator[tuple[Value, A
 
 def _probabilities(value: Value, array: Array) -> Decision | None:
     lasts = _lasts(value)
-    if lasts and all(last.is_op("LogSoftmax") for last in lasts):
+    are_logarithms = bool(lasts) and all(last.is_op("LogSoftmax") for last in lasts)
+    if are_logarithms:
         array = np.exp(array)
     for axis in dict.fromkeys((array.ndim - 1, 1)):
         size = array.shape[axis]
         if size > 1 and array.min() >= 0 and _near(array.sum(axis, dtype=np.float64), 1):
-            return Decision(value.name, "classes", axis, f"{size:,} probabilities that sum to 1")
+            why = f"{size:,} probabilities that sum to 1"
+            return Decision(value.name, "classes", axis, why, not are_logarithms)
     return None
 
 

@@ -18,15 +18,16 @@ from onnxq.errors import InputError
 from onnxq.ir import Graph, load
 from onnxq.ir.saving import constant_bytes
 from onnxq.ir.sizes import live_bytes, value_bytes
-from onnxq.runtime import Runnable, as_stored, load_backend
+from onnxq.runtime import OutputError, Runnable, as_stored, load_backend
 from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.parallel import in_order
 from onnxq.runtime.pool import AT_ONCE_BYTES, RUN_BYTES, give_back, model_room, processors
 from onnxq.runtime.segmented import Segmented, is_too_large
 from onnxq.verify.decisions import Decision, find_decisions
+from onnxq.verify.facts import model_facts
 from onnxq.verify.metrics import Metric, choose_metric
 from onnxq.verify.metrics.scored import ScoredMetric
-from onnxq.verify.result import AGREEMENT
+from onnxq.verify.result import AGREEMENT, AgreementFacts, MetricFacts, ModelFacts
 
 _WORKING_COPIES = 8
 """Times that a metric holds the outputs of a batch, at most: float64 copies, and what it computes
@@ -36,6 +37,9 @@ _FREE_SHARE = 0.25
 """Share of the free space of a disk that outputs may take; batches beyond are computed anew."""
 
 Outputs = dict[str, Any]
+
+Judged = tuple[MetricFacts | None, AgreementFacts | None, tuple[OutputError, ...]]
+"""The metric, agreement, and how far outputs are."""
 
 
 class Reference:
@@ -61,6 +65,7 @@ class Reference:
         data: The samples, as many in a batch as memory allows.
         metric: The model's own, over what was passed over so far; None without labels.
         scored: The metrics of the models that were held against it, by their files.
+        judged: What was found of these models and the float one, by their files.
 
     Raises:
         InputError: the model cannot be read, or data and metric do not fit.
@@ -99,6 +104,8 @@ class Reference:
         self.inputs, self.outputs = described.inputs, described.outputs
         self.metric = self.new_metric()
         self.scored: dict[Path, ScoredMetric] = {}
+        self.judged: dict[Path, Judged] = {}
+        self._facts: dict[Path, ModelFacts] = {}
         self._decisions: tuple[Decision, ...] | None = None
 
     def decisions(self, outputs: Outputs) -> tuple[Decision, ...]:
@@ -119,6 +126,12 @@ class Reference:
             # Whoever asks for SQNR says that the outputs are mere numbers.
             self._decisions = () if self._metric_name == "sqnr" else found
         return self._decisions
+
+    def facts(self, graph: Graph, path: Path) -> ModelFacts:
+        """Facts about a model's file, found once."""
+        if path not in self._facts:
+            self._facts[path] = model_facts(graph, path, self._provider, self._backend)
+        return self._facts[path]
 
     def new_metric(self) -> Metric | None:
         """A metric like the model's own, for a candidate."""

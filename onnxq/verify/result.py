@@ -72,7 +72,9 @@ class DecisionFacts:
 class AgreementFacts:
     """How often the candidate decides as the float model does, with its 95 % interval.
 
-    ``positions`` counts the decisions compared, of which a sample may hold many.
+    ``positions`` counts the decisions compared, of which a sample may hold many. ``kl`` is the
+    Kullback-Leibler divergence of the candidate's distribution over the choices from the float
+    model's at a position, in nats and in the mean, summed over outputs; None for neighbours.
     """
 
     value: Number
@@ -80,6 +82,7 @@ class AgreementFacts:
     positions: int
     confidence: tuple[Number, Number]
     decisions: tuple[DecisionFacts, ...]
+    kl: Number | None = None
 
     def as_metric(self) -> MetricFacts:
         """The same as a metric, of which the float model has all."""

@@ -7,11 +7,14 @@ import pytest
 from hypothesis import given, settings
 
 from onnxq.ir import Context, Graph, infer_types
-from onnxq.ir.segments import MAX_SEGMENTS, Segment, cut, cut_by_depth
+from onnxq.ir.segments import Segment, cut, cut_by_depth
 from onnxq.passes.cleanup.eliminate_dead import EliminateDead
 from tests.helpers import assert_same_outputs, run
 from tests.networks import chain, inputs
 from tests.passes.test_random_graphs import graphs, square_graphs
+
+COUNT = 16
+"""Segments that are asked for."""
 
 
 def in_a_row(
@@ -31,7 +34,7 @@ def check(graph: Graph, feeds: dict[str, np.ndarray]) -> int:
     infer_types(graph)
     nodes = set(graph.all_nodes())
     by_depth = cut_by_depth(graph, list(graph.nodes())[::3])
-    for segments in (by_depth, cut(graph, list(graph.nodes()))):
+    for segments in (by_depth, cut(graph, list(graph.nodes()), COUNT)):
         found = [{n for n in s.nodes if n in nodes} for s in segments]
         assert set().union(*found) == nodes and sum(map(len, found)) == len(nodes), "each node once"
         assert_same_outputs(run(graph, feeds), in_a_row(segments, graph, feeds))
@@ -58,7 +61,7 @@ def test_random_graphs_of_matrices(graph: Graph) -> None:
 def test_a_network_is_cut_into_many(depth: int) -> None:
     graph = chain(max(depth, 2))
     count = check(graph, inputs(graph, 2))
-    assert 2 <= count <= MAX_SEGMENTS
+    assert 2 <= count <= COUNT
 
 
 def test_groups_stay_whole() -> None:
@@ -66,7 +69,7 @@ def test_groups_stay_whole() -> None:
     nodes = list(graph.nodes())
     pairs = [(nodes[at], nodes[at + 1]) for at in range(0, 24, 2)]
     assert [(a.op_type, b.op_type) for a, b in pairs] == [("Conv", "Relu")] * 12
-    segments = cut(graph, nodes, pairs)
+    segments = cut(graph, nodes, COUNT, pairs)
     assert len(segments) > 4
     for conv, relu in pairs:
         (at,) = (s for s in segments if conv in s.nodes)
@@ -87,7 +90,7 @@ def test_cuts_are_where_little_crosses() -> None:
     )
     infer_types(graph)
     nodes = list(graph.nodes())
-    (first, second) = cut(graph, [nodes[1], nodes[5]])
+    (first, second) = cut(graph, [nodes[1], nodes[5]], COUNT)
     assert first.outputs == ("d",) == second.inputs
 
 
@@ -114,4 +117,4 @@ def test_what_is_wanted_of_one_depth_is_in_one_segment() -> None:
 def test_an_empty_graph_has_no_segments() -> None:
     graph = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
         g (float[2] x) => (float[2] y) { y = Identity(x) }""")
-    assert len(cut(graph, [])) == 1
+    assert len(cut(graph, [], COUNT)) == 1

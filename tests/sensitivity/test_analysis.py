@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from onnxq.errors import InputError
 from onnxq.ir import Context, DataType, Graph, ModelInfo, TensorType, infer_types, load
 from onnxq.passes.static.insert_qdq import InsertQdq
 from onnxq.plan.apply import float_graph
+from onnxq.precision import Part
 from onnxq.runtime import Session
-from onnxq.sensitivity import Sensitivity, analyse
+from onnxq.sensitivity import Sensitivity, analyse, analysis, running
 from onnxq.sensitivity.analysis import CERTAIN
+from onnxq.sensitivity.running import Key, Runner
 from onnxq.targets import load_target
 from tests.helpers import run
-from tests.networks import chain, choices, dataset, inputs, scene
+from tests.networks import chain, choices, dataset, inputs, scene, whole
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -29,7 +32,7 @@ def analysed(graph: Graph, *precisions: str, **options: object) -> Sensitivity:
     data = dataset(graph, inputs(graph))
     found = scene(graph, data)
     own = choices(found, *(precisions or ("int8",)))
-    return analyse(graph, data, found, own, **options)  # type: ignore[arg-type]
+    return analyse(graph, data, found, own, whole(graph, found, own), **options)  # type: ignore[arg-type]
 
 
 def losses(found: Sensitivity, precision: str = "int8") -> dict[str, float]:
@@ -43,8 +46,8 @@ def test_agrees_with_one_node_at_a_time_on_a_trained_network() -> None:
     data = read(MODELS / "digits.npz", Session(path).inputs).split(0)[0].take(24)
     found = scene(graph, data)
     own = choices(found, "int8")
-    quick = analyse(graph, data, found, own)
-    slow = analyse(graph, data, found, own, method="exhaustive")
+    quick = analyse(graph, data, found, own, whole(graph, found, own))
+    slow = analyse(graph, data, found, own, whole(graph, found, own), method="exhaustive")
     ours, theirs = losses(quick), losses(slow)
     assert set(ours) == set(theirs) and len(ours) > 15
     assert quick.samples < slow.samples == 24
@@ -53,6 +56,48 @@ def test_agrees_with_one_node_at_a_time_on_a_trained_network() -> None:
     assert agreement >= 0.9
     worst = [set(sorted(names, key=lambda n: -each[n])[:10]) for each in (ours, theirs)]
     assert len(worst[0] & worst[1]) >= 8
+
+
+@pytest.fixture
+def through(monkeypatch: pytest.MonkeyPatch) -> set[Key]:
+    """All models count as large, with three stations; gives what runs through to the end."""
+    found: set[Key] = set()
+    run_through = Runner.run
+    for module in (analysis, running):
+        monkeypatch.setattr(module, "STATIONS", 3)
+    for name, amount in {"EXACT_BYTES": 0, "FEWEST_EXACT": 2, "MAX_SEGMENTS": 9}.items():
+        monkeypatch.setattr(analysis, name, amount)
+    monkeypatch.setattr(analysis, "SEGMENT_BYTES", 1)
+
+    def noted(self: Runner, key: Key, parts: Sequence[Part]) -> Iterator[dict[str, np.ndarray]]:
+        found.add(key)
+        return run_through(self, key, parts)
+
+    monkeypatch.setattr(Runner, "run", noted)
+    return found
+
+
+def test_losses_in_a_large_model_are_estimated_at_the_next_station(
+    through: set[Key], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = chain(10)
+    found = analysed(graph, max_samples=4)
+    assert len(through) == 2 * 3
+    known = {(node.name, part) for node, part in through}
+    monkeypatch.setattr(analysis, "EXACT_BYTES", 1 << 40)
+    exact = analysed(graph, max_samples=4)
+    for ours, wanted in zip(found.nodes, exact.nodes, strict=True):
+        for part in wanted.losses:
+            ratio = ours.losses[part] / wanted.losses[part]
+            is_known = (ours.node, part) in known
+            assert ratio == pytest.approx(1.0) if is_known else 0.1 < ratio < 10
+
+
+@pytest.mark.usefixtures("through")
+@pytest.mark.parametrize("planted", [0, 3, 6])
+def test_a_planted_layer_is_found_in_a_large_model(planted: int) -> None:
+    ranking = analysed(chain(8, planted=planted)).ranking("int8")
+    assert ranking[0][0] in {f"conv{planted}", f"conv{planted + 1}"}
 
 
 def test_exhaustive_is_what_the_pass_does_to_one_node() -> None:
@@ -200,6 +245,6 @@ def test_names_that_do_not_exist() -> None:
     found = scene(graph, data)
     for name in ("int7", "float16"):
         with pytest.raises(InputError, match=f"a search cannot choose '{name}'"):
-            analyse(graph, data, found, {"head": ("int8", name)})
+            analyse(graph, data, found, {"head": ("int8", name)}, {})
     with pytest.raises(InputError, match="no proxy 'beauty'"):
         analysed(graph, proxy="beauty")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from onnxq.verify.agreement import Agreement, nearest
 from onnxq.verify.decisions import Decision
@@ -38,6 +40,34 @@ def test_one_decision_a_sample() -> None:
     metric = facts.as_metric()
     assert (metric.float, metric.candidate, metric.drop) == (1, facts.value, 1 - facts.value)
     assert metric.confidence == pytest.approx((1 - wilson.high, 1 - wilson.low))
+
+
+def test_divergence_is_that_of_the_distributions_over_the_choices() -> None:
+    rng = np.random.default_rng(0)
+    ours = rng.normal(size=(60, 5, 3)).astype(np.float32)
+    theirs = ours + rng.normal(size=ours.shape).astype(np.float32) / 5
+    p, q = (special.softmax(side.astype(np.float64), axis=1) for side in (ours, theirs))
+    wanted = special.rel_entr(p, q).sum(1).mean()
+    probable = replace(CLASSES, are_probabilities=True)
+    for decision, *pair in (
+        (CLASSES, ours, theirs),
+        (CLASSES, np.log(p), np.log(q)),
+        (probable, p, q),
+    ):
+        facts = agreed(decision, *pair)
+        assert facts is not None and facts.kl == pytest.approx(wanted, rel=1e-3)
+    two = agreed(MAP, p, q)
+    wanted = (special.rel_entr(p, q) + special.rel_entr(1 - p, 1 - q)).mean()
+    assert two is not None and two.kl == pytest.approx(wanted, rel=1e-3)
+
+
+def test_divergence_where_integers_give_zeros_is_finite() -> None:
+    ours, theirs = np.array([[0.9, 0.1]] * 4), np.array([[1.0, 0.0]] * 4)
+    facts = agreed(replace(CLASSES, are_probabilities=True), ours, theirs)
+    assert facts is not None and facts.kl is not None and 0.1 < facts.kl < 2
+    theirs[0] = np.nan
+    facts = agreed(CLASSES, ours, theirs)
+    assert facts is not None and facts.kl == np.inf
 
 
 def test_equal_models_leave_room_for_doubt() -> None:
