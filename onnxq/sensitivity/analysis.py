@@ -45,7 +45,7 @@ _LARGE = 2 * RUN_BYTES
 EXACT_BYTES = 1 << 36
 """Values and constants of all perturbed runs of one sample up to which each runs to the end."""
 
-FEWEST_EXACT = 4
+FEWEST_EXACT = 3
 """Perturbations that run to the end for each station, however large the model."""
 
 SEGMENT_BYTES = 8 << 20
