@@ -56,7 +56,8 @@ class Static(Precision):
         bounds = _behind_casts(graph, given.bounds)
         pairs = InsertQdq(bounds, target.name, only=others, formats=formats)
         rows = QuantizeDynamic(only=tables, reduced_range=scheme.reduced_range)
-        # Without names they would be for all nodes.
+        # Without names they would be for all nodes. Tables come last, when products that read one
+        # have stored its integers.
         return (*((pairs,) if others else ()), *((rows,) if tables else ()))
 
     def needed_opset(self, target: Target) -> int:

@@ -162,6 +162,7 @@ class WeightStore:
 
     def __init__(self) -> None:
         self._stored: dict[tuple[Value, Layout, Graph, object], Stored] = {}
+        self._present: dict[Graph, list[Value]] = {}
         self._dequantized: dict[Stored, Value] = {}
         self._rows: dict[tuple[Stored, bool], Rows] = {}
 
@@ -179,12 +180,25 @@ class WeightStore:
         if key not in self._stored:
             assert weight.data is not None
             values, scale, zero_point, qparams = _arranged(weight.data, layout, weight.name)
-            integers = graph.constant(values, f"{weight.name}_q")
+            integers = self._equal(graph, values) or graph.constant(values, f"{weight.name}_q")
             factors, zeros = graph.constant(scale, f"{weight.name}_scale"), None
             if zero_point is not None:
                 zeros = graph.constant(zero_point, f"{weight.name}_zero_point")
             self._stored[key] = Stored(integers, factors, zeros, qparams)
         return self._stored[key]
+
+    def _equal(self, graph: Graph, values: np.ndarray | Tensor) -> Value | None:
+        """Bytes that a graph held before, as of a product that reads the same table."""
+        if graph not in self._present:
+            kinds, constants = (DataType.INT8, DataType.UINT8), list(graph.initializers())
+            self._present[graph] = [v for v in constants if v.is_constant and v.dtype in kinds]
+        if not isinstance(values, np.ndarray):
+            return None
+        for value in self._present[graph]:
+            known = value.numpy() if value.shape == values.shape else None
+            if known is not None and known.dtype == values.dtype and np.array_equal(known, values):
+                return value
+        return None
 
     def drop_unused(self) -> None:
         """Take away what was stored for nodes that then stayed in float."""
