@@ -41,11 +41,11 @@ $(VENV)/.installed: pyproject.toml $(PINNED) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(call held_to,$(PINNED)) $(BIN)/python $(PIP) --editable ".[test,lint]"
+	$(call held_to,$(PINNED)) $(BIN)/python $(PIP) --editable ".[test,lint,train]"
 	@touch $@
 
 $(VENV)-oldest/.installed: pyproject.toml $(OLDEST) | $(VENV)-oldest/bin/python
-	$(call held_to,$(OLDEST)) $(VENV)-oldest/bin/python $(PIP) --editable ".[test]"
+	$(call held_to,$(OLDEST)) $(VENV)-oldest/bin/python $(PIP) --editable ".[test,train]"
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -69,7 +69,8 @@ compat: oldest newest
 oldest: $(VENV)-oldest/.installed
 	$(VENV)-oldest/bin/python -m pytest -n auto --cov --cov-report=term
 
-# Nothing holds this one, so it is brought up to date each time.
+# Nothing holds this one, so it is brought up to date each time; without torch, whose newest release
+# may be gigabytes, and whose tests are skipped then.
 newest: | $(VENV)-newest/bin/python
 	$(VENV)-newest/bin/python $(PIP) --upgrade --upgrade-strategy eager --editable ".[test]"
 	$(VENV)-newest/bin/python -m pip --disable-pip-version-check list
@@ -77,8 +78,8 @@ newest: | $(VENV)-newest/bin/python
 
 constraints: | $(BIN)/python
 	$(BIN)/python $(PIP) --upgrade uv
-	$(resolve) --extra test --extra lint --output-file $(PINNED)
-	$(resolve) --extra test --resolution lowest-direct --output-file $(OLDEST)
+	$(resolve) --extra test --extra lint --extra train --output-file $(PINNED)
+	$(resolve) --extra test --extra train --resolution lowest-direct --output-file $(OLDEST)
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist *.egg-info .coverage htmlcov

@@ -26,17 +26,22 @@ T = TypeVar("T")
 _FORM = re.compile(r"([\w-]+)\s*(?:\{(.*)\})?", re.DOTALL)
 
 
-def kinds_in(module: ModuleType, base: type[T]) -> Iterator[type[T]]:
+def kinds_in(module: ModuleType, base: type[T], *, nested: bool = True) -> Iterator[type[T]]:
     """Every class derived from ``base`` that a module, or a package's modules, define.
 
-    Those without a name, or that are abstract, are bases of others.
+    Those without a name, or that are abstract, are bases of others. Without ``nested`` packages
+    within the package are left alone.
 
     Raises:
         ImportError: one of the modules cannot be imported.
     """
     modules = [module]
     if hasattr(module, "__path__"):
-        found = pkgutil.walk_packages(module.__path__, f"{module.__name__}.", lambda name: None)
+        prefix = f"{module.__name__}."
+        if nested:
+            found = pkgutil.walk_packages(module.__path__, prefix, lambda name: None)
+        else:
+            found = (m for m in pkgutil.iter_modules(module.__path__, prefix) if not m.ispkg)
         modules += map(_imported, sorted(m.name for m in found))
     for each in modules:
         for _, kind in inspect.getmembers(each, inspect.isclass):

@@ -30,3 +30,12 @@ def corpus() -> Path:
     if not folder:
         pytest.skip("ONNXQ_CORPUS is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """Folder of fetched models, named by ONNXQ_REAL; the test is skipped without one."""
+    folder = os.environ.get("ONNXQ_REAL")
+    if not folder:
+        pytest.skip("ONNXQ_REAL is not set; benchmarks/real/fetch.py fills the folder to name")
+    return Path(folder)

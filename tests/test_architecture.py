@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import re
 from collections.abc import Iterator
@@ -44,6 +45,11 @@ STRANGERS = {
     "data": {"quant"},
 }
 """What a part knows nothing of, though the order would allow it."""
+
+TRAINING = "onnxq.tune.train"
+"""The only place where torch is imported, which is an extra."""
+
+NO_TORCH = importlib.util.find_spec("torch") is None
 
 API = {
     *("__init__", "benchmark", "comparison", "forms", "gguf", "inspection", "job"),
@@ -148,7 +154,7 @@ def test_no_pass_is_imported_by_a_pass_or_its_helpers() -> None:
 def test_no_public_name_hides_the_module_of_its_name() -> None:
     hidden = []
     for module, path in SOURCES.items():
-        if path.name == "__init__.py":
+        if path.name == "__init__.py" and not (module.startswith(TRAINING) and NO_TORCH):
             public = getattr(importlib.import_module(module), "__all__", ())
             hidden += [f"{module}.{name}" for name in public if f"{module}.{name}" in SOURCES]
     assert not hidden
@@ -156,6 +162,12 @@ def test_no_public_name_hides_the_module_of_its_name() -> None:
 
 def test_networkx_is_imported_by_the_ir_only() -> None:
     assert {part(i.importer) for i in IMPORTS if part(i.module) == "networkx"} == {"ir"}
+
+
+def test_torch_is_imported_where_gradients_are_only() -> None:
+    importers = {i.importer for i in IMPORTS if part(i.module) == "torch"}
+    assert importers
+    assert all(module.startswith(TRAINING) for module in importers)
 
 
 def test_private_names_stay_where_they_are() -> None:

@@ -38,8 +38,8 @@ class Method(ABC):
 
 @cache
 def available_methods() -> Mapping[str, type[Method]]:
-    """Every method by name: what the modules of this package hold."""
-    kinds = kinds_in(importlib.import_module("onnxq.tune"), Method)
+    """Every method by name: what the modules of this package hold, `onnxq.tune.train` left out."""
+    kinds = kinds_in(importlib.import_module("onnxq.tune"), Method, nested=False)
     return {kind.name: kind for kind in sorted(kinds, key=lambda kind: kind.name)}
 
 

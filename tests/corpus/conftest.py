@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 _LINES = pytest.StashKey[list[str]]()
-
-
-@pytest.fixture(scope="session")
-def real() -> Path:
-    """Folder of fetched models, named by ONNXQ_REAL; the test is skipped without one."""
-    folder = os.environ.get("ONNXQ_REAL")
-    if not folder:
-        pytest.skip("ONNXQ_REAL is not set; benchmarks/real/fetch.py fills the folder to name")
-    return Path(folder)
 
 
 @pytest.fixture

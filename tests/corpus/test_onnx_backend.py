@@ -157,16 +157,17 @@ def _run(path: Path, feeds: dict[str, Any]) -> dict[str, Any]:
 
 def _is_expected(case: Case, found: dict[str, Any]) -> bool:
     return len(found) == len(case.outputs) and all(
-        _agree(one, other, case) for one, other in zip(case.outputs, found.values(), strict=True)
+        agree(one, other, case) for one, other in zip(case.outputs, found.values(), strict=True)
     )
 
 
-def _agree(wanted: Any, found: Any, case: Case) -> bool:
+def agree(wanted: Any, found: Any, case: Case) -> bool:
+    """Whether an output is the expected one, within the test's tolerances."""
     if isinstance(wanted, list):
         return (
             isinstance(found, list)
             and len(wanted) == len(found)
-            and all(_agree(a, b, case) for a, b in zip(wanted, found, strict=True))
+            and all(agree(a, b, case) for a, b in zip(wanted, found, strict=True))
         )
     if wanted is None or found is None:
         return wanted is found

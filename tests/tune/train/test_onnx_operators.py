@@ -1,0 +1,63 @@
+"""ONNX's own node tests in torch: the outputs that ONNX expects, for every operator there is."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch", reason='needs torch: pip install "onnxq[train]"')
+
+from onnxq.errors import InputError
+from onnxq.ir import infer_types, load
+from onnxq.tune.train.executor import Executor
+from tests.corpus.test_onnx_backend import Case, agree, cases
+
+FEWEST = 1600
+"""How many of ONNX's node tests at least have to be computed as expected."""
+
+NO_OPERATOR = {
+    *("Bernoulli", "BitCast", "BlackmanWindow", "CausalConvWithState", "CenterCropPad", "Col2Im"),
+    *("CumProd", "DFT", "DeformConv", "HammingWindow", "HannWindow", "ImageDecoder"),
+    *("LinearAttention", "MelWeightMatrix", "NonMaxSuppression", "RandomUniformLike", "RoiAlign"),
+    *("STFT", "SwiGLU", "TensorScatter"),
+    # Of strings, sequences and optional values.
+    *("OptionalGetElement", "OptionalHasElement", "RegexFullMatch", "SequenceInsert"),
+    *("SequenceLength", "SequenceMap", "SplitToSequence", "StringConcat", "StringNormalizer"),
+    *("StringSplit", "TfIdfVectorizer"),
+}
+"""Operators of ONNX's own domain, of those with node tests, that torch gets from nobody."""
+
+RANDOM = ("test_training_dropout",)
+"""Tests whose numbers are drawn."""
+
+OTHERWISE = {
+    "test_resize_downsample_scales_linear_align_corners": "its length is no whole number",
+    "test_resize_downsample_scales_cubic_align_corners": "its length is no whole number",
+}
+"""Tests that expect what onnxruntime does not compute either."""
+
+
+def refusal(case: Case) -> str:
+    """Why a case is refused; empty if it is as expected, else what is wrong begins with "!"."""
+    graph = load(case.model)
+    infer_types(graph)
+    try:
+        executor = Executor(graph)
+    except InputError as error:
+        return str(error)
+    found = executor.evaluate(case.feeds(graph))
+    right = len(found) == len(case.outputs) and all(
+        agree(one, other, case) for one, other in zip(case.outputs, found.values(), strict=True)
+    )
+    return "" if right else f"!{case.name}"
+
+
+def test_nodes_give_what_onnx_expects() -> None:
+    verdicts = [
+        refusal(case)
+        for case in cases("node")
+        if case.name not in OTHERWISE and not case.name.startswith(RANDOM)
+    ]
+    assert [text for text in verdicts if text.startswith("!")] == []
+    missing = {text.split("there is no ")[1].split(";")[0] for text in verdicts if "no " in text}
+    assert {name for name in missing if "." not in name} == NO_OPERATOR
+    assert verdicts.count("") >= FEWEST
