@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ml_dtypes
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason='needs torch: pip install "onnxq[train]"')
@@ -45,10 +47,19 @@ def refusal(case: Case) -> str:
     except InputError as error:
         return str(error)
     found = executor.evaluate(case.feeds(graph))
-    right = len(found) == len(case.outputs) and all(
-        agree(one, other, case) for one, other in zip(case.outputs, found.values(), strict=True)
-    )
+    pairs = list(zip(case.outputs, found.values(), strict=True))
+    with np.errstate(invalid="ignore"):
+        right = all(agree(one, other, case) or rounds_to(one, other) for one, other in pairs)
     return "" if right else f"!{case.name}"
+
+
+def rounds_to(wanted: np.ndarray, found: np.ndarray) -> bool:
+    """Whether floats of 16 bits agree within two steps: ONNX rounds in other places on the way."""
+    if wanted.dtype.itemsize != 2 or wanted.dtype.kind in "iu" or wanted.shape != found.shape:
+        return False
+    one, other = wanted.astype(np.float32), found.astype(np.float32)
+    step = float(ml_dtypes.finfo(wanted.dtype).eps)
+    return bool(np.abs(one - other).max() <= 2 * step * np.abs(one).max())
 
 
 def test_nodes_give_what_onnx_expects() -> None:
