@@ -83,13 +83,31 @@ class GramOf(Need):
 
 
 @dataclass(frozen=True)
-class CrossGramOf(Need):
+class Comparison(Need):
+    """What only a run of both the float model and the quantized one can answer.
+
+    `onnxq.observe.observe`, which runs one, leaves it unanswered.
+    """
+
+
+@dataclass(frozen=True)
+class CrossGramOf(Comparison):
     """X̂ᵀX of what the quantized model has in place of X, as in `GramOf`, and of the float model's.
 
-    Only what runs both of them can answer it; `onnxq.observe.observe`, which runs one, does not.
+    The node that reads them need not be quantized yet.
     """
 
     windows: Windows | None = None
+
+
+@dataclass(frozen=True)
+class DifferenceOf(Comparison):
+    """As `ChannelsOf`, of what the float model gives less what the quantized one gives.
+
+    The node that gives it has to be quantized.
+    """
+
+    axis: int
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ import numpy as np
 from onnxq.data import Batch, Dataset
 from onnxq.data.batch import Fed
 from onnxq.data.dataset import Indices, Source
-from onnxq.ir import Graph
+from onnxq.ir import Graph, Node
 from onnxq.ir.segments import Segment, cut_by_depth
-from onnxq.observe import observe
+from onnxq.needs import Comparison, DifferenceOf, Need
+from onnxq.observe import Observations, compare, observe
 from onnxq.passes.notes import node_name
 from onnxq.passes.tuned import Tensors, Tuned
 from onnxq.plan.apply import apply_precisions
-from onnxq.precision import Given, parse_precision
+from onnxq.precision import Given, Precision, parse_precision
 from onnxq.prepare import Prepared
 from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.pool import give_back, processors
@@ -30,52 +32,131 @@ _ROWS = 8
 
 
 def tune_in_order(
-    prepared: Prepared, precisions: Mapping[str, str], tuners: Mapping[str, Tuner], others: Tuned
-) -> Iterator[tuple[str, Tensors]]:
+    prepared: Prepared,
+    precisions: Mapping[str, str],
+    wanted: Sequence[tuple[str, Tuner]],
+    others: Tuned,
+) -> Iterator[tuple[str, Tuner, Tensors]]:
     """What tuners compute for nodes of the main graph from what quantized nodes give them.
 
     The graph is cut so that no tuned node of a segment is computed from another one of it. Segment
     by segment, what its tuned nodes need is observed, with everything before it in the precisions
     of the plan; they are tuned; and the segment runs in the precisions of the plan to give what
     later ones read. What crosses waits on disk, so that memory holds one segment, a few samples,
-    and what is observed of the nodes of one depth.
+    and what is observed of the nodes of one depth. Where a tuner compares, the float model goes
+    along. What needs the difference of what a node gives comes last, with the node quantized.
 
     Args:
         prepared: The model, with ranges if a precision needs any.
         precisions: Precision of every node, by name.
-        tuners: The tuners of those that are to be tuned so, by name.
-        others: What was computed for others.
+        wanted: Names of nodes, and what they are tuned by.
+        others: What other tuners computed.
 
     Returns:
-        The tensors of every tuned node, with its name.
+        The tensors of every tuner, with the node's name.
 
     Raises:
         InputError: onnxruntime cannot run the model on the data.
     """
-    graph, job, nodes = prepared.graph, prepared.job, prepared.nodes()
-    limit, seed = job.options.memory_limit, job.options.seed
-    bounds, tuned = prepared.bounds(), dict(others)
-    segments = cut_by_depth(graph, [nodes[name] for name in tuners])
-    held = _Held.of(job.samples, [v for v in graph.inputs if v.data is None])
+    graph, nodes = prepared.graph, prepared.nodes()
+    tuned = {name: dict(tensors) for name, tensors in others.items()}
+    tasks = [_Task(nodes[n], tuner, parse_precision(precisions[n])) for n, tuner in wanted]
+    segments = cut_by_depth(graph, [task.node for task in tasks])
+    held = _Held.of(prepared.job.samples, [v for v in graph.inputs if v.data is None])
+    exact = held if any(isinstance(n, Comparison) for task in tasks for n in task.needs) else None
     with ModelFiles.temporary() as files:
         for number, segment in enumerate(segments, start=1):
-            inside = sorted(map(node_name, segment.nodes))
-            parsed = {n: parse_precision(precisions[n]) for n in inside if n in precisions}
-            own = [name for name in parsed if name in tuners]
-            needs = [n for name in own for n in tuners[name].needs(nodes[name], parsed[name])]
-            data = held.dataset(segment.inputs)
-            seen = observe(segment.graph, data, needs, memory_limit=limit, seed=seed)
-            for name in own:
-                tuned[name] = tuners[name].tune(nodes[name], parsed[name], seen)
-                yield name, tuned[name]
+            own = [task for task in tasks if task.node in segment.nodes]
+            for is_late in (False, True):
+                if some := [task for task in own if task.is_late is is_late]:
+                    form = _quantized(prepared, segment, precisions, tuned) if is_late else None
+                    seen = _observed(prepared, segment, form, some, (held, exact), files)
+                    for task in some:
+                        name = node_name(task.node)
+                        tensors = task.tuner.tune(task.node, task.precision, seen)
+                        tuned.setdefault(name, {}).update(tensors)
+                        yield name, task.tuner, tensors
             if number == len(segments):
                 return
-            changed, wanted = segment.graph.copy(), {name: precisions[name] for name in parsed}
-            here = {name: tuned[name] for name in inside if name in tuned}
-            apply_precisions(changed, wanted, Given(job.target, bounds, here))
             later = {name for other in segments[number:] for name in other.inputs}
+            changed = _quantized(prepared, segment, precisions, tuned)
             held = held.through(changed, segment, later, files)
+            exact = exact and exact.through(segment.graph, segment, later, files)
             give_back()
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A node that is to be tuned, by what, and for which precision."""
+
+    node: Node
+    tuner: Tuner
+    precision: Precision
+
+    @cached_property
+    def needs(self) -> Sequence[Need]:
+        """What has to be observed."""
+        return self.tuner.needs(self.node, self.precision)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the node has to be quantized first."""
+        return any(isinstance(need, DifferenceOf) for need in self.needs)
+
+
+def _observed(
+    prepared: Prepared,
+    segment: Segment,
+    quantized: Graph | None,
+    tasks: Sequence[_Task],
+    held: tuple[_Held, _Held | None],
+    files: ModelFiles,
+) -> Observations:
+    """What some nodes of a segment need, with everything before it quantized.
+
+    Args:
+        prepared: The model.
+        segment: The segment, in float.
+        quantized: The same, quantized, if the nodes are.
+        tasks: What is to be tuned.
+        held: What the segment reads in the quantized model and, if wanted, in the float model.
+        files: Where to put models.
+    """
+    options, (ours, exact) = prepared.job.options, held
+    graph = quantized or segment.graph
+    needs = [need for task in tasks for need in task.needs]
+    seen = observe(
+        segment.graph,
+        ours.dataset(segment.inputs),
+        needs,
+        memory_limit=options.memory_limit,
+        seed=options.seed,
+    )
+    compared = [n for n in needs if isinstance(n, Comparison) and n.tensor in graph.values]
+    if exact is None or not compared:
+        return seen
+    names = list(dict.fromkeys(need.tensor for need in compared))
+    found = compare(
+        compared,
+        zip(
+            ours.values_of(graph, names, files),
+            exact.values_of(segment.graph, names, files),
+            strict=True,
+        ),
+    )
+    return replace(seen, results={**seen.results, **found})
+
+
+def _quantized(
+    prepared: Prepared, segment: Segment, precisions: Mapping[str, str], tuned: Tuned
+) -> Graph:
+    """A segment in the precisions of the plan."""
+    inside = sorted(map(node_name, segment.nodes))
+    changed = segment.graph.copy()
+    own = {name: tuned[name] for name in inside if name in tuned}
+    given = Given(prepared.target, prepared.bounds(), own)
+    apply_precisions(changed, {n: precisions[n] for n in inside if n in precisions}, given)
+    return changed
 
 
 @dataclass(frozen=True)
@@ -110,15 +191,38 @@ class _Held:
         """Some of the values as samples of a graph that reads them."""
         return Dataset(_Parts(self, names))
 
-    def through(self, graph: Graph, segment: Segment, later: set[str], files: ModelFiles) -> _Held:
-        """What later segments read behind a segment, whose nodes a graph holds in some form."""
+    def through(
+        self, graph: Graph, segment: Segment, later: Collection[str], files: ModelFiles
+    ) -> _Held:
+        """What later segments read behind a segment, of which a graph is some form."""
         made = {name: Spool[Any]() for name in segment.outputs if name in later}
-        # As the operators are defined: what a runtime fuses, others do not.
-        session = files.session(graph, threads=processors(), optimization="none", pooled=True)
-        for feeds in self.feeds(segment.inputs):
-            for name, value in session.run(feeds, [*made]).items():
-                made[name].add(value)
+        for values in self._runs(graph, [*made], files):
+            for name, spool in made.items():
+                spool.add(values[name])
         return _Held(self.sizes, {n: v for n, v in {**self.values, **made}.items() if n in later})
+
+    def values_of(
+        self, graph: Graph, names: Sequence[str], files: ModelFiles
+    ) -> Iterator[dict[str, Array]]:
+        """Values of a graph that reads these, without samples that only fill up."""
+        for (valid, size), values in zip(self.sizes, self._runs(graph, names, files), strict=True):
+            yield Batch({}, None, valid, size).trim(values)
+
+    def _runs(
+        self, graph: Graph, names: Sequence[str], files: ModelFiles
+    ) -> Iterator[dict[str, Array]]:
+        inputs = [value.name for value in graph.inputs]
+        made = [name for name in names if name not in inputs]
+        session = None
+        if made:
+            whole = graph.copy()
+            part = whole.extract(whole.inputs, [whole.values[name] for name in made])
+            # As the operators are defined: what a runtime fuses, others do not.
+            options = {"threads": processors(), "optimization": "none", "pooled": True}
+            session = files.session(part, **options)
+        for feeds in self.feeds(inputs):
+            found = {name: feeds[name] for name in names if name in feeds}
+            yield found if session is None else {**found, **session.run(feeds, made)}
 
 
 class _Parts(Source):

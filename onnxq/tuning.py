@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from onnxq.ir import Node
 from onnxq.observe import Observations, observe
 from onnxq.passes.tuned import Tensors
 from onnxq.precision import FLOAT, Precision, parse_precision
@@ -37,43 +40,47 @@ def tune(prepared: Prepared, precisions: Mapping[str, str]) -> dict[str, Tuning]
         InputError: onnxruntime cannot run the model on the data.
     """
     nodes, job = prepared.nodes(), prepared.job
-    tuners: dict[str, Tuner] = {}
+    tuners: dict[str, list[Tuner]] = {}
     for name, text in precisions.items():
         if text != FLOAT and name in nodes:
-            precision = parse_precision(text)
-            for tuner in map(parse_method, _methods(job.methods, precision)):
-                if not isinstance(tuner, Tuner) or name in tuners:
-                    continue
-                is_able = not tuner.is_sequential or nodes[name].graph.outer is None
-                if is_able and not tuner.refusal(nodes[name], precision):
-                    tuners[name] = tuner
-    whole = frozenset(precisions.items())
-    keys = {n: (n, whole if t.is_sequential else precisions[n]) for n, t in tuners.items()}
-    fresh = {n: tuner for n, tuner in tuners.items() if keys[n] not in prepared.tunings}
+            tuners[name] = _tuners_of(nodes[name], parse_precision(text), job.methods)
+    whole = frozenset((n, p, *map(str, tuners.get(n, ()))) for n, p in precisions.items())
+    asked = [(name, tuner) for name, own in tuners.items() for tuner in own]
+
+    def key(name: str, tuner: Tuner) -> tuple[str, str, Hashable]:
+        return name, str(tuner), whole if tuner.is_sequential else precisions[name]
+
+    fresh = [(name, tuner) for name, tuner in asked if key(name, tuner) not in prepared.tunings]
     if fresh:
         job.progress.stage("tuning", len(fresh))
     done = itertools.count(1)
 
-    def keep(found: Iterable[tuple[str, Tensors]]) -> None:
-        for name, tensors in found:
-            prepared.tunings[keys[name]] = Tuning(str(tuners[name]), tensors)
+    def keep(found: Iterable[tuple[str, Tuner, Tensors]]) -> None:
+        for name, tuner, tensors in found:
+            prepared.tunings[key(name, tuner)] = tensors
             job.progress.advance(next(done))
 
-    at_once = {name: tuner for name, tuner in fresh.items() if not tuner.is_sequential}
-    keep(_tune_at_once(prepared, precisions, at_once))
-    if in_order := {name: tuner for name, tuner in fresh.items() if tuner.is_sequential}:
-        others = {n: prepared.tunings[k].tensors for n, k in keys.items() if n not in in_order}
-        keep(tune_in_order(prepared, precisions, in_order, others))
-    return {name: prepared.tunings[keys[name]] for name in tuners}
+    def known() -> dict[str, dict[str, np.ndarray]]:
+        found: dict[str, dict[str, np.ndarray]] = {}
+        for name, tuner in asked:
+            found.setdefault(name, {}).update(prepared.tunings.get(key(name, tuner), {}))
+        return found
+
+    keep(_tune_at_once(prepared, precisions, [f for f in fresh if not f[1].is_sequential]))
+    if in_order := [f for f in fresh if f[1].is_sequential]:
+        keep(tune_in_order(prepared, precisions, in_order, known()))
+    return {
+        name: Tuning(",".join(map(str, tuners[name])), tensors) for name, tensors in known().items()
+    }
 
 
 def _tune_at_once(
-    prepared: Prepared, precisions: Mapping[str, str], tuners: Mapping[str, Tuner]
-) -> Iterator[tuple[str, Tensors]]:
+    prepared: Prepared, precisions: Mapping[str, str], wanted: Sequence[tuple[str, Tuner]]
+) -> Iterator[tuple[str, Tuner, Tensors]]:
     """What tuners compute from what the float model gives."""
     nodes, job = prepared.nodes(), prepared.job
-    parsed = {name: parse_precision(precisions[name]) for name in tuners}
-    needs = [n for name, p in parsed.items() for n in tuners[name].needs(nodes[name], p)]
+    parsed = {name: parse_precision(precisions[name]) for name, _ in wanted}
+    needs = [n for name, tuner in wanted for n in tuner.needs(nodes[name], parsed[name])]
     observations = Observations()
     if needs:
         observations = observe(
@@ -83,8 +90,20 @@ def _tune_at_once(
             memory_limit=job.options.memory_limit,
             seed=job.options.seed,
         )
-    for name, precision in parsed.items():
-        yield name, tuners[name].tune(nodes[name], precision, observations)
+    for name, tuner in wanted:
+        yield name, tuner, tuner.tune(nodes[name], parsed[name], observations)
+
+
+def _tuners_of(node: Node, precision: Precision, methods: Sequence[str]) -> list[Tuner]:
+    """The first tuner that takes a node, and all that add to it."""
+    found: list[Tuner] = []
+    named = map(parse_method, _methods(methods, precision))
+    for tuner in (method for method in named if isinstance(method, Tuner)):
+        is_wanted = tuner.is_additional or all(known.is_additional for known in found)
+        is_able = not tuner.is_sequential or node.graph.outer is None
+        if is_wanted and is_able and not tuner.refusal(node, precision):
+            found.append(tuner)
+    return found
 
 
 def _methods(wanted: Sequence[str], precision: Precision) -> Sequence[str]:

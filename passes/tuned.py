@@ -26,6 +26,9 @@ Tuned = Mapping[str, Tensors]
 
 RECURRENCE = "recurrence_"
 
+BIAS = "bias"
+"""Name of a tensor of a number for each output channel that is to be added to the node's bias."""
+
 
 @dataclass(frozen=True)
 class TunedWeight:

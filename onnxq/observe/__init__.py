@@ -1,6 +1,7 @@
 """Observing: what has to be known of a model's tensors, above all ranges, from data."""
 
 from onnxq.observe.calibrators import CALIBRATORS, Calibrator, parse_calibrator
+from onnxq.observe.comparing import compare
 from onnxq.observe.gram import GramMatrix
 from onnxq.observe.histogram import Histogram
 from onnxq.observe.observations import Observations, merge_observations
@@ -23,6 +24,7 @@ __all__ = [
     "SampledValues",
     "Statistics",
     "calibrate",
+    "compare",
     "merge",
     "merge_observations",
     "observe",

@@ -110,6 +110,44 @@ class GramObserver(Observer):
         return 8 * groups * columns * rows + padded
 
 
+class CrossGram:
+    """Sums X̂ᵀX of two models' values, see `onnxq.needs.CrossGramOf`, in float64.
+
+    Args:
+        windows: The windows of a convolution; None for rows along the last axis.
+    """
+
+    def __init__(self, windows: Windows | None = None) -> None:
+        self._windows = windows
+        self._sum: Float64Array | None = None
+        self._rows = 0
+
+    def add(self, ours: Array, exact: Array) -> None:
+        """Take in what both models have in one place for the same samples.
+
+        Raises:
+            ValueError: they have no rows or windows.
+        """
+        for pair in zip(self._parts(ours), self._parts(exact), strict=True):
+            a, b = (part.astype(np.float64) for part in pair)
+            with np.errstate(invalid="ignore", over="ignore"):
+                product = a.transpose(0, 2, 1) @ b
+            self._sum = product if self._sum is None else self._sum + product
+            self._rows += a.shape[1]
+
+    def _parts(self, values: Array) -> Iterator[Float32Array]:
+        if self._windows is not None:
+            yield from _taken(values, self._windows)
+            return
+        rows = as_rows(values)
+        step = _rows_at_a_time(rows.shape[-1])
+        yield from (rows[np.newaxis, at : at + step] for at in range(0, len(rows), step))
+
+    def result(self) -> GramMatrix | None:
+        """The matrix so far."""
+        return None if self._sum is None else GramMatrix(self._sum, self._rows)
+
+
 def _rows_at_a_time(columns: int) -> int:
     return max(_BLOCK_ROWS, _BLOCK_ELEMENTS // max(1, columns))
 

@@ -19,6 +19,7 @@ from onnxq.ir.saving import replacing
 from onnxq.needs import (
     ChannelsOf,
     CrossGramOf,
+    DifferenceOf,
     GramOf,
     MovingRangeOf,
     Need,
@@ -42,6 +43,7 @@ _ANSWERS: dict[type[Need], type[Any]] = {
     ChannelsOf: ChannelStatistics,
     GramOf: GramMatrix,
     CrossGramOf: GramMatrix,
+    DifferenceOf: ChannelStatistics,
     RowsOf: SampledRows,
     SamplesOf: SampledValues,
 }

@@ -16,7 +16,7 @@ from onnxq.ir import Graph
 from onnxq.ir.lifting import nested_values
 from onnxq.needs import (
     ChannelsOf,
-    CrossGramOf,
+    Comparison,
     GramOf,
     MovingRangeOf,
     Need,
@@ -59,7 +59,7 @@ def observe(
     Args:
         graph: The float model.
         data: Representative samples.
-        needs: What to find out; what another need covers is found out once. A `CrossGramOf` is
+        needs: What to find out; what another need covers is found out once. A `Comparison` is
             left unanswered.
         memory_limit: Bytes that this may take beyond plain inference, and beyond results that are
             not put into a folder. Where observing all tensors at a time takes more, the data is
@@ -77,7 +77,7 @@ def observe(
         InputError: unknown tensor, one that cannot be observed as needed, a memory limit that is
             too small, or onnxruntime cannot run the model on the data.
     """
-    wanted = dict.fromkeys(need for need in needs if not isinstance(need, CrossGramOf))
+    wanted = dict.fromkeys(need for need in needs if not isinstance(need, Comparison))
     alike: dict[str, list[Need]] = {}
     for need in wanted:
         alike.setdefault(need.tensor, []).append(need)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from onnxq.errors import InputError
@@ -21,7 +22,8 @@ from onnxq.ir import (
 from onnxq.passes.channels.equivalent import Equivalent
 from onnxq.passes.cleanup.inline_functions import InlineFunctions
 from onnxq.passes.notes import forget_notes, node_name, note_reasons
-from onnxq.passes.tuned import Tuned
+from onnxq.passes.tuned import BIAS, Tuned
+from onnxq.passes.weights.shift_biases import ShiftBiases
 from onnxq.plan.plan import Plan, PlanTransformation
 from onnxq.precision import FLOAT, Given, Precision, parse_precision
 from onnxq.precision.static import stores_rows
@@ -185,6 +187,11 @@ def apply_precisions(
         if name not in known:
             raise InputError(f"the model has no node '{name}' after its float passes")
     records: list[PassRecord] = []
+    shifts = {name: own[BIAS] for name, own in given.tuned.items() if BIAS in own}
+    if shifts:
+        records += Pipeline((ShiftBiases(shifts),), fixed_point=False).run(graph, ctx)
+        others = {n: {k: t for k, t in own.items() if k != BIAS} for n, own in given.tuned.items()}
+        given = replace(given, tuned={name: own for name, own in others.items() if own})
     for group in _groups(precisions):
         steps = next(iter(group.values())).passes(graph, group, given)
         records += Pipeline(tuple(steps), fixed_point=False).run(graph, ctx)

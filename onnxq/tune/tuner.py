@@ -23,9 +23,11 @@ class Tuner(Method):
     Class variables:
         is_sequential: Whether it is to see what a node reads once the nodes before it are
             quantized, rather than in the float model. Such tuners are for nodes of the main graph.
+        is_additional: Whether it adds to what another tuner computes for a node, or no tuner.
     """
 
     is_sequential: ClassVar[bool] = False
+    is_additional: ClassVar[bool] = False
 
     @abstractmethod
     def refusal(self, node: Node, precision: Precision) -> str:
