@@ -69,9 +69,8 @@ def tune(prepared: Prepared, precisions: Mapping[str, str]) -> dict[str, Tuning]
     keep(_tune_at_once(prepared, precisions, [f for f in fresh if not f[1].is_sequential]))
     if in_order := [f for f in fresh if f[1].is_sequential]:
         keep(tune_in_order(prepared, precisions, in_order, known()))
-    return {
-        name: Tuning(",".join(map(str, tuners[name])), tensors) for name, tensors in known().items()
-    }
+    used = {n: [str(t) for t in own if prepared.tunings[key(n, t)]] for n, own in tuners.items()}
+    return {n: Tuning(",".join(used[n]), tensors) for n, tensors in known().items() if tensors}
 
 
 def _tune_at_once(

@@ -30,23 +30,23 @@ def compare(
     """
     wanted = list(dict.fromkeys(needs))
     grams = {need: CrossGram(need.windows) for need in wanted if isinstance(need, CrossGramOf)}
-    found: dict[Need, Result] = {}
+    differences: dict[Need, ChannelStatistics] = {}
     for quantized, exact in values:
         for need in wanted:
             ours, floats = quantized[need.tensor], exact[need.tensor]
             if not ours.size:
                 continue
             try:
-                if isinstance(need, DifferenceOf):
-                    seen = _difference(ours, floats, need.axis)
-                    before = found.get(need)
-                    found[need] = seen if before is None else before.merge(seen)
-                else:
+                if isinstance(need, CrossGramOf):
                     grams[need].add(ours, floats)
+                elif isinstance(need, DifferenceOf):
+                    seen = _difference(ours, floats, need.axis)
+                    before = differences.get(need)
+                    differences[need] = seen if before is None else before.merge(seen)
             except ValueError as error:
                 raise InputError(f"tensor '{need.tensor}' cannot be observed {error}") from error
-    found |= {need: seen for need, gram in grams.items() if (seen := gram.result()) is not None}
-    return found
+    found = {need: seen for need, gram in grams.items() if (seen := gram.result()) is not None}
+    return {**found, **differences}
 
 
 def _difference(ours: Array, exact: Array, axis: int) -> ChannelStatistics:

@@ -31,16 +31,21 @@ def bias_of(node: Node) -> Bias | None:
         return Bias(node, 2) if bias is None or bias.is_constant else None
     if node.is_op("Gemm"):
         bias, beta = node.input(2), float(node.get("beta", 1.0))
-        is_row = bias is None or (bias.is_constant and bias.numpy().size in (1, bias.shape[-1]))
+        is_row = bias is None or (bias.is_constant and _is_row(bias.numpy()))
         return Bias(node, 2, 1.0 if bias is None else beta) if is_row and beta else None
     if not node.is_op("MatMul") or node.output.is_output or len(node.output.uses) != 1:
         return None
     (use,) = node.output.uses
     addend = use.node.input(1 - use.slot) if use.node.is_op("Add") else None
     width = node.output.shape[-1] if node.output.shape else None
-    if addend is None or not addend.is_constant or addend.numpy().size != width:
+    if addend is None or not addend.is_constant or not _is_row(addend.numpy()):
         return None
-    return Bias(use.node, 1 - use.slot) if addend.shape[-1] == width else None
+    return Bias(use.node, 1 - use.slot) if addend.numpy().size == width else None
+
+
+def _is_row(numbers: np.ndarray) -> bool:
+    """Whether numbers, but for axes of length 1, lie along the last axis."""
+    return numbers.size == 1 or numbers.shape[-1] == numbers.size
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,13 @@ class ShiftBiases(Pass):
                 continue
             old = found.node.input(found.slot)
             numbers = shift.astype(np.float64) / found.factor
+            name = f"{node.output.name}_bias"
             if old is not None:
-                shape = old.shape if old.numpy().size == numbers.size else numbers.shape
-                numbers = old.numpy() + numbers.reshape(shape)
-            name = f"{node.output.name}_bias" if old is None else old.name
+                is_alike = old.numpy().size == numbers.size
+                numbers = old.numpy() + (
+                    numbers.reshape(old.numpy().shape) if is_alike else numbers
+                )
+                name = old.name
             found.node.graph.set_constant(found.node, found.slot, numbers.astype(np.float32), name)
             ctx.rewrote(f"bias of '{node_name(node)}'")
             count += 1
