@@ -45,8 +45,8 @@ def compare(
                     differences[need] = seen if before is None else before.merge(seen)
             except ValueError as error:
                 raise InputError(f"tensor '{need.tensor}' cannot be observed {error}") from error
-    found = {need: seen for need, gram in grams.items() if (seen := gram.result()) is not None}
-    return {**found, **differences}
+    sums = {need: gram.result() for need, gram in grams.items()}
+    return {**differences, **{need: seen for need, seen in sums.items() if seen is not None}}
 
 
 def _difference(ours: Array, exact: Array, axis: int) -> ChannelStatistics:
