@@ -52,8 +52,9 @@ def _is_row(numbers: np.ndarray) -> bool:
 class ShiftBiases(Pass):
     """Add numbers to the biases of layers; one without gets a bias.
 
-    They make up for what quantization shifts on average, see the method `bias-correction`. Layers
-    that can have no bias (see `bias_of`) are left as they are.
+    They make up for what quantization shifts on average, see the method `bias-correction`.
+
+    Not rewritten: layers that can have no bias, see `bias_of`.
 
     Attributes:
         shifts: What is to be added to each output channel, by the name of the node.
