@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from onnxq.cost.bench import Bench, Feeds
 from onnxq.cost.measure import by_node
 from onnxq.errors import InputError
-from onnxq.ir import Context, FormPass, Graph, Pipeline, infer_types, parse_passes
+from onnxq.ir import Context, FormPass, Graph, Pipeline, Value, infer_types, parse_passes
 from onnxq.ir.blocks import excerpt
 from onnxq.ir.regions import around, kind_of
 from onnxq.passes.notes import node_name
@@ -95,7 +95,8 @@ def fastest_form(
     out of those that lose. Whatever seems to gain is timed as a whole model in turn with what was
     best before, and dropped unless it is faster. Models are timed with all nodes in one precision,
     in each that is close to the fastest, and float counts a little: mixtures are made of these.
-    Where blocks repeat, a part of the model with two of each stands for it.
+    Where blocks repeat, a part of the model with two of each stands for it. Regions in bodies of
+    If, Loop and Scan are measured like any other.
 
     Args:
         source: The model as loaded, which is left as it is.
@@ -206,10 +207,11 @@ class _Search:
             whole, regions = self._regions(self._source, everywhere, step)
             gains = self._gains(step, everywhere)
             kinds = {kind for kind, gain in gains.items() if (gain < 0) == is_on}
+            values = _values(whole)
             if sum(abs(gains[kind]) for kind in kinds) < _WORTH:
                 return
             # What is to be other than it was: left out where the form stands, put in where not.
-            without = [n for n in regions if (kind_of(whole.values[n]) in kinds) == is_on]
+            without = [n for n in regions if (kind_of(values[n]) in kinds) == is_on]
             chosen = everywhere.with_pass(step, without)
             used = f"{len(regions) - len(without)} of {len(regions)} regions"
             self._keep(chosen, f"{step.name} in {used}", self._times([self.best, chosen]))
@@ -221,7 +223,7 @@ class _Search:
         """A float graph, and the values in it that a form's regions compute."""
         graph, context = self._made(source, form)
         names = set(context.regions[step.name])
-        made = (v for node in graph.nodes() for v in node.outputs if v is not None)
+        made = (v for node in graph.all_nodes() for v in node.outputs if v is not None)
         return graph, [value.name for value in made if value.name in names]
 
     def _gains(self, step: FormPass, everywhere: FloatForm) -> dict[Hashable, float]:
@@ -230,8 +232,9 @@ class _Search:
         without_it, _ = self._made(self._part, everywhere.with_pass(step, regions))
         after, before = self._profiles(with_it, without_it)
         kinds: dict[Hashable, list[str]] = {}
+        values = _values(with_it)
         for name in regions:
-            kinds.setdefault(kind_of(with_it.values[name]), []).append(name)
+            kinds.setdefault(kind_of(values[name]), []).append(name)
         gains = {
             kind: _spent(before, without_it, with_it, names)
             - _spent(after, with_it, without_it, names)
@@ -320,9 +323,15 @@ def form_passes(target: Target) -> list[FormPass]:
     return found
 
 
+def _values(graph: Graph) -> dict[str, Value]:
+    """Values of a float graph, in which those of all bodies have names of their own."""
+    return {name: value for scope in graph.all_graphs() for name, value in scope.values.items()}
+
+
 def _spent(times: Mapping[str, float], graph: Graph, other: Graph, regions: Sequence[str]) -> float:
     """Milliseconds of some regions and what stands around them."""
+    values, shared = _values(graph), _values(other)
     nodes: set[str] = set()
     for name in regions:
-        nodes.update(map(node_name, around(graph.values[name], other)))
+        nodes.update(map(node_name, around(values[name], shared)))
     return sum(times.get(name, 0.0) for name in nodes)

@@ -37,11 +37,11 @@ class Priced(Bench):
     def times(self, models, feeds, *, seconds):  # type: ignore[no-untyped-def]
         self.sizes.extend(len(graph) for graph in models.values())
         price = self.whole or self.price
-        return {name: sum(map(price, graph.nodes())) for name, graph in models.items()}
+        return {name: sum(map(price, graph.all_nodes())) for name, graph in models.items()}
 
     def profiles(self, models, feeds):  # type: ignore[no-untyped-def]
         return {
-            name: [NodeTime(n.name, n.op_type, self.price(n)) for n in graph.nodes()]
+            name: [NodeTime(n.name, n.op_type, self.price(n)) for n in graph.all_nodes()]
             for name, graph in models.items()
         }
 
@@ -141,6 +141,30 @@ def test_a_form_is_left_out_of_the_regions_that_lose_by_it() -> None:
     form, notes = chosen(graph, Priced(price=of_rows({4: 0.5, 2: 9.0})), "fuse-hard-swish")
     assert form.passes == "default,fuse-hard-swish{without=('y',)}"
     assert made(graph, form) == ["HardSwish", "MatMul", "Add", "Clip", "Mul", "Div"]
+    assert "fuse-hard-swish in 1 of 2 regions" in notes[0]
+
+
+def test_regions_in_bodies_are_measured_too() -> None:
+    graph = Graph.from_text(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (bool c, float[N, 4] x) => (float[N, 4] y)
+        <float three = {3}, float low = {0}, float high = {6},
+         float[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}, float[2, 4] v = {1, 2, 3, 4, 5, 6, 7, 8}>
+        { y = If(c) <
+            then_branch = then () => (float[N, 4] a)
+              { p = Add(x, three) q = Clip(p, low, high) r = Mul(x, q) a = Div(r, high) },
+            else_branch = else () => (float[N, 4] e)
+              { m = MatMul(x, w) t = Add(m, three) u = Clip(t, low, high) n = Mul(m, u)
+                b = Div(n, high) e = MatMul(b, v) }
+          > }"""
+    )
+    trial = Trial(
+        target("fuse-hard-swish"),
+        lambda: {"c": np.array(True), **FEEDS},
+        Priced(price=of_rows({4: 0.5, 2: 9.0})),
+    )
+    form, notes = fastest_form(graph, FloatForm("default", 17), trial)
+    assert form.passes == "default,fuse-hard-swish{without=('b',)}"
     assert "fuse-hard-swish in 1 of 2 regions" in notes[0]
 
 

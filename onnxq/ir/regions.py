@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 
-from onnxq.ir.graph import Graph, Node, Value
+from onnxq.ir.graph import Node, Value
 
 
 def kind_of(value: Value) -> Hashable:
@@ -24,14 +24,15 @@ def kind_of(value: Value) -> Hashable:
     )
 
 
-def around(value: Value, other: Graph) -> dict[Node, None]:
+def around(value: Value, shared: Collection[str]) -> dict[Node, None]:
     """The operators of a region, those it reads from, and its readers.
 
     Its neighbours belong to it because runtimes fuse across the region's border.
 
     Args:
         value: What the region computes.
-        other: The graph with the region in another form: what both have lies outside.
+        shared: Names of the values of the graph with the region in another form: what both have
+            lies outside.
     """
     found: dict[Node, None] = {}
     pending = [] if value.producer is None else [value.producer]
@@ -43,8 +44,8 @@ def around(value: Value, other: Graph) -> dict[Node, None]:
             if maker is None or maker in found:
                 continue
             assert read is not None
-            if other.find(read.name) is None:
-                pending.append(maker)
-            else:
+            if read.name in shared:
                 found[maker] = None
+            else:
+                pending.append(maker)
     return found | dict.fromkeys(use.node for use in value.uses)

@@ -21,9 +21,9 @@ def graph_of(form: str, rows: int = 2) -> Graph:
 
 def test_a_region_reaches_to_what_both_forms_have_and_its_neighbours() -> None:
     parts, fused = graph_of(PARTS), graph_of(FUSED)
-    found = around(parts.values["y1"], fused)
+    found = around(parts.values["y1"], fused.values)
     assert sorted(n.op_type for n in found) == ["MatMul", "MatMul", "Mul", "Sigmoid"]
-    found = around(fused.values["y1"], parts)
+    found = around(fused.values["y1"], parts.values)
     assert sorted(n.op_type for n in found) == ["HardSwish", "MatMul", "MatMul"]
 
 
