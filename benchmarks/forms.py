@@ -11,7 +11,7 @@ what it really runs.
 
 Among the forms of residual-as-sum are whole models: before is the model as it is (float, or after
 onnxruntime's dynamic or this project's static quantization), after is the same with its residual
-Adds written as Sum.
+Adds written as Sum. Those of gathered rows are embeddings in 4 bits.
 """
 
 from __future__ import annotations
@@ -489,6 +489,22 @@ def residual_pairs() -> Iterator[tuple[str, onnx.ModelProto, onnx.ModelProto, Fe
     yield from _precisions("encoder 2 x [1, 128, 768]", encoder, random_feeds(encoder))
 
 
+def row_pairs() -> Iterator[tuple[str, onnx.ModelProto, onnx.ModelProto, Feeds]]:
+    """Rows in 4 bits as they are stored, and by GatherBlockQuantized: name, both, a sample."""
+    for rows, columns, tokens in ((49152, 576, 128), (49152, 576, 1), (30522, 384, 64)):
+        text = (
+            f'<ir_version: 10, opset_import: ["": 21]> g (int64[1, {tokens}] x) => '
+            f"(float[1, {tokens}, {columns}] y) {{ y = Gather(t, x) }}"
+        )
+        model, generator = onnx.parser.parse_model(text), np.random.default_rng(0)
+        table = generator.standard_normal((rows, columns)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(table, "t"))
+        form = "quantize-weights{format=uint4, scheme=zero-point, gather=%s}"
+        pair = (_run(form % "rows", model), _run(form % "contrib", model))
+        feeds = {"x": generator.integers(0, rows, (1, tokens))}
+        yield f"[{rows}, {columns}], {tokens} tokens", *pair, feeds
+
+
 def main() -> None:
     """Measure the forms that are asked for and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -541,6 +557,9 @@ def _cases(
     if not names or "residual-as-sum".startswith(names):
         for name, before, after, feeds in residual_pairs():
             yield "residual-as-sum", name, "", (before, after), feeds
+    if not names or "gathered rows".startswith(names):
+        for name, before, after, feeds in row_pairs():
+            yield "gathered rows", name, "", (before, after), feeds
 
 
 def _check_equal(

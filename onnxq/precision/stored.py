@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from onnxq.ir import Graph, Node, Pass
 from onnxq.passes.notes import Reason
 from onnxq.passes.static.placement import Placement
-from onnxq.passes.weights.quantize_weights import QuantizeWeights
+from onnxq.passes.weights.quantize_weights import CONTRIB_GATHER, QuantizeWeights
 from onnxq.precision.parts import Part
 from onnxq.precision.precision import Given, Precision
 from onnxq.precision.rewritten import Rewritten
@@ -27,7 +27,8 @@ class StoredWeights(Precision):
         block_size: Inputs that share a scale; 0 stands for one scale for each output channel.
         scheme: ``absmax`` or ``zero-point``.
         operators: ``standard``, or ``contrib`` for onnxruntime's own.
-        gather: ``rows``, ``int8`` or ``blocks``.
+        gather: ``rows``, ``int8``, ``blocks`` or ``contrib``; rows are ``contrib`` on targets that
+            have GatherBlockQuantized.
         copies: Store shared weights once for each operator.
     """
 
@@ -47,7 +48,7 @@ class StoredWeights(Precision):
     def quantizing(self, **options: Any) -> QuantizeWeights:
         """The pass that stores weights so."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
-        return QuantizeWeights(format=self.format, **own, **options)
+        return QuantizeWeights(format=self.format, **{**own, **options})
 
     def refusal(self, node: Node, placed: Placement) -> Reason | None:
         """See `Precision`."""
@@ -61,7 +62,9 @@ class StoredWeights(Precision):
     def passes(self, graph: Graph, nodes: Mapping[str, Precision], given: Given) -> Sequence[Pass]:
         """See `Precision`."""
         tuned = {name: given.tuned[name] for name in nodes if name in given.tuned}
-        return (self.quantizing(only=tuple(nodes), tuned=tuned),)
+        has_own = self.gather == "rows" and CONTRIB_GATHER in given.target.contrib
+        gather = "contrib" if has_own else self.gather
+        return (self.quantizing(only=tuple(nodes), tuned=tuned, gather=gather),)
 
     def needed_opset(self, target: Target) -> int:
         """See `Precision`."""

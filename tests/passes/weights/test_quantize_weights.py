@@ -364,6 +364,33 @@ def test_tables_are_gathered_as_rows_or_restored_in_blocks() -> None:
     check(before, blocks, 17)
 
 
+@pytest.mark.skipif(RUNTIME < (1, 27), reason="onnxruntime misreads zero-points before 1.27")
+@pytest.mark.parametrize(("format", "scheme"), [("int4", "absmax"), ("uint4", "zero-point")])
+def test_rows_by_onnxruntimes_own_operator_have_the_same_numbers(format: str, scheme: str) -> None:
+    before = with_constants(
+        "(int64[B, S] i) => (float[B, S, 64] y)", {"t": normal(50, 64)}, "y = Gather(t, i)", NEWEST
+    )
+    rows, contrib = (
+        quantized(QuantizeWeights(format=format, scheme=scheme, gather=gather), before, 1)
+        for gather in ("rows", "contrib")
+    )
+    assert [n.op_type for n in contrib.nodes()] == ["GatherBlockQuantized"]
+    feeds = random_feeds(before, other_dims=5)
+    np.testing.assert_allclose(run(contrib, feeds)["y"], run(rows, feeds)["y"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("block", "columns"), [(24, 48), (0, 64), (32, 33)])
+def test_rows_that_it_does_not_take_are_as_they_are_stored(block: int, columns: int) -> None:
+    before = with_constants(
+        f"(int64[B, S] i) => (float[B, S, {columns}] y)",
+        {"t": normal(50, columns)},
+        "y = Gather(t, i)",
+        NEWEST,
+    )
+    after = quantized(QuantizeWeights(block_size=block, gather="contrib"), before, 1)
+    assert "GatherBlockQuantized" not in [n.op_type for n in after.nodes()]
+
+
 SHARED = (
     "y = MatMul(x, w) t = MatMul(z, w)",
     "(float[M, 96] x, float[M, 96] z) => (float[M, 40] y, float[M, 40] t)",
