@@ -37,6 +37,7 @@ class Int8Dynamic(Precision):
     order: ClassVar[int] = 0
     weight_bits: ClassVar[float] = 8
     activation_bits: ClassVar[int] = 8
+    transformations: ClassVar[tuple[str, ...]] = ("smooth-quant",)
     relative_time: ClassVar[float] = 0.3
 
     convolutions: bool = False
