@@ -10,6 +10,7 @@ import pytest
 from onnxq.cost import Costs, flops_costs
 from onnxq.data import Dataset, read
 from onnxq.ir import (
+    Context,
     DataType,
     Graph,
     ModelInfo,
@@ -20,6 +21,8 @@ from onnxq.ir import (
     to_proto,
 )
 from onnxq.observe import calibrate
+from onnxq.passes.channels.groups import find_groups
+from onnxq.passes.channels.scale_channels import ScaleChannels
 from onnxq.passes.static.placement import place
 from onnxq.plan.apply import apply_precisions
 from onnxq.precision import Given, Scene, parse_precision
@@ -68,6 +71,20 @@ def chain(depth: int = 4, seed: int = 0, planted: int | None = None, channel: in
     graph.rename(y, "y")
     infer_types(graph)
     return graph
+
+
+def planted_channels(graph: Graph, factor: float, seed: int = 0) -> int:
+    """Make a channel of each LayerNormalization louder, and the weights that read it softer.
+
+    In float nothing changes. Gives the number of channels, one for each that products alone read.
+    """
+    rng = np.random.default_rng(seed)
+    numbers = {}
+    for name, group in find_groups(graph).folded.items():
+        if group.producer is not None and group.producer.is_op("LayerNormalization"):
+            numbers[name] = np.ones(group.size)
+            numbers[name][rng.integers(group.size)] = 1 / factor
+    return ScaleChannels(numbers).run(graph, Context())
 
 
 def shared(seed: int = 0) -> Graph:
