@@ -61,8 +61,8 @@ class Executor(nn.Module):
 
         Args:
             graph: A main graph with types inferred (`onnxq.ir.infer_types`).
-            inputs: Names of the values to be fed, any of the graph's; its inputs that have no
-                default if not given. Inputs with a default may be fed, too.
+            inputs: Names of the values to be fed, any of the graph's; those of its inputs that the
+                outputs need if not given. Inputs with a default may be fed, too.
             outputs: Names of the values to give; the graph's outputs if not given.
             trainable: Which constants of floats are parameters; none if not given, and never the
                 running statistics of BatchNormalization.
@@ -89,7 +89,9 @@ class Executor(nn.Module):
         self._on_use: dict[Use, tuple[nn.Module, ...]] = {}
         self._functions = nn.ModuleList()
         self._modules_of_nodes = nn.ModuleList()
-        nodes = self._needed()
+        nodes, read = self._needed()
+        if inputs is None:
+            self._inputs = [v for v in given if v in read]
         self._refuse(nodes)
         self._hold_constants(nodes, trainable)
         self._bodies: dict[Graph, list[_Step]] = {}
@@ -191,20 +193,20 @@ class Executor(nn.Module):
 
     # Preparing
 
-    def _needed(self) -> list[Node]:
-        """The nodes between inputs and outputs, in topological order."""
-        wanted = {v for v in self._outputs if v not in self._inputs}
+    def _needed(self) -> tuple[list[Node], set[Value]]:
+        """The nodes between inputs and outputs, in topological order, and what they read."""
+        fed, read = set(self._inputs), set(self._outputs)
         found = []
         for node in reversed(self._graph.nodes()):
-            if any(v in wanted for v in node.outputs if v is not None):
+            if any(v in read and v not in fed for v in node.outputs):
                 found.append(node)
-                wanted.update(v for v in reads(node) if v not in self._inputs)
-        missing = [v for v in self._graph.inputs if v in wanted and v.data is None]
+                read.update(reads(node))
+        missing = [v for v in self._graph.inputs if v in read and v not in fed and v.data is None]
         if missing:
             raise InputError(
                 f"the outputs {', '.join(self.outputs)} need input '{missing[0].name}', too"
             )
-        return found[::-1]
+        return found[::-1], read
 
     def _refuse(self, nodes: Sequence[Node]) -> None:
         """Name what cannot be computed."""

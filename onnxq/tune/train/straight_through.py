@@ -18,6 +18,39 @@ class _Round(torch.autograd.Function):
         return gradients[0]
 
 
+class _ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+
+class _AtLeast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, least: Tensor) -> Tensor:
+        return torch.maximum(x, least)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def at_least(x: Tensor, least: Tensor) -> Tensor:
+    """The larger of both; gradients pass as if there was no limit, so that numbers come back."""
+    limited: Tensor = _AtLeast.apply(x, least)
+    return limited
+
+
+def scaled_gradient(x: Tensor, factor: float) -> Tensor:
+    """The same numbers; their gradient is multiplied."""
+    same: Tensor = _ScaledGradient.apply(x, factor)
+    return same
+
+
 def round_through(x: Tensor) -> Tensor:
     """Round half to even; gradients pass as if nothing was done."""
     rounded: Tensor = _Round.apply(x)

@@ -14,7 +14,7 @@ from onnxq.tune.train.operators.registry import Run, UnsupportedError, operator
 from onnxq.tune.train.straight_through import dequantize, quantize, round_through
 
 
-def _ends(dtype: DataType) -> tuple[int, int]:
+def ends_of(dtype: DataType) -> tuple[int, int]:
     """Smallest and largest integer of a type."""
     if dtype.name.startswith("UINT"):
         return 0, (1 << dtype.bits) - 1
@@ -33,7 +33,7 @@ def _format(value: Value | None, node: Node) -> DataType:
     return dtype
 
 
-def _spread(x: Tensor, like: Tensor, axis: int, block: int) -> Tensor:
+def spread(x: Tensor, like: Tensor, axis: int, block: int) -> Tensor:
     """Scales or zero-points so that they go with every element of a tensor."""
     if x.numel() == 1 and not block:
         return x.reshape(())
@@ -51,12 +51,12 @@ def _quantize_linear(node: Node) -> Run:
 
     def run(x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
         along = 0 if axis is None else axis
-        scale = _spread(scale, x, along, block)
+        scale = spread(scale, x, along, block)
         if dtype.is_float:
             return _to_narrow_float(x / scale, TORCH_TYPES[dtype])
         if zero_point is not None:
-            zero_point = _spread(zero_point, x, along, block).to(scale.dtype)
-        return quantize(x.to(scale.dtype), scale, zero_point, *_ends(dtype))
+            zero_point = spread(zero_point, x, along, block).to(scale.dtype)
+        return quantize(x.to(scale.dtype), scale, zero_point, *ends_of(dtype))
 
     return run
 
@@ -76,8 +76,8 @@ def _dequantize_linear(node: Node) -> Run:
     def run(x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
         along = 0 if axis is None else axis
         if zero_point is not None:
-            zero_point = _spread(zero_point, x, along, block)
-        y = dequantize(x, _spread(scale, x, along, block), zero_point)
+            zero_point = spread(zero_point, x, along, block)
+        y = dequantize(x, spread(scale, x, along, block), zero_point)
         return y if dtype is None else y.to(dtype)
 
     return run
@@ -100,7 +100,7 @@ def _centred(x: Tensor, zero_point: Tensor | None, axis: int) -> Tensor:
     held = x.double()
     if zero_point is None:
         return held
-    return held - _spread(zero_point.double(), held, axis, 0) if zero_point.numel() else held
+    return held - spread(zero_point.double(), held, axis, 0) if zero_point.numel() else held
 
 
 @operator("MatMulInteger")
@@ -127,7 +127,7 @@ def _conv_integer(node: Node) -> Run:
 
 @operator("QLinearMatMul")
 def _q_linear_mat_mul(node: Node) -> Run:
-    ends = _ends(_format(node.input(7), node))
+    ends = ends_of(_format(node.input(7), node))
 
     def run(
         a: Tensor,
@@ -140,16 +140,16 @@ def _q_linear_mat_mul(node: Node) -> Run:
         y_zero: Tensor,
     ) -> Tensor:
         sums = _centred(a, a_zero, -2) @ _centred(b, b_zero, -1)
-        factor = _spread(a_scale, a, -2, 0) * _spread(b_scale, b, -1, 0)
-        zero_point = _spread(y_zero.double(), sums, -2, 0)
-        return quantize(sums * factor, _spread(y_scale, sums, -2, 0), zero_point, *ends).float()
+        factor = spread(a_scale, a, -2, 0) * spread(b_scale, b, -1, 0)
+        zero_point = spread(y_zero.double(), sums, -2, 0)
+        return quantize(sums * factor, spread(y_scale, sums, -2, 0), zero_point, *ends).float()
 
     return run
 
 
 @operator("QLinearConv")
 def _q_linear_conv(node: Node) -> Run:
-    ends, convolve = _ends(_format(node.input(7), node)), convolution(node)
+    ends, convolve = ends_of(_format(node.input(7), node)), convolution(node)
 
     def run(
         x: Tensor,
@@ -164,7 +164,7 @@ def _q_linear_conv(node: Node) -> Run:
     ) -> Tensor:
         added = None if bias is None else bias.double()
         sums = convolve(_centred(x, x_zero, 1), _centred(w, w_zero, 0), added)
-        factor = x_scale.reshape(()) * _spread(w_scale, sums, 1, 0)
+        factor = x_scale.reshape(()) * spread(w_scale, sums, 1, 0)
         zero_point = y_zero.reshape(()).double()
         return quantize(sums * factor, y_scale.reshape(()), zero_point, *ends).float()
 

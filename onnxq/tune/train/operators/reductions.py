@@ -102,18 +102,24 @@ def _arg_extreme(node: Node) -> Run:
     return run
 
 
-@operator("CumSum", host=(1,))
+_CUMULATED: dict[str, Callable[..., Tensor]] = {"CumProd": torch.cumprod, "CumSum": torch.cumsum}
+
+
+@operator(*_CUMULATED, host=(1,))
 def _cumulated(node: Node) -> Run:
+    cumulate = _CUMULATED[node.op_type]
     reverse = bool(attribute_value(node, "reverse"))
     exclusive = bool(attribute_value(node, "exclusive"))
 
     def run(x: Tensor, along: Tensor) -> Tensor:
         (axis,) = ints(along)
         ordered = x.flip(axis) if reverse else x
-        sums = torch.cumsum(ordered, axis, dtype=x.dtype)
         if exclusive:
-            sums = sums - ordered
-        return sums.flip(axis) if reverse else sums
+            size = ordered.shape[axis]
+            first = torch.full_like(ordered.narrow(axis, 0, 1), node.is_op("CumProd"))
+            ordered = torch.cat([first, ordered.narrow(axis, 0, size - 1)], axis)
+        found = cumulate(ordered, axis, dtype=x.dtype)
+        return found.flip(axis) if reverse else found
 
     return run
 

@@ -1,0 +1,261 @@
+"""A quantized graph that trains: weights, biases and steps, computed as the model will.
+
+What `insert-qdq` emits runs as it is, so that pairs stand where they stand in the model: only what
+it stores as integers is rounded anew from floats in every pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from onnxq.ir import DataType, Graph, Node, Tensor, Use, Value, attribute_value
+from onnxq.tune.train.dtypes import to_numpy, to_torch
+from onnxq.tune.train.executor import Executor
+from onnxq.tune.train.operators.quantization import ends_of, spread
+from onnxq.tune.train.straight_through import at_least, quantize, scaled_gradient
+
+_LEAST = 1e-3
+"""A step never gets smaller than this part of what it was."""
+
+
+class Step(nn.Module):
+    """A learned step (Esser et al., 2020): its gradient is multiplied by 1 / sqrt(N Qp).
+
+    Attributes:
+        count: N, numbers that share the step; of activations those of one sample, as they pass.
+    """
+
+    def __init__(self, initial: torch.Tensor, highest: int, count: int = 1) -> None:
+        super().__init__()
+        self.count = count
+        self._highest = highest
+        self._least: torch.Tensor
+        self.register_buffer("_least", initial.detach() * _LEAST)
+
+    def forward(self, step: torch.Tensor) -> torch.Tensor:
+        """The step that is used, positive whatever the parameter is."""
+        positive = at_least(step, self._least)
+        return scaled_gradient(positive, (self.count * self._highest) ** -0.5)
+
+
+class _Counter(nn.Module):
+    """Tells a step how many numbers of a sample share it."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self._tell = lambda count: setattr(step, "count", count)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._tell(max(x.numel() // max(x.shape[0], 1), 1) if x.ndim else 1)
+        return x
+
+
+class _Stored(nn.Module):
+    """Floats that stand in for integers: rounded in every pass."""
+
+    def __init__(
+        self,
+        numbers: np.ndarray,
+        scale: Callable[[], torch.Tensor],
+        zero_point: torch.Tensor | None,
+        axis: tuple[int, int],
+        ends: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        self.numbers = nn.Parameter(to_torch(numbers))
+        self._scale, self._axis, self._ends = scale, axis, ends
+        self._zero_point: torch.Tensor | None
+        self.register_buffer("_zero_point", zero_point)
+
+    def forward(self, integers: torch.Tensor) -> torch.Tensor:
+        scale, zero_point = (
+            None if t is None else spread(t, self.numbers, *self._axis)
+            for t in (self._scale(), self._zero_point)
+        )
+        assert scale is not None
+        if zero_point is not None:
+            zero_point = zero_point.to(scale.dtype)
+        return quantize(self.numbers.to(scale.dtype), scale, zero_point, *self._ends)
+
+
+class _Computed(nn.Module):
+    """A constant that is computed of others."""
+
+    def __init__(self, compute: Callable[[], torch.Tensor]) -> None:
+        super().__init__()
+        self._compute = compute
+
+    def forward(self, constant: torch.Tensor) -> torch.Tensor:
+        return self._compute()
+
+
+class QuantizedModule(nn.Module):
+    """Trains a graph of QuantizeLinear/DequantizeLinear pairs.
+
+    Weights and biases behind a DequantizeLinear are parameters in floats, rounded straight-through.
+    The steps are parameters, too, with the gradients of LSQ; that of a bias is the product of
+    those of its input and its weight. Zero-points stay. `emitted` gives the model, which computes
+    what the module does but for sums that are rounded in another order.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        source: Graph | None = None,
+        *,
+        weight_ends: tuple[int, int] | None = None,
+        learn_steps: bool = True,
+        trainable: Callable[[Value], bool] | None = None,
+    ) -> None:
+        """Take a quantized graph.
+
+        Args:
+            graph: The graph, with types inferred; it is not changed.
+            source: The float graph that it was made of, whose weights are where training begins;
+                else it begins with what the integers stand for.
+            weight_ends: Smallest and largest integer of a weight; those of its type if not given.
+            learn_steps: Whether steps are trained.
+            trainable: Which other constants of floats are, too; none if not given.
+
+        Raises:
+            InputError: a node cannot be computed in torch.
+        """
+        super().__init__()
+        self.graph = graph.copy()
+        nodes = list(self.graph.nodes())
+        self._biases = [n for n in nodes if _stores(n) and _dtype_of(n) is DataType.INT32]
+        for node in self._biases:
+            _own_scale(node)
+        pairs = [n for n in nodes if n.is_op("QuantizeLinear", "DequantizeLinear")]
+        of_biases = {n.inputs[1] for n in self._biases}
+        scales = dict.fromkeys(
+            s for n in pairs if (s := n.inputs[1]) and s.is_constant and s not in of_biases
+        )
+
+        def trains(value: Value) -> bool:
+            if value in scales:
+                return learn_steps
+            return value not in of_biases and trainable is not None and trainable(value)
+
+        self.executor = Executor(self.graph, trainable=trains)
+        self._steps = {s: self._step(s) for s in scales}
+        self._stored: dict[Value, _Stored] = {}
+        self._computed: dict[Value, Callable[[], torch.Tensor]] = {}
+        numbers = _numbers(self.graph, source)
+        for node in nodes:
+            if _stores(node):
+                self._store(node, numbers, weight_ends)
+
+    def forward(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The outputs by name, as `Executor`'s."""
+        return self.executor(feeds)
+
+    def scale(self, value: Value) -> torch.Tensor:
+        """The numbers of a scale that are used."""
+        if value in self._computed:
+            return self._computed[value]()
+        return self._steps[value](self.executor.constant(value))
+
+    def emitted(self) -> Graph:
+        """The model as trained, as a graph of its own."""
+        self.executor.store()
+        with torch.no_grad():
+            for value in (*self._steps, *self._computed):
+                value.data = Tensor(to_numpy(self.scale(value), value.dtype))
+            for value, stored in self._stored.items():
+                integers = stored(self.executor.constant(value))
+                value.data = Tensor(to_numpy(integers, value.dtype))
+        return self.graph.copy()
+
+    def _step(self, scale: Value) -> Step:
+        readers = [use.node for use in scale.uses]
+        dtype = next(d for n in readers if (d := _dtype_of(n)) is not None)
+        step = Step(self.executor.constant(scale), ends_of(dtype)[1])
+        self.executor.hook(scale, step)
+        for node in readers:
+            if node.is_op("QuantizeLinear"):
+                source = node.inputs[0]
+                assert source is not None
+                self.executor.hook(source, _Counter(step), [Use(node, 0)])
+        return step
+
+    def _store(
+        self, node: Node, numbers: Mapping[Value, np.ndarray], ends: tuple[int, int] | None
+    ) -> None:
+        integers, scale = node.inputs[0], node.inputs[1]
+        assert integers is not None and integers.dtype is not None and scale is not None
+        axis = (attribute_value(node, "axis") or 0, attribute_value(node, "block_size") or 0)
+        zero = node.input(2)
+        zero_point = None if zero is None else self.executor.constant(zero).detach().clone()
+        wanted = ends or ends_of(integers.dtype)
+
+        def step() -> torch.Tensor:
+            return self.scale(scale)
+
+        if node in self._biases:
+            wanted, read = ends_of(integers.dtype), _read_with(node)
+
+            def product() -> torch.Tensor:
+                one, other = (self.scale(value).detach() for value in read)
+                return one * other
+
+            if all(value in self._steps for value in read):
+                self._computed[scale] = product
+                self.executor.hook(scale, _Computed(product))
+        else:
+            step_module = self._steps[scale]
+            step_module.count = integers.numpy().size // max(scale.numpy().size, 1)
+        stored = _Stored(numbers[integers], step, zero_point, axis, wanted)
+        self._stored[integers] = stored
+        self.executor.hook(integers, stored)
+
+
+def _stores(node: Node) -> bool:
+    """Whether a node reads integers that the model holds."""
+    source = node.input(0)
+    return node.is_op("DequantizeLinear") and source is not None and source.is_constant
+
+
+def _dtype_of(node: Node) -> DataType | None:
+    """The type of a pair's integers."""
+    zero_point = node.input(2)
+    integers = node.inputs[0] if node.is_op("DequantizeLinear") else node.outputs[0]
+    found = integers if zero_point is None else zero_point
+    return None if found is None else found.dtype
+
+
+def _own_scale(node: Node) -> None:
+    """Give a node a scale that nothing else reads, though numbers may be equal."""
+    scale = node.inputs[1]
+    assert scale is not None and scale.data is not None
+    if len(scale.uses) > 1:
+        node.set_input(1, node.graph.constant(scale.data, scale.name))
+
+
+def _read_with(bias: Node) -> list[Value]:
+    """The scales of the input and the weight that a bias is added to the product of."""
+    reader = bias.output.uses[0].node
+    pairs = [v.producer for v in reader.inputs[:2] if v is not None]
+    return [s for p in pairs if p is not None and (s := p.input(1)) is not None]
+
+
+def _numbers(graph: Graph, source: Graph | None) -> dict[Value, np.ndarray]:
+    """The floats of everything that is stored in integers."""
+    named = {} if source is None else {n.name: n for n in source.all_nodes() if n.name}
+    found = {}
+    for node in graph.nodes():
+        integers = node.input(0)
+        if not _stores(node) or integers is None:
+            continue
+        run = Executor(graph, outputs=[node.output.name])
+        numbers = run.evaluate({})[node.output.name]
+        for reader, slot in node.output.uses:
+            like = named[reader.name].input(slot) if reader.name in named else None
+            if like is not None and like.is_constant and like.shape == numbers.shape:
+                numbers = np.array(like.numpy())
+        found[integers] = numbers
+    return found

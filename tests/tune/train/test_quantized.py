@@ -1,0 +1,114 @@
+"""Training of graphs with QDQ pairs: what the module computes is what the model computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason='needs torch: pip install "onnxq[train]"')
+
+from onnxq.ir import Graph, infer_types, load, to_proto
+from onnxq.passes.static.placement import place
+from onnxq.quant import value_range
+from onnxq.runtime import Session
+from onnxq.targets import load_target
+from onnxq.tune.train.executor import Executor
+from onnxq.tune.train.quantized import QuantizedModule, Step
+from tests.helpers import Feeds, random_feeds, run
+from tests.networks import chain
+from tests.quantization import observed_bounds, quantized
+
+TARGET = load_target("cpu-x64")
+ENDS = tuple(int(end) for end in value_range(TARGET.weight_format, TARGET.weight_scheme))
+
+
+def quantized_pair(graph: Graph, feeds: Feeds) -> tuple[Graph, Graph]:
+    """A float graph whose nodes have names, and what insert-qdq makes of it."""
+    for number, node in enumerate(graph.nodes()):
+        if not node.name:
+            graph.rename_node(node, f"node{number}")
+    return graph, quantized(graph, observed_bounds(graph, feeds))
+
+
+def tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(array) for name, array in feeds.items()}
+
+
+def assert_agrees(module: QuantizedModule, feeds: Feeds, step: float) -> None:
+    """The module and the model that it emits, with integer kernels, differ by steps at most."""
+    emitted = module.emitted()
+    with torch.no_grad():
+        found = module(tensors(feeds))
+    wanted = Session(to_proto(emitted)).run(dict(feeds))
+    for name, array in wanted.items():
+        assert np.abs(found[name].numpy() - array).max() <= step * 1.001 + 1e-5
+
+
+@pytest.mark.parametrize("name", ["chain", "digits_resnet", "digits_vit", "text_lm"])
+def test_untrained_it_computes_what_the_quantized_model_does(name: str) -> None:
+    graph = chain() if name == "chain" else load(f"models/{name}.onnx")
+    infer_types(graph)
+    feeds = random_feeds(graph, other_dims=8)
+    source, after = quantized_pair(graph, feeds)
+    module = QuantizedModule(after, source, weight_ends=ENDS)
+    found = module(tensors(feeds))
+    wanted = run(after, feeds)
+    for output, array in wanted.items():
+        error = np.abs(found[output].detach().numpy() - array)
+        assert error.max() <= 0.02 * np.abs(array).max()
+        assert np.median(error) <= 1e-5 * np.abs(array).max()
+
+
+def test_training_lowers_the_loss_and_the_model_agrees() -> None:
+    graph = chain()
+    feeds = random_feeds(graph, other_dims=32)
+    source, after = quantized_pair(graph, feeds)
+    fed = tensors(feeds)
+    with torch.no_grad():
+        target = Executor(source)(fed)["y"].roll(1, 0)
+    module = QuantizedModule(after, source, weight_ends=ENDS)
+    before = module.emitted()
+    optimizer = torch.optim.Adam(module.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(30):
+        loss = (module(fed)["y"] - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+    emitted = module.emitted()
+    assert (run(emitted, feeds)["y"] != run(before, feeds)["y"]).any()
+    scale = max(float(v.numpy().max()) for v in emitted.initializers() if "scale" in v.name)
+    assert_agrees(module, feeds, scale)
+
+
+def test_steps_have_the_gradient_scale_of_lsq_and_stay_positive() -> None:
+    step = Step(torch.tensor([0.5, 0.25]), 127, count=40)
+    given = torch.tensor([0.5, -3.0], requires_grad=True)
+    used = step(given)
+    np.testing.assert_allclose(used.detach().numpy(), [0.5, 0.25e-3], rtol=1e-6)
+    used.backward(torch.tensor([1.0, 2.0]))
+    factor = 1 / np.sqrt(40 * 127)
+    np.testing.assert_allclose(given.grad.numpy(), [factor, 2 * factor], rtol=1e-6)
+
+
+def test_a_step_counts_what_shares_it() -> None:
+    graph = chain(depth=2)
+    feeds = random_feeds(graph, other_dims=3)
+    source, after = quantized_pair(graph, feeds)
+    module = QuantizedModule(after, source, weight_ends=ENDS)
+    module(tensors(feeds))
+    counts = {value.name: step.count for value, step in module._steps.items()}
+    # 2 channels of 6 x 6 pixels are fed; each channel of the first weight has 2 x 3 x 3 numbers.
+    assert counts["x_scale"] == 72
+    assert counts["w0_scale"] == 18
+
+
+def test_placement_is_that_of_the_target() -> None:
+    graph = chain()
+    feeds = random_feeds(graph, other_dims=4)
+    source, after = quantized_pair(graph, feeds)
+    emitted = QuantizedModule(after, source, weight_ends=ENDS).emitted()
+    assert [n.op_type for n in emitted.nodes()] == [n.op_type for n in after.nodes()]
+    assert place(source, TARGET).nodes
