@@ -331,7 +331,8 @@ def taking(wide: bool) -> list[dict[str, np.ndarray]]:
 
 def test_branches_are_searched_where_samples_take_them() -> None:
     model, data = to_proto(branches()), taking(True)
-    found = optimize(model, data, min_sqnr=20, min_speedup=0.0)
+    # Scaled tensors have no counterpart in the float model.
+    found = optimize(model, data, min_sqnr=20, min_speedup=0.0, methods="none")
     layers = {layer.node: layer for layer in found.report.layers}
     assert layers["then_conv1"].precision == "int8" and layers["then_conv1"].sensitivity
     assert layers["then_conv1"].sqnr_db is not None and 20 < layers["then_conv1"].sqnr_db < 80
