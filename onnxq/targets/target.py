@@ -41,7 +41,7 @@ OutputRule = Literal["quantized", "float"]
 """Whether the integer kernel of a ``compute`` operator must give integers or may give floats."""
 
 
-Form = Literal["", "clipped-line", "line", "repeat"]
+Form = Literal["", "clipped-line", "line", "repeat", "vectors"]
 """Equal forms in integers.
 
 - ``line``: arithmetic with one number as nothing but another scale and zero-point of the same
@@ -50,6 +50,7 @@ Form = Literal["", "clipped-line", "line", "repeat"]
   as the Add of a constant whose output is quantized with scale 1/255 from 0 on: saturation clips.
   HardSwish as its product with that.
 - ``repeat``: a Resize that repeats pixels as concatenations with channels last.
+- ``vectors``: a depthwise Conv with channels of zeros up to a multiple of 16.
 """
 
 
@@ -321,6 +322,7 @@ _FORMS: Mapping[str, Sequence[str]] = {
     "clipped-line": ("HardSigmoid", "HardSwish"),
     "line": ("Mul", "Div", "Add", "Sub"),
     "repeat": ("Resize",),
+    "vectors": ("Conv",),
 }
 """The operators that have each `Form`."""
 

@@ -102,7 +102,8 @@ def _add_errors(
         name, reference = place[1], kept[numbers[place]]
         # In a branch that is not taken nothing is computed.
         if reference.size:
-            errors.add({name: reference}, {name: array})
+            # Channels that were added hold nothing.
+            errors.add({name: reference}, {name: array[tuple(map(slice, reference.shape))]})
 
     for graph, see in zip(graphs, (keep, compare), strict=True):
         is_whole = constant_bytes(graph) <= room

@@ -26,6 +26,7 @@ from onnxq.passes.static.placement import (
 )
 from onnxq.passes.static.repeats import repeated, repeats
 from onnxq.passes.static.value_qparams import ValueQParams
+from onnxq.passes.static.vectors import fill_vectors
 from onnxq.passes.tuned import Tuned, tuned_weight
 from onnxq.quant import (
     QParams,
@@ -67,6 +68,11 @@ class InsertQdq(Pass):
     (onnxruntime 1.32) a Mul and a Sub are 1.20 to 1.56 times as fast so, a Resize with what it is
     added to 1.26 to 1.73 times, and a HardSwish with a Mul and an Add behind it, eight times in a
     row, 1.47 times. onnxruntime 1.24.1 computes the same.
+
+    Depthwise convolutions get a multiple of 16 channels where the target says so: the kernels take
+    16 at a time, and the rest one by one. With 28 x 28 pixels 24 channels take 29 us and 32 take
+    20, 72 take 56 and 80 take 34, 88 take 64 and 96 take 38 (onnxruntime 1.32); MobileNetV3-small
+    in integers is 1.14 times as fast so, a smaller one for the direction of text 1.28 times.
 
     Left in float, each with its reason in the model's metadata: operators without a rule,
     computations whose weight or bias is not constant (unless the target multiplies two
@@ -164,6 +170,10 @@ class InsertQdq(Pass):
         placed = place_within(graph, target, self.ranges, kept, left_out)
         quantized = [node_name(node) for node in placed.nodes]
         formats = self._formats(graph, placed)
+        gaining = {node for node, rule in placed.nodes.items() if rule.form == "vectors"}
+        tuned = [node for node in graph.all_nodes() if node_name(node) in self.tuned]
+        for node in fill_vectors(graph, gaining, tuned):
+            ctx.rewrote(f"{node.label}: its channels fill vectors")
         _Insertion(self, target, placed, formats, ctx).run()
         _note_left_in_float(graph, placed, quantized)
         if quantized:
