@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -83,7 +83,14 @@ def candidate(
 
 def _made(case: Case, method: str, output: Path, limits: Limits) -> Made:
     command = [sys.executable, __file__, case.name, method, str(output)]
-    command += ["--threads", str(limits.threads)]
+    return run_limited([*command, "--threads", str(limits.threads)], output, limits)
+
+
+def run_limited(command: Sequence[str], output: Path, limits: Limits) -> Made:
+    """What a process took that makes a file and prints a `Made` as the last line.
+
+    What it printed stays beside the file, with the endings ``.out`` and ``.err``.
+    """
     started = time.perf_counter()
     with (
         output.with_suffix(".out").open("w+") as told,

@@ -64,12 +64,18 @@ def trained_cases(calibration: int = 128) -> Iterator[Case]:
     corpus = Path(os.environ.get("ONNXQ_CORPUS", "none"))
     cifar = corpus / "models" / "cifar_resnet20.onnx"
     if cifar.exists():
-        yield Case(
-            "cifar_resnet20",
-            cifar,
-            _cifar(corpus / "data" / "cifar10_calib.npz", calibration),
-            _cifar(corpus / "data" / "cifar10_eval.npz", 4000),
-        )
+        yield cifar_case("cifar_resnet20", cifar, calibration)
+
+
+def cifar_case(name: str, model: Path, calibration: int) -> Case:
+    """A CIFAR-10 model with the images that ONNXQ_CORPUS has."""
+    data = Path(os.environ["ONNXQ_CORPUS"]) / "data"
+    return Case(
+        name,
+        model,
+        _cifar(data / "cifar10_calib.npz", calibration),
+        _cifar(data / "cifar10_eval.npz", 4000),
+    )
 
 
 def structure_cases(folder: Path, count: int = 32) -> Iterator[Case]:
@@ -133,14 +139,14 @@ def readied(case: Case, output: Path) -> Case:
     return replace(case, model=path)
 
 
-def onnxruntime_static(case: Case, output: Path) -> None:
-    """Its `quantize_static`: QDQ, uint8 activations, int8 weights per channel, pre-processed."""
+def onnxruntime_static(case: Case, output: Path, *, per_channel: bool = True) -> None:
+    """Its `quantize_static`: QDQ, uint8 activations, int8 weights, pre-processed."""
     quantize_static(
         str(_preprocessed(case, output)),
         str(output),
         _Reader(case.parts()[0]),
         quant_format=QuantFormat.QDQ,
-        per_channel=True,
+        per_channel=per_channel,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )

@@ -12,8 +12,6 @@ samples.
 from __future__ import annotations
 
 import argparse
-import datetime
-import platform
 import sys
 import tempfile
 import time
@@ -22,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cases import Case, trained_cases
+from heading import heading
 
 from onnxq.data import Batch, Dataset
 from onnxq.errors import InputError
@@ -33,7 +32,6 @@ from onnxq.recipe import Recipe
 from onnxq.runtime import Session, integer_operators, interleaved
 from onnxq.study import apply_to, uniform_plan
 from onnxq.verify import CompareOptions, Report, compare_files
-from onnxq.verify.facts import versions
 from onnxq.verify.workload import Workload, single_feed
 
 HELD_OUT = 1000
@@ -184,12 +182,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="to time the variants of a model")
     given = parser.parse_args()
     started = time.perf_counter()
-    print("# Number formats, calibrators and modes, method by method")
-    print()
-    command = " ".join(["python benchmarks/formats.py", *sys.argv[1:]])
-    print(f"`{command}` on {datetime.date.today()}, {_processor()}, {given.threads} thread.")
-    print(", ".join(f"{name} {number}" for name, number in versions().items()) + ".")
-    print()
+    title = "Number formats, calibrators and modes, method by method"
+    print(heading(title, " ".join(["formats.py", *sys.argv[1:]]), given.threads))
     print("Speed and size are relative to the float model; speed is of single samples.")
     print()
     with tempfile.TemporaryDirectory() as name:
@@ -199,16 +193,6 @@ def main() -> None:
             rows = _Bench(case, Path(name)).rows(given.threads, given.seconds)
             print("\n".join(_table(case, rows)), flush=True)
     print(f"{time.perf_counter() - started:.0f} seconds in all.")
-
-
-def _processor() -> str:
-    """What Linux calls the processor, else its architecture."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2] for line in text.splitlines() if line.startswith("model name")]
-    return " ".join(names[0].split()) if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Train and export the example models of this folder, with their data.
 
-Usage: ``python models/train.py digits_resnet|digits_vit|text_lm|all [--seed 0]``.
+Usage: ``python models/train.py digits_resnet|digits_vit|text_lm|cifar_mobilenet|all [--seed 0]``.
 
 Each model is trained on a CPU in a few minutes, exported to one ONNX file without external data,
-and scored with onnxruntime on the held-out part of its data file. Needs the ``train`` extra.
+and scored with onnxruntime on its held-out samples. Needs the ``train`` extra; cifar_mobilenet also
+CIFAR-10 images in ``data/`` of the folder that ONNXQ_CORPUS names.
 The README beside this file states the sources, licences and measured scores.
 """
 
@@ -13,7 +14,10 @@ import argparse
 import copy
 import hashlib
 import importlib
+import io
+import itertools
 import math
+import os
 import sys
 import time
 import warnings
@@ -32,6 +36,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name every torch program uses
 from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -56,6 +61,11 @@ TEXT_VALIDATION = 100
 SHARED_PARAGRAPH = 60
 # Larger groups of related topics, in bytes, stay in the training part.
 LARGEST_HELD_OUT_GROUP = 12_000
+
+CIFAR_CLASSES = 10
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2470, 0.2435, 0.2616)
+CIFAR_SHIFT = 4
 
 
 # --- Digits: data -----------------------------------------------------------------------------
@@ -294,13 +304,20 @@ class ClassifierRecipe:
     weight_decay: float
 
 
-def train_classifier(model: nn.Module, data: Digits, recipe: ClassifierRecipe, seed: int) -> None:
-    """Train with AdamW, a one-cycle schedule, label smoothing and augmentation.
+def train_classifier(
+    model: nn.Module,
+    all_images: Tensor,
+    all_labels: Tensor,
+    disturb: Callable[[Tensor, torch.Generator], Tensor],
+    recipe: ClassifierRecipe,
+    seed: int,
+) -> None:
+    """Train with AdamW, a one-cycle schedule, label smoothing and augmentation by ``disturb``.
 
     The held-out samples are not looked at: the number of epochs is fixed beforehand.
     """
     generator = torch.Generator().manual_seed(seed)
-    count = len(data.train_images)
+    count = len(all_images)
     steps_per_epoch = math.ceil(count / recipe.batch_size)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.peak_learning_rate, weight_decay=recipe.weight_decay
@@ -315,8 +332,8 @@ def train_classifier(model: nn.Module, data: Digits, recipe: ClassifierRecipe, s
     for epoch in range(recipe.epochs):
         total = 0.0
         for batch in torch.randperm(count, generator=generator).split(recipe.batch_size):
-            images = augment(data.train_images[batch], generator)
-            loss = F.cross_entropy(model(images), data.train_labels[batch], label_smoothing=0.05)
+            images = disturb(all_images[batch], generator)
+            loss = F.cross_entropy(model(images), all_labels[batch], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -325,6 +342,86 @@ def train_classifier(model: nn.Module, data: Digits, recipe: ClassifierRecipe, s
             total += loss.item() * len(batch)
         print(f"  epoch {epoch + 1:3}/{recipe.epochs}: training loss {total / count:.4f}")
     model.eval()
+
+
+# --- CIFAR-10 ---------------------------------------------------------------------------------
+
+
+def load_cifar(name: str) -> tuple[Tensor, Tensor]:
+    """Normalised images ``[N, 3, 32, 32]`` and labels of a file in the corpus."""
+    with np.load(Path(os.environ["ONNXQ_CORPUS"]) / "data" / name) as data:
+        labels = data["labels"]
+        pixels = data["image"] if "image" in data else decoded(data["jpeg"], data["offsets"])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    mean, deviation = (torch.tensor(numbers)[:, None, None] for numbers in (CIFAR_MEAN, CIFAR_STD))
+    return (images - mean) / deviation, torch.from_numpy(labels).long()
+
+
+def decoded(files: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The pixels ``[N, 32, 32, 3]`` of JPEG files that lie one after another."""
+    parts = (files[start:end].tobytes() for start, end in itertools.pairwise(offsets))
+    return np.stack([np.asarray(Image.open(io.BytesIO(part))) for part in parts])
+
+
+def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror every other image and move each by up to four pixels, at random."""
+    count, _, height, width = images.shape
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    padded = F.pad(images, [CIFAR_SHIFT] * 4)
+    top, left = torch.randint(2 * CIFAR_SHIFT + 1, (2, count), generator=generator)
+    rows = (top[:, None] + torch.arange(height))[:, None, :, None]
+    columns = (left[:, None] + torch.arange(width))[:, None, None, :]
+    samples, channels = torch.arange(count)[:, None, None, None], torch.arange(3)[:, None, None]
+    return padded[samples, channels, rows, columns]
+
+
+class InvertedResidual(nn.Module):
+    """Widen, filter each channel, narrow (https://arxiv.org/abs/1801.04381, section 3.3)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, widening: int) -> None:
+        super().__init__()
+        inner = channels_in * widening
+        widen = [conv_bn(channels_in, inner, 1), nn.ReLU6()] if widening > 1 else []
+        self.layers = nn.Sequential(
+            *widen,
+            conv_bn(inner, inner, 3, stride, groups=inner),
+            nn.ReLU6(),
+            conv_bn(inner, channels_out, 1),
+        )
+        self.has_shortcut = stride == 1 and channels_in == channels_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[N, channels_in, H, W]`` to ``[N, channels_out, H / stride, W / stride]``."""
+        return x + self.layers(x) if self.has_shortcut else self.layers(x)
+
+
+class CifarMobileNet(nn.Module):
+    """MobileNetV2 in small: 8 inverted residual blocks of 16 to 64 channels at 32x32 to 4x4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            conv_bn(3, 16, 3),
+            nn.ReLU6(),
+            InvertedResidual(16, 16, 1, 1),
+            InvertedResidual(16, 24, 2, 3),
+            InvertedResidual(24, 24, 1, 4),
+            InvertedResidual(24, 40, 2, 4),
+            InvertedResidual(40, 40, 1, 4),
+            InvertedResidual(40, 40, 1, 4),
+            InvertedResidual(40, 64, 2, 6),
+            InvertedResidual(64, 64, 1, 6),
+            conv_bn(64, 256, 1),
+            nn.ReLU6(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(1),
+        )
+        self.classifier = nn.Linear(256, CIFAR_CLASSES)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map normalised images ``[N, 3, 32, 32]`` to logits ``[N, 10]``."""
+        return self.classifier(self.layers(image))
 
 
 # --- Text -------------------------------------------------------------------------------------
@@ -523,9 +620,18 @@ def export_dynamo(
 
 
 def export_torchscript(
-    model: nn.Module, example: Tensor, path: Path, input_name: str, opset: int
+    model: nn.Module,
+    example: Tensor,
+    path: Path,
+    input_name: str,
+    opset: int,
+    *,
+    keep_batch_norm: bool = False,
 ) -> None:
-    """Export with torch's older exporter (TorchScript), with a dynamic batch axis."""
+    """Export with torch's older exporter (TorchScript), with a dynamic batch axis.
+
+    By default that exporter folds BatchNorm into convolutions.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
@@ -536,6 +642,10 @@ def export_torchscript(
             output_names=["logits"],
             opset_version=opset,
             dynamic_axes={input_name: {0: "batch"}, "logits": {0: "batch"}},
+            training=torch.onnx.TrainingMode.PRESERVE
+            if keep_batch_norm
+            else torch.onnx.TrainingMode.EVAL,
+            do_constant_folding=not keep_batch_norm,
             dynamo=False,
         )
     proto = onnx.load(path)
@@ -590,7 +700,22 @@ def bits_per_byte(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> flo
     return float(np.mean(log_norm - picked) / math.log(2.0))
 
 
-def report(model: nn.Module, path: Path, data_path: Path, metric: Metric) -> None:
+def report_file(model: nn.Module, path: Path, data_path: Path, metric: Metric) -> None:
+    """The same as `report` with the held-out samples of a data file."""
+    with np.load(data_path) as data:
+        held_out = data["split"] == HELD_OUT
+        samples = next(data[name][held_out] for name in data if name not in ("labels", "split"))
+        report(model, path, samples, data["labels"][held_out], metric)
+    print(f"  {data_path.name}: {data_path.stat().st_size} bytes, sha256 {sha256(data_path)}")
+
+
+def report(
+    model: nn.Module,
+    path: Path,
+    samples: NDArray[Any],
+    labels: NDArray[np.int64],
+    metric: Metric,
+) -> None:
     """Check an exported model, compare it with torch, and print what the README states.
 
     Raises:
@@ -600,10 +725,6 @@ def report(model: nn.Module, path: Path, data_path: Path, metric: Metric) -> Non
     proto = onnx.load(path)
     onnx.checker.check_model(proto, full_check=True)
     session = open_session(path)
-    with np.load(data_path) as data:
-        held_out = data["split"] == HELD_OUT
-        samples = data[session.get_inputs()[0].name][held_out]
-        labels = data["labels"][held_out]
     logits = run_all(session, samples)
     with torch.inference_mode():
         expected = np.concatenate(
@@ -615,7 +736,6 @@ def report(model: nn.Module, path: Path, data_path: Path, metric: Metric) -> Non
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{path.name}: {metric.__name__} {score:.4f} on {len(samples)} held-out samples")
     print(f"  {parameters} parameters, {path.stat().st_size} bytes, sha256 {sha256(path)}")
-    print(f"  {data_path.name}: {data_path.stat().st_size} bytes, sha256 {sha256(data_path)}")
     print(f"  one inference, batch 1, one thread: {median_latency_ms(session, samples[:1]):.2f} ms")
     print(f"  operators: {dict(Counter(node.op_type for node in proto.graph.node).most_common())}")
 
@@ -643,7 +763,8 @@ def make_digits_resnet(folder: Path, seed: int) -> None:
     save_digits(data, data_path)
     torch.manual_seed(seed)
     model = DigitsResNet()
-    train_classifier(model, data, ClassifierRecipe(30, 64, 3e-3, 0.05), seed)
+    recipe = ClassifierRecipe(30, 64, 3e-3, 0.05)
+    train_classifier(model, data.train_images, data.train_labels, augment, recipe, seed)
     export_dynamo(
         model,
         data.calibration_images[:2],
@@ -653,7 +774,7 @@ def make_digits_resnet(folder: Path, seed: int) -> None:
         dynamic_batch=True,
         keep_batch_norm=True,
     )
-    report(model, path, data_path, accuracy)
+    report_file(model, path, data_path, accuracy)
 
 
 def make_digits_vit(folder: Path, seed: int) -> None:
@@ -663,9 +784,10 @@ def make_digits_vit(folder: Path, seed: int) -> None:
     save_digits(data, data_path)
     torch.manual_seed(seed)
     model = DigitsVit()
-    train_classifier(model, data, ClassifierRecipe(80, 64, 1e-3, 0.05), seed)
+    recipe = ClassifierRecipe(80, 64, 1e-3, 0.05)
+    train_classifier(model, data.train_images, data.train_labels, augment, recipe, seed)
     export_torchscript(model, data.calibration_images[:2], path, "image", opset=17)
-    report(model, path, data_path, accuracy)
+    report_file(model, path, data_path, accuracy)
 
 
 def save_text(text: Text, path: Path) -> None:
@@ -692,13 +814,29 @@ def make_text_lm(folder: Path, seed: int) -> None:
     train_text_lm(model, text, 1500, seed)
     example, _ = even_windows(text.train, 1)
     export_dynamo(model, example, path, "tokens", opset=21, dynamic_batch=False)
-    report(model, path, data_path, bits_per_byte)
+    report_file(model, path, data_path, bits_per_byte)
+
+
+def make_cifar_mobilenet(folder: Path, seed: int) -> None:
+    """Train and export ``cifar_mobilenet.onnx``; its data stays in the corpus."""
+    path = folder / "cifar_mobilenet.onnx"
+    # Its layers are too small to gain from a second one.
+    torch.set_num_threads(1)
+    images, labels = load_cifar("cifar10_train_jpeg.npz")
+    torch.manual_seed(seed)
+    # Depthwise convolutions are faster with channels last.
+    model = CifarMobileNet().to(memory_format=torch.channels_last)
+    train_classifier(model, images, labels, shifted, ClassifierRecipe(20, 64, 5e-3, 0.02), seed)
+    export_torchscript(model, images[:2], path, "image", opset=17, keep_batch_norm=True)
+    held_out, wanted = load_cifar("cifar10_eval.npz")
+    report(model, path, held_out.numpy(), wanted.numpy(), accuracy)
 
 
 COMMANDS: dict[str, Callable[[Path, int], None]] = {
     "digits_resnet": make_digits_resnet,
     "digits_vit": make_digits_vit,
     "text_lm": make_text_lm,
+    "cifar_mobilenet": make_cifar_mobilenet,
 }
 
 
