@@ -50,6 +50,9 @@ _FLOAT_BYTES = 4
 _SHARES = ("accuracy", AGREEMENT)
 """Metrics that are shares of samples."""
 
+_NOT_FOR = "none of the methods"
+"""What onnxq says of methods that have nothing to do."""
+
 
 @dataclass(frozen=True)
 class Row(SavedAsJson):
@@ -158,13 +161,10 @@ def table(trial: Trial, rows: Sequence[Row], weights: float) -> Iterator[str]:
     metric = next((row.metric for row in done if row.metric is not None), None)
     name = metric.name if metric else "metric"
     plain = next((row for row in done if row.method == PLAIN), None)
-    yield f"## {trial.case.name}: {trial.format.title}"
+    yield f"## {trial.case.name}: {trial.title}"
     yield ""
     if metric is not None and metric.name != AGREEMENT:
         yield f"{name} of the float model: {_value(metric.float, name)} ({metric.samples} samples)"
-        yield ""
-    if trial.left:
-        yield f"{trial.left[0].upper()}{trial.left[1:]}."
         yield ""
     is_timed = any(row.speed for row in done)
     yield (
@@ -178,10 +178,14 @@ def table(trial: Trial, rows: Sequence[Row], weights: float) -> Iterator[str]:
     if text := verdict(rows):
         yield text
         yield ""
+    unfit = [label(row) for row in rows if _NOT_FOR in row.made.problem]
+    if unfit:
+        yield f"Not for any of its nodes: {', '.join(unfit)}."
+        yield ""
     for row in rows:
-        if row.made.problem:
-            yield f"- {label(row)}: {row.made.problem}"
-    yield ""
+        if row.made.problem and _NOT_FOR not in row.made.problem:
+            yield f"{label(row)} fails: {row.made.problem}"
+            yield ""
 
 
 def _cells(row: Row, plain: Row | None, weights: float, is_timed: bool) -> Iterator[str]:
@@ -203,30 +207,44 @@ def _cells(row: Row, plain: Row | None, weights: float, is_timed: bool) -> Itera
     yield f"{row.made.peak_bytes / 1e9 / weights:.2g}"
 
 
+def best(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
+    """The best of onnxq's methods, and the best of all others."""
+    done = [row for row in rows if not row.made.problem]
+    own, others = ([r for r in done if r.is_own is whose] for whose in (True, False))
+    first, second = (min(part, key=lambda row: row.loss, default=None) for part in (own, others))
+    return first, second
+
+
 def verdict(rows: Sequence[Row]) -> str:
     """The best of onnxq's methods against the best of all others, in words; empty without both."""
-    done = [row for row in rows if not row.made.problem]
-    own = min((row for row in done if row.is_own), key=lambda row: row.loss, default=None)
-    other = min((row for row in done if not row.is_own), key=lambda row: row.loss, default=None)
+    own, other = best(rows)
     if own is None or other is None:
         return ""
-    if own.loss > other.loss:
-        word = "loses to"
-    else:
-        word = "is ahead of" if own.loss < other.loss else "equals"
-    return f"{label(own)} ({_lost(own)}) {word} {label(other)} ({_lost(other)})."
+    word = "loses to" if own.loss > other.loss else "is no worse than"
+    within = ", within the noise" if _overlap(own, other) else ""
+    return f"{label(own)} ({_lost(own)}) {word} {label(other)} ({_lost(other)}){within}."
+
+
+def _overlap(one: Row, other: Row) -> bool:
+    """Whether the interval of each holds the other's drop."""
+    pairs = ((one.metric, other.metric), (other.metric, one.metric))
+    return all(
+        a is not None
+        and b is not None
+        and a.confidence
+        and a.name != AGREEMENT
+        and a.confidence[0] <= b.drop <= a.confidence[1]
+        for a, b in pairs
+    )
 
 
 def summary(trial: Trial, rows: Sequence[Row]) -> str:
     """One trial in a line: plain rounding, onnxq's best and choice, and the best of others."""
-    done = [row for row in rows if not row.made.problem]
-    named = {row.method: row for row in done}
-    own = min((row for row in done if row.is_own), key=lambda row: row.loss, default=None)
-    other = min((row for row in done if not row.is_own), key=lambda row: row.loss, default=None)
+    named = {row.method: row for row in rows if not row.made.problem}
     cells = [_lost(named[PLAIN]) if PLAIN in named else ""]
     cells += [_lost(named[AUTOMATIC]) if AUTOMATIC in named else ""]
-    cells += [f"{_lost(row)} ({label(row)})" if row else "" for row in (own, other)]
-    return f"| {trial.case.name} | {trial.format.title} | {' | '.join(cells)} |"
+    cells += [f"{_lost(row)} ({label(row)})" if row else "" for row in best(rows)]
+    return f"| {trial.case.name} | {trial.title} | {' | '.join(cells)} |"
 
 
 def is_own(method: str) -> bool:

@@ -100,8 +100,13 @@ class Trial:
     left: str = ""
 
     @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.format.title}, {self.left}" if self.left else self.format.title
+
+    @property
     def name(self) -> str:
-        """For files and the command line."""
+        """For files."""
         return f"{self.case.name}.{self.format.name}{'' if self.pins or not self.left else '-all'}"
 
 

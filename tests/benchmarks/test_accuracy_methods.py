@@ -82,12 +82,15 @@ def test_attempts_are_made_once_and_leave_no_models(
 
 
 def test_the_verdict_names_what_is_ahead() -> None:
-    rows = [_row("none", 0.4), _row("gptq", 0.2), _row("onnxruntime-hqq", 0.1)]
+    rows = [_row("none", 0.4), _row("gptq", 0.3), _row("onnxruntime-hqq", 0.1)]
     failed = Row("mse", Made(problem="it is for other weights"))
     assert verdict([*rows, failed]) == (
-        "onnxq gptq (+0.2000 bits) loses to onnxruntime hqq (+0.1000 bits)."
+        "onnxq gptq (+0.3000 bits) loses to onnxruntime hqq (+0.1000 bits)."
     )
-    assert "ahead" in verdict([_row("gptq", 0.05), *rows])
+    assert verdict([_row("mse", 0.05), *rows]) == (
+        "onnxq mse (+0.0500 bits) is no worse than onnxruntime hqq (+0.1000 bits), "
+        "within the noise."
+    )
     assert not verdict(rows[:2])
 
 
@@ -98,12 +101,15 @@ def test_without_labels_the_noise_decides() -> None:
 
 
 def test_tables_hold_every_row_and_every_reason(trial: Trial) -> None:
-    rows = [_row("none", 0.4), _row("auto", 0.2), Row("mse", Made(problem="not for it"))]
+    unfit = Made(problem="InputError: none of the methods mse is for a node")
+    rows = [_row("none", 0.4), _row("auto", 0.2), Row("mse", unfit)]
+    rows.append(Row("nncf", Made(problem="took more than 1 minutes")))
     lines = list(table(trial, rows, 2.0))
     assert lines[0] == "## tiny: weights in 2 bits"
-    assert "| onnxq auto | 2.2000 | +0.2000 | +0.1000 to +0.3000 | 0.50 | 20.0 dB |" in lines[-4]
-    assert lines[-4].endswith("1/4.00 | 1.5 | 0.5 |")
-    assert "- onnxq mse: not for it" in lines
+    assert "| onnxq auto | 2.2000 | +0.2000 | +0.1000 to +0.3000 | 0.50 | 20.0 dB |" in lines[-6]
+    assert lines[-6].endswith("1/4.00 | 1.5 | 0.5 |")
+    assert "Not for any of its nodes: onnxq mse." in lines
+    assert "nncf fails: took more than 1 minutes" in lines
     assert summary(trial, rows) == (
         "| tiny | weights in 2 bits | +0.4000 bits | +0.2000 bits | +0.2000 bits (onnxq auto) |  |"
     )
