@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from attempts import AUTOMATIC, PLAIN, RUNTIME, methods
+from attempts import AUTOMATIC, CORRECTED, PLAIN, RUNTIME, methods
 from candidates import METHODS as TOOLS
 from candidates import Limits, Made, run_limited
 from heading import heading
@@ -208,8 +208,8 @@ def _cells(row: Row, plain: Row | None, weights: float, is_timed: bool) -> Itera
 
 
 def best(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
-    """The best of onnxq's methods, and the best of all others."""
-    done = [row for row in rows if not row.made.problem]
+    """The best of onnxq's methods, and the best of all others that are as people get them."""
+    done = [row for row in rows if not row.made.problem and row.method not in CORRECTED]
     own, others = ([r for r in done if r.is_own is whose] for whose in (True, False))
     first, second = (min(part, key=lambda row: row.loss, default=None) for part in (own, others))
     return first, second

@@ -33,6 +33,8 @@ from onnxq.tune import available_methods
 
 PLAIN, AUTOMATIC = "none", "auto"
 RUNTIME = "onnxruntime-"
+CORRECTED = ("onnxruntime-gptq-corrected",)
+"""What others only make with corrections of ours; see `real/onnxruntime_nbits.py`."""
 
 
 def methods(trial: Trial) -> tuple[str, ...]:

@@ -46,16 +46,16 @@ class Format:
 
 W4 = Format(
     "w4",
-    "weights in 4 bits, blocks of 128",
+    "W4 block 128",
     "int4-weight{block_size=128}",
     (*_ROUNDED, *(f"onnxruntime-{name}" for name in ("k-quant", "gptq", "gptq-corrected"))),
     bits=4,
     block=128,
 )
-W3 = Format("w3", "weights in 3 bits, blocks of 128", "int3-weight{block_size=128}")
+W3 = Format("w3", "W3 block 128", "int3-weight{block_size=128}")
 W2 = Format(
     "w2",
-    "weights in 2 bits, blocks of 32",
+    "W2 block 32",
     "int2-weight{block_size=32}",
     _ROUNDED,
     bits=2,
@@ -63,20 +63,18 @@ W2 = Format(
 )
 W2_ZERO = Format(
     "w2-zero",
-    "weights in 2 bits with a zero-point, blocks of 32",
+    "W2 zero-point block 32",
     "int2-weight{block_size=32, scheme=zero-point}",
 )
-W8A8 = Format("w8a8", "8 bits", "int8", ("onnxruntime-static",))
+W8A8 = Format("w8a8", "W8A8", "int8", ("onnxruntime-static",))
 W8A8_TENSOR = Format(
     "w8a8-tensor",
-    "8 bits, one scale for each weight",
+    "W8A8 per tensor",
     "int8",
     ("onnxruntime-static-tensor",),
     target=str(TARGETS / "per-tensor.toml"),
 )
-W4A8 = Format(
-    "w4a8", "weights in 4 bits, activations in 8", "int8", target=str(TARGETS / "w4a8.toml")
-)
+W4A8 = Format("w4a8", "W4A8", "int8", target=str(TARGETS / "w4a8.toml"))
 
 FORMATS = {format.name: format for format in (W4, W3, W2, W2_ZERO, W8A8, W8A8_TENSOR, W4A8)}
 

@@ -83,6 +83,7 @@ def test_attempts_are_made_once_and_leave_no_models(
 
 def test_the_verdict_names_what_is_ahead() -> None:
     rows = [_row("none", 0.4), _row("gptq", 0.3), _row("onnxruntime-hqq", 0.1)]
+    rows.append(_row("onnxruntime-gptq-corrected", 0.0))
     failed = Row("mse", Made(problem="it is for other weights"))
     assert verdict([*rows, failed]) == (
         "onnxq gptq (+0.3000 bits) loses to onnxruntime hqq (+0.1000 bits)."
