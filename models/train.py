@@ -3,8 +3,8 @@
 Usage: ``python models/train.py digits_resnet|digits_vit|text_lm|cifar_mobilenet|all [--seed 0]``.
 
 Each model is trained on a CPU in a few minutes, exported to one ONNX file without external data,
-and scored with onnxruntime on its held-out samples. Needs the ``train`` extra; cifar_mobilenet also
-CIFAR-10 images in ``data/`` of the folder that ONNXQ_CORPUS names.
+and scored with onnxruntime on its held-out samples. Needs the ``models`` extra; cifar_mobilenet
+also CIFAR-10 images in ``data/`` of the folder that ONNXQ_CORPUS names.
 The README beside this file states the sources, licences and measured scores.
 """
 
