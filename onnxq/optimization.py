@@ -155,7 +155,8 @@ def _check_decisions(job: Job, held_out: Dataset) -> None:
     """Run the float model on a few samples where a promise needs its outputs to be decisions."""
     options = job.options
     if options.metric == AGREEMENT or (options.max_drop, options.min_agreement) != (None, None):
-        few, measured = held_out.take(_FEW), CompareOptions(layers=False, latency=False)
+        few = held_out.take(_FEW)
+        measured = CompareOptions(layers=False, latency=False, operators=False)
         room, metric = model_room(options.memory_limit), options.metric
         reference = Reference(job.path, few, files=job.files, room=room, metric=metric)
         found = compare_files(job.path, job.path, few, job.workload, measured, reference=reference)

@@ -27,7 +27,7 @@ def verify(
         job: The job.
         path: The candidate's file; the float model's own for the baseline.
         records: What the passes that made it did.
-        full: Whether to measure the error of every layer and latency, too.
+        full: Whether to measure the error of every layer and latency, too, and to count operators.
 
     Raises:
         InputError: onnxruntime cannot run the candidate, or data and metric do not fit.
@@ -48,6 +48,7 @@ def verify(
                 layers=full and not is_float,
                 latency=full and not missing,
                 latency_seconds=_BRIEFLY if is_float else _SECONDS,
+                operators=full,
             ),
             passes=records,
             reference=job.reference,

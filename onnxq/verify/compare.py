@@ -55,6 +55,7 @@ class CompareOptions:
         layers: Whether to measure the error of every layer.
         latency: Whether to measure latency.
         latency_seconds: Time to spend on latency for each provider.
+        operators: Whether to count what operators really run.
         gates: Promises to hold the result against.
     """
 
@@ -65,6 +66,7 @@ class CompareOptions:
     layers: bool = True
     latency: bool = True
     latency_seconds: float = 3.0
+    operators: bool = True
     gates: tuple[Gate, ...] = ()
 
 
@@ -130,8 +132,8 @@ def compare_files(
         else:
             layers = describe(candidate_graph)
     progress.finish()
-    model = reference.facts(float_graph, float_path)
-    output = reference.facts(candidate_graph, candidate_path)
+    model = reference.facts(float_graph, float_path, operators=options.operators)
+    output = reference.facts(candidate_graph, candidate_path, operators=options.operators)
     report = Report(
         model=model,
         output=output,

@@ -14,11 +14,11 @@ from onnxq.verify.result import ModelFacts
 
 
 def model_facts(
-    graph: Graph, path: Path, provider: str, backend: str = "onnxruntime"
+    graph: Graph, path: Path, provider: str, backend: str = "onnxruntime", *, operators: bool = True
 ) -> ModelFacts:
-    """Path, hash, operators, opset and bytes of a model file, and what of it runs as what."""
+    """Path, hash, opset and bytes of a model file, and, of ``operators``, what runs as what."""
     runs = load_backend(backend)
-    counts = sorted(runs.operators(path, provider=provider).items())
+    counts = sorted(runs.operators(path, provider=provider).items()) if operators else []
     return ModelFacts(
         path=str(path),
         sha256=file_sha256(path),

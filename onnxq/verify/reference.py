@@ -105,7 +105,7 @@ class Reference:
         self.metric = self.new_metric()
         self.scored: dict[Path, ScoredMetric] = {}
         self.judged: dict[Path, Judged] = {}
-        self._facts: dict[Path, ModelFacts] = {}
+        self._facts: dict[tuple[Path, bool], ModelFacts] = {}
         self._decisions: tuple[Decision, ...] | None = None
 
     def decisions(self, outputs: Outputs) -> tuple[Decision, ...]:
@@ -127,11 +127,13 @@ class Reference:
             self._decisions = () if self._metric_name == "sqnr" else found
         return self._decisions
 
-    def facts(self, graph: Graph, path: Path) -> ModelFacts:
-        """Facts about a model's file, found once."""
-        if path not in self._facts:
-            self._facts[path] = model_facts(graph, path, self._provider, self._backend)
-        return self._facts[path]
+    def facts(self, graph: Graph, path: Path, *, operators: bool) -> ModelFacts:
+        """Facts about a model's file, and what runs as what, found once."""
+        if (path, operators) not in self._facts:
+            self._facts[path, operators] = model_facts(
+                graph, path, self._provider, self._backend, operators=operators
+            )
+        return self._facts[path, operators]
 
     def new_metric(self) -> Metric | None:
         """A metric like the model's own, for a candidate."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,25 @@ def _data(path: Path, count: int = 10) -> Dataset:
 
 def _all(reference: Reference) -> np.ndarray:
     return np.concatenate([outputs["y"] for _, outputs in reference.batches()])
+
+
+def test_a_candidate_is_run_and_looked_into_once(
+    path: Path, tmp_path: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "processors", lambda: 1)
+    other, data = tmp_path / "other.onnx", _data(path)
+    save(Graph.from_text(TEXT.replace("Exp", "Tanh")), other)
+    reference = Reference(path, data, files=ModelFiles(tmp_path), folder=tmp_path)
+    workload = Workload(next(data.batches()), "")
+    brief = CompareOptions(layers=False, latency=False, operators=False)
+    first = compare_files(path, other, data, workload, brief, reference=reference)
+    assert sorted(runs) == [2, 2, 4, 4, 4, 4]
+    counted = replace(brief, operators=True)
+    second = compare_files(path, other, data, workload, counted, reference=reference)
+    assert len(runs) == 6
+    assert (second.metric, second.outputs) == (first.metric, first.outputs)
+    monkeypatch.setattr(module, "model_facts", None)
+    assert compare_files(path, other, data, workload, counted, reference=reference)
 
 
 def test_every_batch_is_run_once(
