@@ -59,17 +59,6 @@ def verify(
             raise
         made_by = "the model that the recipe makes"
         raise InputError(str(error).replace(str(path), made_by)) from error
-    if is_float:
-        # It is the same file: what the clock makes of it is noise.
-        latencies = tuple(
-            replace(facts, candidate_ms=facts.float_ms, speedup=1.0) for facts in report.latencies
-        )
-        throughput = tuple(
-            replace(facts, candidate_per_second=facts.float_per_second, speedup=1.0)
-            for facts in report.throughput
-        )
-        latency = next(iter(latencies), None)
-        report = replace(report, latency=latency, latencies=latencies, throughput=throughput)
     if not missing or not full:
         return report
     note = (

@@ -18,6 +18,9 @@ Clock = Callable[[], float]
 _SHORTEST_SLOT = 0.002
 _FEWEST_ROUNDS = 5
 
+_LONGEST_WARMUP = 0.1
+"""Seconds after which a session is warm, however few its inferences."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -55,7 +58,8 @@ def interleaved(
     Args:
         sessions: the sessions; the first is the reference of `speedup`.
         feeds: one feed for all, or one feed per session.
-        warmup: inferences of each session before timing, at least one.
+        warmup: inferences of each session before timing, at least one, and no more than take a
+            tenth of a second.
         rounds: number of rounds; when None, as many as fit into `seconds`, at least five.
         seconds: time to spend over all sessions.
 
@@ -80,8 +84,10 @@ def interleaved(
 
 def _repeats(session: Runnable, feed: Feeds, warmup: int, clock: Clock) -> int:
     """Warm a session up and return how many inferences fill a slot."""
-    shortest = math.inf
-    for _ in range(max(1, warmup)):
+    shortest, end = math.inf, perf_counter() + _LONGEST_WARMUP
+    for number in range(max(1, warmup)):
+        if number and perf_counter() > end:
+            break
         start = clock()
         session.run(feed)
         shortest = min(shortest, clock() - start)

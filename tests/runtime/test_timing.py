@@ -103,6 +103,12 @@ def test_short_inferences_are_repeated_to_fill_a_slot(clock: Clock) -> None:
     assert second.speedup == pytest.approx(0.1)
 
 
+def test_long_inferences_need_no_second_one_to_be_warm(clock: Clock) -> None:
+    long, short = Fake("A", clock, [0.25], []), Fake("B", clock, [0.03125], [])
+    measure([long, short], warmup=3, rounds=2)
+    assert (long.runs, short.runs) == (1 + 2, 3 + 2)
+
+
 def test_seconds_bound_the_time_and_five_rounds_are_the_least(clock: Clock) -> None:
     (timing_,) = measure([Fake("A", clock, [0.0625], [])], seconds=0.625)
     assert timing_.runs == 10
