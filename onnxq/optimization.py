@@ -26,6 +26,7 @@ from onnxq.report.certainty import certainty
 from onnxq.report.expectation import expectation
 from onnxq.runtime.pool import model_room
 from onnxq.search import Candidate, Search
+from onnxq.sensitivity import Sensitivity
 from onnxq.study import apply_to, study, uniform_plan
 from onnxq.verify import CompareOptions, Gate, Reference, Report, compare_files, with_gates
 from onnxq.verify.facts import file_sha256, peak_rss_bytes
@@ -194,7 +195,8 @@ def _searched(job: Job) -> Found:
     found = study(prepared)
     search = Search(found, gates)
     winner, report = search.prove(search.run())
-    facts = tuple(_facts(c) for c in sorted(search.candidates, key=lambda c: -c.speedup))
+    ranked = sorted(search.candidates, key=lambda c: -c.speedup)
+    facts = tuple(_facts(c, found.sensitivity) for c in ranked)
     kept = with_gates(replace(baseline, candidates=facts), gates)
     may_be_float = all(precision == FLOAT for precision in prepared.pinned.values())
     if not report.passed and kept.passed and may_be_float:
@@ -258,12 +260,12 @@ def _noted(plan: Plan, report: Report, gates: Sequence[Gate]) -> Plan:
     return replace(plan, promise=tuple(map(str, gates)), measured=found)
 
 
-def _facts(candidate: Candidate) -> CandidateFacts:
+def _facts(candidate: Candidate, sensitivity: Sensitivity) -> CandidateFacts:
     report = candidate.report
     return CandidateFacts(
         candidate.label,
         candidate.speedup,
-        candidate.loss,
+        sensitivity.predicted(candidate.plan.precisions()),
         None if report is None else report.sqnr_db,
         None if report is None or report.metric is None else report.metric.drop,
     )

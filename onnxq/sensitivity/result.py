@@ -72,6 +72,21 @@ class Sensitivity(SavedAsJson):
             for node in self.nodes
         }
 
+    def predicted(self, precisions: Mapping[str, str]) -> float:
+        """Predicted loss of a model whose nodes have some precisions, by name.
+
+        Losses of a few nodes simply add up, and those of all nodes in a precision to `scales` times
+        as much: what they share, as roundings or the room below saturation, grows with their share
+        of all losses, and so does the difference from the sum.
+        """
+        total = 0.0
+        for precision in self.precisions():
+            losses = {n.node: n.loss(precision) or 0.0 for n in self.nodes}
+            own = sum(loss for name, loss in losses.items() if precisions.get(name) == precision)
+            share = own / (sum(losses.values()) or 1.0)
+            total += own * (1.0 + (self.scales.get(precision, 1.0) - 1.0) * share)
+        return total
+
     def ranking(self, precision: str) -> list[tuple[str, float]]:
         """Nodes that may have a precision and their losses, the most sensitive first."""
         found = [(n.node, n.loss(precision)) for n in self.nodes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def test_ranking() -> None:
     a, _, c = FOUND.nodes
     assert (a.loss("float32"), a.loss("int8-dynamic"), c.loss("int8")) == (0.0, None, None)
     assert (c.part("int8-dynamic", "weights"), c.part("int8", "weights")) == (0.0, None)
+
+
+def test_what_is_predicted_lies_between_the_sum_and_what_all_nodes_lose() -> None:
+    found = replace(FOUND, scales={"int8": 0.5})
+    assert found.predicted({"a": "int8", "b": "int8"}) == pytest.approx(3.5e-5)
+    assert found.predicted({"a": "int8"}) == pytest.approx(3e-5 * (1 - 0.5 * 3 / 7))
+    assert found.predicted({"a": "float32", "c": "int8-dynamic"}) == pytest.approx(1e-7)
+    assert found.predicted({}) == 0.0
 
 
 NODE = {"node": "a", "op_type": "Conv", "losses": {}, "precisions": {}}
