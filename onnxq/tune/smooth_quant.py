@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ from onnxq.tune.transformation import Change, Subject, Transformation
 _Floats = npt.NDArray[np.float32]
 
 _STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_NEAR = 0.15
 _SHARES = (0.5, 0.25, 0.125)
 """Of the smaller side of a range to its larger one. Behind a Gelu, which gives nothing below -0.17,
 channels without large values would otherwise fill the negative side of the range."""
@@ -123,6 +125,7 @@ class _Product:
         low: Smallest value of each input channel, negated; not below 0.
         high: Largest value of each, not below 0.
         weight: Some of its outputs' weights, a row for each input channel.
+        exact: What these give for the rows.
         magnitude: Root mean square of each row of all its weights.
         target: Says how numbers become integers.
     """
@@ -132,6 +135,7 @@ class _Product:
     low: _Floats
     high: _Floats
     weight: _Floats
+    exact: _Floats
     magnitude: _Floats
     target: Target
 
@@ -145,8 +149,9 @@ class _Product:
         granularity = self.target.weight_granularity(1)
         scales = weight_qparams(weight, INT8, self.target.weight_scheme, granularity)
         given = fake_quantize(self.rows / own, range_) @ fake_quantize(weight, scales)
-        exact = self.rows @ self.weight
-        error, power = (np.square(n).sum(axis=1, dtype=np.float64) for n in (given - exact, exact))
+        error, power = (
+            np.square(n).sum(axis=1, dtype=np.float64) for n in (given - self.exact, self.exact)
+        )
         half = len(error) // 2
         parts = slice(half), slice(half, None)
         return np.array([error[p].sum() / max(power[p].sum(), 1e-30) for p in parts])
@@ -194,12 +199,14 @@ def _product(consumer: Consumer, observations: Observations, target: Target) -> 
     low, high = np.maximum(-drawn.min(axis=0), 0), np.maximum(drawn.max(axis=0), 0)
     # The side on which the sampled values are larger is taken to be that of the largest of all.
     is_low = low > high
+    some = np.ascontiguousarray(weight[:, :: -(-weight.shape[1] // _COLUMNS)])
     return _Product(
         consumer.channels,
         drawn,
         np.where(is_low, channels.absmax, low),
         np.where(is_low, high, channels.absmax),
-        np.ascontiguousarray(weight[:, :: -(-weight.shape[1] // _COLUMNS)]),
+        some,
+        drawn @ some,
         np.sqrt(np.square(weight).mean(axis=1)),
         target,
     )
@@ -231,12 +238,17 @@ def _fitted(group: ChannelGroup, products: Sequence[_Product]) -> tuple[_Floats,
 
     before = noise(plain)
     best, factors, after = (0.0, 1.0), plain, before
-    for strengths, shares in ((_STRENGTHS, (1.0,)), ((), _SHARES), (_STRENGTHS, ())):
-        for strength in strengths or best[:1]:
-            for share in shares or best[1:]:
-                tried, found = smoothing(strength, share)
-                if found[0] < after[0]:
-                    best, factors, after = (strength, share), tried, found
+
+    def try_all(strengths: Iterable[float], shares: Iterable[float]) -> None:
+        nonlocal best, factors, after
+        for strength, share in itertools.product(strengths, shares):
+            tried, found = smoothing(strength, share)
+            if found[0] < after[0]:
+                best, factors, after = (strength, share), tried, found
+
+    try_all(_STRENGTHS, (1.0,))
+    try_all(best[:1], _SHARES)
+    try_all([a for a in _STRENGTHS if 0 < abs(a - best[0]) < _NEAR], best[1:])
     gained = before[1] > 0 and after[1] > 0
     return factors, 10 * math.log10(before[1] / after[1]) if gained else 0.0
 

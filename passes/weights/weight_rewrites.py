@@ -17,6 +17,7 @@ from onnxq.passes.weights.stored_weights import Rows
 _CONTRIB_DOMAIN = "com.microsoft"
 
 _WEIGHT_SLOTS = {"Gather": (0,), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2)}
+_FEW_ROWS = 2
 _LAYOUT_OPERATORS = ("Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten")
 
 
@@ -85,8 +86,9 @@ def _computed(value: Value) -> Reason:
 def has_float_weight(node: Node) -> bool:
     """Whether a node has a weight that may be worth storing in few bits.
 
-    Not one that is restored from integers already, and for a Gather no integers, no activations
-    and no single column (the scales of rows are one).
+    Not one that is restored from integers already, and for a Gather no integers, no activations,
+    no single column (the scales of rows are one), and no table of one or two rows, as encoders have
+    for kinds of segments: that would save a few kilobytes for three operators more.
     """
     weights = [node.input(slot) for slot in _WEIGHT_SLOTS.get(node.op_type, (1,))]
     if any(made_by(v, "DequantizeLinear") for v in weights):
@@ -95,7 +97,9 @@ def has_float_weight(node: Node) -> bool:
     if not node.is_op("Gather") or table is None:
         return True
     is_float = table.dtype is not None and table.dtype.is_float
-    return is_float and table.data is not None and table.data.shape[1:] != (1,)
+    if not is_float or table.data is None:
+        return False
+    return table.data.shape[1:] != (1,) and table.data.shape[:1] > (_FEW_ROWS,)
 
 
 def contrib(

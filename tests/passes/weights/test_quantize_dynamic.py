@@ -348,9 +348,9 @@ def test_reduced_range_uses_seven_bits() -> None:
          "float[4] w = {1, 2, 3, 4}, int64[2] s = {2, 2}", "r = Reshape(w, s) y = MatMul(x, r)",
          "its weight is the constant 'w' behind Reshape; fold-constants with a larger limit would "
          "fold it"),
-        ("(int64[2] i) => (float[2, 2] y)", "float[2, 2] w = {1, 2, 3, 4}",
+        ("(int64[2] i) => (float[3, 2] y)", "float[3, 2] w = {1, 2, 3, 4, 5, 6}",
          "y = Gather<axis = 1>(w, i)", "it does not gather rows"),
-        ("(int64[2] i) => (float[2] y)", "float[2] w = {1, 2}", "y = Gather(w, i)",
+        ("(int64[2] i) => (float[2] y)", "float[3] w = {1, 2, 3}", "y = Gather(w, i)",
          "it does not gather from a constant matrix"),
         ("(float[1, 1, 1] x, float[1, 1, 1] r) => (float[S, D, B, H] y)",
          "float[1, 1, 1] w = {1}",
@@ -379,7 +379,12 @@ def test_weights_that_are_not_finite_stay(value: float) -> None:
 
 @pytest.mark.parametrize(
     ("table", "constant"),
-    [("int64[3]", "{1, 2, 3}"), ("float[3, 1]", "{1, 2, 3}"), ("float[3, 2]", "")],
+    [
+        ("int64[3]", "{1, 2, 3}"),
+        ("float[3, 1]", "{1, 2, 3}"),
+        ("float[3, 2]", ""),
+        ("float[2, 2]", "{1, 2, 3, 4}"),
+    ],
 )
 def test_some_gathers_have_no_weight_at_all(table: str, constant: str) -> None:
     shapes = table.replace("3", "2")

@@ -548,7 +548,7 @@ def test_stored_numbers_are_those_of_quantize(
          "t = Transpose<perm = [2, 1, 0]>(w) y = Conv(x, t)",
          "its weight is the constant 'w' behind Transpose; fold-constants with a larger limit "
          "would fold it"),
-        ("(int64[2] i) => (float[2, 2] y)", "float[2, 2] w = {1, 2, 3, 4}",
+        ("(int64[2] i) => (float[3, 2] y)", "float[3, 2] w = {1, 2, 3, 4, 5, 6}",
          "y = Gather<axis = 1>(w, i)", "it does not gather rows"),
         ("(float[0, 2] x) => (float[0, 0] y)", "float[2, 0] w = {}", "y = MatMul(x, w)",
          "its weight is empty"),
