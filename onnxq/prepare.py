@@ -33,6 +33,7 @@ from onnxq.precision import FLOAT, Scene, parse_precision
 from onnxq.targets import Target
 from onnxq.transforming import Transformed
 from onnxq.transforming import transform as transform_graph
+from onnxq.tune import Layer
 from onnxq.work import WorkFolder
 
 _NEVER_RUN = Reason("range", "no sample takes the branch that it is in")
@@ -109,6 +110,11 @@ class Prepared:
     def scene(self) -> Scene:
         """What the parts of noise are put in by."""
         return Scene(self.placed, self.target, self.bounds())
+
+    def layer(self, node: Node, precision: str) -> Layer:
+        """A node with a precision, as tuners see it."""
+        limit = self.job.options.memory_limit
+        return Layer(node, parse_precision(precision), self.target, limit)
 
     def needs(self) -> tuple[Need, ...]:
         """What has to be observed before a plan can be made."""

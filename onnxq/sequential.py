@@ -12,20 +12,20 @@ import numpy as np
 from onnxq.data import Batch, Dataset
 from onnxq.data.batch import Fed
 from onnxq.data.dataset import Indices, Source
-from onnxq.ir import Graph, Node
+from onnxq.ir import Graph
 from onnxq.ir.segments import Segment, cut_by_depth
 from onnxq.needs import Comparison, DifferenceOf, Need
 from onnxq.observe import Observations, compare, observe
 from onnxq.passes.notes import node_name
 from onnxq.passes.tuned import Tensors, Tuned
 from onnxq.plan.apply import apply_precisions
-from onnxq.precision import Given, Precision, parse_precision
+from onnxq.precision import Given
 from onnxq.prepare import Prepared
 from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.pool import give_back, processors
 from onnxq.runtime.specs import Array
 from onnxq.runtime.spool import Spool
-from onnxq.tune import Tuner
+from onnxq.tune import Layer, Tuner
 
 _ROWS = 8
 """Samples that go through the layers together where the model leaves it open."""
@@ -60,20 +60,20 @@ def tune_in_order(
     """
     graph, nodes = prepared.graph, prepared.nodes()
     tuned = {name: dict(tensors) for name, tensors in others.items()}
-    tasks = [_Task(nodes[n], tuner, parse_precision(precisions[n])) for n, tuner in wanted]
-    segments = cut_by_depth(graph, [task.node for task in tasks])
+    tasks = [_Task(prepared.layer(nodes[n], precisions[n]), tuner) for n, tuner in wanted]
+    segments = cut_by_depth(graph, [task.layer.node for task in tasks])
     held = _Held.of(prepared.job.samples, [v for v in graph.inputs if v.data is None])
     exact = held if any(isinstance(n, Comparison) for task in tasks for n in task.needs) else None
     with ModelFiles.temporary() as files:
         for number, segment in enumerate(segments, start=1):
-            own = [task for task in tasks if task.node in segment.nodes]
+            own = [task for task in tasks if task.layer.node in segment.nodes]
             for is_late in (False, True):
                 if some := [task for task in own if task.is_late is is_late]:
                     form = _quantized(prepared, segment, precisions, tuned) if is_late else None
                     seen = _observed(prepared, segment, form, some, (held, exact), files)
                     for task in some:
-                        name = node_name(task.node)
-                        tensors = task.tuner.tune(task.node, task.precision, seen)
+                        name = node_name(task.layer.node)
+                        tensors = task.tuner.tune(task.layer, seen)
                         tuned.setdefault(name, {}).update(tensors)
                         yield name, task.tuner, tensors
             if number == len(segments):
@@ -87,16 +87,15 @@ def tune_in_order(
 
 @dataclass(frozen=True)
 class _Task:
-    """A node that is to be tuned, by what, and for which precision."""
+    """A layer that is to be tuned, and by what."""
 
-    node: Node
+    layer: Layer
     tuner: Tuner
-    precision: Precision
 
     @cached_property
     def needs(self) -> Sequence[Need]:
         """What has to be observed."""
-        return self.tuner.needs(self.node, self.precision)
+        return self.tuner.needs(self.layer)
 
     @property
     def is_late(self) -> bool:

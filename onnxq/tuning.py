@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxq.ir import Node
 from onnxq.observe import Observations, observe
 from onnxq.passes.tuned import Tensors
-from onnxq.precision import FLOAT, Precision, parse_precision
+from onnxq.precision import FLOAT, Precision
 from onnxq.prepare import Prepared
 from onnxq.sequential import tune_in_order
-from onnxq.tune import AUTOMATIC, NO_METHODS, Tuner, parse_method
+from onnxq.tune import AUTOMATIC, NO_METHODS, Layer, Tuner, parse_method
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def tune(prepared: Prepared, precisions: Mapping[str, str]) -> dict[str, Tuning]
     tuners: dict[str, list[Tuner]] = {}
     for name, text in precisions.items():
         if text != FLOAT and name in nodes:
-            tuners[name] = _tuners_of(nodes[name], parse_precision(text), job.methods)
+            tuners[name] = _tuners_of(prepared.layer(nodes[name], text), job.methods)
     whole = frozenset((n, p, *map(str, tuners.get(n, ()))) for n, p in precisions.items())
     asked = [(name, tuner) for name, own in tuners.items() for tuner in own]
 
@@ -78,8 +77,8 @@ def _tune_at_once(
 ) -> Iterator[tuple[str, Tuner, Tensors]]:
     """What tuners compute from what the float model gives."""
     nodes, job = prepared.nodes(), prepared.job
-    parsed = {name: parse_precision(precisions[name]) for name, _ in wanted}
-    needs = [n for name, tuner in wanted for n in tuner.needs(nodes[name], parsed[name])]
+    layers = {name: prepared.layer(nodes[name], precisions[name]) for name, _ in wanted}
+    needs = [need for name, tuner in wanted for need in tuner.needs(layers[name])]
     observations = Observations()
     if needs:
         observations = observe(
@@ -90,17 +89,17 @@ def _tune_at_once(
             seed=job.options.seed,
         )
     for name, tuner in wanted:
-        yield name, tuner, tuner.tune(nodes[name], parsed[name], observations)
+        yield name, tuner, tuner.tune(layers[name], observations)
 
 
-def _tuners_of(node: Node, precision: Precision, methods: Sequence[str]) -> list[Tuner]:
-    """The first tuner that takes a node, and all that add to it."""
+def _tuners_of(layer: Layer, methods: Sequence[str]) -> list[Tuner]:
+    """The first tuner that takes a layer, and all that add to it."""
     found: list[Tuner] = []
-    named = map(parse_method, _methods(methods, precision))
+    named = map(parse_method, _methods(methods, layer.precision))
     for tuner in (method for method in named if isinstance(method, Tuner)):
         is_wanted = tuner.is_additional or all(known.is_additional for known in found)
-        is_able = not tuner.is_sequential or node.graph.outer is None
-        if is_wanted and is_able and not tuner.refusal(node, precision):
+        is_able = not tuner.is_sequential or layer.node.graph.outer is None
+        if is_wanted and is_able and not tuner.refusal(layer):
             found.append(tuner)
     return found
 

@@ -18,7 +18,6 @@ from onnxq.ir import (
     DataType,
     Graph,
     ModelInfo,
-    Node,
     TensorType,
     infer_types,
     save,
@@ -33,7 +32,6 @@ from onnxq.plan import Plan, PlanNode
 from onnxq.planning import apply_plan, find_costs, find_ranges, find_sensitivity, make_plan
 from onnxq.precision import (
     FLOAT,
-    Precision,
     available_precisions,
     parse_precision,
     searchable,
@@ -44,7 +42,7 @@ from onnxq.runtime import Session
 from onnxq.search import Candidate, Search, preferred
 from onnxq.sensitivity import Sensitivity
 from onnxq.study import Study, apply_to, plan_of, uniform, uniform_plan
-from onnxq.tune import Tuner
+from onnxq.tune import Layer, Tuner
 from onnxq.tune.mse import Mse
 from onnxq.verify.precision import describe
 from onnxq.work import data_digest
@@ -156,11 +154,11 @@ def test_what_a_tuner_computed_lies_beside_the_plan(model: Path, tmp_path: Path)
     made = optimize(model, DATA, recipe="int2-weight", output=out, plan_output=plan, **ANYTHING)
     beside = tmp_path / "p.safetensors"
     methods = {node.name: node.method for node in made.plan.nodes}
-    assert methods == {"conv": "mse", "gemm": "weighted-mse", "matmul": "weighted-mse"}
+    assert methods == {"conv": "gptq", "gemm": "gptq", "matmul": "gptq"}
     saved = Plan.load(plan)
     assert saved.to_toml() == made.plan.to_toml()
     assert set(saved.tuned) == {"conv", "gemm", "matmul"}
-    assert {"scale", "zero_point"} <= set(saved.tuned["gemm"])
+    assert {"scale", "zero_point", "values"} == set(saved.tuned["gemm"])
     assert f'file = "{beside.name}"' in plan.read_text() and saved.tuned_sha256 in plan.read_text()
     assert computing(apply_plan(model, saved)) == computing(made.graph)
     # It is these tensors that the model is made with, not others found on the way.
@@ -201,17 +199,15 @@ class Largest(Tuner):
     name: ClassVar[str] = "largest"
     description: ClassVar[str] = "scales by the largest input"
 
-    def refusal(self, node: Node, precision: Precision) -> str:
-        return "" if node.op_type == "Gemm" else "it is for Gemms"
+    def refusal(self, layer: Layer) -> str:
+        return "" if layer.node.op_type == "Gemm" else "it is for Gemms"
 
-    def needs(self, node: Node, precision: Precision) -> Sequence[Need]:
-        return (RangeOf(node.inputs[0].name),)  # type: ignore[union-attr]
+    def needs(self, layer: Layer) -> Sequence[Need]:
+        return (RangeOf(layer.node.inputs[0].name),)  # type: ignore[union-attr]
 
-    def tune(
-        self, node: Node, precision: Precision, observations: Observations
-    ) -> Mapping[str, np.ndarray]:
-        found = observations.get(self.needs(node, precision)[0])
-        tensors = dict(Mse().tune(node, precision, observations))
+    def tune(self, layer: Layer, observations: Observations) -> Mapping[str, np.ndarray]:
+        found = observations.get(self.needs(layer)[0])
+        tensors = dict(Mse().tune(layer, observations))
         return tensors | {"scale": tensors["scale"] * np.float32(found.max)}
 
 

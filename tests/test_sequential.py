@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 
 from onnxq.errors import InputError
-from onnxq.ir import DataType, Graph, ModelInfo, Node, TensorType, infer_types, save
+from onnxq.ir import DataType, Graph, ModelInfo, TensorType, infer_types, save
 from onnxq.job import open_job
 from onnxq.needs import ChannelsOf, Need
 from onnxq.observe import Observations
 from onnxq.options import Options
 from onnxq.plan import Plan
 from onnxq.planning import apply_plan
-from onnxq.precision import Precision
 from onnxq.prepare import observed, prepare
 from onnxq.study import plan_of, uniform_plan
-from onnxq.tune import Tuner
+from onnxq.tune import Layer, Tuner
 from onnxq.tune.mse import Mse
 from tests.helpers import run
 from tests.networks import branches, chain, inputs
@@ -38,17 +37,15 @@ class Stretched(Tuner):
     description: ClassVar[str] = "scales that are too large"
     is_sequential: ClassVar[bool] = True
 
-    def refusal(self, node: Node, precision: Precision) -> str:
-        return Mse().refusal(node, precision)
+    def refusal(self, layer: Layer) -> str:
+        return Mse().refusal(layer)
 
-    def needs(self, node: Node, precision: Precision) -> Sequence[Need]:
-        return (ChannelsOf(node.inputs[0].name, 1),)  # type: ignore[union-attr]
+    def needs(self, layer: Layer) -> Sequence[Need]:
+        return (ChannelsOf(layer.node.inputs[0].name, 1),)  # type: ignore[union-attr]
 
-    def tune(
-        self, node: Node, precision: Precision, observations: Observations
-    ) -> Mapping[str, np.ndarray]:
-        tensors = dict(Mse().tune(node, precision, observations))
-        (need,) = self.needs(node, precision)
+    def tune(self, layer: Layer, observations: Observations) -> Mapping[str, np.ndarray]:
+        tensors = dict(Mse().tune(layer, observations))
+        (need,) = self.needs(layer)
         seen = observations.get(need).square.astype(np.float64)
         return {"scale": tensors["scale"] * 9, "zero_point": tensors["zero_point"], "seen": seen}
 

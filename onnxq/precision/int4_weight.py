@@ -14,6 +14,6 @@ class Int4Weight(StoredWeights):
     description: ClassVar[str] = "weights in 4-bit integers, 32 to a scale and a zero-point"
     format: ClassVar[str] = "uint4"
     weight_bits: ClassVar[float] = 4
-    tuners: ClassVar[tuple[str, ...]] = ("weighted-mse",)
+    tuners: ClassVar[tuple[str, ...]] = ("gptq", "weighted-mse")
 
     scheme: str = "zero-point"

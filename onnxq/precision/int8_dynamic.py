@@ -11,7 +11,7 @@ from onnxq.passes.layout.unflatten_gemm import UnflattenGemm
 from onnxq.passes.notes import Reason
 from onnxq.passes.static.placement import Placement
 from onnxq.passes.weights.quantize_dynamic import DYNAMIC_LSTM, QuantizeDynamic
-from onnxq.passes.weights.weight_pass import RECURRENT
+from onnxq.passes.weights.weight_pass import RECURRENT, Weights
 from onnxq.precision.parts import DynamicActivations, Part, Weights8
 from onnxq.precision.precision import Given, Precision
 from onnxq.precision.rewritten import Rewritten
@@ -44,25 +44,30 @@ class Int8Dynamic(Precision):
 
     def refusal(self, node: Node, placed: Placement) -> Reason | None:
         """See `Precision`."""
-        return self._pass().reason(node)
+        return QuantizeDynamic(convolutions=self.convolutions).reason(node)
 
     def passes(self, graph: Graph, nodes: Mapping[str, Precision], given: Given) -> Sequence[Pass]:
         """See `Precision`."""
-        only, target = tuple(nodes), given.target
-        step = self._pass(
-            only=only,
-            reduced_range=target.weight_scheme.reduced_range,
-            contrib=DYNAMIC_LSTM in target.contrib,
-        )
+        only = tuple(nodes)
+        step = self._pass(given.target, only=only, tuned=given.tuned)
         return (UnflattenGemm(only=only), step)
 
     def needed_opset(self, target: Target) -> int:
         """See `Precision`."""
-        return self._pass().needed_opset
+        return self._pass(target).needed_opset
+
+    def weights(self, node: Node, target: Target) -> Weights:
+        """See `Precision`."""
+        return self._pass(target).weights(node)
 
     def parts(self) -> Sequence[Part]:
         """See `Precision`."""
         return (Weights8(), DynamicActivations(), Rewritten(self, "recurrence", RECURRENT))
 
-    def _pass(self, **options: Any) -> QuantizeDynamic:
-        return QuantizeDynamic(convolutions=self.convolutions, **options)
+    def _pass(self, target: Target, **options: Any) -> QuantizeDynamic:
+        return QuantizeDynamic(
+            convolutions=self.convolutions,
+            reduced_range=target.weight_scheme.reduced_range,
+            contrib=DYNAMIC_LSTM in target.contrib,
+            **options,
+        )

@@ -15,6 +15,7 @@ from onnxq.needs import Need
 from onnxq.passes.notes import Reason
 from onnxq.passes.static.placement import Placement
 from onnxq.passes.tuned import Tuned
+from onnxq.passes.weights.weight_pass import Weights
 from onnxq.precision.parts import Part
 from onnxq.registry import from_form, kinds_in, to_form
 from onnxq.targets import Target
@@ -97,6 +98,10 @@ class Precision(ABC):
 
     def needs(self, nodes: Sequence[Node], placed: Placement) -> Sequence[Need]:
         """What has to be observed before nodes can have it."""
+        return ()
+
+    def weights(self, node: Node, target: Target) -> Weights:
+        """A node's constant weights as it stores them on a target; none if it stores none."""
         return ()
 
     def parts(self) -> Sequence[Part]:

@@ -10,8 +10,11 @@ from onnxq.ir import Graph, Node, Pass
 from onnxq.needs import Need, RangeOf
 from onnxq.passes.notes import UNRELATED, Reason, node_name
 from onnxq.passes.static.insert_qdq import InsertQdq
-from onnxq.passes.static.placement import Placement
+from onnxq.passes.static.placement import Placement, reads_weight, weight_granularity
 from onnxq.passes.weights.quantize_dynamic import QuantizeDynamic
+from onnxq.passes.weights.stored_weights import Layout, Rounding
+from onnxq.passes.weights.weight_pass import Weights
+from onnxq.passes.weights.weight_rewrites import ConstantWeight
 from onnxq.precision.parts import Part, StaticActivations, Weights8
 from onnxq.precision.precision import Bounds, Given, Precision
 from onnxq.targets import Target
@@ -54,8 +57,9 @@ class Static(Precision):
             for name, precision in nodes.items()
         }
         bounds = _behind_casts(graph, given.bounds)
-        pairs = InsertQdq(bounds, target.name, only=others, formats=formats)
-        rows = QuantizeDynamic(only=tables, reduced_range=scheme.reduced_range)
+        tuned = given.tuned
+        pairs = InsertQdq(bounds, target.name, only=others, formats=formats, tuned=tuned)
+        rows = QuantizeDynamic(only=tables, reduced_range=scheme.reduced_range, tuned=tuned)
         # Without names they would be for all nodes. Tables come last, when products that read one
         # have stored its integers.
         return (*((pairs,) if others else ()), *((rows,) if tables else ()))
@@ -67,6 +71,19 @@ class Static(Precision):
     def needs(self, nodes: Sequence[Node], placed: Placement) -> Sequence[Need]:
         """See `Precision`."""
         return [RangeOf(name) for name in placed.observed()]
+
+    def weights(self, node: Node, target: Target) -> Weights:
+        """See `Precision`: the weight of a node that computes on integers."""
+        rule = target.operators.get(node.op_type) if not node.domain else None
+        if rule is None or rule.role != "compute" or rule.weight is None:
+            return ()
+        if not reads_weight(node, rule):
+            return ()
+        value = node.inputs[rule.weight]
+        assert value is not None
+        rounding = Rounding(target.weight_format, target.weight_scheme)
+        layout = Layout(rounding, weight_granularity(node, rule, target))
+        return ((ConstantWeight(value), layout),)
 
     def parts(self) -> Sequence[Part]:
         """See `Precision`."""

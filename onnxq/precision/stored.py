@@ -10,6 +10,7 @@ from onnxq.ir import Graph, Node, Pass
 from onnxq.passes.notes import Reason
 from onnxq.passes.static.placement import Placement
 from onnxq.passes.weights.quantize_weights import CONTRIB_GATHER, QuantizeWeights
+from onnxq.passes.weights.weight_pass import Weights
 from onnxq.precision.parts import Part
 from onnxq.precision.precision import Given, Precision
 from onnxq.precision.rewritten import Rewritten
@@ -69,6 +70,10 @@ class StoredWeights(Precision):
     def needed_opset(self, target: Target) -> int:
         """See `Precision`."""
         return self.quantizing().needed_opset
+
+    def weights(self, node: Node, target: Target) -> Weights:
+        """See `Precision`."""
+        return self.quantizing().weights(node)
 
     def parts(self) -> Sequence[Part]:
         """See `Precision`: what the pass makes is what is measured."""

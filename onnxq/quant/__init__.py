@@ -43,6 +43,7 @@ from onnxq.quant.grouped import (
     is_exact_in_onnx,
     without_minimum,
 )
+from onnxq.quant.half_quadratic import HQQ, HalfQuadratic
 from onnxq.quant.low_bit import binary, ternary
 from onnxq.quant.qparams import (
     QParams,
@@ -90,6 +91,7 @@ __all__ = [
     "FORMATS",
     "GROUPED_SEARCH",
     "GROUPED_TYPES",
+    "HQQ",
     "INT2",
     "INT4",
     "INT8",
@@ -118,6 +120,7 @@ __all__ = [
     "GroupedSearch",
     "GroupedTensor",
     "GroupedType",
+    "HalfQuadratic",
     "MeanSquaredError",
     "Percentile",
     "QParams",

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from onnxq.errors import InputError
 from onnxq.quant._least_squares import Best, Problem, Solution, TrialGroups
 from onnxq.quant._ranges import power_of_two_at_least, scale_from_range
+from onnxq.quant.half_quadratic import HQQ
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -266,5 +267,5 @@ GROUPED_SEARCH = GroupedSearch()
 FEW_RANGES = FewRanges()
 
 SCALE_SEARCHES: dict[str, ScaleSearch] = {
-    search.name: search for search in (PLAIN, MSE, PERCENTILE, GROUPED_SEARCH, FEW_RANGES)
+    search.name: search for search in (PLAIN, MSE, PERCENTILE, GROUPED_SEARCH, FEW_RANGES, HQQ)
 }

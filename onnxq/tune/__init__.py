@@ -1,5 +1,6 @@
 """Methods that compute rounded weights, scales and factors from observations."""
 
+from onnxq.tune.layer import Layer
 from onnxq.tune.method import (
     AUTOMATIC,
     NO_METHODS,
@@ -16,6 +17,7 @@ __all__ = [
     "AUTOMATIC",
     "NO_METHODS",
     "Change",
+    "Layer",
     "Method",
     "Subject",
     "Transformation",

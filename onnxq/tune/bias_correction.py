@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,9 +11,9 @@ import numpy as np
 from onnxq.ir import Node
 from onnxq.needs import DifferenceOf, Need
 from onnxq.observe import Observations
-from onnxq.passes.tuned import BIAS
+from onnxq.passes.tuned import BIAS, Tensors
 from onnxq.passes.weights.shift_biases import bias_of
-from onnxq.precision import Precision
+from onnxq.tune.layer import Layer
 from onnxq.tune.tuner import Tuner
 
 
@@ -32,21 +32,20 @@ class BiasCorrection(Tuner):
     is_sequential: ClassVar[bool] = True
     is_additional: ClassVar[bool] = True
 
-    def refusal(self, node: Node, precision: Precision) -> str:
+    def refusal(self, layer: Layer) -> str:
         """See `Tuner`."""
+        node, precision = layer.node, layer.precision
         if not node.is_op("Conv", "ConvTranspose", "Gemm", "MatMul") or precision.weight_bits > 8:
             return "it is for weights of layers in integers"
         return "" if bias_of(node) else "it is for layers that add a constant to each channel"
 
-    def needs(self, node: Node, precision: Precision) -> Sequence[Need]:
+    def needs(self, layer: Layer) -> Sequence[Need]:
         """See `Tuner`."""
-        return (_difference(node),)
+        return (_difference(layer.node),)
 
-    def tune(
-        self, node: Node, precision: Precision, observations: Observations
-    ) -> Mapping[str, np.ndarray]:
+    def tune(self, layer: Layer, observations: Observations) -> Tensors:
         """See `Tuner`."""
-        seen = observations.get(_difference(node))
+        seen = observations.get(_difference(layer.node))
         if seen is None or not np.isfinite(seen.mean).all():
             return {}
         return {BIAS: seen.mean.astype(np.float32)}

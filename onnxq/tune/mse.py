@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from onnxq.ir import Node
 from onnxq.observe import Observations
-from onnxq.precision import Precision
-from onnxq.precision.stored import StoredWeights
+from onnxq.passes.tuned import Tensors
+from onnxq.passes.weights.stored_weights import Rounding
+from onnxq.passes.weights.weight_pass import searched_tensors
+from onnxq.quant import MSE
+from onnxq.tune.layer import Layer
 from onnxq.tune.tuner import Tuner
 
 
@@ -26,14 +25,16 @@ class Mse(Tuner):
     name: ClassVar[str] = "mse"
     description: ClassVar[str] = "scales of weights with the least squared error"
 
-    def refusal(self, node: Node, precision: Precision) -> str:
+    def refusal(self, layer: Layer) -> str:
         """See `Tuner`."""
-        stores = isinstance(precision, StoredWeights) and precision.quantizing().weights(node)
-        return "" if stores else "it is for weights in few bits"
+        return "" if is_rounded(layer) else "it is for weights that are rounded"
 
-    def tune(
-        self, node: Node, precision: Precision, observations: Observations
-    ) -> Mapping[str, np.ndarray]:
+    def tune(self, layer: Layer, observations: Observations) -> Tensors:
         """See `Tuner`."""
-        assert isinstance(precision, StoredWeights)
-        return precision.quantizing(search="mse").tune(node)
+        return searched_tensors(layer.weights, MSE)
+
+
+def is_rounded(layer: Layer) -> bool:
+    """Whether a layer has weights that are rounded, with scales that may be searched."""
+    weights = layer.weights
+    return bool(weights) and all(isinstance(layout.quantizer, Rounding) for _, layout in weights)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from onnxq.ir import Node
 from onnxq.needs import Need
 from onnxq.observe import Observations
-from onnxq.precision import Precision
+from onnxq.passes.tuned import Tensors
+from onnxq.tune.layer import Layer
 from onnxq.tune.method import Method
 
 
@@ -30,15 +28,13 @@ class Tuner(Method):
     is_additional: ClassVar[bool] = False
 
     @abstractmethod
-    def refusal(self, node: Node, precision: Precision) -> str:
-        """Why it has nothing for a node in a precision; empty if it has."""
+    def refusal(self, layer: Layer) -> str:
+        """Why it has nothing for a node in its precision; empty if it has."""
 
-    def needs(self, node: Node, precision: Precision) -> Sequence[Need]:
+    def needs(self, layer: Layer) -> Sequence[Need]:
         """What has to be observed first."""
         return ()
 
     @abstractmethod
-    def tune(
-        self, node: Node, precision: Precision, observations: Observations
-    ) -> Mapping[str, np.ndarray]:
-        """The node's tensors, by what they are."""
+    def tune(self, layer: Layer, observations: Observations) -> Tensors:
+        """The node's tensors; none where its weight cannot be stored at all."""

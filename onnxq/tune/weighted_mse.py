@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,11 +12,12 @@ import numpy.typing as npt
 from onnxq.ir import Node
 from onnxq.needs import ChannelsOf, Need
 from onnxq.observe import Observations
+from onnxq.passes.tuned import Tensors
 from onnxq.passes.weights.stored_weights import SLICE, Layout, Rounding
 from onnxq.passes.weights.weight_rewrites import ConstantWeight, products
-from onnxq.precision import Precision
 from onnxq.precision.stored import StoredWeights
 from onnxq.quant import FEW_RANGES, QParams, weight_qparams
+from onnxq.tune.layer import Layer
 from onnxq.tune.tuner import Tuner
 
 _POWER = 0.75
@@ -32,13 +33,15 @@ class WeightedMse(Tuner):
 
     The mean squares are those of the calibration data, one for each input of a product. Scales, and
     zero-points where the precision has them, are found as `onnxq.quant.search.FewRanges` does.
+    `Gptq` loses less, but takes Gram matrices, which may not fit a memory limit.
     """
 
     name: ClassVar[str] = "weighted-mse"
     description: ClassVar[str] = "scales of weights with the least error of what products give"
 
-    def refusal(self, node: Node, precision: Precision) -> str:
+    def refusal(self, layer: Layer) -> str:
         """See `Tuner`."""
+        node, precision = layer.node, layer.precision
         if not node.is_op("MatMul", "Gemm") or not isinstance(precision, StoredWeights):
             return "it is for weights in few bits of products"
         found = precision.quantizing().weights(node)
@@ -52,14 +55,13 @@ class WeightedMse(Tuner):
         alone = products(weight.value) == [node]
         return "" if alone else "its weight is read by several products"
 
-    def needs(self, node: Node, precision: Precision) -> Sequence[Need]:
+    def needs(self, layer: Layer) -> Sequence[Need]:
         """See `Tuner`."""
-        return (_channels(node),)
+        return (_channels(layer.node),)
 
-    def tune(
-        self, node: Node, precision: Precision, observations: Observations
-    ) -> Mapping[str, np.ndarray]:
+    def tune(self, layer: Layer, observations: Observations) -> Tensors:
         """See `Tuner`."""
+        node, precision = layer.node, layer.precision
         assert isinstance(precision, StoredWeights)
         ((weight, layout),) = precision.quantizing().weights(node)
         seen = observations.get(_channels(node))

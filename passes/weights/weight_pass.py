@@ -105,15 +105,7 @@ class WeightPass(Pass):
 
         Empty if the node's weight cannot be stored.
         """
-        found: dict[str, np.ndarray] = {}
-        for prefix, (weight, layout) in zip(("", RECURRENCE), self.weights(node), strict=False):
-            assert weight.value.data is not None
-            try:
-                made = tuned_tensors(weight.value.data, layout, weight.value.name)
-            except CannotStoreError:
-                return {}
-            found.update({f"{prefix}{name}": array for name, array in made.items()})
-        return found
+        return tensors_of(self.weights(node))
 
     def run(self, graph: Graph, ctx: Context) -> int:
         """Quantize, in subgraphs too, and note what stays in float and why.
@@ -145,6 +137,28 @@ class WeightPass(Pass):
         rewriter.store.drop_unused()
         note_left_in_float(graph, reasons, quantized)
         return len(quantized)
+
+
+def tensors_of(weights: Weights) -> dict[str, np.ndarray]:
+    """What weights are stored as, see `onnxq.passes.tuned.Tensors`; empty if they cannot be."""
+    found: dict[str, np.ndarray] = {}
+    for prefix, (weight, layout) in zip(("", RECURRENCE), weights, strict=False):
+        assert weight.value.data is not None
+        try:
+            made = tuned_tensors(weight.value.data, layout, weight.value.name)
+        except CannotStoreError:
+            return {}
+        found.update({f"{prefix}{name}": array for name, array in made.items()})
+    return found
+
+
+def searched_tensors(weights: Weights, search: ScaleSearch) -> dict[str, np.ndarray]:
+    """The same with the scales that a search finds; all weights are such as are rounded."""
+    found = []
+    for weight, layout in weights:
+        assert isinstance(layout.quantizer, Rounding)
+        found.append((weight, replace(layout, quantizer=replace(layout.quantizer, search=search))))
+    return tensors_of(found)
 
 
 class Rewriter(ABC):
@@ -189,7 +203,7 @@ class Rewriter(ABC):
         tensors, name = self._tuned.get(node_name(owner)), node_name(owner)
         stored = []
         for prefix, (weight, layout) in zip(("", RECURRENCE), found.weights, strict=False):
-            if tensors is not None:
+            if tensors:
                 assert weight.value.data is not None
                 tuned = tuned_weight(
                     tensors,

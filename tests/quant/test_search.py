@@ -388,7 +388,7 @@ def _best_weighted(row: Rows, weights: Rows, scheme: Scheme) -> float:
 
 def test_searches_are_found_by_name() -> None:
     assert {name: search.name for name, search in SCALE_SEARCHES.items()} == {
-        name: name for name in ("plain", "mse", "percentile", "grouped-search", "few-ranges")
+        name: name for name in ("plain", "mse", "percentile", "grouped-search", "few-ranges", "hqq")
     }
     assert SCALE_SEARCHES["plain"] is PLAIN
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxq.errors import InputError
-from onnxq.ir import DataType, Graph, ModelInfo, TensorType, infer_types, raise_opset, save
+from onnxq.ir import DataType, Graph, ModelInfo, Node, TensorType, infer_types, raise_opset, save
 from onnxq.job import open_job
 from onnxq.options import Options
 from onnxq.passes.tuned import tuned_weight
@@ -18,6 +18,8 @@ from onnxq.precision import parse_precision
 from onnxq.prepare import observed, prepare
 from onnxq.quant import dequantize
 from onnxq.study import uniform_plan
+from onnxq.targets import load_target
+from onnxq.tune import Layer
 from onnxq.tune.bias_correction import BiasCorrection
 from tests.helpers import run
 
@@ -54,6 +56,10 @@ def network() -> Graph:
 
 GRAPH = network()
 DATA = {"x": np.abs(RNG.standard_normal((27, 3, 9, 9))).astype(np.float32)}
+
+
+def _layer(node: Node, text: str) -> Layer:
+    return Layer(node, parse_precision(text), load_target("cpu-x64"))
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +147,14 @@ def test_what_it_is_not_for(model: Path) -> None:
     nodes = {node.name: node for node in raise_opset(GRAPH, 21).nodes()}
     relu = next(node for node in GRAPH.nodes() if node.is_op("Relu"))
     for node, text in ((relu, "int8"), (nodes["one"], "float16")):
-        found = BiasCorrection().refusal(node, parse_precision(text))
+        found = BiasCorrection().refusal(_layer(node, text))
         assert found == "it is for weights of layers in integers"
     graph = Graph.from_text(
         """<ir_version: 10, opset_import: ["": 21]>
         g (float[N, 4] x, float[2] b) => (float[N, 2] y) <float[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}>
         { y = Gemm(x, w, b) }"""
     )
-    found = BiasCorrection().refusal(graph.nodes()[0], parse_precision("int8"))
+    found = BiasCorrection().refusal(_layer(graph.nodes()[0], "int8"))
     assert found == "it is for layers that add a constant to each channel"
     with pytest.raises(InputError, match="none of the methods bias-correction is for a node"):
         planned(model, "float16", "bias-correction")

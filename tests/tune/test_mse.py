@@ -5,15 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.ir import raise_opset
+from onnxq.ir import Node, raise_opset
 from onnxq.observe import Observations
 from onnxq.precision import parse_precision
+from onnxq.targets import load_target
+from onnxq.tune import Layer
 from onnxq.tune.mse import Mse
 from tests.networks import products
 
 GRAPH = raise_opset(products(), 25)
 GEMM = next(node for node in GRAPH.nodes() if node.name == "gemm")
 WEIGHT = GRAPH.values["w1"].numpy().astype(np.float64)
+
+
+def _layer(node: Node, text: str) -> Layer:
+    return Layer(node, parse_precision(text), load_target("cpu-x64"))
 
 
 def error(blocks: np.ndarray, scale: np.ndarray, low: int, high: int) -> np.ndarray:
@@ -27,7 +33,7 @@ def error(blocks: np.ndarray, scale: np.ndarray, low: int, high: int) -> np.ndar
     [("int2-weight", -2, 1), ("int4-weight{scheme=absmax}", -8, 7), ("int3-weight", -4, 3)],
 )
 def test_no_scale_tried_is_much_better(text: str, low: int, high: int) -> None:
-    found = Mse().tune(GEMM, parse_precision(text), Observations())
+    found = Mse().tune(_layer(GEMM, text), Observations())
     scale = found["scale"].astype(np.float64)
     size = WEIGHT.shape[0] // scale.shape[0]
     blocks = WEIGHT.reshape(-1, size, WEIGHT.shape[1]).transpose(0, 2, 1).reshape(-1, size)
@@ -41,8 +47,9 @@ def test_no_scale_tried_is_much_better(text: str, low: int, high: int) -> None:
     assert ours.sum() < error(blocks, largest / high, low, high).sum() * 0.98
 
 
-def test_it_is_for_weights_in_few_bits() -> None:
-    assert not Mse().refusal(GEMM, parse_precision("int2-weight"))
+def test_it_is_for_weights_that_are_rounded() -> None:
+    for text in ("int2-weight", "int8", "int8-dynamic"):
+        assert not Mse().refusal(_layer(GEMM, text))
     relu = next(node for node in GRAPH.nodes() if node.name == "relu")
-    for node, text in ((relu, "int2-weight"), (GEMM, "int8"), (GEMM, "float16")):
-        assert Mse().refusal(node, parse_precision(text)) == "it is for weights in few bits"
+    for node, text in ((relu, "int2-weight"), (GEMM, "ternary"), (GEMM, "float16")):
+        assert Mse().refusal(_layer(node, text)) == "it is for weights that are rounded"

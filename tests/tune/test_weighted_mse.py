@@ -9,12 +9,13 @@ from onnxq.ir import Context, DataType, Graph, ModelInfo, Node, TensorType, infe
 from onnxq.needs import ChannelsOf
 from onnxq.observe import ChannelStatistics, Observations
 from onnxq.precision import Given, parse_precision
-from onnxq.precision.stored import StoredWeights
 from onnxq.runtime import Session
 from onnxq.targets import load_target
+from onnxq.tune import Layer
 from onnxq.tune.weighted_mse import WeightedMse
 
 INPUTS, OUTPUTS = 128, 24
+TARGET = load_target("cpu-x64")
 RNG = np.random.default_rng(3)
 WEIGHT = RNG.standard_t(4, (INPUTS, OUTPUTS)).astype(np.float32)
 X = RNG.standard_normal((512, INPUTS)).astype(np.float32)
@@ -42,6 +43,10 @@ def _graph(form: str) -> tuple[Graph, Node]:
     return graph, node
 
 
+def _layer(form: str) -> Layer:
+    return Layer(_graph(form)[1], parse_precision("int4-weight"), TARGET)
+
+
 def _seen(form: str, x: np.ndarray = X) -> Observations:
     axis, values = (0, x.T) if form == "transA" else (-1, x)
     return Observations(len(x), {ChannelsOf("x", axis): ChannelStatistics.of(values, axis)})
@@ -54,12 +59,11 @@ def _error(form: str, text: str, observations: Observations | None) -> float:
     feed = {"x": X.T if form == "transA" else X}
     wanted = Session(to_proto(graph), optimization="none").run(feed)["y"]
     tuned = {}
+    layer = Layer(node, precision, TARGET)
     if observations is not None:
-        assert not WeightedMse().refusal(node, precision)
-        tuned = {"product": WeightedMse().tune(node, precision, observations)}
-    for step in precision.passes(
-        graph, {"product": precision}, Given(load_target("cpu-x64"), tuned=tuned)
-    ):
+        assert not WeightedMse().refusal(layer)
+        tuned = {"product": WeightedMse().tune(layer, observations)}
+    for step in precision.passes(graph, {"product": precision}, Given(TARGET, tuned=tuned)):
         assert step.run(graph, Context()) == 1
     # As the operators are defined, without what onnxruntime fuses.
     return float(
@@ -76,13 +80,11 @@ def test_products_err_less_than_with_plain_scales(form: str, text: str) -> None:
 
 
 def test_every_form_of_a_product_is_tuned_alike() -> None:
-    precision = parse_precision("int4-weight")
-    assert isinstance(precision, StoredWeights)
-    plain = WeightedMse().tune(_graph("")[1], precision, _seen(""))
-    turned = WeightedMse().tune(_graph("Transpose")[1], precision, _seen("Transpose"))
+    plain = WeightedMse().tune(_layer(""), _seen(""))
+    turned = WeightedMse().tune(_layer("Transpose"), _seen("Transpose"))
     for name in ("scale", "zero_point"):
         assert np.array_equal(turned[name], plain[name].T)
-    with_alpha = WeightedMse().tune(_graph("transB")[1], precision, _seen("transB"))
+    with_alpha = WeightedMse().tune(_layer("transB"), _seen("transB"))
     np.testing.assert_allclose(with_alpha["scale"], plain["scale"].T / 2, rtol=1e-6)
 
 
@@ -100,7 +102,7 @@ def test_what_it_is_not_for() -> None:
         ("q4_0", "it is for weights that are rounded to few bits"),
         ("ternary", "it is for weights that are rounded to few bits"),
     ):
-        assert WeightedMse().refusal(node, parse_precision(text)) == reason
+        assert WeightedMse().refusal(Layer(node, parse_precision(text), TARGET)) == reason
     node.graph.add("MatMul", [node.graph.values["x"], node.input(1)])
-    found = WeightedMse().refusal(node, parse_precision("int4-weight"))
+    found = WeightedMse().refusal(Layer(node, parse_precision("int4-weight"), TARGET))
     assert found == "its weight is read by several products"
