@@ -50,26 +50,30 @@ class HalfQuadratic:
         if problem.scheme.power_of_two:
             return Solution(problem.scale, problem.zero_point)
         axis, weight = problem.axis, problem.importance
-        wide = np.expand_dims
-        x = problem.values / wide(problem.scale, axis)
+
+        def wide(of_groups: Float32Array) -> Float32Array:
+            return np.asarray(np.expand_dims(of_groups, axis))
+
+        x: Float32Array = problem.values / wide(problem.scale)
         scale, zero = np.ones_like(problem.scale), problem.zero_point
-        best, best_zero, least = scale, zero, np.full(scale.shape, np.inf)
+        best, best_zero, least = scale, zero, np.full(scale.shape, np.inf, np.float32)
         beta, span = self.beta, np.float32(problem.high - problem.low)
+        power = np.float32(self.power)
         for _ in range(self.steps + 1):
-            q = self._rounded(x / wide(scale, axis), wide(zero, axis), problem)
-            d = x - q * wide(scale, axis)
+            q = self._rounded(x / wide(scale), wide(zero), problem)
+            d: Float32Array = x - q * wide(scale)
             size = np.abs(d) / span
-            error = self._sum(size**self.power, weight, axis)
+            error = self._sum(np.power(size, power), weight, axis)
             better = error < least
             best, best_zero = np.where(better, scale, best), np.where(better, zero, best_zero)
             least = np.where(better, error, least)
             with np.errstate(divide="ignore"):
-                kept = np.maximum(size - size ** (self.power - 1) / np.float32(beta), 0)
-            y = x - np.copysign(kept * span, d)
+                kept = np.maximum(size - np.power(size, power - 1) / np.float32(beta), 0)
+            y: Float32Array = x - np.copysign(kept * span, d)
             if not problem.scheme.symmetric:
-                codes = q + wide(zero, axis)
+                codes = q + wide(zero)
                 zero = self._zero_point(codes, y, zero, problem)
-                q = codes - wide(zero, axis)
+                q = codes - wide(zero)
             squares = self._sum(q * q, weight, axis)
             fitted = self._sum(q * y, weight, axis) / np.where(squares > 0, squares, 1)
             scale = np.where(fitted > _SMALLEST, fitted, scale)

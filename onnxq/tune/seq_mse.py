@@ -1,4 +1,4 @@
-"""SeqMSE: scales of the least error of what layers give, one layer after the other."""
+"""SeqMSE: scales of the least error of what layers give."""
 
 from __future__ import annotations
 
