@@ -174,6 +174,14 @@ def test_what_a_tuner_computed_lies_beside_the_plan(model: Path, tmp_path: Path)
         apply_plan(model, plan)
 
 
+@pytest.mark.parametrize("name", ["int4-weight{block_size=32}", "int3-weight{block_size = 64}"])
+def test_what_was_tuned_is_used_however_the_precision_is_written(name: str, model: Path) -> None:
+    plan = make_plan(model, DATA, recipe=name)
+    assert plan.tuned
+    untuned = replace(plan, tuned={})
+    assert computing(apply_plan(model, plan)) != computing(apply_plan(model, untuned))
+
+
 def test_without_methods_scales_are_others_and_no_file_is_needed(
     model: Path, tmp_path: Path
 ) -> None:

@@ -214,8 +214,8 @@ def apply(graph: Graph, plan: Plan, target: Target, ctx: Context | None = None) 
     rows = {node_name(node) for node in graph.all_nodes() if stores_rows(node)}
     if not plan.ranges and any(p.is_static for name, p in wanted.items() if name not in rows):
         raise InputError("the plan has no [ranges], which static integers need; plan again")
-    made_for = {node.name: node.planned or node.precision for node in plan.nodes}
-    tuned = {name: own for name, own in plan.weights.items() if made_for[name] == str(wanted[name])}
+    made_for = parsed({node.name: node.planned or node.precision for node in plan.nodes})
+    tuned = {name: own for name, own in plan.weights.items() if made_for[name] == wanted[name]}
     given = Given(target, plan.ranges, tuned)
     records = apply_precisions(graph, plan.precisions(), given, reasons, ctx)
     by_hand = set(plan.by_hand())

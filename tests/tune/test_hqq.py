@@ -65,7 +65,7 @@ def test_it_is_what_the_two_problems_give(name: str, scheme: Scheme) -> None:
         norms.append((_norm(column, *of[0], *ends), _norm(column, *of[1], *ends), wanted))
     before, ours, wanted_norms = np.array(norms).T
     assert (ours <= before * (1 + 1e-5)).all()
-    assert ours.sum() < (0.97 if format.bits < 8 else 1.0) * before.sum()
+    assert ours.sum() < (0.985 if format.bits < 8 else 1.0) * before.sum()
     # Where float32 rounds another way at a tie, later steps are others.
     assert (np.abs(ours - wanted_norms) < 1e-3 * wanted_norms).mean() > 0.8
     assert ours.sum() == pytest.approx(wanted_norms.sum(), rel=0.01)
