@@ -13,7 +13,7 @@ import pytest
 from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, ModelInfo, TensorType, infer_types, save
 from onnxq.job import open_job
-from onnxq.needs import ChannelsOf, Need
+from onnxq.needs import ChannelsOf, CrossGramOf, Need
 from onnxq.observe import Observations
 from onnxq.options import Options
 from onnxq.plan import Plan
@@ -31,7 +31,7 @@ WIDTH = 32
 
 @dataclass(frozen=True)
 class Stretched(Tuner):
-    """Scales too large, and the sums of squares of what the node reads as a tensor of its own."""
+    """Scales too large, and beside them what was seen of what the node reads."""
 
     name: ClassVar[str] = "stretched"
     description: ClassVar[str] = "scales that are too large"
@@ -41,13 +41,14 @@ class Stretched(Tuner):
         return Mse().refusal(layer)
 
     def needs(self, layer: Layer) -> Sequence[Need]:
-        return (ChannelsOf(layer.node.inputs[0].name, 1),)  # type: ignore[union-attr]
+        read = layer.node.inputs[0].name  # type: ignore[union-attr]
+        return ChannelsOf(read, 1), CrossGramOf(read)
 
     def tune(self, layer: Layer, observations: Observations) -> Mapping[str, np.ndarray]:
         tensors = dict(Mse().tune(layer, observations))
-        (need,) = self.needs(layer)
-        seen = observations.get(need).square.astype(np.float64)
-        return {"scale": tensors["scale"] * 9, "zero_point": tensors["zero_point"], "seen": seen}
+        squares, cross = (observations.get(need) for need in self.needs(layer))
+        seen = {"seen": squares.square.astype(np.float64), "cross": cross.matrix[0]}
+        return {"scale": tensors["scale"] * 9, "zero_point": tensors["zero_point"], **seen}
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +127,13 @@ def test_layers_see_what_quantized_layers_give(
             axes = tuple(axis for axis in range(exact[read].ndim) if axis != 1)
             wanted, before = (np.square(of[read]).sum(axis=axes) for of in (ours, exact))
             np.testing.assert_allclose(found, wanted, rtol=1e-4)
+            rows = [
+                of[read].reshape(-1, of[read].shape[-1]).astype(np.float64) for of in (ours, exact)
+            ]
+            cross = rows[0].T @ rows[1]
+            np.testing.assert_allclose(
+                plan.tuned[node.name]["cross"], cross, rtol=1e-4, atol=1e-4 * np.abs(cross).max()
+            )
             shifted += bool(np.abs(before / wanted - 1).max() > 0.01)
     assert shifted >= len(plan.tuned) - 3, "all but the first differ from the float model"
 
