@@ -42,12 +42,13 @@ class LearnedRounding(Tuner):
     s - qᵀHe / qᵀHq. So the error falls with every change, and no step has to be chosen. It is
     AdaRound's error (Nagel et al., 2020), and all codes are possible, not only the two nearest.
 
-    X̂ is what the layer reads once everything before it is quantized. The error is that of a linear
+    X̂ is what the layer reads once everything before it is quantized, and with ``asymmetric`` W is
+    what gives the float model's product best from X̂, as in `gptq`. The error is that of a linear
     layer: what comes behind it does not count.
 
     Attributes:
         damping: λ, in units of the mean of the diagonal of X̂ᵀX̂.
-        asymmetric: Whether the error is that to what the float model's inputs give, as in `gptq`.
+        asymmetric: See above.
         rounds: How often all codes and scales are gone through at most.
     """
 
@@ -56,7 +57,7 @@ class LearnedRounding(Tuner):
     is_sequential: ClassVar[bool] = True
 
     damping: float = 0.05
-    asymmetric: bool = False
+    asymmetric: bool = True
     rounds: int = 20
 
     @property
