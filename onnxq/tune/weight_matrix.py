@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from onnxq.needs import CrossGramOf, GramOf, Windows
 from onnxq.observe import Observations
 from onnxq.passes.weights.stored_weights import Layout, Rounding
 from onnxq.passes.weights.weight_rewrites import ConstantWeight
+from onnxq.quant import Granularity
 from onnxq.tune.layer import Layer
 
 Array = npt.NDArray[Any]
@@ -82,6 +83,14 @@ class WeightMatrix:
                 # The last block may be longer than what is left for it.
                 array = array.repeat(size, axis)[tuple(map(slice, shape))]
         return self.matrices(np.broadcast_to(array, shape))
+
+    @property
+    def granularity(self) -> Granularity:
+        """Which numbers of a product's matrix, [inputs, outputs], share a scale."""
+        own = self.layout.own_granularity
+        if own.axis is None or not self._is_turned:
+            return own
+        return replace(own, axis=1 - own.axis % 2)
 
     @property
     def _is_turned(self) -> bool:

@@ -1,0 +1,66 @@
+"""What methods share that move factors of channels from activations into weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.ir import Node
+from onnxq.passes.channels.groups import ChannelGroup, Consumer
+from onnxq.passes.channels.labels import NO_CHANNEL
+
+Floats = npt.NDArray[np.float32]
+Noise = npt.NDArray[np.float64]
+"""Relative squared errors: on what factors are fitted to, and on what they are not."""
+
+Found = TypeVar("Found")
+
+
+def each_once(
+    groups: Iterable[ChannelGroup], wanted: Callable[[Consumer], Found | None]
+) -> Iterator[tuple[ChannelGroup, list[tuple[Consumer, Found]]]]:
+    """Groups with the consumers that are wanted, each with what is found of it, in one group only.
+
+    Groups of fewer tensors come first: the vector of a Mul before the product in front of it.
+    """
+    taken: set[Node] = set()
+    for group in sorted(groups, key=lambda group: len(group.changed)):
+        own = [(c, found) for c in group.consumers if (found := wanted(c)) is not None]
+        nodes = {consumer.node for consumer, _ in own}
+        if own and not nodes & taken:
+            taken |= nodes
+            yield group, own
+
+
+def largest(
+    group: ChannelGroup, numbers: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.floating]]]
+) -> Floats:
+    """The largest of all products' numbers for each channel of a group, of none 0."""
+    found = np.zeros(group.size, np.float32)
+    for channels, own in numbers:
+        known = channels != NO_CHANNEL
+        np.maximum.at(found, channels[known], own[known].astype(np.float32))
+    return found
+
+
+def own_factors(channels: npt.NDArray[np.int32], factors: Floats) -> Floats:
+    """The factor of each input channel of a product; 1 for those that the group has not."""
+    return np.where(channels == NO_CHANNEL, np.float32(1), factors[channels])
+
+
+def halves(error: npt.NDArray[np.floating], exact: npt.NDArray[np.floating]) -> Noise:
+    """Squared error relative to what is exact, of the first half of rows and of the second."""
+    lost, power = (np.square(n).sum(axis=1, dtype=np.float64) for n in (error, exact))
+    half = len(lost) // 2
+    parts = slice(half), slice(half, None)
+    return np.array([lost[p].sum() / max(power[p].sum(), 1e-30) for p in parts])
+
+
+def gain_db(before: Noise, after: Noise) -> float:
+    """What is gained on what factors are not fitted to."""
+    is_known = before[1] > 0 and after[1] > 0
+    return 10 * math.log10(before[1] / after[1]) if is_known else 0.0
