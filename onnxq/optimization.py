@@ -28,6 +28,7 @@ from onnxq.runtime.pool import model_room
 from onnxq.search import Candidate, Search
 from onnxq.sensitivity import Sensitivity
 from onnxq.study import apply_to, study, uniform_plan
+from onnxq.tuning import method_facts
 from onnxq.verify import CompareOptions, Gate, Reference, Report, compare_files, with_gates
 from onnxq.verify.facts import file_sha256, peak_rss_bytes
 from onnxq.verify.metrics import choose_metric
@@ -170,7 +171,7 @@ def _planned(job: Job) -> Found:
     plan = uniform_plan(prepared, job.recipe.precision)
     graph, report = _proven(prepared, plan)
     gates = promise(report, job.options, is_timed=not job.missing_provider())
-    report = with_gates(report, gates)
+    report = replace(with_gates(report, gates), methods=method_facts(prepared, plan))
     return graph, report, _noted(plan, report, gates)
 
 
@@ -209,7 +210,8 @@ def _searched(job: Job) -> Found:
         for layer in report.layers
     )
     notes = (*report.notes, *prepared.notes, *search.notes())
-    report = replace(report, layers=layers, candidates=facts, notes=notes)
+    methods = method_facts(prepared, winner.plan)
+    report = replace(report, layers=layers, candidates=facts, methods=methods, notes=notes)
     return winner.graph, report, _noted(winner.plan, report, gates)
 
 

@@ -53,7 +53,7 @@ class Prepared:
         pinned: Precisions set by hand, by the node's name.
         ranges: Ranges of the tensors that static integers need; None until they were observed.
         transformed: The equivalent transformations of the graph that were made; None before.
-        tunings: What tuners computed so far, by node, tuner, and precision of the node or of all.
+        tunings: What tuners computed and won so far, as `onnxq.tuning` keeps it.
         form: The form of the float model.
         notes: What was found in choosing it, in sentences.
     """
@@ -67,7 +67,7 @@ class Prepared:
     pinned: Mapping[str, str]
     ranges: Ranges | None = None
     transformed: Transformed | None = None
-    tunings: dict[tuple[str, str, Hashable], Any] = field(default_factory=dict, compare=False)
+    tunings: dict[Hashable, Any] = field(default_factory=dict, compare=False)
     form: FloatForm = field(kw_only=True)
     notes: tuple[str, ...] = ()
 

@@ -73,7 +73,6 @@ def plan_of(prepared: Prepared, nodes: Sequence[PlanNode]) -> Plan:
     """The plan that gives nodes their precisions, with what tuners compute for them."""
     job = prepared.job
     tuned = tune(prepared, {node.name: node.precision for node in nodes})
-    methods = {name: own.method for name, own in tuned.items()}
     done = prepared.transformed
     assert done is not None
     tensors = {name: dict(own) for name, own in done.numbers.items()}
@@ -89,7 +88,12 @@ def plan_of(prepared: Prepared, nodes: Sequence[PlanNode]) -> Plan:
         keep_overridable=job.options.keep_overridable,
         calibrator=prepared.ranges.calibrator,
         seed=job.options.seed,
-        nodes=tuple(replace(node, method=methods.get(node.name, "")) for node in nodes),
+        nodes=tuple(
+            replace(node, method=tuned[node.name].method, gain_db=tuned[node.name].gain_db)
+            if node.name in tuned
+            else node
+            for node in nodes
+        ),
         ranges=prepared.finite_bounds(),
         transformations=done.transformations,
         tuned=tensors,

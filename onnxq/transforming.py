@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from onnxq.passes.tuned import Tuned
 from onnxq.plan import PlanTransformation
 from onnxq.plan.apply import transform as apply_transformations
 from onnxq.precision import parse_precision
-from onnxq.tune import AUTOMATIC, NO_METHODS, Subject, Transformation, parse_method
+from onnxq.tune import AUTOMATIC, NO_METHODS, Change, Subject, Transformation, parse_method
 from onnxq.tune.tuned import sha256
 
 
@@ -25,12 +26,14 @@ class Transformed:
         numbers: What the transformations take, by tensor and kind.
         tried: Methods that could have done something.
         records: What the passes did.
+        seconds: How long each method took, for each node that it changed.
     """
 
     transformations: tuple[PlanTransformation, ...] = ()
     numbers: Tuned = field(default_factory=dict)
     tried: tuple[str, ...] = ()
     records: tuple[PassRecord, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -64,6 +67,7 @@ def transform(
         if method.refusal(subject):
             continue
         job.progress.stage("transforming")
+        started = time.perf_counter()
         needs = tuple(dict.fromkeys(method.needs(subject)))
         observations = Observations()
         if needs:
@@ -87,8 +91,13 @@ def transform(
             numbers,
             (*found.tried, str(method)),
             (*found.records, *records),
+            {**found.seconds, str(method): _each(time.perf_counter() - started, changes)},
         )
     return graph, found
+
+
+def _each(seconds: float, changes: Sequence[Change]) -> float:
+    return seconds / max(1, sum(len(change.nodes) for change in changes))
 
 
 def _methods(job: Job) -> list[Transformation]:

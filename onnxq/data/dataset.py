@@ -102,6 +102,10 @@ class Dataset:
             return self
         return Dataset(self._source, _evenly(self._units, count / len(self)))
 
+    def without(self, other: Dataset) -> Dataset:
+        """Return the samples that another dataset of the same source has not."""
+        return Dataset(self._source, np.setdiff1d(self._units, other._units))
+
     def in_parts(self, rows: int, inputs: Sequence[Fed]) -> Dataset:
         """Return the same samples, at most so many in a batch where a model leaves it open."""
         return Dataset(_Divided(self._source, rows, inputs), self._units)

@@ -25,7 +25,7 @@ _COMPARED = (
     *("model_sha256", "target", "passes", "opset", "keep_overridable", "calibrator"),
     *("promise", "tuned_sha256"),
 )
-_ORDER = ("planned", "loss", "cost", "float_cost", "reason", "pinned", "method")
+_ORDER = ("planned", "loss", "cost", "float_cost", "reason", "pinned", "method", "gain_db")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class PlanNode:
         planned: What the plan chose; another ``precision`` than that was written by hand. Empty
             for the same.
         method: Tuner that computed tensors for the node; empty for none.
+        gain_db: By how much it lowers the error of what the node gives, on samples that it was not
+            fitted to.
     """
 
     name: str
@@ -56,6 +58,7 @@ class PlanNode:
     pinned: bool = entry(sparse=True, default=False)
     planned: str = ""
     method: str = entry(sparse=True, default="")
+    gain_db: float = entry(sparse=True, default=0.0)
 
     @property
     def is_by_hand(self) -> bool:

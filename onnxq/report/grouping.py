@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from onnxq.precision import available_precisions, parse_precision
-from onnxq.verify.result import LayerFacts
+from onnxq.verify.result import LayerFacts, Report
 
 
 @dataclass(frozen=True)
@@ -43,3 +44,11 @@ def weakest(layers: Iterable[LayerFacts], most: int) -> tuple[LayerFacts, ...]:
     measured = [(layer.sqnr_db, layer) for layer in layers if layer.sqnr_db is not None]
     ordered = sorted(measured, key=lambda pair: pair[0])
     return tuple(layer for sqnr, layer in ordered[:most] if sqnr < float("inf"))
+
+
+def methods(report: Report) -> list[tuple[str, int, float]]:
+    """Each method, on how many nodes it was used, and the median of its gains in dB."""
+    gains: dict[str, list[float]] = {}
+    for found in report.methods:
+        gains.setdefault(found.method, []).append(found.gain_db)
+    return [(method, len(own), statistics.median(own)) for method, own in gains.items()]

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from onnxq.report import words
 from onnxq.report.certainty import allowed_drops
-from onnxq.report.grouping import left_in_float
+from onnxq.report.grouping import left_in_float, methods
 from onnxq.verify.precision import counts
 from onnxq.verify.result import Report
 
@@ -50,7 +50,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    named = (allowed_drops, axis, colour, counts, largest, left_in_float, share, ticks)
+    named = (allowed_drops, axis, colour, counts, largest, left_in_float, methods, share, ticks)
     environment.globals.update({f.__name__: f for f in named}, Path=Path, words=words)
     return environment
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxq.report import words
-from onnxq.report.grouping import left_in_float, weakest
+from onnxq.report.grouping import left_in_float, methods, weakest
 from onnxq.verify.precision import counts
 from onnxq.verify.result import AGREEMENT, Report
 
@@ -94,6 +94,9 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
         words.count(len(report.layers), "operator"),
         words.listed(counts(report.layers)),
     )
+    for place, (method, nodes, gain) in enumerate(methods(report)):
+        told = f"{method}: error lower by {words.decibels(gain)} in the median" if gain else method
+        yield "" if place else "methods", words.count(nodes, "node"), told
     yield from _left_in_float(report)
 
 

@@ -165,6 +165,20 @@ class PassFacts:
 
 
 @dataclass(frozen=True)
+class MethodFacts:
+    """What a method did for a node, and how long that took.
+
+    ``gain_db`` is by how much it lowers the error that it is judged by, on samples that it was not
+    fitted to; 0 where that was not looked at.
+    """
+
+    node: str
+    method: str
+    gain_db: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class CandidateFacts:
     """A candidate of a search: its measured speedup, predicted loss and, if verified, accuracy."""
 
@@ -206,6 +220,7 @@ class Report(SavedAsJson):
     latencies: tuple[LatencyFacts, ...] = ()
     throughput: tuple[ThroughputFacts, ...] = ()
     candidates: tuple[CandidateFacts, ...] = ()
+    methods: tuple[MethodFacts, ...] = ()
     notes: tuple[str, ...] = ()
     peak_stage: str = ""
     agreement: AgreementFacts | None = None

@@ -36,6 +36,7 @@ KEYS: dict[str, str | None] = {
     "peak_rss_bytes": None,
     "passed": None,
     "candidates": "label speedup predicted_loss sqnr_db drop",
+    "methods": "node method gain_db seconds",
     "notes": None,
     "peak_stage": None,
     "agreement": "value samples positions confidence decisions",

@@ -16,6 +16,7 @@ from onnxq.verify.result import (
     CandidateFacts,
     GateFacts,
     LayerFacts,
+    MethodFacts,
     MetricFacts,
     SizeFacts,
 )
@@ -200,6 +201,12 @@ def test_candidates_of_a_search_and_notes() -> None:
     assert ["plan", "2.00×", "exact", "", ""] in page.rows
     assert "Only up to <1> point." in page.text
     assert "Candidates" not in to_html(a_report())
+
+
+def test_methods() -> None:
+    page = Page(to_html(a_report(methods=(MethodFacts("b", "gptq<>", 3.0, 1.0),))))
+    assert ["gptq<>", "1", "3.0 dB"] in page.rows
+    assert "<h2>Methods" not in to_html(a_report())
 
 
 def test_sensitivity_has_a_column_only_where_there_is_some() -> None:

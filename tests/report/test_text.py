@@ -18,6 +18,7 @@ from onnxq.verify.result import (
     CandidateFacts,
     LatencyFacts,
     LayerFacts,
+    MethodFacts,
     MetricFacts,
     SizeFacts,
 )
@@ -219,6 +220,16 @@ def test_candidates_and_notes() -> None:
     rows = [" ".join(line.split()) for line in lines[header + 1 : header + 3]]
     assert rows == ["all int8 3.00x 30.0 dB 29.5 dB 0.20 points", "plan 2.00x exact"]
     assert "It is certain." in [line.strip() for line in lines]
+
+
+def test_methods() -> None:
+    methods = (
+        MethodFacts("a", "smooth-quant", 0.0, 0.1),
+        *(MethodFacts(name, "gptq", gain, 1.0) for name, gain in (("b", 3.0), ("c", 5.0))),
+    )
+    lines = [" ".join(line.split()) for line in printed(a_report(methods=methods))]
+    assert "methods 1 node smooth-quant" in lines
+    assert "2 nodes gptq: error lower by 4.0 dB in the median" in lines
 
 
 def test_reasons_of_a_plan_are_not_left_in_float() -> None:
