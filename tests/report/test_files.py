@@ -39,7 +39,7 @@ KEYS: dict[str, str | None] = {
     "methods": "node method gain_db seconds",
     "notes": None,
     "peak_stage": None,
-    "agreement": "value samples positions confidence decisions",
+    "agreement": "value samples positions confidence decisions kl",
 }
 
 
