@@ -14,7 +14,10 @@ from onnxq.quant._rounding import round_to
 Float32Array = npt.NDArray[np.float32]
 
 _SMALLEST = 2.0**-6
-"""Of the plain scale; what has scales at the limit of what these can be needs no smaller one."""
+"""Part of the plain scale below which none is taken."""
+
+_TINY, _HUGE = 2.0**-100, 2.0**100
+"""Plain scales beyond stay, for they may stand at the limit of what a scale can be."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,11 @@ class HalfQuadratic:
             fitted = self._sum(q * y, weight, axis) / np.where(squares > 0, squares, 1)
             scale = np.where(fitted > _SMALLEST, fitted, scale)
             beta *= self.growth
-        return Solution(best * problem.scale, best_zero)
+        inside = (problem.scale > _TINY) & (problem.scale < _HUGE)
+        return Solution(
+            np.where(inside, best, 1) * problem.scale,
+            np.where(inside, best_zero, problem.zero_point),
+        )
 
     def _zero_point(
         self, codes: Float32Array, y: Float32Array, zero: Float32Array, problem: Problem

@@ -20,7 +20,7 @@ from onnxq.tune.layer import Layer
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
 
-_MATRICES = 4
+_MATRICES = 6
 """Of the size of a Gram matrix that are in memory at once while one is found and made use of."""
 
 

@@ -110,7 +110,7 @@ def seen(of: Layer, x: np.ndarray) -> Observations:
     """The Gram matrices of a layer."""
     rows = list(windows(of, x))
     matrix = np.stack([r.T @ r for r in rows])
-    (need,) = Gptq().needs(of)
+    need = Gptq().needs(of)[0]
     return Observations(len(x), {need: GramMatrix(matrix, len(rows[0]))})
 
 
