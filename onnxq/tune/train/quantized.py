@@ -6,7 +6,7 @@ it stores as integers is rounded anew from floats in every pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from onnxq.ir import DataType, Graph, Node, Tensor, Use, Value, attribute_value
 from onnxq.tune.train.dtypes import to_numpy, to_torch
 from onnxq.tune.train.executor import Executor
 from onnxq.tune.train.operators.quantization import ends_of, spread
-from onnxq.tune.train.straight_through import at_least, quantize, scaled_gradient
+from onnxq.tune.train.straight_through import at_least, dequantize, quantize, scaled_gradient
 
 _LEAST = 1e-3
 """A step never gets smaller than this part of what it was."""
@@ -59,27 +59,38 @@ class _Stored(nn.Module):
 
     def __init__(
         self,
-        numbers: np.ndarray,
+        integers: torch.Tensor,
         scale: Callable[[], torch.Tensor],
         zero_point: torch.Tensor | None,
         axis: tuple[int, int],
         ends: tuple[int, int],
     ) -> None:
         super().__init__()
-        self.numbers = nn.Parameter(to_torch(numbers))
         self._scale, self._axis, self._ends = scale, axis, ends
         self._zero_point: torch.Tensor | None
         self.register_buffer("_zero_point", zero_point)
+        with torch.no_grad():
+            numbers = dequantize(integers, *self._spread(integers))
+        self.numbers = nn.Parameter(numbers)
+
+    def begin(self, numbers: np.ndarray) -> None:
+        """Begin with other numbers, if they are rounded to the same."""
+        if numbers.shape == tuple(self.numbers.shape):
+            with torch.no_grad():
+                before, now = self.numbers.clone(), to_torch(numbers).to(self.numbers)
+                wanted = self(before)
+                self.numbers.copy_(now)
+                if not torch.equal(self(now), wanted):
+                    self.numbers.copy_(before)
 
     def forward(self, integers: torch.Tensor) -> torch.Tensor:
-        scale, zero_point = (
-            None if t is None else spread(t, self.numbers, *self._axis)
-            for t in (self._scale(), self._zero_point)
-        )
-        assert scale is not None
-        if zero_point is not None:
-            zero_point = zero_point.to(scale.dtype)
-        return quantize(self.numbers.to(scale.dtype), scale, zero_point, *self._ends)
+        return quantize(self.numbers, *self._spread(self.numbers), *self._ends)
+
+    def _spread(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        scale = spread(self._scale(), like, *self._axis)
+        if self._zero_point is None:
+            return scale, None
+        return scale, spread(self._zero_point, like, *self._axis).to(scale.dtype)
 
 
 class _Computed(nn.Module):
@@ -115,8 +126,8 @@ class QuantizedModule(nn.Module):
 
         Args:
             graph: The graph, with types inferred; it is not changed.
-            source: The float graph that it was made of, whose weights are where training begins;
-                else it begins with what the integers stand for.
+            source: The float graph that it was made of. Training begins with its weights where
+                rounding gives the stored integers, and else with what these stand for.
             weight_ends: Smallest and largest integer of a weight; those of its type if not given.
             learn_steps: Whether steps are trained.
             trainable: Which other constants of floats are, too; none if not given.
@@ -145,10 +156,10 @@ class QuantizedModule(nn.Module):
         self._steps = {s: self._step(s) for s in scales}
         self._stored: dict[Value, _Stored] = {}
         self._computed: dict[Value, Callable[[], torch.Tensor]] = {}
-        numbers = _numbers(self.graph, source)
+        named = {} if source is None else {n.name: n for n in source.all_nodes() if n.name}
         for node in nodes:
             if _stores(node):
-                self._store(node, numbers, weight_ends)
+                self._store(node, _likes(named, node), weight_ends)
 
     def forward(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs by name, as `Executor`'s."""
@@ -183,9 +194,7 @@ class QuantizedModule(nn.Module):
                 self.executor.hook(source, _Counter(step), [Use(node, 0)])
         return step
 
-    def _store(
-        self, node: Node, numbers: Mapping[Value, np.ndarray], ends: tuple[int, int] | None
-    ) -> None:
+    def _store(self, node: Node, likes: Sequence[np.ndarray], ends: tuple[int, int] | None) -> None:
         integers, scale = node.inputs[0], node.inputs[1]
         assert integers is not None and integers.dtype is not None and scale is not None
         axis = (attribute_value(node, "axis") or 0, attribute_value(node, "block_size") or 0)
@@ -209,7 +218,9 @@ class QuantizedModule(nn.Module):
         else:
             step_module = self._steps[scale]
             step_module.count = integers.numpy().size // max(scale.numpy().size, 1)
-        stored = _Stored(numbers[integers], step, zero_point, axis, wanted)
+        stored = _Stored(self.executor.constant(integers), step, zero_point, axis, wanted)
+        for like in likes:
+            stored.begin(like)
         self._stored[integers] = stored
         self.executor.hook(integers, stored)
 
@@ -243,19 +254,8 @@ def _read_with(bias: Node) -> list[Value]:
     return [s for p in pairs if p is not None and (s := p.input(1)) is not None]
 
 
-def _numbers(graph: Graph, source: Graph | None) -> dict[Value, np.ndarray]:
-    """The floats of everything that is stored in integers."""
-    named = {} if source is None else {n.name: n for n in source.all_nodes() if n.name}
-    found = {}
-    for node in graph.nodes():
-        integers = node.input(0)
-        if not _stores(node) or integers is None:
-            continue
-        run = Executor(graph, outputs=[node.output.name])
-        numbers = run.evaluate({})[node.output.name]
-        for reader, slot in node.output.uses:
-            like = named[reader.name].input(slot) if reader.name in named else None
-            if like is not None and like.is_constant and like.shape == numbers.shape:
-                numbers = np.array(like.numpy())
-        found[integers] = numbers
-    return found
+def _likes(named: Mapping[str, Node], node: Node) -> list[np.ndarray]:
+    """What a float graph (its nodes, by name) reads where the quantized one reads a node."""
+    pairs = ((named.get(reader.name), slot) for reader, slot in node.output.uses)
+    found = (None if reader is None else reader.input(slot) for reader, slot in pairs)
+    return [np.array(v.numpy()) for v in found if v is not None and v.is_constant]

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason='needs torch: pip install "onnxq[train]"')
 
-from onnxq.ir import Graph, infer_types, load, to_proto
+from onnxq.ir import Graph, Tensor, infer_types, load, to_proto
 from onnxq.passes.static.placement import place
 from onnxq.quant import value_range
 from onnxq.runtime import Session
@@ -103,6 +103,23 @@ def test_a_step_counts_what_shares_it() -> None:
     # 2 channels of 6 x 6 pixels are fed; each channel of the first weight has 2 x 3 x 3 numbers.
     assert counts["x_scale"] == 72
     assert counts["w0_scale"] == 18
+
+
+def test_training_begins_with_the_float_weights_that_were_rounded() -> None:
+    graph = chain(depth=2)
+    feeds = random_feeds(graph, other_dims=3)
+    source, after = quantized_pair(graph, feeds)
+    begun = QuantizedModule(after, source, weight_ends=ENDS)
+    weight = source.values["w0"].numpy()
+    starts = {v.name: s.numbers.detach().numpy() for v, s in begun._stored.items()}
+    np.testing.assert_array_equal(starts["w0_q"], weight)
+    # Rounded otherwise, as by a tuner, they stay where they are.
+    after.values["w0_q"].data = Tensor(after.values["w0_q"].numpy()[::-1].copy())
+    other = QuantizedModule(after, source, weight_ends=ENDS)
+    starts = {v.name: s.numbers.detach().numpy() for v, s in other._stored.items()}
+    assert (starts["w0_q"] != weight).any()
+    for name, data in {v.name: v.numpy() for v in other.emitted().initializers()}.items():
+        np.testing.assert_array_equal(data, after.values[name].numpy())
 
 
 def test_placement_is_that_of_the_target() -> None:
