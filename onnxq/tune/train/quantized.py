@@ -15,7 +15,7 @@ from torch import nn
 from onnxq.ir import DataType, Graph, Node, Tensor, Use, Value, attribute_value
 from onnxq.tune.train.dtypes import to_numpy, to_torch
 from onnxq.tune.train.executor import Executor
-from onnxq.tune.train.operators.quantization import ends_of, spread
+from onnxq.tune.train.operators.quantization import ends_of, offset_of, spread
 from onnxq.tune.train.straight_through import at_least, dequantize, quantize, scaled_gradient
 
 _LEAST = 1e-3
@@ -59,7 +59,7 @@ class _Stored(nn.Module):
 
     def __init__(
         self,
-        integers: torch.Tensor,
+        numbers: torch.Tensor,
         scale: Callable[[], torch.Tensor],
         zero_point: torch.Tensor | None,
         axis: tuple[int, int],
@@ -69,8 +69,6 @@ class _Stored(nn.Module):
         self._scale, self._axis, self._ends = scale, axis, ends
         self._zero_point: torch.Tensor | None
         self.register_buffer("_zero_point", zero_point)
-        with torch.no_grad():
-            numbers = dequantize(integers, *self._spread(integers))
         self.numbers = nn.Parameter(numbers)
 
     def begin(self, numbers: np.ndarray) -> None:
@@ -86,11 +84,8 @@ class _Stored(nn.Module):
     def forward(self, integers: torch.Tensor) -> torch.Tensor:
         return quantize(self.numbers, *self._spread(self.numbers), *self._ends)
 
-    def _spread(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        scale = spread(self._scale(), like, *self._axis)
-        if self._zero_point is None:
-            return scale, None
-        return scale, spread(self._zero_point, like, *self._axis).to(scale.dtype)
+    def _spread(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
+        return _spread(self._scale(), self._zero_point, like, self._axis)
 
 
 class _Computed(nn.Module):
@@ -165,6 +160,12 @@ class QuantizedModule(nn.Module):
         """The outputs by name, as `Executor`'s."""
         return self.executor(feeds)
 
+    @property
+    def steps(self) -> list[nn.Parameter]:
+        """The parameters that are steps: they bear a smaller learning rate than weights."""
+        held = (self.executor.constant(value) for value in self._steps)
+        return [step for step in held if isinstance(step, nn.Parameter)]
+
     def scale(self, value: Value) -> torch.Tensor:
         """The numbers of a scale that are used."""
         if value in self._computed:
@@ -218,11 +219,22 @@ class QuantizedModule(nn.Module):
         else:
             step_module = self._steps[scale]
             step_module.count = integers.numpy().size // max(scale.numpy().size, 1)
-        stored = _Stored(self.executor.constant(integers), step, zero_point, axis, wanted)
+        # A bias is what its own scale says, though it is to be another.
+        held = self.executor.constant(integers)
+        own = self.executor.constant(scale).detach()
+        numbers = dequantize(held, *_spread(own, zero_point, held, axis))
+        stored = _Stored(numbers, step, zero_point, axis, wanted)
         for like in likes:
             stored.begin(like)
         self._stored[integers] = stored
         self.executor.hook(integers, stored)
+
+
+def _spread(
+    scale: torch.Tensor, zero_point: torch.Tensor | None, like: torch.Tensor, axis: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """A scale and a zero-point as they go with every element of a tensor."""
+    return spread(scale, like, *axis), offset_of(zero_point, like, scale.dtype, *axis)
 
 
 def _stores(node: Node) -> bool:

@@ -57,21 +57,29 @@ def round_through(x: Tensor) -> Tensor:
     return rounded
 
 
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None, low: int, high: int) -> Tensor:
+def quantize(x: Tensor, scale: Tensor, offset: Tensor | float, low: int, high: int) -> Tensor:
     """The integers of QuantizeLinear, in floats; gradients pass where nothing is clipped.
 
     Together with `dequantize` the gradient of the scale is that of LSQ (Esser et al., 2020): the
     rounding error where a number is between the ends, the end where it is clipped.
+
+    Args:
+        x: What is quantized.
+        scale: Of a shape that goes with it.
+        offset: The zero-point, in floats.
+        low: Smallest integer.
+        high: Largest integer.
     """
-    steps = x / scale
-    if zero_point is None:
-        return round_through(torch.clamp(steps, low, high))
-    return round_through(torch.clamp(steps, low - zero_point, high - zero_point)) + zero_point
+    ends: tuple[Any, Any] = (low - offset, high - offset)
+    steps = round_through(torch.clamp(x / scale, *ends))
+    return steps if _is_zero(offset) else steps + offset
 
 
-def dequantize(steps: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
-    """What integers stand for."""
+def dequantize(steps: Tensor, scale: Tensor, offset: Tensor | float) -> Tensor:
+    """What integers stand for, with the zero-point in floats."""
     held = steps.to(scale.dtype)
-    if zero_point is not None:
-        held = held - zero_point.to(scale.dtype)
-    return held * scale
+    return (held if _is_zero(offset) else held - offset) * scale
+
+
+def _is_zero(offset: Tensor | float) -> bool:
+    return not isinstance(offset, Tensor) and offset == 0

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason='needs torch: pip install "onnxq[train]"')
 
-from onnxq.ir import Graph, Tensor, infer_types, load, to_proto
+from onnxq.ir import DataType, Graph, Tensor, infer_types, load, to_proto
 from onnxq.passes.static.placement import place
 from onnxq.quant import value_range
 from onnxq.runtime import Session
@@ -68,7 +68,11 @@ def test_training_lowers_the_loss_and_the_model_agrees() -> None:
         target = Executor(source)(fed)["y"].roll(1, 0)
     module = QuantizedModule(after, source, weight_ends=ENDS)
     before = module.emitted()
-    optimizer = torch.optim.Adam(module.parameters(), lr=2e-3)
+    steps = {id(step) for step in module.steps}
+    others = [p for p in module.parameters() if id(p) not in steps]
+    assert len(others) + len(steps) == len(list(module.parameters()))
+    optimizer = torch.optim.Adam(others, lr=2e-3)
+    optimizer.add_param_group({"params": module.steps, "lr": 1e-4})
     losses = []
     for _ in range(30):
         loss = (module(fed)["y"] - target).square().mean()
@@ -120,6 +124,24 @@ def test_training_begins_with_the_float_weights_that_were_rounded() -> None:
     assert (starts["w0_q"] != weight).any()
     for name, data in {v.name: v.numpy() for v in other.emitted().initializers()}.items():
         np.testing.assert_array_equal(data, after.values[name].numpy())
+
+
+def test_a_bias_keeps_its_numbers_when_its_weight_has_another_step() -> None:
+    graph = load("models/digits_resnet.onnx")
+    infer_types(graph)
+    feeds = random_feeds(graph, other_dims=4)
+    source, after = quantized_pair(graph, feeds)
+    stored = [n for n in after.nodes() if n.is_op("DequantizeLinear") and n.inputs[0].is_constant]
+    bias = next(
+        n for n in stored if n.inputs[0].dtype is DataType.INT32 and n.inputs[0].numpy().any()
+    )
+    weight = bias.output.uses[0].node.inputs[1].producer
+    before = bias.inputs[0].numpy() * bias.inputs[1].numpy()
+    after.set_constant(weight, 1, 2 * weight.inputs[1].numpy())
+    emitted = QuantizedModule(after, source, weight_ends=ENDS).emitted()
+    integers, scale = (emitted.values[v.name].numpy() for v in bias.inputs[:2])
+    np.testing.assert_allclose(integers * scale, before, atol=scale.max())
+    assert (integers != bias.inputs[0].numpy()).any()
 
 
 def test_placement_is_that_of_the_target() -> None:

@@ -44,7 +44,18 @@ def spread(x: Tensor, like: Tensor, axis: int, block: int) -> Tensor:
     return x.reshape(around)
 
 
-@operator("QuantizeLinear")
+def offset_of(
+    zero_point: Tensor | None, like: Tensor, dtype: torch.dtype, axis: int, block: int
+) -> Tensor | float:
+    """A zero-point as it goes with a tensor: a number where it is one that nobody trains."""
+    if zero_point is None:
+        return 0.0
+    if zero_point.numel() == 1 and not block and not zero_point.requires_grad:
+        return float(zero_point)
+    return spread(zero_point.to(like.device, dtype), like, axis, block)
+
+
+@operator("QuantizeLinear", host=(2,))
 def _quantize_linear(node: Node) -> Run:
     axis, block = attribute_value(node, "axis"), attribute_value(node, "block_size") or 0
     dtype = _format(node.input(2), node)
@@ -54,9 +65,8 @@ def _quantize_linear(node: Node) -> Run:
         scale = spread(scale, x, along, block)
         if dtype.is_float:
             return _to_narrow_float(x / scale, TORCH_TYPES[dtype])
-        if zero_point is not None:
-            zero_point = spread(zero_point, x, along, block).to(scale.dtype)
-        return quantize(x.to(scale.dtype), scale, zero_point, *ends_of(dtype))
+        offset = offset_of(zero_point, x, scale.dtype, along, block)
+        return quantize(x.to(scale.dtype), scale, offset, *ends_of(dtype))
 
     return run
 
@@ -67,7 +77,7 @@ def _to_narrow_float(x: Tensor, dtype: torch.dtype) -> Tensor:
     return clipped + (clipped.to(dtype).to(x.dtype) - clipped).detach()
 
 
-@operator("DequantizeLinear")
+@operator("DequantizeLinear", host=(2,))
 def _dequantize_linear(node: Node) -> Run:
     axis, block = attribute_value(node, "axis"), attribute_value(node, "block_size") or 0
     stated = attribute_value(node, "output_dtype")
@@ -75,9 +85,8 @@ def _dequantize_linear(node: Node) -> Run:
 
     def run(x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
         along = 0 if axis is None else axis
-        if zero_point is not None:
-            zero_point = spread(zero_point, x, along, block)
-        y = dequantize(x, spread(scale, x, along, block), zero_point)
+        offset = offset_of(zero_point, x, scale.dtype, along, block)
+        y = dequantize(x, spread(scale, x, along, block), offset)
         return y if dtype is None else y.to(dtype)
 
     return run
