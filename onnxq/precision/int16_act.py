@@ -16,3 +16,4 @@ class Int16Act(Static):
     )
     activation_bits: ClassVar[int] = 16
     relative_time: ClassVar[float] = 0.5
+    transformations: ClassVar[tuple[str, ...]] = ("equalization",)

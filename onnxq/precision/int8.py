@@ -15,5 +15,5 @@ class Int8(Static):
         "activations and weights in 8-bit integers, ranges from calibration"
     )
     activation_bits: ClassVar[int] = 8
-    transformations: ClassVar[tuple[str, ...]] = ("smooth-quant",)
+    transformations: ClassVar[tuple[str, ...]] = ("smooth-quant", "equalization")
     relative_time: ClassVar[float] = 0.25
