@@ -313,6 +313,8 @@ def main() -> None:
             heading(
                 "Accuracy methods against plain rounding", "accuracy_methods.py", limits.threads
             ),
+            "Seconds are of the clock on a machine with other work: only their order counts.",
+            "",
             "What is lost on data that no method saw:",
             "",
             "| model | format | onnxq none | onnxq auto | onnxq's best | the best of others |",
