@@ -119,7 +119,7 @@ def trials(folder: Path, windows: int = 8) -> Iterator[Trial]:
     if "smollm2" in cases:
         text = _windows(Path(os.environ["ONNXQ_REAL"]) / "data" / "smollm2.npz", windows)
         model = Case("smollm2", cases["smollm2"].model, *text)
-        yield from _language(model, ("node_embedding", "node_linear_210"), "embedding and head")
+        yield from _language(model, ("node_embedding", "node_linear_210*"), "embedding and head")
     yield from _language(cases["text_lm"], ("node_embedding",), "embedding")
     if "minilm" in cases:
         yield Trial(cases["minilm"], W8A8, (*W8A8.rivals, "nncf"))
