@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ from onnxq.runtime.pool import give_back, processors
 from onnxq.runtime.specs import Array
 from onnxq.runtime.spool import Spool
 from onnxq.tune import Layer, Tuner
+from onnxq.tune.judge import Contest
 
 _ROWS = 8
 """Samples that go through the layers together where the model leaves it open."""
@@ -36,6 +37,8 @@ def tune_in_order(
     precisions: Mapping[str, str],
     wanted: Sequence[tuple[str, Tuner]],
     others: Tuned,
+    samples: Dataset,
+    judging: Judging | None = None,
 ) -> Iterator[tuple[str, Tuner, Tensors]]:
     """What tuners compute for nodes of the main graph from what quantized nodes give them.
 
@@ -46,11 +49,16 @@ def tune_in_order(
     and what is observed of the nodes of one depth. Where a tuner compares, the float model goes
     along. What needs the difference of what a node gives comes last, with the node quantized.
 
+    Where methods compete for a node, samples that nothing is fitted to go along, too, and the node
+    gets what wins on them before the segment runs.
+
     Args:
         prepared: The model, with ranges if a precision needs any.
         precisions: Precision of every node, by name.
         wanted: Names of nodes, and what they are tuned by.
         others: What other tuners computed.
+        samples: What is fitted to.
+        judging: How methods compete; None if none do.
 
     Returns:
         The tensors of every tuner, with the node's name.
@@ -62,27 +70,88 @@ def tune_in_order(
     tuned = {name: dict(tensors) for name, tensors in others.items()}
     tasks = [_Task(prepared.layer(nodes[n], precisions[n]), tuner) for n, tuner in wanted]
     segments = cut_by_depth(graph, [task.layer.node for task in tasks])
-    held = _Held.of(prepared.job.samples, [v for v in graph.inputs if v.data is None])
-    exact = held if any(isinstance(n, Comparison) for task in tasks for n in task.needs) else None
+    fed = [v for v in graph.inputs if v.data is None]
+    compares = any(isinstance(n, Comparison) for task in tasks for n in task.needs)
+    pairs = [_Pair.of(samples, fed, compares)]
+    if judging is not None and judging.contests:
+        pairs.append(_Pair.of(judging.samples, fed, True))
     with ModelFiles.temporary() as files:
         for number, segment in enumerate(segments, start=1):
             own = [task for task in tasks if task.layer.node in segment.nodes]
             for is_late in (False, True):
                 if some := [task for task in own if task.is_late is is_late]:
                     form = _quantized(prepared, segment, precisions, tuned) if is_late else None
-                    seen = _observed(prepared, segment, form, some, (held, exact), files)
+                    needs = [need for task in some for need in task.needs]
+                    seen = _observed(prepared, segment, form, needs, pairs[0], files)
                     for task in some:
                         name = node_name(task.layer.node)
                         tensors = task.tuner.tune(task.layer, seen)
                         tuned.setdefault(name, {}).update(tensors)
                         yield name, task.tuner, tensors
+                if judging is not None and not is_late:
+                    tuned.update(_decided(prepared, segment, judging, pairs[-1], files))
             if number == len(segments):
                 return
             later = {name for other in segments[number:] for name in other.inputs}
             changed = _quantized(prepared, segment, precisions, tuned)
-            held = held.through(changed, segment, later, files)
-            exact = exact and exact.through(segment.graph, segment, later, files)
+            pairs = [pair.through(changed, segment, later, files) for pair in pairs]
             give_back()
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How methods compete.
+
+    Attributes:
+        samples: What nothing was fitted to.
+        contests: Nodes and their methods, by name.
+        decide: Told of what a node reads, with everything before it quantized and in the float
+            model, gives the tensors of the winner.
+    """
+
+    samples: Dataset
+    contests: Mapping[str, Contest]
+    decide: Callable[[str, Observations, Observations], Tensors]
+
+
+def _decided(
+    prepared: Prepared, segment: Segment, judging: Judging, pair: _Pair, files: ModelFiles
+) -> dict[str, dict[str, np.ndarray]]:
+    """The tensors of what wins, for the nodes of a segment for which methods compete."""
+    inside = sorted(map(node_name, segment.nodes))
+    contests = {name: judging.contests[name] for name in inside if name in judging.contests}
+    if not contests:
+        return {}
+    assert pair.exact is not None
+    needs = [need for contest in contests.values() for need in contest.needs]
+    read = _observed(prepared, segment, None, needs, pair, files)
+    grams = [contest.matrix.gram for contest in contests.values()]
+    floats = _Pair(pair.exact, None)
+    exact = _observed(prepared, segment, None, grams, floats, files)
+    return {name: dict(judging.decide(name, read, exact)) for name in contests}
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """What a segment reads in the quantized model and, if wanted, in the float model."""
+
+    quantized: _Held
+    exact: _Held | None
+
+    @classmethod
+    def of(cls, samples: Dataset, inputs: Sequence[Fed], compares: bool) -> _Pair:
+        """What a model is fed."""
+        held = _Held.of(samples, inputs)
+        return cls(held, held if compares else None)
+
+    def through(
+        self, graph: Graph, segment: Segment, later: Collection[str], files: ModelFiles
+    ) -> _Pair:
+        """What later segments read behind a segment, of which a graph is the quantized form."""
+        return _Pair(
+            self.quantized.through(graph, segment, later, files),
+            self.exact and self.exact.through(segment.graph, segment, later, files),
+        )
 
 
 @dataclass(frozen=True)
@@ -107,8 +176,8 @@ def _observed(
     prepared: Prepared,
     segment: Segment,
     quantized: Graph | None,
-    tasks: Sequence[_Task],
-    held: tuple[_Held, _Held | None],
+    needs: Sequence[Need],
+    pair: _Pair,
     files: ModelFiles,
 ) -> Observations:
     """What some nodes of a segment need, with everything before it quantized.
@@ -117,13 +186,12 @@ def _observed(
         prepared: The model.
         segment: The segment, in float.
         quantized: The same, quantized, if the nodes are.
-        tasks: What is to be tuned.
-        held: What the segment reads in the quantized model and, if wanted, in the float model.
+        needs: What.
+        pair: What the segment reads.
         files: Where to put models.
     """
-    options, (ours, exact) = prepared.job.options, held
+    options, ours, exact = prepared.job.options, pair.quantized, pair.exact
     graph = quantized or segment.graph
-    needs = [need for task in tasks for need in task.needs]
     seen = observe(
         segment.graph,
         ours.dataset(segment.inputs),

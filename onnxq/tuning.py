@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from onnxq.data import Dataset
 from onnxq.needs import Need
-from onnxq.observe import GramMatrix, Observations, observe
+from onnxq.observe import Observations, observe
 from onnxq.passes.tuned import Tensors
 from onnxq.plan import Plan
 from onnxq.precision import FLOAT, Precision
 from onnxq.prepare import Prepared
-from onnxq.sequential import tune_in_order
+from onnxq.sequential import Judging, tune_in_order
 from onnxq.tune import AUTOMATIC, NO_METHODS, Layer, Tuner, parse_method
-from onnxq.tune.judge import output_error
+from onnxq.tune.judge import Contest, Verdict
 from onnxq.tune.weight_matrix import WeightMatrix, weight_matrix
 from onnxq.verify.result import MethodFacts
 
 _JUDGING = 4
 """One of so many samples is not fitted to where methods compete."""
-
-_MOST_DB = 200.0
-"""What a gain counts for where nothing is lost."""
 
 
 @dataclass(frozen=True)
@@ -49,35 +43,6 @@ class Tuning:
 
 
 @dataclass
-class _Made:
-    """What one tuner computed for one node, and how long it took."""
-
-    tensors: Tensors
-    seconds: float
-
-
-@dataclass
-class _Contest:
-    """A layer whose methods compete.
-
-    Attributes:
-        matrix: Its weight.
-        rivals: The methods; plain rounding is another one.
-    """
-
-    matrix: WeightMatrix
-    rivals: Sequence[Tuner]
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    """Which tuner won, none for plain rounding, and by how much over that."""
-
-    winner: Tuner | None
-    gain_db: float
-
-
-@dataclass
 class _Tuners:
     """Who tunes which node.
 
@@ -87,7 +52,7 @@ class _Tuners:
         additional: Methods that add to those of a node.
     """
 
-    contests: dict[str, _Contest] = field(default_factory=dict)
+    contests: dict[str, Contest] = field(default_factory=dict)
     alone: dict[str, Tuner] = field(default_factory=dict)
     additional: dict[str, list[Tuner]] = field(default_factory=dict)
 
@@ -116,27 +81,10 @@ def tune(prepared: Prepared, precisions: Mapping[str, str]) -> dict[str, Tuning]
     for name, text in precisions.items():
         if text != FLOAT and name in nodes:
             _enter(tuners, name, prepared.layer(nodes[name], text), job.methods, judging is None)
-    rivals = [(n, rival) for n, contest in tuners.contests.items() for rival in contest.rivals]
-    alone = [(n, tuner) for n, tuner in tuners.alone.items() if not tuner.is_sequential]
-    work = _Work(prepared, precisions)
-    fresh = [work.fresh(rivals), work.fresh(alone)]
-    if total := sum(map(len, fresh)):
-        job.progress.stage("tuning", total)
-    samples = job.samples if judging is None else job.samples.without(judging)
-    for wanted, data in zip(fresh, (samples, job.samples), strict=True):
-        work.tune_at_once(wanted, data)
-    if judging is not None:
-        work.judge(tuners.contests, judging)
-    own: dict[str, list[Tuner]] = {}
-    for name in precisions:
-        first = tuners.alone.get(name)
-        if name in tuners.contests:
-            first = work.verdict(name).winner
-        found = [*([first] if first else []), *tuners.additional.get(name, [])]
-        if found:
-            own[name] = found
-    work.tune_in_order(own)
-    return {name: work.tuning(name, found) for name, found in own.items() if work.has(name, found)}
+    work = _Work(prepared, precisions, tuners, judging)
+    work.tune_at_once()
+    work.tune_in_order()
+    return work.tunings()
 
 
 def method_facts(prepared: Prepared, plan: Plan) -> tuple[MethodFacts, ...]:
@@ -182,9 +130,8 @@ def _enter(
     tuners.additional[name] = [tuner for tuner in able if tuner.is_additional]
     others = [tuner for tuner in able if not tuner.is_additional]
     matrix = None if is_settled else weight_matrix(layer)
-    if isinstance(matrix, WeightMatrix) and others and not others[0].is_sequential:
-        rivals = [tuner for tuner in others if not tuner.is_sequential]
-        tuners.contests[name] = _Contest(matrix, rivals)
+    if isinstance(matrix, WeightMatrix) and others:
+        tuners.contests[name] = Contest(matrix, others)
     elif others:
         tuners.alone[name] = others[0]
 
@@ -199,85 +146,111 @@ def _methods(wanted: Sequence[str], precision: Precision) -> Sequence[str]:
 class _Work:
     """What was computed so far, kept with the prepared model."""
 
-    def __init__(self, prepared: Prepared, precisions: Mapping[str, str]) -> None:
-        self._prepared, self._precisions = prepared, precisions
-        self._whole: Hashable = None
+    def __init__(
+        self,
+        prepared: Prepared,
+        precisions: Mapping[str, str],
+        tuners: _Tuners,
+        judging: Dataset | None,
+    ) -> None:
+        self._prepared, self._precisions, self._tuners = prepared, precisions, tuners
+        self._judging = judging
+        samples = prepared.job.samples
+        self._fitted = samples if judging is None else samples.without(judging)
+        names = [(n, t) for n in precisions for t in self._all(n) if t.is_sequential]
+        # Of sequential tuners everything depends on everything.
+        self._whole = frozenset((*precisions.items(), *((n, str(t)) for n, t in names)))
         self._done = itertools.count(1)
 
-    def fresh(self, wanted: Sequence[tuple[str, Tuner]]) -> list[tuple[str, Tuner]]:
-        """What was not computed yet."""
-        return [(n, tuner) for n, tuner in wanted if self._key(n, tuner) not in self._made]
+    def tune_at_once(self) -> None:
+        """Compute from what the float model gives, and judge where all methods do."""
+        tuners, contests = self._tuners, self._tuners.contests
+        rivals = [(n, rival) for n, contest in contests.items() for rival in contest.rivals]
+        alone = [*tuners.alone.items()]
+        fresh = [[w for w in self._fresh(own) if not w[1].is_sequential] for own in (rivals, alone)]
+        if total := sum(map(len, fresh)):
+            self._prepared.job.progress.stage("tuning", total)
+        nodes = self._prepared.nodes()
+        for wanted, data in zip(fresh, (self._fitted, self._prepared.job.samples), strict=True):
+            layers = {n: self._prepared.layer(nodes[n], self._precisions[n]) for n, _ in wanted}
+            seen = self._observed([n for w, t in wanted for n in t.needs(layers[w])], data)
+            for name, tuner in wanted:
+                started = time.perf_counter()
+                self._keep(name, tuner, tuner.tune(layers[name], seen), started)
+        open_ = {
+            name: contest
+            for name, contest in contests.items()
+            if not _is_sequential(contest) and self._verdict_key(name) not in self._cache
+        }
+        if open_ and self._judging is not None:
+            seen = self._observed([c.matrix.gram for c in open_.values()], self._judging)
+            for name in open_:
+                self._decide(name, seen, seen)
 
-    def tune_at_once(self, wanted: Sequence[tuple[str, Tuner]], data: Dataset) -> None:
-        """Compute from what the float model gives."""
-        prepared, nodes = self._prepared, self._prepared.nodes()
-        layers = {name: prepared.layer(nodes[name], self._precisions[name]) for name, _ in wanted}
-        needs = [need for name, tuner in wanted for need in tuner.needs(layers[name])]
-        seen = self._observed(needs, data)
-        for name, tuner in wanted:
-            started = time.perf_counter()
-            self._keep(name, tuner, tuner.tune(layers[name], seen), started)
-
-    def judge(self, contests: Mapping[str, _Contest], data: Dataset) -> None:
-        """Find the winners of contests that have none yet."""
-        fresh = {n: c for n, c in contests.items() if self._verdict_key(n) not in self._made}
-        seen = self._observed([contest.matrix.gram for contest in fresh.values()], data)
-        for name, contest in fresh.items():
-            gram = seen.get(contest.matrix.gram)
-            verdict = _Verdict(contest.rivals[0], 0.0)
-            if gram is not None and np.isfinite(gram.matrix).all():
-                verdict = self._judged(name, contest, gram)
-            self._made[self._verdict_key(name)] = verdict
-
-    def verdict(self, name: str) -> _Verdict:
-        """Who won the contest of a node."""
-        found = self._made[self._verdict_key(name)]
-        assert isinstance(found, _Verdict)
-        return found
-
-    def tune_in_order(self, own: Mapping[str, Sequence[Tuner]]) -> None:
+    def tune_in_order(self) -> None:
         """Compute what sequential tuners are to."""
-        names = {name: tuple(map(str, own.get(name, ()))) for name in self._precisions}
-        self._whole = frozenset((n, p, *names[n]) for n, p in self._precisions.items())
-        wanted = [(n, t) for n, tuners in own.items() for t in tuners if t.is_sequential]
-        fresh = self.fresh(wanted)
+        wanted = [(n, t) for n in self._precisions for t in self._all(n) if t.is_sequential]
+        fresh = self._fresh(wanted)
         if not fresh:
             return
         self._prepared.job.progress.stage("tuning", len(fresh))
         self._done = itertools.count(1)
+        contests = {n: c for n, c in self._tuners.contests.items() if _is_sequential(c)}
+        judging = None
+        if contests and self._judging is not None:
+            judging = Judging(self._judging, contests, self._decide)
         known = {
-            name: {k: v for made in self._all(name, tuners) for k, v in made.tensors.items()}
-            for name, tuners in own.items()
+            name: {k: v for own in self._winners(name) for k, v in self._made(name, own)[0].items()}
+            for name in self._precisions
+            if name not in contests
         }
         started = time.perf_counter()
-        for name, tuner, tensors in tune_in_order(self._prepared, self._precisions, fresh, known):
+        for name, tuner, tensors in tune_in_order(
+            *(self._prepared, self._precisions, fresh, known, self._fitted, judging)
+        ):
             self._keep(name, tuner, tensors, started)
             started = time.perf_counter()
 
-    def has(self, name: str, tuners: Sequence[Tuner]) -> bool:
-        """Whether tuners computed anything for a node."""
-        return any(made.tensors for made in self._all(name, tuners))
+    def tunings(self) -> dict[str, Tuning]:
+        """What was computed for nodes, of methods that compete that of the winner."""
+        found = {}
+        for name in self._precisions:
+            tuners = self._winners(name)
+            made = [self._made(name, tuner) for tuner in tuners]
+            used = [str(t) for t, (own, _) in zip(tuners, made, strict=True) if own]
+            if used:
+                tensors = {key: array for own, _ in made for key, array in own.items()}
+                verdict = self._cache.get(self._verdict_key(name))
+                gain_db = verdict.gain_db if isinstance(verdict, Verdict) else 0.0
+                seconds = sum(seconds for _, seconds in made)
+                found[name] = Tuning(",".join(used), tensors, gain_db, seconds)
+        return found
 
-    def tuning(self, name: str, tuners: Sequence[Tuner]) -> Tuning:
-        """What tuners computed for a node."""
-        made = self._all(name, tuners)
-        used = [str(t) for t, own in zip(tuners, made, strict=True) if own.tensors]
-        tensors = {key: array for own in made for key, array in own.tensors.items()}
-        verdict = self._made.get(self._verdict_key(name))
-        gain_db = verdict.gain_db if isinstance(verdict, _Verdict) else 0.0
-        return Tuning(",".join(used), tensors, gain_db, sum(own.seconds for own in made))
+    def _all(self, name: str) -> list[Tuner]:
+        """All tuners of a node."""
+        tuners, contest = self._tuners, self._tuners.contests.get(name)
+        first = contest.rivals if contest else [t for t in [tuners.alone.get(name)] if t]
+        return [*first, *tuners.additional.get(name, [])]
 
-    def _judged(self, name: str, contest: _Contest, gram: GramMatrix) -> _Verdict:
-        plain = output_error(contest.matrix, {}, gram)
-        verdict, least = _Verdict(None, 0.0), plain
-        for rival in contest.rivals:
-            (made,) = self._all(name, [rival])
-            tensors = made.tensors
-            error = output_error(contest.matrix, tensors, gram) if tensors else math.inf
-            if error < least:
-                ratio = plain / error if error > 0 else math.inf
-                verdict, least = _Verdict(rival, min(10 * math.log10(ratio), _MOST_DB)), error
-        return verdict
+    def _winners(self, name: str) -> list[Tuner]:
+        """The tuners of a node without those that lost."""
+        contest, verdict = self._tuners.contests.get(name), self._cache.get(self._verdict_key(name))
+        if contest is None:
+            return self._all(name)
+        won = [verdict.winner] if isinstance(verdict, Verdict) and verdict.winner else []
+        return [*won, *self._tuners.additional.get(name, [])]
+
+    def _decide(self, name: str, read: Observations, exact: Observations) -> Tensors:
+        """Find the winner for a node, and give what it computed."""
+        contest = self._tuners.contests[name]
+        made = {str(rival): self._made(name, rival)[0] for rival in contest.rivals}
+        verdict = contest.verdict(made, read, exact)
+        self._cache[self._verdict_key(name)] = verdict
+        return made[str(verdict.winner)] if verdict.winner else {}
+
+    def _fresh(self, wanted: Sequence[tuple[str, Tuner]]) -> list[tuple[str, Tuner]]:
+        """What was not computed yet."""
+        return [(n, tuner) for n, tuner in wanted if self._key(n, tuner) not in self._cache]
 
     def _observed(self, needs: Sequence[Need], data: Dataset) -> Observations:
         options = self._prepared.job.options
@@ -292,19 +265,26 @@ class _Work:
         )
 
     @property
-    def _made(self) -> dict[Hashable, _Made | _Verdict]:
+    def _cache(self) -> dict[Hashable, object]:
         return self._prepared.tunings
 
     def _key(self, name: str, tuner: Tuner) -> Hashable:
         return name, str(tuner), self._whole if tuner.is_sequential else self._precisions[name]
 
     def _verdict_key(self, name: str) -> Hashable:
-        return name, self._precisions[name]
+        contest = self._tuners.contests.get(name)
+        is_sequential = contest is not None and _is_sequential(contest)
+        return name, self._whole if is_sequential else self._precisions[name]
 
-    def _all(self, name: str, tuners: Sequence[Tuner]) -> list[_Made]:
-        found = (self._made.get(self._key(name, tuner)) for tuner in tuners)
-        return [made if isinstance(made, _Made) else _Made({}, 0.0) for made in found]
+    def _made(self, name: str, tuner: Tuner) -> tuple[Tensors, float]:
+        """What a tuner computed for a node, and in how many seconds."""
+        found = self._cache.get(self._key(name, tuner))
+        return found if isinstance(found, tuple) else ({}, 0.0)
 
     def _keep(self, name: str, tuner: Tuner, tensors: Tensors, started: float) -> None:
-        self._made[self._key(name, tuner)] = _Made(tensors, time.perf_counter() - started)
+        self._cache[self._key(name, tuner)] = (tensors, time.perf_counter() - started)
         self._prepared.job.progress.advance(next(self._done))
+
+
+def _is_sequential(contest: Contest) -> bool:
+    return any(rival.is_sequential for rival in contest.rivals)

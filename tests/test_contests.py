@@ -41,9 +41,17 @@ class Worse(Tuner):
         return {"scale": made.scale * np.float32(3), "zero_point": made.zero_point}
 
 
+@dataclass(frozen=True)
+class Later(Worse):
+    """The same, from what the quantized layers before give."""
+
+    name: ClassVar[str] = "later"
+    is_sequential: ClassVar[bool] = True
+
+
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = {**available_methods(), "worse": Worse}
+    kinds = {**available_methods(), "worse": Worse, "later": Later}
     monkeypatch.setattr("onnxq.tune.method.available_methods", lambda: kinds)
     parse_method.cache_clear()
 
@@ -56,7 +64,13 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("tuners", "winner"), [(("worse", "gptq"), "gptq"), (("gptq", "worse"), "gptq")]
+    ("tuners", "winner"),
+    [
+        (("worse", "gptq"), "gptq"),
+        (("gptq", "worse"), "gptq"),
+        (("later", "gptq"), "gptq"),
+        (("later", "worse", "mse"), "mse"),
+    ],
 )
 def test_the_best_wins(
     model: Path, tuners: tuple[str, ...], winner: str, monkeypatch: pytest.MonkeyPatch
@@ -69,8 +83,11 @@ def test_the_best_wins(
     assert all((node.gain_db > 0) == bool(node.method) for node in plan.nodes)
 
 
-def test_plain_rounding_can_win(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Int4Weight, "tuners", ("worse",))
+@pytest.mark.parametrize("tuners", [("worse",), ("later",), ("later", "worse")])
+def test_plain_rounding_can_win(
+    model: Path, tuners: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Int4Weight, "tuners", tuners)
     plan = make_plan(model, DATA, recipe="int4-weight")
     assert not plan.tuned and not any(node.method or node.gain_db for node in plan.nodes)
     assert plan.to_toml() == make_plan(model, DATA, recipe="int4-weight", methods="none").to_toml()
