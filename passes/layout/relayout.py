@@ -46,7 +46,7 @@ def change(node: Node, perm: Perm, slots: Collection[int]) -> Change | None:
     """What makes a node read some slots before a Transpose by ``perm``, None if nothing does."""
     if node.domain or any(v is not None and v.annotation for v in node.outputs):
         return None
-    if node.op_type in _ELEMENTWISE:
+    if node.op_type in ELEMENTWISE:
         return _elementwise(node, perm, slots)
     if node.is_op("Concat"):
         axis = _axis(node, perm) if len(set(slots)) == len(node.inputs) else None
@@ -202,13 +202,13 @@ def _slice(node: Node, perm: Perm) -> Change | None:
     return Change([perm], integers=[("axes", 3, axes)]) if axes else None
 
 
-_UNARY = listed("""
+UNARY = listed("""
     Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Elu Erf Exp Floor
     Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round
     Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
 """)
 
-_ELEMENTWISE = listed("""
+ELEMENTWISE = listed("""
     Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less
     LessOrEqual Max Mean Min Mod Mul Or Pow PRelu Sub Sum Where Xor
 """)
@@ -219,7 +219,7 @@ _REDUCTIONS = listed("""
 """)
 
 _RULES: dict[str, Callable[[Node, Perm], Change | None]] = {
-    **dict.fromkeys(_UNARY, _unary),
+    **dict.fromkeys(UNARY, _unary),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(("ArgMax", "ArgMin"), _argument),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _softmax),
