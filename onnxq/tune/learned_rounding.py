@@ -19,14 +19,13 @@ from onnxq.tune.layer import Layer
 from onnxq.tune.tuner import Tuner
 from onnxq.tune.weight_matrix import gram_of, matrix_of
 
-Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
 _BLOCK = 64
 """Inputs whose errors are up to date at any time, where no fewer share a scale."""
 
-_ENOUGH = 1e-3
-"""Share of the error that a round has to take away for another one to follow."""
+_ENOUGH = 0.01
+"""Share of all that was gained that a round has to gain for another one to follow."""
 
 _LARGEST_CHANGE = 0.5
 """Share of a scale by which it may change at once."""
@@ -85,7 +84,7 @@ class LearnedRounding(Tuner):
         pull = np.broadcast_to(pull, weights.shape)
         grams = np.stack([damped(gram, self.damping) for gram in grams])
         scale, values = np.array(start["scale"], np.float32), np.array(start["values"])
-        zeros = from_storage(start["zero_point"], matrix.rounding.format).astype(np.float32)
+        zeros = from_storage(start["zero_point"], matrix.rounding.format).astype(np.float64)
         codes = matrix.matrices(values)
         places = matrix.spread(np.arange(scale.size).reshape(scale.shape))
         rows = _rows_of_a_scale(places)
@@ -100,7 +99,7 @@ class LearnedRounding(Tuner):
                 weights[part],
                 pull[part],
                 codes[part] - zero.repeat(rows, axis=1)[:, : weights.shape[1]],
-                scale.reshape(-1)[where],
+                scale.reshape(-1)[where].astype(np.float64),
                 (matrix.rounding.bounds[0] - zero, matrix.rounding.bounds[1] - zero),
                 rows,
                 scale.size == 1,
@@ -133,48 +132,44 @@ class _Descent:
     def __init__(
         self,
         grams: Float64Array,
-        weights: Float32Array,
+        weights: Float64Array,
         pull: Float64Array,
-        codes: Float32Array,
-        scale: Float32Array,
-        bounds: tuple[Float32Array, Float32Array],
+        codes: Float64Array,
+        scale: Float64Array,
+        bounds: tuple[Float64Array, Float64Array],
         rows: int,
         is_one: bool,
     ) -> None:
-        self._exact, self._pull_exact = grams, pull
-        # Errors in their usual sizes fit into float32, whatever the sizes of what is read.
-        size = np.trace(grams, axis1=1, axis2=2).max() / grams.shape[1]
-        self._grams = (grams / size).astype(np.float32)
-        self._pull = (pull / size).astype(np.float32)
-        self._weights = np.ascontiguousarray(weights, np.float32)
+        self._grams, self._pull = grams, pull
+        self._weights = np.ascontiguousarray(weights, np.float64)
         self._low, self._high = bounds
         self._rows, self._is_one = rows, is_one
-        self.codes = np.ascontiguousarray(codes, np.float32)
-        self.scale = scale.astype(np.float32)
+        self.codes = np.ascontiguousarray(codes, np.float64)
+        self.scale = scale
 
     def lower(self, rounds: int) -> bool:
         """Change codes and scales; gives whether the error is lower afterwards."""
         before = self._error()
         errors = self._numbers() - self._weights
         slopes = self._grams @ errors - self._pull
-        last = float("inf")
+        last = before
         for _ in range(rounds):
             self._round(errors, slopes)
-            left = float(np.sum(errors * (slopes - self._pull), dtype=np.float64))
-            if last - left <= _ENOUGH * abs(left):
+            left = float(np.sum(errors * (slopes - self._pull)))
+            if last - left <= _ENOUGH * (before - left):
                 break
             last = left
         return self._error() < before
 
-    def _numbers(self) -> Float32Array:
+    def _numbers(self) -> Float64Array:
         wide = self.scale.repeat(self._rows, axis=1)[:, : self.codes.shape[1]]
         return np.asarray(self.codes * wide)
 
     def _error(self) -> float:
-        errors = self._numbers().astype(np.float64) - self._weights
-        return float(np.sum(errors * (self._exact @ errors - 2 * self._pull_exact)))
+        errors = self._numbers() - self._weights
+        return float(np.sum(errors * (self._grams @ errors - 2 * self._pull)))
 
-    def _round(self, errors: Float32Array, slopes: Float32Array) -> None:
+    def _round(self, errors: Float64Array, slopes: Float64Array) -> None:
         """Go through all codes and scales once, and keep errors and slopes up to date."""
         inputs, rows = self.codes.shape[1], self._rows
         size = rows if rows < inputs else _BLOCK
@@ -198,8 +193,8 @@ class _Descent:
             slopes += change * products
 
     def _change_codes(
-        self, block: slice, place: int, errors: Float32Array, slopes: Float32Array
-    ) -> Float32Array:
+        self, block: slice, place: int, errors: Float64Array, slopes: Float64Array
+    ) -> Float64Array:
         """Let each code of a block be the best one; gives the block's slopes afterwards."""
         slope, gram = slopes[:, block].copy(), self._grams[:, block, block]
         scale, low, high = (a[:, place] for a in (self.scale, self._low, self._high))
@@ -214,12 +209,12 @@ class _Descent:
         return slope
 
     def _change_of_scale(
-        self, codes: Float32Array, slopes: Float32Array, products: Float32Array, place: int = 0
-    ) -> Float32Array:
+        self, codes: Float64Array, slopes: Float64Array, products: Float64Array, place: int = 0
+    ) -> Float64Array:
         """What makes scales the best ones for codes, [groups, 1, outputs], whose Hq is given."""
         down, up = (np.sum(codes * of, axis=1, keepdims=True) for of in (slopes, products))
         if self._is_one:
             down, up = down.sum(keepdims=True), up.sum(keepdims=True)
         scale = self.scale[:, place : place + 1]
         change = np.divide(-down, up, out=np.zeros_like(down), where=up > 0)
-        return np.where(np.abs(change) < _LARGEST_CHANGE * scale, change, np.float32(0))
+        return np.where(np.abs(change) < _LARGEST_CHANGE * scale, change, 0.0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +108,31 @@ def test_asymmetric_rounding_makes_up_for_what_quantized_inputs_lack(text: str) 
         given = ours @ ((values - zero) * scale)[0]
         lost.append(float(np.square(given - exact @ weight).sum()))
     assert lost[2] < lost[1] < lost[0]
+
+
+SCRIPT = """
+import numpy as np
+from onnxq.tune.learned_rounding import LearnedRounding
+from onnxq.tune.tuned import sha256
+from tests.tune.test_gptq import feed, layer, seen, weights
+rng = np.random.default_rng(0)
+weight = weights("MatMul", rng, 300, 300)
+of = layer("MatMul", weight, "int2-weight")
+tensors = LearnedRounding().tune(of, seen(of, feed("MatMul", weight, rng, 400)))
+print(sha256({"n": tensors}))
+"""
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    found = set()
+    for threads in ("1", "3"):
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": threads}
+        folder, command = Path(__file__).parents[2], [sys.executable, "-c", SCRIPT]
+        done = subprocess.run(
+            command, env=environment, check=True, capture_output=True, text=True, cwd=folder
+        )
+        found.add(done.stdout)
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("what", ["nothing", "zero"])
