@@ -13,6 +13,8 @@ from onnxq.plan import Plan
 from onnxq.planning import apply_plan, make_plan
 from onnxq.recipe import Recipe
 from onnxq.rewriting import rewrite
+from onnxq.training import train
+from onnxq.tune.training import TrainOptions
 from onnxq.verify import Gate, Report
 
 __version__ = version("onnxq")
@@ -26,6 +28,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "Report",
+    "TrainOptions",
     "__version__",
     "apply_plan",
     "bench",
@@ -36,4 +39,5 @@ __all__ = [
     "optimize",
     "rewrite",
     "save",
+    "train",
 ]

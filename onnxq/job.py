@@ -48,7 +48,8 @@ class Job:
         files: Where to put further models.
         folder: A folder for more files, which goes away with the job.
         source: The model as loaded.
-        samples: The part of the data to calibrate on and to analyse with.
+        training: All of the data that nothing is verified with.
+        samples: The part of that to calibrate on and to analyse with.
         held_out: The part to verify with; None where the data cannot be split.
         workload: What latency is measured with.
         recipe: What to do.
@@ -67,6 +68,7 @@ class Job:
     files: ModelFiles
     folder: Path
     source: Graph
+    training: Dataset
     samples: Dataset
     held_out: Dataset | None
     workload: Workload
@@ -155,8 +157,7 @@ def open_job(
     calibrator = parse_calibrator(options.calibrator or recipe.calibrator)
     for text in filter(None, (target.passes, target.finish, *target.forms)):
         parse_passes(text)
-    given = recipe.methods if options.methods is None else options.methods
-    methods = parse_methods(given)
+    methods = parse_methods(recipe.methods if options.methods is None else options.methods)
     pins = tuple(p if isinstance(p, Pin) else Pin.parse(p) for p in options.pins)
     if options.precisions and not recipe.is_search:
         raise InputError(
@@ -176,7 +177,7 @@ def open_job(
         specs = session.inputs
         if data is None:
             data = [random_feeds(specs, seed=seed) for seed in range(_MADE_UP)]
-        samples, held_out = _split(data, eval_data, specs, options)
+        training, samples, held_out = _split(data, eval_data, specs, options)
         ctx = Context(options.debug)
         notes = settle_overridable(source, ctx, keep=options.keep_overridable)
         workload = find_workload(
@@ -195,6 +196,7 @@ def open_job(
             files,
             folder,
             source,
+            training,
             samples,
             held_out,
             workload,
@@ -212,21 +214,23 @@ def open_job(
 
 def _split(
     data: DataLike, eval_data: DataLike | None, specs: Sequence[TensorSpec], options: Options
-) -> tuple[Dataset, Dataset | None]:
-    """Samples to calibrate on, and samples to verify on."""
-    samples = read(data, specs, batch_size=options.batch_size, images=options.images)
+) -> tuple[Dataset, Dataset, Dataset | None]:
+    """Samples that may be learned from, those of them to calibrate on, and samples to verify on."""
+    given = read(data, specs, batch_size=options.batch_size, images=options.images)
     limit = options.samples
     if eval_data is not None:
         held_out = read(eval_data, specs, batch_size=options.batch_size, images=options.images)
-        samples = samples.split(options.seed)[0] if samples.has_split else samples
-        return samples.take(limit or CALIBRATION_LIMIT), held_out_part(held_out, options.seed)
+        given = given.split(options.seed)[0] if given.has_split else given
+        few = given.take(limit or CALIBRATION_LIMIT)
+        return given, few, held_out_part(held_out, options.seed)
     try:
-        return samples.split(options.seed, limit)
+        few, rest = given.split(options.seed, limit)
     except InputError:
-        if samples.has_split or limit == 0:
+        if given.has_split or limit == 0:
             raise
         # Too few to hold any out: whoever verifies says so.
-        return samples.take(limit or CALIBRATION_LIMIT), None
+        return given, given.take(limit or CALIBRATION_LIMIT), None
+    return given.split(options.seed)[0] if given.has_split else few, few, rest
 
 
 def held_out_part(data: Dataset, seed: int = 0) -> Dataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,40 @@ def optimize(
         InputError: the model, the data or an option cannot be used, or nothing in the model can
             be quantized.
     """
-    started = time.perf_counter()
     options = replace(options or Options(), **changes)
+    return made(
+        lambda job: _searched(job) if job.recipe.is_search else _planned(job),
+        *(model, data, options),
+        output=output,
+        plan_output=plan_output,
+        eval_data=eval_data,
+        keep_failed=keep_failed,
+        progress=progress,
+    )
+
+
+Found = tuple[Graph, Report, Plan]
+"""A model, what verification found, and the plan that makes it."""
+
+
+def made(
+    make: Callable[[Job], Found],
+    model: ModelLike,
+    data: DataLike,
+    options: Options,
+    *,
+    output: str | os.PathLike[str] | None,
+    plan_output: str | os.PathLike[str] | None,
+    eval_data: DataLike | None,
+    keep_failed: bool,
+    progress: Progress,
+) -> Optimized:
+    """Open a job, make a model in it, and write what keeps its promise; see `optimize`.
+
+    Raises:
+        InputError: the model, the data or an option cannot be used, or ``make`` raises it.
+    """
+    started = time.perf_counter()
     beside = None if plan_output is None else Path(plan_output).with_suffix(".safetensors")
     for file in (output, plan_output, beside):
         if file is not None:
@@ -105,7 +137,7 @@ def optimize(
     watch = PeakWatch(progress, peak_rss_bytes)
     with open_job(model, data, options, eval_data=eval_data, progress=watch) as job:
         _check(job)
-        graph, report, plan = _searched(job) if job.recipe.is_search else _planned(job)
+        graph, report, plan = make(job)
         report = replace(
             report,
             notes=(*job.notes, *report.notes, *expectation(report), *certainty(report)),
@@ -128,9 +160,6 @@ def optimize(
         peak_stage=watch.peak_stage(),
     )
     return Optimized(graph, report, written, plan)
-
-
-Found = tuple[Graph, Report, Plan]
 
 
 def _check(job: Job) -> None:
@@ -169,18 +198,24 @@ def _planned(job: Job) -> Found:
     """The plan that the recipe is, applied and verified."""
     prepared = observed(prepare(job))
     plan = uniform_plan(prepared, job.recipe.precision)
-    graph, report = _proven(prepared, plan)
-    gates = promise(report, job.options, is_timed=not job.missing_provider())
-    report = replace(with_gates(report, gates), methods=method_facts(prepared, plan))
-    return graph, report, _noted(plan, report, gates)
+    graph, report, plan = proven(prepared, plan)
+    return graph, replace(report, methods=method_facts(prepared, plan)), plan
 
 
-def _proven(prepared: Prepared, plan: Plan) -> tuple[Graph, Report]:
+def proven(prepared: Prepared, plan: Plan) -> Found:
+    """A plan applied and held to its promise.
+
+    Raises:
+        InputError: onnxruntime cannot run the model, or what is promised cannot be measured.
+    """
     job = prepared.job
     job.progress.stage("quantizing")
     graph, records = apply_to(prepared, plan, job.context)
     path = job.files.save(graph, "candidate.onnx")
-    return graph, verify(job, path, [*prepared.records, *records])
+    report = verify(job, path, [*prepared.records, *records])
+    gates = promise(report, job.options, is_timed=not job.missing_provider())
+    report = with_gates(report, gates)
+    return graph, report, _noted(plan, report, gates)
 
 
 def _searched(job: Job) -> Found:

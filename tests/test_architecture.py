@@ -55,7 +55,7 @@ API = {
     *("__init__", "benchmark", "comparison", "forms", "gguf", "inspection", "job"),
     "optimization",
     *("options", "planning", "prepare", "promise", "proof", "recipe", "recipes", "rewriting"),
-    *("search", "sequential", "study", "transforming", "tuning", "work"),
+    *("search", "sequential", "study", "training", "transforming", "tuning", "work"),
 }
 """Modules that put the stages together: they import each other."""
 

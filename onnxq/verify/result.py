@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from onnxq.runtime import OutputError
 from onnxq.saved import SavedAsJson
+from onnxq.tune.training import TrainingFacts
 
 Number: TypeAlias = float
 
@@ -197,7 +198,8 @@ class Report(SavedAsJson):
     decoder both of its latencies, first the one that promises mean;
     ``candidates`` are those of a search, the fastest first; ``notes`` are sentences for people;
     ``peak_stage`` is the stage that held the most memory, empty where the process had held more
-    before; ``agreement`` is None where the outputs hold no decisions.
+    before; ``agreement`` is None where the outputs hold no decisions, ``training`` where nothing
+    was trained.
     """
 
     schema = "onnxq/report/1"
@@ -224,6 +226,7 @@ class Report(SavedAsJson):
     notes: tuple[str, ...] = ()
     peak_stage: str = ""
     agreement: AgreementFacts | None = None
+    training: TrainingFacts | None = None
 
     @property
     def sqnr_db(self) -> float:

@@ -172,15 +172,24 @@ class QuantizedModule(nn.Module):
             return self._computed[value]()
         return self._steps[value](self.executor.constant(value))
 
+    def numbers(self, integers: Value) -> nn.Parameter:
+        """The floats that are rounded to what the graph stores."""
+        return self._stored[integers].numbers
+
+    def rounded(self, integers: Value) -> np.ndarray:
+        """What the graph is to store, as trained."""
+        with torch.no_grad():
+            found = self._stored[integers](self.executor.constant(integers))
+        return to_numpy(found, integers.dtype)
+
     def emitted(self) -> Graph:
         """The model as trained, as a graph of its own."""
         self.executor.store()
         with torch.no_grad():
             for value in (*self._steps, *self._computed):
                 value.data = Tensor(to_numpy(self.scale(value), value.dtype))
-            for value, stored in self._stored.items():
-                integers = stored(self.executor.constant(value))
-                value.data = Tensor(to_numpy(integers, value.dtype))
+        for value in self._stored:
+            value.data = Tensor(self.rounded(value))
         return self.graph.copy()
 
     def _step(self, scale: Value) -> Step:

@@ -1,0 +1,144 @@
+"""Training: a float model and data in, a quantized model with learned numbers and its proof out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from onnxq.data import DataLike
+from onnxq.errors import InputError
+from onnxq.ir import ModelLike, infer_types
+from onnxq.job import Job
+from onnxq.optimization import Found, Optimized, made, proven
+from onnxq.options import Options
+from onnxq.plan import Plan
+from onnxq.prepare import observed, prepare
+from onnxq.progress import SILENT, Progress
+from onnxq.quant import value_range
+from onnxq.study import apply_to, uniform_plan
+from onnxq.tune.training import TrainOptions
+from onnxq.verify.decisions import find_decisions
+from onnxq.work import data_digest
+
+BITS: Mapping[str, str] = {"w8a8": "int8"}
+"""Precisions by bits of weights and activations."""
+
+
+def train(
+    model: ModelLike,
+    data: DataLike,
+    bits: str = "w8a8",
+    options: Options | None = None,
+    training: TrainOptions | None = None,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    plan_output: str | os.PathLike[str] | None = None,
+    eval_data: DataLike | None = None,
+    keep_failed: bool = False,
+    progress: Progress = SILENT,
+    **changes: Any,
+) -> Optimized:
+    """Quantize a float model, train what is quantized, and prove the result against the float one.
+
+    The model is rewritten, observed and quantized as `onnxq.optimization.optimize` does with one
+    precision for all nodes, and then weights, biases and steps are trained in the places of the
+    model's QuantizeLinear/DequantizeLinear pairs. The plan holds what was learned: applied to the
+    float model, it makes the same bytes again.
+
+    Args:
+        model: Path, serialized bytes or ``ModelProto`` of the float model.
+        data: Samples to train on, see `onnxq.data.read`; of data with a split of its own the part
+            for calibration. With `TrainOptions.loss` ``distill`` labels are not needed.
+        bits: Of weights and activations, see `BITS`.
+        options: How the model is rewritten, observed and judged; its recipe is that of ``bits``.
+        training: How to train.
+        folder: Keeps checkpoints and a log; a training that was broken off goes on from there, to
+            the same result.
+        output: Where to write the model; nothing is written without it, or when a promise broke.
+        plan_output: Where to write the plan, on the same conditions.
+        eval_data: Held-out samples; a part of ``data`` if None.
+        keep_failed: Write even when a promise broke.
+        progress: Told of stages and epochs.
+        **changes: Single fields of `TrainOptions` and `Options`, as ``epochs=20``; ``seed`` is for
+            both.
+
+    Raises:
+        InputError: torch is not installed, the model has an operator without gradients, the data,
+            the labels or an option cannot be used, or the loss is not finite.
+    """
+    # Says without torch what to install.
+    from onnxq.tune.train.fitting import Lesson
+
+    own = {field.name for field in fields(TrainOptions)}
+    how = {name: value for name, value in changes.items() if name in own}
+    rest = {n: v for n, v in changes.items() if n not in own or n in ("seed", "batch_size")}
+    settings = replace(training or TrainOptions(), **how)
+    settings.check()
+    asked = replace(options or Options(), **rest, recipe=_precision(bits), methods="none")
+    kept = None if folder is None else Path(folder)
+
+    def make(job: Job) -> Found:
+        prepared = prepare(job)
+        lesson = Lesson(prepared.graph, job.training, settings)
+        prepared = observed(prepared)
+        plan = uniform_plan(prepared, job.recipe.precision)
+        quantized, _ = apply_to(replace(prepared, job=_unfinished(job)), plan, job.context)
+        infer_types(quantized)
+        target = job.target
+        low, high = value_range(target.weight_format, target.weight_scheme)
+        outputs = lesson.teacher.evaluate(lesson.first.feeds)
+        fitted = lesson.fit(
+            quantized,
+            prepared.placed,
+            target,
+            (int(low), int(high)),
+            find_decisions(job.source, outputs, is_asked=job.training.has_labels),
+            kept,
+            _basis(job, plan),
+            job.progress,
+        )
+        nodes = tuple(
+            replace(node, method=settings.method) if node.name in fitted.tensors else node
+            for node in plan.nodes
+        )
+        ranges = {**plan.ranges, **fitted.ranges}
+        tuned = {**plan.tuned, **fitted.tensors}
+        graph, report, plan = proven(
+            prepared, replace(plan, nodes=nodes, ranges=ranges, tuned=tuned)
+        )
+        return graph, replace(report, training=fitted.facts), plan
+
+    return made(
+        make,
+        *(model, data, asked),
+        output=output,
+        plan_output=plan_output,
+        eval_data=eval_data,
+        keep_failed=keep_failed,
+        progress=progress,
+    )
+
+
+def _precision(bits: str) -> str:
+    if bits not in BITS:
+        raise InputError(f"training knows no bits '{bits}'; use one of {', '.join(BITS)}")
+    return BITS[bits]
+
+
+def _unfinished(job: Job) -> Job:
+    """The job without what a target does to a finished graph, which changes no integers."""
+    return replace(job, target=replace(job.target, finish=""))
+
+
+def _basis(job: Job, plan: Plan) -> dict[str, str]:
+    """What a checkpoint depends on beyond the options of training."""
+    return {
+        "model": job.sha256,
+        "data": data_digest(job.training),
+        "plan": hashlib.sha256(plan.to_toml().encode()).hexdigest(),
+    }

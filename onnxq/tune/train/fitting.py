@@ -1,0 +1,124 @@
+"""Training a quantized graph, from float graph and data to what a plan holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxq.data import Dataset
+from onnxq.ir import Graph
+from onnxq.ir.blocks import cuts
+from onnxq.passes.static.placement import Placement
+from onnxq.passes.tuned import Tensors
+from onnxq.progress import Progress
+from onnxq.targets import Target
+from onnxq.tune.train.checkpoints import Checkpoints
+from onnxq.tune.train.dtypes import to_torch
+from onnxq.tune.train.executor import Executor
+from onnxq.tune.train.objectives import Head, Objective, Tap, check_labels, evaluating
+from onnxq.tune.train.places import Places
+from onnxq.tune.train.quantized import QuantizedModule
+from onnxq.tune.train.samples import Samples, augmenting
+from onnxq.tune.train.trainer import Trainer, find_device
+from onnxq.tune.training import TrainingFacts, TrainOptions
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training gives a plan.
+
+    Attributes:
+        tensors: By node, see `onnxq.passes.tuned`.
+        ranges: Smallest and largest value of tensors.
+        facts: How it went.
+    """
+
+    tensors: Mapping[str, Tensors]
+    ranges: Mapping[str, tuple[float, float]]
+    facts: TrainingFacts
+
+
+class Lesson:
+    """A float model and data to train with, checked before anything else takes time.
+
+    Args:
+        source: The float graph that a plan is applied to.
+        data: Samples to train on; part of them is held out.
+        options: How to train.
+
+    Raises:
+        InputError: an operator has no gradients, the device is not there, or the labels are not
+            for the model's outputs.
+    """
+
+    def __init__(self, source: Graph, data: Dataset, options: TrainOptions) -> None:
+        options.check()
+        self._options = options
+        self._source = source
+        self._device = find_device(options.device)
+        self.teacher = Executor(source)
+        inputs = [v for v in source.inputs if v.data is None]
+        samples = Samples.of(data, inputs)
+        self.first = samples.first
+        self._augment = augmenting(options.augment, samples.first)
+        with evaluating(self.teacher):
+            check_labels(
+                samples,
+                options.loss,
+                lambda batch: self.teacher({k: to_torch(a) for k, a in batch.feeds.items()}),
+            )
+        self._train, self._held_out = samples.split(options.held_out, options.seed)
+
+    def fit(
+        self,
+        quantized: Graph,
+        placed: Placement,
+        target: Target,
+        weight_ends: tuple[int, int],
+        heads: Sequence[Head],
+        folder: Path | None,
+        basis: Mapping[str, str],
+        progress: Progress,
+    ) -> Fitted:
+        """Train a quantized graph.
+
+        Args:
+            quantized: What a plan makes of the float graph.
+            placed: Where integers begin and end in that.
+            target: Where the model is to run.
+            weight_ends: Smallest and largest integer of a weight.
+            heads: What the outputs decide.
+            folder: Where to keep checkpoints, and maybe go on from one; nowhere if None.
+            basis: What checkpoints depend on beyond the options.
+            progress: Told of epochs.
+
+        Raises:
+            InputError: see `Trainer.run` and `Checkpoints`.
+        """
+        options = self._options
+        module = QuantizedModule(quantized, self._source, weight_ends=weight_ends)
+        places = Places(module, self._source, placed, target, learn_steps=options.method != "ste")
+        objective = self._objective(module, heads)
+        self.teacher.to(self._device)
+        module.to(self._device)
+        trainer = Trainer(module, places.parameters(), objective, options, self._device)
+        checkpoints = Checkpoints(folder, {**options.basis(), **basis})
+        facts = trainer.run(self._train, self._held_out, checkpoints, progress, self._augment)
+        return Fitted(places.tensors(), places.ranges(), facts)
+
+    def _objective(self, module: QuantizedModule, heads: Sequence[Head]) -> Objective:
+        options = self._options
+        taps = {}
+        if options.features:
+            known = {v.name for n in module.graph.nodes() for v in n.outputs if v is not None}
+            outputs = set(self.teacher.outputs)
+            for value in cuts(self._source):
+                if value.producer is not None and value.name in known - outputs:
+                    taps[value.name] = (Tap(), Tap())
+            for name, (ours, theirs) in taps.items():
+                self.teacher.hook(name, ours)
+                module.executor.hook(name, theirs)
+        has_teacher = options.loss != "task" or bool(taps)
+        teacher = self.teacher if has_teacher else None
+        return Objective(options.loss, teacher, heads, taps, options.features)

@@ -1,0 +1,196 @@
+"""Training data in memory: parts, order, augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from onnxq.data import Batch, Dataset
+from onnxq.data.batch import Fed
+from onnxq.errors import InputError
+from onnxq.tune.train.dtypes import to_torch
+
+Augment = Callable[[dict[str, np.ndarray], np.random.RandomState], dict[str, np.ndarray]]
+
+_COLOURS = (1, 3, 4)
+"""Channels that images have."""
+
+_SHIFT = 8
+"""A crop moves an image by up to this part of its side."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One feed as tensors.
+
+    Attributes:
+        feeds: By input.
+        labels: Of the real samples, None without.
+        valid: Real samples: those behind them are copies that fill up a fixed batch.
+        size: Samples with these.
+    """
+
+    feeds: Mapping[str, torch.Tensor]
+    labels: torch.Tensor | None
+    valid: int
+    size: int
+
+    def trim(self, output: torch.Tensor) -> torch.Tensor:
+        """An output without what belongs to copies."""
+        is_batched = output.ndim > 0 and output.shape[0] == self.size
+        return output[: self.valid] if is_batched and self.valid < self.size else output
+
+    def to(self, device: torch.device) -> Feed:
+        """The same on a device."""
+        feeds = {name: tensor.to(device) for name, tensor in self.feeds.items()}
+        labels = None if self.labels is None else self.labels.to(device)
+        return Feed(feeds, labels, self.valid, self.size)
+
+
+class Samples:
+    """Units that can be fed together, single samples, or feeds that stay as they are."""
+
+    def __init__(self, units: Sequence[Batch], is_divisible: bool) -> None:
+        self._units = units
+        self._is_divisible = is_divisible
+
+    @classmethod
+    def of(cls, data: Dataset, inputs: Sequence[Fed]) -> Samples:
+        """All samples of a dataset."""
+        batches = list(data.batches())
+        if not all(batch.is_divisible(inputs) for batch in batches):
+            return cls(batches, False)
+        return cls([b.rows(i, i + 1) for b in batches for i in range(b.size)], True)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return sum(unit.valid for unit in self._units)
+
+    @property
+    def first(self) -> Batch:
+        """One unit, to look at."""
+        return self._units[0]
+
+    @property
+    def labels(self) -> Iterator[np.ndarray]:
+        """Labels of all units that have some."""
+        return (u.labels[: u.valid] for u in self._units if u.labels is not None)
+
+    def split(self, share: float, seed: int) -> tuple[Samples, Samples]:
+        """Two parts, of which the second has about so large a share.
+
+        Raises:
+            InputError: there is only one unit.
+        """
+        if len(self._units) < 2:
+            raise InputError(
+                "the training data holds one sample, and some are needed to tell which epoch was "
+                "best; give more"
+            )
+        order = np.random.RandomState(seed).permutation(len(self._units))
+        count = min(max(1, round(share * len(order))), len(order) - 1)
+        parts = (sorted(order[count:]), sorted(order[:count]))
+        first, second = ([self._units[i] for i in part] for part in parts)
+        return Samples(first, self._is_divisible), Samples(second, self._is_divisible)
+
+    def updates(self, batch_size: int) -> int:
+        """Updates in an epoch."""
+        return -(-len(self._units) // self._per_update(batch_size))
+
+    def epoch(
+        self, order: np.random.RandomState | None, batch_size: int, parts: int = 1
+    ) -> Iterator[list[list[int]]]:
+        """For each update, the units of its parts.
+
+        Args:
+            order: Shuffles; the order is the data's own if None.
+            batch_size: Samples in an update.
+            parts: Into how many feeds an update is split.
+        """
+        count, size = len(self._units), self._per_update(batch_size)
+        units = np.arange(count) if order is None else order.permutation(count)
+        for start in range(0, count, size):
+            chosen = units[start : start + size]
+            pieces = np.array_split(chosen, min(parts, len(chosen)))
+            if not self._is_divisible:
+                pieces = [chosen[i : i + 1] for i in range(len(chosen))]
+            yield [piece.tolist() for piece in pieces]
+
+    def feed(
+        self, units: Sequence[int], augment: Augment | None = None, seed: Sequence[int] = ()
+    ) -> Feed:
+        """Some units together, changed at random by a seed that is theirs with them."""
+        chosen = [self._units[i] for i in units]
+        feeds = {
+            name: np.concatenate([u.feeds[name] for u in chosen])
+            if len(chosen) > 1
+            else chosen[0].feeds[name]
+            for name in chosen[0].feeds
+        }
+        if augment is not None:
+            feeds = augment(feeds, np.random.RandomState([*seed, units[0]]))
+        given = [u.labels[: u.valid] for u in chosen if u.labels is not None]
+        labels = to_torch(np.concatenate(given)) if given else None
+        tensors = {name: to_torch(array) for name, array in feeds.items()}
+        return Feed(tensors, labels, sum(u.valid for u in chosen), sum(u.size for u in chosen))
+
+    def _per_update(self, batch_size: int) -> int:
+        """Units in an update."""
+        return max(1, batch_size // (1 if self._is_divisible else self._units[0].size))
+
+
+def augmenting(names: Sequence[str], batch: Batch) -> Augment | None:
+    """A function that changes images at random; None if nothing is wanted.
+
+    Args:
+        names: ``flip``, ``crop``.
+        batch: Shows which input is images: the only one of four axes and 1, 3 or 4 channels.
+
+    Raises:
+        InputError: there is not just one such input.
+    """
+    if not names:
+        return None
+    images = [name for name, array in batch.feeds.items() if _channels_at(array) is not None]
+    if len(images) != 1:
+        has = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.feeds.items())
+        raise InputError(
+            f"augmentation is for one input of images, and the model's are {has}; leave --augment "
+            "out"
+        )
+    (image,) = images
+    channels_first = _channels_at(batch.feeds[image]) == 1
+
+    def augment(
+        feeds: dict[str, np.ndarray], random: np.random.RandomState
+    ) -> dict[str, np.ndarray]:
+        array = feeds[image] if channels_first else np.moveaxis(feeds[image], 3, 1)
+        array = array.copy()
+        if "flip" in names:
+            mirrored = random.rand(len(array)) < 0.5
+            array[mirrored] = array[mirrored, :, :, ::-1]
+        if "crop" in names:
+            array = _moved(array, random)
+        return {**feeds, image: array if channels_first else np.moveaxis(array, 1, 3)}
+
+    return augment
+
+
+def _channels_at(array: np.ndarray) -> int | None:
+    if array.ndim != 4:
+        return None
+    return next((axis for axis in (1, 3) if array.shape[axis] in _COLOURS), None)
+
+
+def _moved(array: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+    """Every image moved by some pixels, with zeros where nothing was."""
+    by = [max(1, side // _SHIFT) for side in array.shape[2:]]
+    padded = np.pad(array, ((0, 0), (0, 0), *((n, n) for n in by)))
+    moved = np.empty_like(array)
+    starts = [random.randint(0, 2 * n + 1, len(array)) for n in by]
+    for at, (top, left) in enumerate(zip(*starts, strict=True)):
+        moved[at] = padded[at, :, top : top + array.shape[2], left : left + array.shape[3]]
+    return moved

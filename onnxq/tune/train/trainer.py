@@ -1,0 +1,267 @@
+"""The loop: updates, epochs, the best of them, and going on where it was broken off."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from onnxq.errors import InputError
+from onnxq.progress import Progress
+from onnxq.tune.train.checkpoints import Checkpoints, State
+from onnxq.tune.train.objectives import Objective, evaluating
+from onnxq.tune.train.samples import Augment, Samples
+from onnxq.tune.train.schedules import factor
+from onnxq.tune.training import EpochFacts, TrainingFacts, TrainOptions
+
+_MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What is trained.
+
+    Attributes:
+        weights: With weight decay.
+        biases: Without.
+        steps: Positive numbers, whose updates are relative to their size at the beginning.
+    """
+
+    weights: Sequence[nn.Parameter]
+    biases: Sequence[nn.Parameter]
+    steps: Sequence[nn.Parameter]
+
+
+class Trainer:
+    """Trains a module; see `run`."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        parameters: Parameters,
+        objective: Objective,
+        options: TrainOptions,
+        device: torch.device,
+    ) -> None:
+        self._module = module
+        self._objective = objective
+        self._options = options
+        self._device = device
+        self._steps = [(p, p.detach().clone()) for p in parameters.steps if p.requires_grad]
+        groups = [
+            {"params": list(parameters.weights), "weight_decay": options.weight_decay},
+            {"params": [*parameters.biases, *(p for p, _ in self._steps)], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self._optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(groups, lr=options.lr)
+            if options.optimizer == "adamw"
+            else torch.optim.SGD(groups, lr=options.lr, momentum=_MOMENTUM, nesterov=True)
+        )
+
+        self._fresh = copy.deepcopy(self._optimizer.state_dict())
+
+    def run(
+        self,
+        train: Samples,
+        held_out: Samples,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        augment: Augment | None = None,
+    ) -> TrainingFacts:
+        """Train; the module ends with the numbers of the best epoch.
+
+        The model as it is at the beginning counts as an epoch: what is no better is not kept.
+
+        Args:
+            train: What is trained on.
+            held_out: What says which epoch was best.
+            checkpoints: Where to keep the state, and maybe one to go on from.
+            progress: Told of epochs.
+            augment: Changes feeds at random.
+
+        Raises:
+            InputError: the loss is not finite; the best epoch stays as a checkpoint.
+        """
+        options, started = self._options, time.perf_counter()
+        per_epoch = train.updates(options.batch_size)
+        found = checkpoints.load()
+        state = self._begun(held_out) if found is None else self._restored(found)
+        while not self._is_over(state, per_epoch):
+            epoch, done = divmod(state["step"], per_epoch)
+            progress.stage(_told(epoch, options.epochs, state["history"]), per_epoch)
+            order = np.random.RandomState([options.seed, epoch])
+            updates = list(train.epoch(order, options.batch_size, options.accumulate))
+            for parts in updates[done:]:
+                loss, samples = self._update(train, parts, state["step"], per_epoch, augment)
+                if not math.isfinite(loss):
+                    self._keep(self._best_of(state, per_epoch), checkpoints, started)
+                    raise InputError(
+                        f"the loss is {loss} in update {state['step'] + 1} (epoch {epoch + 1}); "
+                        "take a smaller --lr: with --resume, training goes on from the best epoch "
+                        f"so far, {state['best']['epoch']}"
+                    )
+                state["step"] += 1
+                state["loss"] += loss * samples
+                state["samples"] += samples
+                progress.advance(state["step"] - epoch * per_epoch)
+                is_last = state["step"] % per_epoch == 0
+                if not is_last and state["step"] % options.checkpoint_every == 0:
+                    self._keep(state, checkpoints, started)
+            mean = state["loss"] / max(state["samples"], 1)
+            self._judge(state, held_out, epoch + 1, mean)
+            state["loss"], state["samples"] = 0.0, 0
+            self._keep(state, checkpoints, started)
+        self._module.load_state_dict(state["best"]["module"])
+        self._module.eval()
+        history = tuple(EpochFacts(**epoch) for epoch in state["history"])
+        return TrainingFacts(
+            options.method,
+            options.loss,
+            len(history) - 1,
+            state["step"],
+            state["best"]["epoch"],
+            len(train),
+            state["seconds"] + time.perf_counter() - started,
+            str(self._device),
+            history,
+        )
+
+    def _begun(self, held_out: Samples) -> State:
+        state: State = {"step": 0, "loss": 0.0, "samples": 0, "seconds": 0.0, "history": []}
+        self._judge(state, held_out, 0, None)
+        return state
+
+    def _restored(self, state: State) -> State:
+        self._module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        return state
+
+    def _keep(self, state: State, checkpoints: Checkpoints, started: float) -> None:
+        held = {
+            **state,
+            "seconds": state["seconds"] + time.perf_counter() - started,
+            "module": self._module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        checkpoints.save(held)
+        checkpoints.log([EpochFacts(**epoch) for epoch in state["history"]])
+
+    def _best_of(self, state: State, per_epoch: int) -> State:
+        """The state after the best epoch, with an optimizer that remembers nothing.
+
+        What made the loss infinite may be in the numbers since long before.
+        """
+        self._module.load_state_dict(state["best"]["module"])
+        self._optimizer.load_state_dict(self._fresh)
+        epoch = state["best"]["epoch"]
+        history = state["history"][: epoch + 1]
+        return {**state, "step": epoch * per_epoch, "loss": 0.0, "samples": 0, "history": history}
+
+    def _is_over(self, state: State, per_epoch: int) -> bool:
+        options, epochs = self._options, len(state["history"]) - 1
+        waited = epochs - state["best"]["epoch"]
+        is_stuck = options.patience > 0 and waited >= options.patience
+        return is_stuck or state["step"] >= options.epochs * per_epoch
+
+    def _update(
+        self,
+        train: Samples,
+        parts: Sequence[Sequence[int]],
+        step: int,
+        per_epoch: int,
+        augment: Augment | None,
+    ) -> tuple[float, int]:
+        """One update, none where the loss is not finite; gives its mean loss and its samples."""
+        options = self._options
+        rate = self._rate(step, per_epoch)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._module.train()
+        self._optimizer.zero_grad()
+        feeds = [train.feed(p, augment, (options.seed, step)) for p in parts]
+        count, total = sum(feed.valid for feed in feeds), 0.0
+        for feed in feeds:
+            moved = feed.to(self._device)
+            with self._precision():
+                loss = self._objective.loss(moved, self._module(moved.feeds))
+            part = loss * (feed.valid / count)
+            part.backward()
+            total += float(part.detach())
+        if not math.isfinite(total):
+            return total, count
+        before = [p.detach().clone() for p, _ in self._steps]
+        self._optimizer.step()
+        with torch.no_grad():
+            for (parameter, size), old in zip(self._steps, before, strict=True):
+                parameter.copy_(old + (parameter - old) * size)
+        return total, count
+
+    def _rate(self, step: int, per_epoch: int) -> float:
+        options = self._options
+        done = step / (options.epochs * per_epoch)
+        return options.lr * factor(options.schedule, done, options.warmup)
+
+    def _judge(self, state: State, held_out: Samples, epoch: int, loss: float | None) -> None:
+        """Note what an epoch came to, and keep its numbers if it is the best so far."""
+        total, samples, right, decided, has_score = 0.0, 0, 0, 0, False
+        with evaluating(self._module):
+            for parts in held_out.epoch(None, self._options.batch_size, 1):
+                for part in parts:
+                    feed = held_out.feed(part).to(self._device)
+                    outputs = self._module(feed.feeds)
+                    total += float(self._objective.loss(feed, outputs)) * feed.valid
+                    samples += feed.valid
+                    if (decisions := self._objective.right(feed, outputs)) is not None:
+                        has_score = True
+                        right, decided = right + decisions[0], decided + decisions[1]
+        score = right / max(decided, 1) if has_score else None
+        lr = self._optimizer.param_groups[0]["lr"]
+        facts = EpochFacts(epoch, loss, total / samples, score, lr)
+        best: dict[str, Any] | None = state.get("best")
+        state["history"] = [*state["history"], asdict(facts)]
+        key = [facts.score or 0.0, -facts.held_out_loss]
+        if best is None or key > best["key"]:
+            held = {k: v.detach().clone() for k, v in self._module.state_dict().items()}
+            state["best"] = {"epoch": epoch, "key": key, "module": held}
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self._options.mixed_precision and self._device.type == "cuda":
+            return torch.autocast("cuda", torch.bfloat16)
+        return nullcontext()
+
+
+def find_device(name: str) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        InputError: torch has no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"there is no device '{name}' that torch could train on here; leave --device out, or "
+            "say cpu"
+        ) from error
+    return device
+
+
+def _told(epoch: int, epochs: int, history: Sequence[dict[str, Any]]) -> str:
+    """What progress says: the epoch, and what the one before came to."""
+    last = EpochFacts(**history[-1])
+    score = "" if last.score is None else f", {last.score:.2%} held out"
+    return f"training, epoch {epoch + 1} of {epochs} (loss {last.held_out_loss:.4g}{score})"

@@ -1,0 +1,148 @@
+"""How to train, and what came of it; needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from onnxq.errors import InputError
+
+LossKind = Literal["task", "distill", "both"]
+Method = Literal["lsq", "ste"]
+AUGMENTATIONS = ("flip", "crop")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a quantized model is trained.
+
+    Attributes:
+        method: ``lsq`` learns the steps together with the weights, ``ste`` leaves them as
+            calibration found them.
+        loss: ``task`` takes labels, ``distill`` the float model's outputs, ``both`` the sum.
+        features: Weight of the distance from the float model at the tensors that every way through
+            the model leads through; none at 0.
+        epochs: Passes over the training data.
+        batch_size: Samples in an update. Models with a fixed batch take it feed by feed.
+        accumulate: Parts into which an update's samples are split, to save memory.
+        lr: Largest learning rate: of weights and biases, and of steps relative to their size.
+        optimizer: ``adamw``, or ``sgd`` with momentum.
+        weight_decay: Of weights.
+        schedule: ``cosine`` falls to 0; ``one-cycle`` rises for long and falls further.
+        warmup: Share of all updates in which the learning rate rises.
+        augment: What is done to images at random: ``flip`` (left and right), ``crop`` (moved by up
+            to an eighth, filled up with zeros).
+        held_out: Share of the training data that nothing is trained on. It says which epoch was
+            best.
+        patience: Stop after so many epochs that were no better; never at 0.
+        device: ``auto``, ``cpu``, ``cuda`` or as torch names it.
+        mixed_precision: Compute products in bfloat16 on CUDA.
+        checkpoint_every: Updates between checkpoints; one is made after each epoch, too.
+        seed: Of order and augmentation.
+    """
+
+    method: Method = "lsq"
+    loss: LossKind = "task"
+    features: float = 0.0
+    epochs: int = 10
+    batch_size: int = 64
+    accumulate: int = 1
+    lr: float = 1e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 0.0
+    schedule: Literal["cosine", "one-cycle"] = "cosine"
+    warmup: float = 0.05
+    augment: tuple[str, ...] = ()
+    held_out: float = 0.1
+    patience: int = 0
+    device: str = "auto"
+    mixed_precision: bool = False
+    checkpoint_every: int = 100
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            InputError: naming the option.
+        """
+        for field, wanted, holds in _LIMITS:
+            value = getattr(self, field)
+            if not holds(value):
+                raise InputError(f"training takes {field} {wanted}, not {value}")
+        for field, allowed in _CHOICES.items():
+            if getattr(self, field) not in allowed:
+                known = ", ".join(allowed)
+                raise InputError(
+                    f"training knows no {field} '{getattr(self, field)}'; use one of {known}"
+                )
+        for name in self.augment:
+            if name not in AUGMENTATIONS:
+                raise InputError(
+                    f"there is no augmentation '{name}'; use some of {', '.join(AUGMENTATIONS)}"
+                )
+
+    def basis(self) -> dict[str, str]:
+        """What a run that is resumed has to have in common with the one that was broken off.
+
+        The learning rate may be another one, as after a loss that was not finite.
+        """
+        free = ("lr", "device", "checkpoint_every")
+        return {f.name: str(getattr(self, f.name)) for f in fields(self) if f.name not in free}
+
+
+def _is_positive(value: float) -> bool:
+    return value > 0
+
+
+def _is_share(value: float) -> bool:
+    return 0 <= value < 1
+
+
+_LIMITS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
+    *((name, "above 0", _is_positive) for name in ("epochs", "batch_size", "accumulate", "lr")),
+    ("checkpoint_every", "above 0", _is_positive),
+    *((name, "of at least 0", lambda v: v >= 0) for name in ("features", "weight_decay")),
+    ("patience", "of at least 0", lambda v: v >= 0),
+    ("warmup", "from 0 to below 1", _is_share),
+    ("held_out", "between 0 and 1", lambda v: 0 < v < 1),
+)
+
+_CHOICES = {
+    "method": ("lsq", "ste"),
+    "loss": ("task", "distill", "both"),
+    "optimizer": ("adamw", "sgd"),
+    "schedule": ("cosine", "one-cycle"),
+}
+
+
+@dataclass(frozen=True)
+class EpochFacts:
+    """What an epoch came to.
+
+    ``loss`` is the mean while it was trained, None before the first; ``held_out_loss`` and
+    ``score`` are of data never trained on. ``score`` is the accuracy for labels of one class a
+    sample, None for other losses.
+    """
+
+    epoch: int
+    loss: float | None
+    held_out_loss: float
+    score: float | None
+    lr: float
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """How a model was trained; ``best`` is the epoch whose numbers it has, 0 for untrained."""
+
+    method: str
+    loss: str
+    epochs: int
+    steps: int
+    best: int
+    samples: int
+    seconds: float
+    device: str
+    history: tuple[EpochFacts, ...]

@@ -1,0 +1,332 @@
+"""Training from a float file to a quantized one, its plan and its report."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason='needs torch: pip install "onnxq[train]"')
+
+from onnxq import InputError, Optimized, apply_plan, save, train
+from onnxq.data import Batch
+from onnxq.ir import Graph, infer_types, to_proto
+from onnxq.plan import Plan
+from onnxq.runtime import Session
+from onnxq.tune.train import fitting
+from onnxq.tune.train.executor import Executor
+from onnxq.tune.train.samples import augmenting
+from onnxq.tune.train.schedules import factor
+from onnxq.tune.train.trainer import Trainer
+from onnxq.tune.tuned import to_bytes
+from tests.networks import CLASSES, chain, computed, inputs
+
+__all__ = ["computed"]
+
+QUICK = {"min_speedup": 0.0, "max_drop": 1.0, "target": "cpu-x64"}
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(computed: None) -> None:
+    """Nothing is timed."""
+
+
+@pytest.fixture
+def network() -> Graph:
+    graph = chain()
+    infer_types(graph)
+    return graph
+
+
+@pytest.fixture
+def data(network: Graph) -> dict[str, np.ndarray]:
+    """Labels that the float model gives for most, so that there is something to keep."""
+    feeds = inputs(network, 96)
+    scores = Session(to_proto(network)).run(dict(feeds))["y"]
+    labels = scores.argmax(1)
+    labels[::7] = (labels[::7] + 1) % CLASSES
+    return {**feeds, "labels": labels.astype(np.int64)}
+
+
+def trained(graph: Graph, data: dict[str, np.ndarray], **options: object) -> Optimized:
+    given = {"epochs": 2, "batch_size": 8, "lr": 1e-3, **QUICK, **options}
+    return train(to_proto(graph).SerializeToString(), data, **given)  # type: ignore[arg-type]
+
+
+def test_the_plan_makes_the_same_bytes_and_holds_what_was_learned(
+    network: Graph, data: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    model, output, plan = (tmp_path / n for n in ("m.onnx", "o.onnx", "plan.toml"))
+    save(network, model)
+    options = {"epochs": 3, "batch_size": 8, "lr": 3e-3, "held_out": 0.3, **QUICK}
+    found = train(model, data, output=output, plan_output=plan, **options)  # type: ignore[arg-type]
+    assert found.written == output
+    facts = found.report.training
+    assert facts is not None
+    assert [e.epoch for e in facts.history] == [0, 1, 2, 3]
+    assert facts.epochs == 3 and facts.steps == 3 * -(-facts.samples // 8)
+    assert facts.best > 0, "nothing was learned"
+    assert {n.method for n in found.plan.nodes if n.op_type == "Conv"} == {"lsq"}
+    apply_plan(model, plan, output=tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == output.read_bytes()
+    assert Plan.load(plan).ranges != {}
+
+
+def test_the_model_computes_what_was_trained(
+    network: Graph, data: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = []
+    module = fitting.QuantizedModule
+
+    def kept(*arguments: object, **named: object) -> object:
+        modules.append(module(*arguments, **named))
+        return modules[-1]
+
+    monkeypatch.setattr(fitting, "QuantizedModule", kept)
+    found = trained(network, data, lr=3e-3, held_out=0.3)
+    assert found.report.training is not None and found.report.training.best > 0
+    given = {"x": data["x"][:32]}
+    with torch.no_grad():
+        wanted = modules[0]({"x": torch.from_numpy(given["x"])})["y"].numpy()
+    made = Session(to_proto(found.graph), optimization="none").run(given)["y"]
+    error, largest = np.abs(made - wanted), np.abs(wanted).max()
+    # Sums in another order may round to the next integer here and there.
+    assert error.max() <= 0.05 * largest
+    assert (error > 1e-4 * largest).mean() < 0.2
+    scales = {v.name: modules[0].scale(v).detach().numpy() for v in modules[0]._steps}
+    emitted = {v.name: v.numpy() for v in found.graph.initializers()}
+    shared = scales.keys() & emitted.keys()
+    assert len(shared) > 8
+    for name in shared:
+        np.testing.assert_allclose(emitted[name], scales[name], rtol=1e-6, err_msg=name)
+
+
+def test_steps_stay_without_lsq(network: Graph, data: dict[str, np.ndarray]) -> None:
+    learned, kept = (trained(network, data, method=method) for method in ("lsq", "ste"))
+    calibrated = trained(network, data, method="ste", lr=1e-12)
+    assert kept.plan.ranges == calibrated.plan.ranges
+    assert learned.plan.ranges != kept.plan.ranges
+
+
+def test_distillation_needs_no_labels(network: Graph, data: dict[str, np.ndarray]) -> None:
+    unlabelled = {"x": data["x"]}
+    found = trained(network, unlabelled, loss="distill", features=0.5, lr=2e-4, min_agreement=0.0)
+    history = found.report.training
+    assert history is not None
+    first, *later = history.history
+    assert first.score is None
+    assert min(e.held_out_loss for e in later) < first.held_out_loss
+
+
+def test_what_is_no_better_is_not_kept(network: Graph, data: dict[str, np.ndarray]) -> None:
+    found = trained(network, data, lr=30.0, epochs=1, optimizer="sgd")
+    assert found.report.training is not None
+    assert found.report.training.best == 0
+
+
+def test_parts_of_an_update_are_the_update(network: Graph, data: dict[str, np.ndarray]) -> None:
+    whole, parts = (trained(network, data, accumulate=n, optimizer="sgd") for n in (1, 2))
+    one, other = (found.report.training for found in (whole, parts))
+    assert one is not None and other is not None
+    for a, b in zip(one.history[1:], other.history[1:], strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=1e-4)
+
+
+def test_early_stopping(network: Graph, data: dict[str, np.ndarray]) -> None:
+    found = trained(network, data, lr=1e-12, epochs=9, patience=2)
+    assert found.report.training is not None
+    assert found.report.training.epochs == 2
+
+
+SCRIPT = """
+import sys
+import torch
+torch.set_num_threads(1)
+from onnxq import train
+import numpy as np
+model, data, folder, plan = sys.argv[1:]
+train(model, dict(np.load(data)), epochs=4, batch_size=4, lr=1e-3, folder=folder,
+      checkpoint_every=2, plan_output=plan, keep_failed=True,
+      min_speedup=0.0, max_drop=1.0, target="cpu-x64")
+"""
+
+
+def test_broken_off_anywhere_it_goes_on_to_the_same_numbers(
+    network: Graph,
+    data: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = {"checkpoint_every": 3, "epochs": 3, "lr": 3e-3, "held_out": 0.3}
+    whole = trained(network, data, **options, folder=tmp_path / "whole")
+    update, left = Trainer._update, 0
+
+    def breaking(self: Trainer, *arguments: Any) -> tuple[float, int]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return update(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_update", breaking)
+    for updates in (1, 5, 0, 4):
+        left = updates
+        with pytest.raises(KeyboardInterrupt):
+            trained(network, data, **options, folder=tmp_path / "broken")
+    monkeypatch.setattr(Trainer, "_update", update)
+    broken = trained(network, data, **options, folder=tmp_path / "broken")
+    assert to_bytes(broken.plan.tuned) == to_bytes(whole.plan.tuned)
+    assert broken.plan.ranges == whole.plan.ranges
+    logs = [(tmp_path / n / "training.csv").read_text() for n in ("whole", "broken")]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.slow
+def test_after_a_kill_it_goes_on_to_the_same_numbers(
+    network: Graph, data: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    graph = chain()
+    model, samples = tmp_path / "m.onnx", tmp_path / "d.npz"
+    save(graph, model)
+    np.savez(samples, **data)
+
+    def command(folder: str, plan: str) -> list[str]:
+        arguments = (model, samples, tmp_path / folder, tmp_path / plan)
+        return [sys.executable, "-c", SCRIPT, *map(str, arguments)]
+
+    subprocess.run(command("whole", "whole.toml"), check=True, capture_output=True)
+    checkpoint = tmp_path / "broken" / "checkpoint.pt"
+    delays = np.random.RandomState(0).uniform(0.0, 0.4, 3)
+    seen = 0.0
+    for delay in delays:
+        process = subprocess.Popen(command("broken", "broken.toml"), stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            if checkpoint.exists() and checkpoint.stat().st_mtime > seen:
+                break
+            time.sleep(0.005)
+        time.sleep(delay)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        seen = checkpoint.stat().st_mtime
+    subprocess.run(command("broken", "broken.toml"), check=True, capture_output=True)
+    whole, broken = ((tmp_path / n).with_suffix(".safetensors") for n in ("whole", "broken"))
+    assert broken.read_bytes() == whole.read_bytes()
+    logs = [(tmp_path / n / "training.csv").read_text() for n in ("whole", "broken")]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"epochs": 0}, ("epochs", "above 0")),
+        ({"loss": "guess"}, ("loss", "task, distill, both")),
+        ({"augment": ("turn",)}, ("turn", "flip, crop")),
+        ({"augment": ("flip",)}, ("augmentation", "--augment")),
+        ({"device": "cuda"}, ("cuda", "--device")),
+        ({"bits": "w9a9"}, ("w9a9", "w8a8")),
+        ({"lr": 1e30, "optimizer": "sgd"}, ("update", "epoch", "--lr", "--resume")),
+    ],
+)
+def test_refusals(
+    options: dict[str, object], parts: tuple[str, ...], network: Graph, data: dict[str, np.ndarray]
+) -> None:
+    if options.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
+    with pytest.raises(InputError) as caught:
+        trained(network, data, **options)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "parts"),
+    [
+        (None, ("labels", "--loss distill")),
+        (np.zeros((96, 3), np.int64), ("labels [", "--loss distill")),
+        (np.full(96, CLASSES), (f"label {CLASSES}", f"{CLASSES} classes")),
+    ],
+)
+def test_labels_that_do_not_fit(
+    labels: np.ndarray | None, parts: tuple[str, ...], network: Graph, data: dict[str, np.ndarray]
+) -> None:
+    given = {"x": data["x"], **({} if labels is None else {"labels": labels})}
+    with pytest.raises(InputError) as caught:
+        trained(network, given, metric="sqnr", max_drop=None)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_an_operator_without_gradients_is_named_first(data: dict[str, np.ndarray]) -> None:
+    graph = chain()
+    last = graph.outputs[0].producer
+    assert last is not None
+    graph.add("StringNormalizer", [last.output], name="odd", domain="made.up")
+    made = graph.nodes()[-1]
+    with pytest.raises(InputError, match="odd"):
+        Executor(graph, outputs=[made.output.name])
+
+
+def test_a_broken_or_foreign_checkpoint_is_refused(
+    network: Graph, data: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    trained(network, data, folder=tmp_path)
+    with pytest.raises(InputError, match="batch_size"):
+        trained(network, data, folder=tmp_path, batch_size=16)
+    (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="no checkpoint"):
+        trained(network, data, folder=tmp_path)
+
+
+def test_after_a_loss_that_is_not_finite_the_last_checkpoint_is_there(
+    network: Graph, data: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="the loss is"):
+        trained(network, data, folder=tmp_path, lr=1e30, optimizer="sgd", checkpoint_every=1)
+    assert (tmp_path / "checkpoint.pt").exists()
+    found = trained(network, data, folder=tmp_path, lr=1e-3, optimizer="sgd", checkpoint_every=1)
+    assert found.report.training is not None
+    assert np.isfinite([e.held_out_loss for e in found.report.training.history]).all()
+
+
+def test_augmentation_moves_images_and_nothing_else() -> None:
+    rng = np.random.RandomState(0)
+    feeds = {"image": rng.rand(64, 3, 16, 24), "scale": rng.rand(64, 2)}
+    augment = augmenting(("flip", "crop"), Batch(feeds, None, 64, 64))
+    assert augment is not None
+    found = augment(feeds, np.random.RandomState(1))
+    assert found["scale"] is feeds["scale"]
+    mirrored = 0
+    for before, after in zip(feeds["image"], found["image"], strict=True):
+        padded = [np.pad(b, ((0, 0), (2, 2), (3, 3))) for b in (before, before[:, :, ::-1])]
+        where = [
+            np.array_equal(p[:, top : top + 16, left : left + 24], after)
+            for p in padded
+            for top in range(5)
+            for left in range(7)
+        ]
+        assert any(where)
+        mirrored += any(where[35:])
+    assert 16 < mirrored < 48
+    last = {"image": np.moveaxis(feeds["image"], 1, 3)}
+    augment = augmenting(("flip", "crop"), Batch(last, None, 64, 64))
+    assert augment is not None
+    again = augment(last, np.random.RandomState(1))["image"]
+    np.testing.assert_array_equal(np.moveaxis(again, 3, 1), found["image"])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
+def test_rates_rise_and_fall(schedule: str) -> None:
+    rates = [factor(schedule, done, 0.1) for done in np.linspace(0, 1, 201)]
+    top = int(np.argmax(rates))
+    assert rates[top] == pytest.approx(1.0)
+    assert top == (20 if schedule == "cosine" else 60)
+    assert (np.diff(rates[: top + 1]) > 0).all() and (np.diff(rates[top:]) < 0).all()
+    assert rates[-1] < 1e-3
