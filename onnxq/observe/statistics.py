@@ -58,6 +58,7 @@ class ChannelStatistics:
         magnitude: Sum of the magnitudes, the same.
         square: Sum of the squares, the same.
         count: Number of values in each channel.
+        lowest: Smallest value, float32, (channels,).
     """
 
     axis: int
@@ -66,6 +67,7 @@ class ChannelStatistics:
     magnitude: Float64Array
     square: Float64Array
     count: int
+    lowest: Float32Array
 
     @classmethod
     def of(cls, values: npt.NDArray[Any], axis: int) -> ChannelStatistics:
@@ -83,7 +85,8 @@ class ChannelStatistics:
         total, magnitude = (n.sum(axis=others, dtype=np.float64) for n in (numbers, magnitudes))
         with np.errstate(over="ignore"):
             square = np.square(magnitudes, out=magnitudes).sum(axis=others, dtype=np.float64)
-        return cls(axis, absmax, total, magnitude, square, numbers.size // absmax.size)
+        count = numbers.size // absmax.size
+        return cls(axis, absmax, total, magnitude, square, count, numbers.min(axis=others))
 
     @property
     def mean(self) -> Float64Array:
@@ -105,6 +108,7 @@ class ChannelStatistics:
             self.magnitude + other.magnitude,
             self.square + other.square,
             self.count + other.count,
+            np.minimum(self.lowest, other.lowest),
         )
 
 

@@ -12,7 +12,7 @@ from onnxq.ir import Node
 from onnxq.needs import DifferenceOf, Need
 from onnxq.observe import Observations
 from onnxq.passes.tuned import BIAS, Tensors
-from onnxq.passes.weights.shift_biases import bias_of
+from onnxq.passes.weights.layer_biases import bias_of
 from onnxq.tune.layer import Layer
 from onnxq.tune.tuner import Tuner
 

@@ -159,6 +159,7 @@ def test_channels_against_numpy(axis: int) -> None:
     others = tuple(a for a in range(3) if a != whole_axis)
     for seen in (shards[0].merge(shards[1]), shards[1].merge(shards[0])):
         assert np.array_equal(seen.absmax, np.abs(kept).max(axis=others))
+        assert np.array_equal(seen.lowest, kept.min(axis=others))
         wide = kept.astype(np.float64)
         np.testing.assert_allclose(seen.mean, wide.mean(axis=others), atol=1e-12)
         np.testing.assert_allclose(seen.magnitude, np.abs(wide).sum(axis=others), rtol=1e-12)
