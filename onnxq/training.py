@@ -71,18 +71,18 @@ def train(
         InputError: torch is not installed, the model has an operator without gradients, the data,
             the labels or an option cannot be used, or the loss is not finite.
     """
-    # Says without torch what to install.
-    from onnxq.tune.train.fitting import Lesson
-
     own = {field.name for field in fields(TrainOptions)}
     how = {name: value for name, value in changes.items() if name in own}
-    rest = {n: v for n, v in changes.items() if n not in own or n in ("seed", "batch_size")}
+    rest = {name: value for name, value in changes.items() if name not in own or name == "seed"}
     settings = replace(training or TrainOptions(), **how)
     settings.check()
     asked = replace(options or Options(), **rest, recipe=_precision(bits), methods="none")
     kept = None if folder is None else Path(folder)
 
     def make(job: Job) -> Found:
+        # Says without torch what to install.
+        from onnxq.tune.train.fitting import Lesson
+
         prepared = prepare(job)
         lesson = Lesson(prepared.graph, job.training, settings)
         prepared = observed(prepared)

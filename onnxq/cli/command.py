@@ -27,6 +27,7 @@ from onnxq.cli import (
     rewrite,
     sensitivity,
     targets,
+    train,
 )
 from onnxq.cli.options import check_files, debug_level, declare
 from onnxq.cli.terminal import EXIT_INPUT, Outcome, emit, progress, show, write_json
@@ -41,6 +42,7 @@ _CLEANING_SECONDS = 5.0
 
 COMMANDS = (
     optimize,
+    train,
     calibrate,
     sensitivity,
     cost,

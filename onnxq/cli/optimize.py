@@ -45,6 +45,11 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         keep_failed=parsed.keep_failed,
         progress=progress,
     )
+    return outcome(result, parsed)
+
+
+def outcome(result: Optimized, parsed: argparse.Namespace) -> Outcome:
+    """What a command that made a model and its proof shows; writes the report that is wanted."""
     report = result.report
     if parsed.report:
         write_report(report, Path(parsed.report))

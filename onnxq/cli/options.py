@@ -20,6 +20,7 @@ from onnxq.precision import searchable
 from onnxq.recipe import built_in_recipes
 from onnxq.sensitivity.loss import PROXIES
 from onnxq.targets import available_targets
+from onnxq.training import BITS
 from onnxq.tune import available_methods
 from onnxq.verify.metrics import LABEL_FREE, available_metrics
 
@@ -28,6 +29,7 @@ Keywords = dict[str, Any]
 _GROUPS = {
     "promise": None,
     "plan": None,
+    "training": None,
     "limit": "one of these (default: --min-sqnr 15)",
     "images": "for data that is a folder of images; x = (pixel * scale - mean) / std",
 }
@@ -57,6 +59,10 @@ def _switch(help: str, **keywords: Any) -> Keywords:
 
 def _promise(metavar: str, help: str) -> Keywords:
     return _value(metavar, help, values.number, group="promise")
+
+
+def _training(metavar: str, help: str, read: Callable[[str], Any]) -> Keywords:
+    return _value(metavar, help, read, group="training")
 
 
 def _image(metavar: str, help: str, read: Callable[[str], Any]) -> Keywords:
@@ -216,6 +222,46 @@ _DECLARED: Mapping[str, Keywords] = {
         "N",
         "chooses the held-out part, and samples where only some are used (default 0)",
         values.whole,
+    ),
+    "--bits": _value(
+        "BITS", f"of weights and activations: {', '.join(BITS)} (default w8a8)", default="w8a8"
+    ),
+    "--loss": _choice(
+        ("task", "distill", "both"),
+        "task: labels; distill: the float model's outputs, without labels (default task)",
+        group="training",
+    ),
+    "--features": _training(
+        "W",
+        "weight of the distance from the float model at the tensors that all ways lead through "
+        "(default 0)",
+        values.number,
+    ),
+    "--epochs": _training("N", "passes over DATA (default 10)", values.positive),
+    "--lr": _training(
+        "R", "largest learning rate, of steps relative to their size (default 0.001)", values.number
+    ),
+    "--optimizer": _choice(("adamw", "sgd"), "default adamw", group="training"),
+    "--weight-decay": _training("D", "of weights (default 0)", values.number),
+    "--schedule": _choice(
+        ("cosine", "one-cycle"), "how the learning rate falls (default cosine)", group="training"
+    ),
+    "--warmup": _training("S", "share of updates in which it rises (default 0.05)", values.number),
+    "--augment": _training(
+        "LIST", "change images at random: flip, crop (default: neither)", values.names
+    ),
+    "--accumulate": _training(
+        "N", "parts into which an update is split, to save memory (default 1)", values.positive
+    ),
+    "--patience": _training(
+        "N", "stop after so many epochs that were no better (default: never)", values.positive
+    ),
+    "--device": _training("D", "cpu or cuda (default: cuda if it is there)", values.named),
+    "--mixed-precision": _switch("compute products in bfloat16 on CUDA", group="training"),
+    "--resume": _training(
+        "FOLDER",
+        "keep checkpoints and a log in FOLDER, and go on from there after an interruption",
+        values.named,
     ),
     "--provider": _values(
         "P",

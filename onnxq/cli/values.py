@@ -37,6 +37,11 @@ def batches(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(positive(part.strip()) for part in text.split(",")))
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Names between commas, each once."""
+    return tuple(dict.fromkeys(named(part.strip()) for part in text.split(",")))
+
+
 def threads(text: str) -> int:
     """A number of threads that can be started."""
     value = positive(text)

@@ -98,6 +98,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
         told = f"{method}: error lower by {words.decibels(gain)} in the median" if gain else method
         yield "" if place else "methods", words.count(nodes, "node"), told
     yield from _left_in_float(report)
+    if (training := report.training) is not None:
+        yield "training", *words.training(training)
 
 
 def _left_in_float(report: Report) -> Iterator[tuple[str, str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from onnxq.tune.training import TrainingFacts
 from onnxq.verify.metrics import available_metrics
 from onnxq.verify.result import (
     AGREEMENT,
@@ -210,3 +211,17 @@ def _unsigned_zero(value: float, digits: int) -> str:
     """The value to so many digits; what rounds to zero has no sign."""
     text = f"{value:.{digits}f}"
     return text.lstrip("-") if math.isfinite(value) and float(text) == 0.0 else text
+
+
+def training(facts: TrainingFacts) -> tuple[str, str]:
+    """How long a model was trained, and what came of it."""
+    best = facts.history[facts.best]
+    was = facts.history[0]
+    if best.score is None or was.score is None:
+        came = f"held-out loss {number(was.held_out_loss)} -> {number(best.held_out_loss)}"
+    else:
+        came = f"held-out accuracy {share(was.score)} -> {share(best.score)}"
+    what = f"{facts.method}, {count(facts.epochs, 'epoch')}"
+    samples = count(facts.samples, "sample")
+    where = f"{samples}, {duration(facts.seconds)} on {facts.device}"
+    return what, f"{came} (epoch {facts.best}; {where})"

@@ -33,6 +33,14 @@ OPTIONS = {
         "--image-scale --image-layout --image-color --image-resize --max-size-ratio --plan-out "
         "--pin --work-dir --methods --memory-limit"
     ),
+    "train": (
+        "--data -o --output --eval --bits --method --loss --features --epochs --lr --batch-size "
+        "--accumulate --optimizer --weight-decay --schedule --warmup --augment --patience "
+        "--device --mixed-precision --resume --target --metric --max-drop --min-speedup "
+        "--min-agreement --min-sqnr --max-size-ratio --keep-failed --plan-out --report --seed "
+        "--threads --calibration-samples --calibrator --keep-overridable --opset --pin "
+        "--memory-limit --image-size"
+    ),
     "sensitivity": f"{STUDYING} --method --proxy --report",
     "cost": f"{STUDYING} --cost",
     "plan": f"{STUDYING} --pin --cost --cost-table --budget --min-sqnr --max-latency --max-bytes "
@@ -163,6 +171,7 @@ def test_wrong_values_of_optimize_name_the_option(
 def test_a_missing_model_is_named(onnxq: Command, case: Case, tmp_path: Path, name: str) -> None:
     rest: tuple[str | Path, ...] = {
         "optimize": ("--data", case.data, "-o", tmp_path / "o.onnx"),
+        "train": ("--data", case.data, "-o", tmp_path / "o.onnx"),
         "calibrate": ("--data", case.data, "-o", tmp_path / "o.json"),
         "compare": (case.model, "--data", case.data),
         "sensitivity": ("--data", case.data),
@@ -181,6 +190,7 @@ def test_an_unwritable_json_is_refused_before_the_work(
     monkeypatch.chdir(tmp_path)
     arguments = {
         "optimize": ("m.onnx", "--data", "d.npz", "-o", "o.onnx"),
+        "train": ("m.onnx", "--data", "d.npz", "-o", "o.onnx"),
         "calibrate": ("m.onnx", "--data", "d.npz", "-o", "o.json"),
         "compare": ("m.onnx", "c.onnx", "--data", "d.npz"),
         "sensitivity": ("m.onnx", "--data", "d.npz"),

@@ -14,7 +14,7 @@ from onnxq.report import check_folder, to_html, to_junit, write_report
 from onnxq.verify import Report
 from onnxq.verify.result import GateFacts, MetricFacts
 from tests.report.hostile import SCRIPT, hostile_report, is_clean
-from tests.verify.reports import CANDIDATE, a_report
+from tests.verify.reports import CANDIDATE, TRAINING, a_report
 
 _FILE = "path sha256 nodes opset bytes integer_operators compiled"
 _LATENCY = "provider threads float_ms candidate_ms speedup batch of"
@@ -40,6 +40,7 @@ KEYS: dict[str, str | None] = {
     "notes": None,
     "peak_stage": None,
     "agreement": "value samples positions confidence decisions kl",
+    "training": None,
 }
 
 
@@ -67,6 +68,16 @@ def test_json_has_exactly_the_keys_of_the_contract() -> None:
             assert wanted is None or set(element) == set(wanted.split()), key
     (output, exact) = body["outputs"]
     assert (output["sqnr_db"], exact["sqnr_db"]) == (35.5, "inf"), "JSON has no infinity"
+
+
+def test_training_has_the_keys_of_the_contract(tmp_path: Path) -> None:
+    report = a_report(training=TRAINING)
+    (training,) = [json.loads(report.to_json())["training"]]
+    assert set(training) >= {"epochs", "steps", "seconds", "device", "history"}
+    epochs = training["history"]
+    assert [e["held_out_loss"] for e in epochs] == [0.5, 0.25, "inf"]
+    assert epochs[0]["loss"] is None
+    assert Report.from_json(report.to_json()) == report
 
 
 def test_junit_has_a_case_for_every_gate() -> None:

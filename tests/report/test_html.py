@@ -21,12 +21,13 @@ from onnxq.verify.result import (
     SizeFacts,
 )
 from tests.report.hostile import SCRIPT, hostile_report, is_clean
-from tests.verify.reports import CANDIDATE, a_report
+from tests.verify.reports import CANDIDATE, TRAINING, a_report
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "rect", "line", "circle"}
 ALLOWED = """
 html head meta title style body main header section h1 h2 p div dl dt dd span strong code figure
 figcaption table thead tbody tr th td details summary svg text rect line circle
+polyline
 """
 
 
@@ -104,6 +105,8 @@ REPORTS: dict[str, Report] = {
     "gates only": a_report(
         gates=(GateFacts("drop<=0.01", 0.0, True), GateFacts("drop>=-1", 0.0, True)), passed=True
     ),
+    "trained": a_report(training=TRAINING),
+    "not trained": a_report(training=replace(TRAINING, best=0, history=TRAINING.history[:1])),
     "large": a_report(layers=many_layers(1000, "for a reason")),
 }
 
@@ -207,6 +210,17 @@ def test_methods() -> None:
     page = Page(to_html(a_report(methods=(MethodFacts("b", "gptq<>", 3.0, 1.0),))))
     assert ["gptq<>", "1", "3.0 dB"] in page.rows
     assert "<h2>Methods" not in to_html(a_report())
+
+
+def test_training_is_drawn_and_listed() -> None:
+    html = to_html(a_report(training=TRAINING))
+    page = Page(html)
+    assert page.tags["polyline"] == 2
+    assert ["1", "0.4", "0.25", "90.00 %", "0.0005"] in page.rows
+    # From 0 to the largest loss: half as high is half way up.
+    assert "46.0,14.0 516.0,99.0" in html
+    assert "80.00 % -> 90.00 % (epoch 1; 640 samples, 12.5 s on cpu)" in page.text
+    assert "Training" not in to_html(a_report())
 
 
 def test_sensitivity_has_a_column_only_where_there_is_some() -> None:

@@ -23,7 +23,7 @@ from onnxq.verify.result import (
     SizeFacts,
 )
 from tests.report.hostile import SCRIPT, hostile_report, is_clean
-from tests.verify.reports import CANDIDATE, a_report
+from tests.verify.reports import CANDIDATE, TRAINING, a_report
 
 
 def printed(report: Report, width: int = 100, **options: bool) -> list[str]:
@@ -58,6 +58,13 @@ def test_the_figures(width: int) -> None:
     words = "0.50 points 95 -0.20 1.20 (450 samples) 1.50x 1.20x cuda, int8 float32"
     for word in words.split():
         assert any(word in line for line in lines), word
+
+
+def test_training() -> None:
+    (line,) = [row for row in printed(a_report(training=TRAINING)) if row.startswith("training")]
+    assert "lsq, 2 epochs" in line
+    numbers = replace(TRAINING, history=tuple(replace(e, score=None) for e in TRAINING.history))
+    assert "held-out loss 0.5 -> 0.25" in flat(printed(a_report(training=numbers)))
 
 
 def test_one_line_a_figure_where_there_is_room() -> None:

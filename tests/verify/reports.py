@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 from onnxq.runtime import OutputError
+from onnxq.tune.training import EpochFacts, TrainingFacts
 from onnxq.verify import Report
 from onnxq.verify.result import (
     AgreementFacts,
@@ -23,6 +24,22 @@ from onnxq.verify.result import (
 FLOAT = ModelFacts("m.onnx", "aa", 7, 17, 4000)
 CANDIDATE = ModelFacts("q.onnx", "bb", 19, 17, 1000, {"com.microsoft:QLinearConv": 2})
 DECISION = DecisionFacts("y", "classes", "scores of 10 classes, straight from Gemm", False)
+
+TRAINING = TrainingFacts(
+    "lsq",
+    "task",
+    2,
+    20,
+    1,
+    640,
+    12.5,
+    "cpu",
+    (
+        EpochFacts(0, None, 0.5, 0.8, 1e-3),
+        EpochFacts(1, 0.4, 0.25, 0.9, 5e-4),
+        EpochFacts(2, 0.3, math.inf, 0.0, 0.0),
+    ),
+)
 
 
 def a_report(**changes: object) -> Report:

@@ -1,0 +1,70 @@
+"""``onnxq train``."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+from onnxq.cli.optimize import outcome
+from onnxq.cli.options import IMAGES, given
+from onnxq.cli.terminal import Outcome
+from onnxq.progress import Progress
+from onnxq.report import check_folder
+from onnxq.training import train
+from onnxq.tune.training import TrainOptions
+
+HELP = "quantize a float model, train what is quantized, and write it if it keeps its promise"
+
+EXAMPLES = """examples:
+  onnxq train model.onnx --data train.npz --eval test.npz -o model.int8.onnx
+  onnxq train model.onnx --data train/ --eval test/ --image-size 32x32 --augment flip,crop \\
+      --epochs 20 --resume run/ -o model.int8.onnx --report report/
+  onnxq train model.onnx --data unlabelled.npz --loss distill -o model.int8.onnx
+"""
+
+NEEDS = "model --data --output"
+TAKES = (
+    "--eval --bits --method --loss --features --epochs --lr --batch-size --accumulate --optimizer "
+    "--weight-decay --schedule --warmup --augment --patience --device --mixed-precision --resume "
+    "--target --calibrator --max-drop --min-agreement --min-speedup --min-sqnr --max-size-ratio "
+    "--keep-failed --plan-out --pin --metric --calibration-samples --keep-overridable --opset "
+    f"--seed --memory-limit --report --threads --latency-of {IMAGES}"
+)
+CHANGES = {
+    "--data": {"help": "samples to train on, in the forms that --data of optimize has"},
+    "--method": {
+        "choices": ("lsq", "ste"),
+        "help": "lsq learns the steps, too; ste leaves them as calibrated (default lsq)",
+        "dest": "method",
+    },
+    "--batch-size": {
+        "help": "samples in an update (default 64)",
+        "dest": "update",
+        "group": "training",
+    },
+    "--seed": {"help": "chooses the held-out parts, order and augmentation (default 0)"},
+}
+MAKES_MODEL = True
+
+
+def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
+    """Run the command."""
+    if parsed.report:
+        check_folder(Path(parsed.report))
+    asked = {**vars(parsed), "batch_size": parsed.update}
+    own = {f.name: asked[f.name] for f in fields(TrainOptions) if asked.get(f.name) is not None}
+    result = train(
+        parsed.model,
+        parsed.data,
+        parsed.bits,
+        given(parsed),
+        TrainOptions(**own),
+        folder=parsed.resume,
+        output=parsed.output,
+        plan_output=parsed.plan_out,
+        eval_data=parsed.eval,
+        keep_failed=parsed.keep_failed,
+        progress=progress,
+    )
+    return outcome(result, parsed)
