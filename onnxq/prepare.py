@@ -30,6 +30,7 @@ from onnxq.passes.static.placement import (
 from onnxq.plan import Pin
 from onnxq.plan.apply import float_graph, needed_opset
 from onnxq.precision import FLOAT, Scene, parse_precision
+from onnxq.precision.static import Static
 from onnxq.targets import Target
 from onnxq.transforming import Transformed
 from onnxq.transforming import transform as transform_graph
@@ -240,8 +241,9 @@ def find_ranges(prepared: Prepared, *, histograms: bool = False) -> Ranges:
     tensors = [need.tensor for need in prepared.needs() if isinstance(need, RangeOf)]
     if not tensors:
         return Ranges(job.sha256, str(job.calibrator), 0, {})
-    static = [p for p in map(parse_precision, job.precisions) if p.is_static]
-    format = job.target.activation_format_of(static[0].activation_bits if static else 8)
+    static = [p for p in map(parse_precision, job.precisions) if isinstance(p, Static)]
+    target = job.target
+    format = static[0].activation_format(target) if static else target.activation_format_of(8)
     # What is no integer must not overflow: nothing may be left out of its range.
     calibrator = job.calibrator if static else parse_calibrator("minmax")
 

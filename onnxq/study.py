@@ -8,12 +8,14 @@ from pathlib import Path
 
 from onnxq.cost import Costs, Measurements, flops_costs, measure_costs, size_costs
 from onnxq.errors import InputError
-from onnxq.ir import Context, Graph, PassRecord
+from onnxq.ir import Context, Graph, Node, PassRecord
 from onnxq.passes.notes import BY_REQUEST, node_name
+from onnxq.passes.static.outermost import outermost
 from onnxq.plan import Assignment, Plan, PlanNode, Problem, build_problem, plan_nodes
 from onnxq.plan.apply import apply, apply_precisions
 from onnxq.precision import FLOAT, Given, parse_precision
 from onnxq.precision.static import stores_rows
+from onnxq.precision.static_bits import StaticBits
 from onnxq.prepare import Prepared
 from onnxq.sensitivity import Sensitivity, analyse
 from onnxq.tune import AUTOMATIC, NO_METHODS
@@ -106,12 +108,18 @@ def uniform_plan(prepared: Prepared, precision: str) -> Plan:
     Raises:
         InputError: a method that was asked for is for none of the nodes.
     """
-    nodes, is_static = [], parse_precision(precision).is_static
+    nodes, wanted = [], parse_precision(precision)
+    is_static, ends = wanted.is_static, set[Node]()
+    if isinstance(wanted, StaticBits) and wanted.outer:
+        ends = outermost(prepared.graph, prepared.placed)
     named = {node_name(node): node for node in prepared.graph.all_nodes()}
     for name, node in named.items():
         own = prepared.choices.get(name, ())
         if name in prepared.pinned:
             nodes.append(PlanNode(name, node.op_type, prepared.pinned[name], pinned=True))
+        elif precision in own and node in ends:
+            assert isinstance(wanted, StaticBits)
+            nodes.append(PlanNode(name, node.op_type, wanted.outer, "first or last layer"))
         elif precision in own:
             nodes.append(PlanNode(name, node.op_type, precision))
         elif (reason := prepared.refusals.get(name)) and (

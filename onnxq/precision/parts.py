@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,13 +17,12 @@ from onnxq.passes.static.placement import (
     reads_weight,
 )
 from onnxq.passes.static.value_qparams import ValueQParams
+from onnxq.passes.weights.stored_weights import Quantizer, Rounding
 from onnxq.quant import (
     INT8,
     Granularity,
     QParams,
-    fake_quantize,
     per_channel,
-    weight_qparams,
 )
 from onnxq.targets import OperatorRule, Target
 
@@ -85,15 +84,28 @@ class Weights8(Part):
 
     def apply(self, graph: Graph, node: Node, scene: Scene) -> None:
         """See `Part`."""
-        own = twin(graph, node)
-        for slot, granularity in _weights(node, scene).items():
-            value = node.inputs[slot]
-            assert value is not None
-            params = weight_qparams(
-                value.numpy(), INT8, scene.target.weight_scheme, granularity, name=value.name
-            )
-            faked = fake_quantize(value.numpy(), params, name=value.name)
-            own.set_input(slot, own.graph.constant(faked, f"{value.name}_faked"))
+        _fake_weights(graph, node, scene, Rounding(INT8, scene.target.weight_scheme))
+
+
+@dataclass(frozen=True)
+class StaticWeights(Part):
+    """Weights in few bits, as the target stores them beside integer activations."""
+
+    label: str
+    quantizer: Callable[[Target], Quantizer]
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """See `Part`."""
+        return f"weights:static-{self.label}"
+
+    def fits(self, node: Node, scene: Scene) -> bool:
+        """See `Part`."""
+        return bool(_weights(node, scene))
+
+    def apply(self, graph: Graph, node: Node, scene: Scene) -> None:
+        """See `Part`."""
+        _fake_weights(graph, node, scene, self.quantizer(scene.target))
 
 
 @dataclass(frozen=True)
@@ -152,6 +164,15 @@ def twin(graph: Graph, node: Node) -> Node:
     return found
 
 
+def _fake_weights(graph: Graph, node: Node, scene: Scene, quantizer: Quantizer) -> None:
+    own = twin(graph, node)
+    for slot, granularity in _weights(node, scene).items():
+        value = node.inputs[slot]
+        assert value is not None
+        faked = quantizer(value.numpy(), granularity, value.name).dequantize()
+        own.set_input(slot, own.graph.constant(faked, f"{value.name}_faked"))
+
+
 def _weights(node: Node, scene: Scene) -> dict[int, Granularity]:
     """Slots of a node's constant weights, and which of their values share a scale."""
     rule = scene.target.operators.get(node.op_type) if not node.domain else None
@@ -199,4 +220,9 @@ def _pair(graph: Graph, value: Value, params: QParams | None) -> Value:
             types=[TensorType(DataType(params.format.onnx_dtype), value.shape)],
         )
         read = [made.output, scale, zero]
+        if params.format.is_narrow:
+            ends = [np.asarray(end, params.format.storage) for end in params.bounds]
+            bounds = [graph.constant(end, f"{value.name}_end") for end in ends]
+            types = [made.output.type]
+            read[0] = graph.add("Clip", [made.output, *bounds], types=types).output
     return graph.add("DequantizeLinear", read, types=[value.type]).output

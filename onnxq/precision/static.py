@@ -11,12 +11,14 @@ from onnxq.needs import Need, RangeOf
 from onnxq.passes.notes import UNRELATED, Reason, node_name
 from onnxq.passes.static.insert_qdq import InsertQdq
 from onnxq.passes.static.placement import Placement, reads_weight, weight_granularity
+from onnxq.passes.weights.narrow_weights import NarrowWeights
 from onnxq.passes.weights.quantize_dynamic import QuantizeDynamic
-from onnxq.passes.weights.stored_weights import Layout, Rounding
+from onnxq.passes.weights.stored_weights import Layout, Quantizer, Rounding
 from onnxq.passes.weights.weight_pass import Weights
 from onnxq.passes.weights.weight_rewrites import ConstantWeight
 from onnxq.precision.parts import Part, StaticActivations, Weights8
 from onnxq.precision.precision import Bounds, Given, Precision
+from onnxq.quant import Format
 from onnxq.targets import Target
 
 _CLIPS = Reason(UNRELATED, "it goes with the node whose result it clips")
@@ -52,21 +54,43 @@ class Static(Precision):
         tables = tuple(node_name(n) for n in graph.all_nodes() if stores_rows(n))
         tables = tuple(name for name in tables if name in nodes)
         others = tuple(name for name in nodes if name not in tables)
-        formats = {
-            name: target.activation_format_of(precision.activation_bits).name
-            for name, precision in nodes.items()
-        }
+        static = {name: p for name, p in nodes.items() if isinstance(p, Static)}
         bounds = _behind_casts(graph, given.bounds)
         tuned = given.tuned
-        pairs = InsertQdq(bounds, target.name, only=others, formats=formats, tuned=tuned)
+        pairs = InsertQdq(
+            bounds,
+            target.name,
+            only=others,
+            formats={name: p.activation_format(target).name for name, p in static.items()},
+            quantizers={name: p.quantizer(target) for name, p in static.items()},
+            tuned=tuned,
+        )
         rows = QuantizeDynamic(only=tables, reduced_range=scheme.reduced_range, tuned=tuned)
+        narrow = any(p.stores_narrow for p in static.values())
         # Without names they would be for all nodes. Tables come last, when products that read one
         # have stored its integers.
-        return (*((pairs,) if others else ()), *((rows,) if tables else ()))
+        return (
+            *((pairs,) if others else ()),
+            *((NarrowWeights(),) if narrow else ()),
+            *((rows,) if tables else ()),
+        )
 
     def needed_opset(self, target: Target) -> int:
         """See `Precision`."""
-        return max(target.opset, target.activation_format_of(self.activation_bits).opset)
+        return max(target.opset, self.activation_format(target).opset)
+
+    def activation_format(self, target: Target) -> Format:
+        """Format of the activations that a node reads."""
+        return target.activation_format_of(self.activation_bits)
+
+    def quantizer(self, target: Target) -> Quantizer:
+        """What quantizes weights, to integers of the type that kernels on the target read."""
+        return Rounding(target.weight_format, target.weight_scheme)
+
+    @property
+    def stores_narrow(self) -> bool:
+        """Whether weights that fit in fewer bits than a byte are stored in these."""
+        return False
 
     def needs(self, nodes: Sequence[Node], placed: Placement) -> Sequence[Need]:
         """See `Precision`."""
@@ -81,8 +105,7 @@ class Static(Precision):
             return ()
         value = node.inputs[rule.weight]
         assert value is not None
-        rounding = Rounding(target.weight_format, target.weight_scheme)
-        layout = Layout(rounding, weight_granularity(node, rule, target))
+        layout = Layout(self.quantizer(target), weight_granularity(node, rule, target))
         return ((ConstantWeight(value), layout),)
 
     def parts(self) -> Sequence[Part]:

@@ -43,6 +43,11 @@ class Format:
         """How many integers there are; 0 in float formats."""
         return 0 if self.is_float else int(self.qmax - self.qmin) + 1
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the type that holds it has more integers than it has."""
+        return not self.is_float and self.levels < 1 << self.bits
+
     def to_plain(self) -> str:
         """Its name, as which files hold it."""
         return self.name
@@ -100,11 +105,19 @@ FORMATS: dict[str, Format] = {
     )
 }
 
+BYTE_FORMATS: dict[str, Format] = {
+    narrow.name: narrow
+    for held in (INT8, UINT8)
+    for narrow in [_narrowed(held, bits) for bits in range(1 + held.signed, 8)]
+}
+"""Integers of fewer than 8 bits, each held in a byte, as kernels for 8 bits read them.
+QuantizeLinear saturates where the type ends, so that activations are clipped behind it."""
+
 NARROW_FORMATS: dict[str, Format] = {
     narrow.name: narrow
-    for bits, types in ((3, (INT4, UINT4)), *((n, (INT8, UINT8)) for n in (5, 6, 7)))
-    for held in types
-    for narrow in [_narrowed(held, bits)]
+    for narrow in (
+        *(_narrowed(held, 3) for held in (INT4, UINT4)),
+        *(BYTE_FORMATS[f"{sign}{bits}"] for bits in (5, 6, 7) for sign in ("int", "uint")),
+    )
 }
-"""Integers of 3, 5, 6 and 7 bits, each held in the next wider type. They are for weights:
-QuantizeLinear saturates where the type ends."""
+"""Integers of 3, 5, 6 and 7 bits, each held in the next wider type, as weights are stored."""

@@ -18,7 +18,7 @@ import onnx.defs
 
 from onnxq.errors import InputError
 from onnxq.plain import read, read_toml
-from onnxq.quant.formats import FORMATS, Format
+from onnxq.quant.formats import BYTE_FORMATS, FORMATS, Format
 from onnxq.quant.scheme import PER_TENSOR, ZERO_POINT, Granularity, Scheme, per_channel
 from onnxq.saved import built_in, toml_text
 
@@ -173,13 +173,24 @@ class Target:
         )
 
     def activation_format_of(self, bits: int) -> Format:
-        """Format of activations of 8 or 16 bits: the target's own, or an unsigned one."""
+        """Format of activations of 1 to 8 or 16 bits: the target's own, or an unsigned one.
+
+        Fewer than 8 bits are held in bytes, of the target's own sign if it has bytes.
+        """
         own = self.activation_format
+        if bits < 8:
+            return BYTE_FORMATS[f"{'int' if own.signed and own.bits == 8 else 'uint'}{bits}"]
         return own if own.bits == bits else FORMATS[f"uint{bits}"]
 
     def scheme_of(self, format: Format) -> Scheme:
-        """Scheme of activations in a format, zero-point where it is not the target's own."""
-        return self.activation_scheme if format == self.activation_format else ZERO_POINT
+        """Scheme of activations in a format, zero-point where it is not of the target's type."""
+        own = self.activation_format
+        return self.activation_scheme if format.storage == own.storage else ZERO_POINT
+
+    def weight_format_of(self, bits: int) -> Format:
+        """Format of weights of 2 to 8 bits, fewer than 8 held in bytes of the target's own sign."""
+        own = self.weight_format
+        return own if bits == 8 else BYTE_FORMATS[f"{'int' if own.signed else 'uint'}{bits}"]
 
     def weight_granularity(self, axis: int | None) -> Granularity:
         """Granularity of a weight whose output channels lie on ``axis``, if on one at all."""

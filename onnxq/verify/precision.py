@@ -165,7 +165,7 @@ def _is_stored(value: Value) -> bool:
         maker is not None
         and maker.is_op("DequantizeLinear")
         and maker.inputs[0] is not None
-        and maker.inputs[0].is_constant
+        and _laid_out(maker.inputs[0]).is_constant
     )
 
 

@@ -954,7 +954,7 @@ def test_biases_that_sixteen_bits_leave_no_room_for_raise_the_scale_of_their_wei
     [
         ({"activations": "uint16"}, "cpu-x64 with these activations needs opset 21 .* has 17"),
         ({"formats": {"p": "uint16"}}, "needs opset 21 and the model has 17"),
-        ({"activations": "uint4"}, "cannot have the format 'uint4'; use one of int8, uint8"),
+        ({"activations": "int4x"}, "cannot have the format 'int4x'; use one of int8, uint8"),
         ({"formats": {"p": "float16"}}, "cannot have the format 'float16'"),
     ],
 )
@@ -978,3 +978,50 @@ def test_what_it_needs_is_what_it_quantizes() -> None:
     infer_types(graph)
     assert InsertQdq(target="cpu-x64").needs(graph) == [RangeOf("x"), RangeOf("e")]
     assert not InsertQdq(target="cpu-x64", keep_float=("h", "y")).needs(graph)
+
+
+CLIPPED = "uint8 low = {0}, uint8 high = {15}"
+
+
+def clipped_pair(source: str, result: str, scale: str) -> str:
+    return (
+        f"{source}_n = QuantizeLinear({source}, {scale}, z) "
+        f"{source}_k = Clip({source}_n, low, high) "
+        f"{result} = DequantizeLinear({source}_k, {scale}, z)"
+    )
+
+
+def test_activations_of_few_bits_are_clipped_as_integers() -> None:
+    ranges = {name: (0.0, 3.75) for name in "xry"}
+    before = newest(IMAGE, AROUND[0], "c = Conv(x, w) r = Relu(c) y = Conv(r, w)")
+    after = newest(
+        IMAGE,
+        f"float n = {{0.25}}, uint8 z = {{0}}, {CLIPPED}, {WEIGHT_1X1}",
+        clipped_pair("x", "x_d", "n"),
+        DEQUANTIZED,
+        "c = Conv(x_d, w_d) r = Relu(c)",
+        clipped_pair("r", "r_d", "n"),
+        "p = Conv(r_d, w_d)",
+        clipped_pair("p", "y", "n"),
+    )
+    made = quantized(before, ranges, activations="uint4")
+    assert_same_graph(made, after)
+    feeds = {"x": np.linspace(-1, 6, 16, dtype=np.float32).reshape(1, 1, 4, 4)}
+    found = run_optimized(made, feeds)["y"]
+    np.testing.assert_array_equal(found, run_reference(made, feeds)["y"])
+    assert found.max() == 3.75
+    assert "QLinearConv" in optimized_operators(to_proto(made))
+
+
+def test_a_value_has_the_format_that_all_its_readers_want() -> None:
+    ranges = {name: (0.0, 3.75) for name in "xmrsy"}
+    before = newest(
+        IMAGE,
+        AROUND[0],
+        "m = Conv(x, w) r = MaxPool<kernel_shape = [1, 1]>(m) s = Conv(r, w) y = Conv(s, w)",
+    )
+    formats = {"r": "uint8", "s": "uint4", "y": "uint4"}
+    made = quantized(before, ranges, formats=formats)
+    assert sum(node.is_op("QuantizeLinear") for node in made.nodes()) == 4
+    read = {node.output.name: node for node in made.nodes() if node.is_op("Clip")}
+    assert len(read) == 3, "all but what the first reads"
