@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,20 @@ from onnxq.job import Job
 from onnxq.optimization import Found, Optimized, made, proven
 from onnxq.options import Options
 from onnxq.plan import Plan
+from onnxq.precision import parse_precision
+from onnxq.precision.int8 import Int8
+from onnxq.precision.static_bits import StaticBits
 from onnxq.prepare import observed, prepare
 from onnxq.progress import SILENT, Progress
-from onnxq.quant import value_range
 from onnxq.study import apply_to, uniform_plan
 from onnxq.tune.training import TrainOptions
 from onnxq.verify.decisions import find_decisions
 from onnxq.work import data_digest
 
-BITS: Mapping[str, str] = {"w8a8": "int8"}
-"""Precisions by bits of weights and activations."""
+BITS = "w8a8 (2 to 8 bits of weights, 1 to 8 of activations), ternary, binary, ternary-a4"
+"""How bits of weights and activations are said."""
+
+_BITS = re.compile(r"(?:w([2-8])|(ternary|binary))-?(?:a([1-8]))?")
 
 
 def train(
@@ -76,7 +80,11 @@ def train(
     rest = {name: value for name, value in changes.items() if name not in own or name == "seed"}
     settings = replace(training or TrainOptions(), **how)
     settings.check()
-    asked = replace(options or Options(), **rest, recipe=_precision(bits), methods="none")
+    asked = replace(options or Options(), **rest)
+    precision = precision_of(bits)
+    begin = _beginning(precision)
+    begin["calibrator"] = asked.calibrator or begin.get("calibrator")
+    asked = replace(asked, recipe=precision, **begin)
     kept = None if folder is None else Path(folder)
 
     def make(job: Job) -> Found:
@@ -89,14 +97,12 @@ def train(
         plan = uniform_plan(prepared, job.recipe.precision)
         quantized, _ = apply_to(replace(prepared, job=_unfinished(job)), plan, job.context)
         infer_types(quantized)
-        target = job.target
-        low, high = value_range(target.weight_format, target.weight_scheme)
         outputs = lesson.teacher.evaluate(lesson.first.feeds)
         fitted = lesson.fit(
             quantized,
             prepared.placed,
-            target,
-            (int(low), int(high)),
+            job.target,
+            plan.precisions(),
             find_decisions(job.source, outputs, is_asked=job.training.has_labels),
             kept,
             _basis(job, plan),
@@ -124,10 +130,37 @@ def train(
     )
 
 
-def _precision(bits: str) -> str:
-    if bits not in BITS:
-        raise InputError(f"training knows no bits '{bits}'; use one of {', '.join(BITS)}")
-    return BITS[bits]
+def precision_of(bits: str) -> str:
+    """The precision of all layers but the first and the last, which have 8 bits.
+
+    Args:
+        bits: ``w4a4``, ``ternary``, ``binary-a1``; activations have 8 bits if nothing is said.
+
+    Raises:
+        InputError: there are no such bits.
+    """
+    found = _BITS.fullmatch(bits)
+    if found is None:
+        raise InputError(f"training knows no bits '{bits}'; use one of {BITS}")
+    weight, values, activation = found.groups()
+    if (weight, activation or "8") == ("8", "8"):
+        return Int8.name
+    return str(StaticBits(values or f"int{weight}", int(activation or 8)))
+
+
+def _beginning(precision: str) -> dict[str, Any]:
+    """How weights and ranges are found that training begins with, as far as nothing is said.
+
+    In few bits the largest number is a bad end of a range.
+    """
+    wanted = parse_precision(precision)
+    found: dict[str, Any] = {"methods": "none"}
+    if isinstance(wanted, StaticBits):
+        if wanted.weight not in ("int8", "ternary", "binary"):
+            found["methods"] = "mse"
+        if wanted.activation < 8:
+            found["calibrator"] = "mse"
+    return found
 
 
 def _unfinished(job: Job) -> Job:

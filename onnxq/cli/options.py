@@ -224,7 +224,9 @@ _DECLARED: Mapping[str, Keywords] = {
         values.whole,
     ),
     "--bits": _value(
-        "BITS", f"of weights and activations: {', '.join(BITS)} (default w8a8)", default="w8a8"
+        "BITS",
+        f"of weights and activations: {BITS}; first and last layer have 8 (default w8a8)",
+        default="w8a8",
     ),
     "--loss": _choice(
         ("task", "distill", "both"),

@@ -11,6 +11,9 @@ from onnxq.ir import Graph
 from onnxq.ir.blocks import cuts
 from onnxq.passes.static.placement import Placement
 from onnxq.passes.tuned import Tensors
+from onnxq.precision import parse_precision
+from onnxq.precision.static import Static
+from onnxq.precision.static_bits import StaticBits
 from onnxq.progress import Progress
 from onnxq.targets import Target
 from onnxq.tune.train.checkpoints import Checkpoints
@@ -18,7 +21,7 @@ from onnxq.tune.train.dtypes import to_torch
 from onnxq.tune.train.executor import Executor
 from onnxq.tune.train.objectives import Head, Objective, Tap, check_labels, evaluating
 from onnxq.tune.train.places import Places
-from onnxq.tune.train.quantized import QuantizedModule
+from onnxq.tune.train.quantized import Grid, QuantizedModule
 from onnxq.tune.train.samples import Samples, augmenting
 from onnxq.tune.train.trainer import Trainer, find_device
 from onnxq.tune.training import TrainingFacts, TrainOptions
@@ -75,7 +78,7 @@ class Lesson:
         quantized: Graph,
         placed: Placement,
         target: Target,
-        weight_ends: tuple[int, int],
+        precisions: Mapping[str, str],
         heads: Sequence[Head],
         folder: Path | None,
         basis: Mapping[str, str],
@@ -87,7 +90,7 @@ class Lesson:
             quantized: What a plan makes of the float graph.
             placed: Where integers begin and end in that.
             target: Where the model is to run.
-            weight_ends: Smallest and largest integer of a weight.
+            precisions: Of the nodes, by name.
             heads: What the outputs decide.
             folder: Where to keep checkpoints, and maybe go on from one; nowhere if None.
             basis: What checkpoints depend on beyond the options.
@@ -97,7 +100,7 @@ class Lesson:
             InputError: see `Trainer.run` and `Checkpoints`.
         """
         options = self._options
-        module = QuantizedModule(quantized, self._source, weight_ends=weight_ends)
+        module = QuantizedModule(quantized, self._source, grids=_grids(precisions, target))
         places = Places(module, self._source, placed, target, learn_steps=options.method != "ste")
         objective = self._objective(module, heads)
         self.teacher.to(self._device)
@@ -122,3 +125,15 @@ class Lesson:
         has_teacher = options.loss != "task" or bool(taps)
         teacher = self.teacher if has_teacher else None
         return Objective(options.loss, teacher, heads, taps, options.features)
+
+
+def _grids(precisions: Mapping[str, str], target: Target) -> dict[str, Grid]:
+    """The integers that the weights of nodes may have."""
+    found = {}
+    for name, text in precisions.items():
+        precision = parse_precision(text)
+        if isinstance(precision, Static):
+            low, high = precision.quantizer(target).bounds
+            is_binary = isinstance(precision, StaticBits) and precision.weight == "binary"
+            found[name] = Grid(int(low), int(high), is_binary)
+    return found

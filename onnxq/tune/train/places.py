@@ -140,13 +140,18 @@ class Places:
         found: dict[Value, dict[Value, None]] = {}
         pairs: dict[Value, _Pair] = {}
         fixed: set[Value] = set()
+        again: set[Value] = set()
         for node in self._module.graph.nodes():
             scale = node.input(1)
             if not node.is_op("QuantizeLinear") or scale is None:
                 continue
             pair = _pair(node, self._target)
-            value = next((named[name] for name in _names(node) if name in named), None)
-            if pair is None or value is None:
+            first = _first(node)
+            value = next((named[name] for name in _names(first) if name in named), None)
+            if first is not node and value is not None:
+                # One range, two formats.
+                again.add(self._placed.roots[value])
+            if pair is None or value is None or first is not node:
                 fixed.add(scale)
                 continue
             root = self._placed.roots[value]
@@ -154,7 +159,11 @@ class Places:
                 fixed.add(scale)
             found.setdefault(scale, {})[root] = None
             pairs[scale] = pair
-        return {s: (pairs[s], tuple(roots)) for s, roots in found.items() if s not in fixed}
+        return {
+            scale: (pairs[scale], tuple(roots))
+            for scale, roots in found.items()
+            if scale not in fixed and again.isdisjoint(roots)
+        }
 
     def _is_fixed(self, root: Value, format: Format) -> bool:
         """Whether the range of a value is not the plan's to say."""
@@ -200,6 +209,16 @@ def _pair(node: Node, target: Target) -> _Pair | None:
     if target.scheme_of(format).symmetric:
         low = 2 * zero_point - high
     return _Pair(format, low - zero_point, high - zero_point)
+
+
+def _first(node: Node) -> Node:
+    """The QuantizeLinear of the pair that one stands behind, itself if it does not."""
+    maker = node.inputs[0].producer if node.inputs[0] is not None else None
+    while maker is not None and maker.is_op("DequantizeLinear", "Clip", "QuantizeLinear"):
+        source = maker.inputs[0]
+        node = maker if maker.is_op("QuantizeLinear") else node
+        maker = None if source is None or maker is node else source.producer
+    return node
 
 
 def _names(node: Node) -> Iterator[str]:

@@ -7,39 +7,56 @@ it stores as integers is rounded anew from floats in every pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from onnxq.ir import DataType, Graph, Node, Tensor, Use, Value, attribute_value
+from onnxq.ir import DataType, Graph, Node, Tensor, Use, Value, attribute_value, remove_unused
 from onnxq.tune.train.dtypes import to_numpy, to_torch
 from onnxq.tune.train.executor import Executor
 from onnxq.tune.train.operators.quantization import ends_of, offset_of, spread
-from onnxq.tune.train.straight_through import at_least, dequantize, quantize, scaled_gradient
+from onnxq.tune.train.straight_through import (
+    at_least,
+    dequantize,
+    quantize,
+    scaled_gradient,
+    signs,
+)
 
 _LEAST = 1e-3
 """A step never gets smaller than this part of what it was."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integers that a weight may have: from ``low`` to ``high``, or these two alone."""
+
+    low: int
+    high: int
+    is_binary: bool = False
 
 
 class Step(nn.Module):
     """A learned step (Esser et al., 2020): its gradient is multiplied by 1 / sqrt(N Qp).
 
     Attributes:
+        highest: Qp, the largest integer.
         count: N, numbers that share the step; of activations those of one sample, as they pass.
     """
 
     def __init__(self, initial: torch.Tensor, highest: int, count: int = 1) -> None:
         super().__init__()
+        self.highest = highest
         self.count = count
-        self._highest = highest
         self._least: torch.Tensor
         self.register_buffer("_least", initial.detach() * _LEAST)
 
     def forward(self, step: torch.Tensor) -> torch.Tensor:
         """The step that is used, positive whatever the parameter is."""
         positive = at_least(step, self._least)
-        return scaled_gradient(positive, (self.count * self._highest) ** -0.5)
+        return scaled_gradient(positive, (self.count * self.highest) ** -0.5)
 
 
 class _Counter(nn.Module):
@@ -63,10 +80,10 @@ class _Stored(nn.Module):
         scale: Callable[[], torch.Tensor],
         zero_point: torch.Tensor | None,
         axis: tuple[int, int],
-        ends: tuple[int, int],
+        grid: Grid,
     ) -> None:
         super().__init__()
-        self._scale, self._axis, self._ends = scale, axis, ends
+        self._scale, self._axis, self._grid = scale, axis, grid
         self._zero_point: torch.Tensor | None
         self.register_buffer("_zero_point", zero_point)
         self.numbers = nn.Parameter(numbers)
@@ -82,7 +99,10 @@ class _Stored(nn.Module):
                     self.numbers.copy_(before)
 
     def forward(self, integers: torch.Tensor) -> torch.Tensor:
-        return quantize(self.numbers, *self._spread(self.numbers), *self._ends)
+        scale, offset = self._spread(self.numbers)
+        if self._grid.is_binary:
+            return signs(self.numbers, scale, offset)
+        return quantize(self.numbers, scale, offset, self._grid.low, self._grid.high)
 
     def _spread(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
         return _spread(self._scale(), self._zero_point, like, self._axis)
@@ -113,7 +133,7 @@ class QuantizedModule(nn.Module):
         graph: Graph,
         source: Graph | None = None,
         *,
-        weight_ends: tuple[int, int] | None = None,
+        grids: Mapping[str, Grid] | None = None,
         learn_steps: bool = True,
         trainable: Callable[[Value], bool] | None = None,
     ) -> None:
@@ -123,7 +143,8 @@ class QuantizedModule(nn.Module):
             graph: The graph, with types inferred; it is not changed.
             source: The float graph that it was made of. Training begins with its weights where
                 rounding gives the stored integers, and else with what these stand for.
-            weight_ends: Smallest and largest integer of a weight; those of its type if not given.
+            grids: Which integers the weight of a node may have, by its name; those of the type if
+                not given. What is stored in fewer bits behind a Cast is taken as the Cast gives it.
             learn_steps: Whether steps are trained.
             trainable: Which other constants of floats are, too; none if not given.
 
@@ -132,6 +153,7 @@ class QuantizedModule(nn.Module):
         """
         super().__init__()
         self.graph = graph.copy()
+        _widen(self.graph)
         nodes = list(self.graph.nodes())
         self._biases = [n for n in nodes if _stores(n) and _dtype_of(n) is DataType.INT32]
         for node in self._biases:
@@ -154,7 +176,9 @@ class QuantizedModule(nn.Module):
         named = {} if source is None else {n.name: n for n in source.all_nodes() if n.name}
         for node in nodes:
             if _stores(node):
-                self._store(node, _likes(named, node), weight_ends)
+                names = [use.node.name for use in node.output.uses]
+                grid = next((grids[n] for n in names if grids and n in grids), None)
+                self._store(node, _likes(named, node), grid)
 
     def forward(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs by name, as `Executor`'s."""
@@ -195,7 +219,9 @@ class QuantizedModule(nn.Module):
     def _step(self, scale: Value) -> Step:
         readers = [use.node for use in scale.uses]
         dtype = next(d for n in readers if (d := _dtype_of(n)) is not None)
-        step = Step(self.executor.constant(scale), ends_of(dtype)[1])
+        clips = [u.node for n in readers if n.is_op("QuantizeLinear") for u in n.output.uses]
+        highest = [int(c.inputs[2].numpy()) for c in clips if c.is_op("Clip") and c.inputs[2]]
+        step = Step(self.executor.constant(scale), min([ends_of(dtype)[1], *highest]))
         self.executor.hook(scale, step)
         for node in readers:
             if node.is_op("QuantizeLinear"):
@@ -204,19 +230,19 @@ class QuantizedModule(nn.Module):
                 self.executor.hook(source, _Counter(step), [Use(node, 0)])
         return step
 
-    def _store(self, node: Node, likes: Sequence[np.ndarray], ends: tuple[int, int] | None) -> None:
+    def _store(self, node: Node, likes: Sequence[np.ndarray], grid: Grid | None) -> None:
         integers, scale = node.inputs[0], node.inputs[1]
         assert integers is not None and integers.dtype is not None and scale is not None
         axis = (attribute_value(node, "axis") or 0, attribute_value(node, "block_size") or 0)
         zero = node.input(2)
         zero_point = None if zero is None else self.executor.constant(zero).detach().clone()
-        wanted = ends or ends_of(integers.dtype)
+        of_type = Grid(*ends_of(integers.dtype))
 
         def step() -> torch.Tensor:
             return self.scale(scale)
 
         if node in self._biases:
-            wanted, read = ends_of(integers.dtype), _read_with(node)
+            grid, read = None, _read_with(node)
 
             def product() -> torch.Tensor:
                 one, other = (self.scale(value).detach() for value in read)
@@ -227,12 +253,13 @@ class QuantizedModule(nn.Module):
                 self.executor.hook(scale, _Computed(product))
         else:
             step_module = self._steps[scale]
+            step_module.highest = (grid or of_type).high
             step_module.count = integers.numpy().size // max(scale.numpy().size, 1)
         # A bias is what its own scale says, though it is to be another.
         held = self.executor.constant(integers)
         own = self.executor.constant(scale).detach()
         numbers = dequantize(held, *_spread(own, zero_point, held, axis))
-        stored = _Stored(numbers, step, zero_point, axis, wanted)
+        stored = _Stored(numbers, step, zero_point, axis, grid or of_type)
         for like in likes:
             stored.begin(like)
         self._stored[integers] = stored
@@ -244,6 +271,24 @@ def _spread(
 ) -> tuple[torch.Tensor, torch.Tensor | float]:
     """A scale and a zero-point as they go with every element of a tensor."""
     return spread(scale, like, *axis), offset_of(zero_point, like, scale.dtype, *axis)
+
+
+def _widen(graph: Graph) -> None:
+    """Let nodes read stored integers in the type that a Cast makes of them."""
+    for node in list(graph.nodes()):
+        source = node.input(0)
+        readers = [use.node for value in node.outputs if value for use in value.uses]
+        if (
+            node.is_op("Cast")
+            and source is not None
+            and source.is_constant
+            and all(reader.is_op("DequantizeLinear") for reader in readers)
+        ):
+            dtype = node.output.dtype
+            assert dtype is not None
+            numbers = source.numpy().astype(dtype.numpy)
+            graph.replace_uses(node.output, graph.constant(numbers, source.name))
+            remove_unused(graph, [node])
 
 
 def _stores(node: Node) -> bool:

@@ -7,11 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_FURTHEST = 3.0
+
 
 class _Round(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class _Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.where(x < 0, -1.0, 1.0).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -72,6 +84,15 @@ def quantize(x: Tensor, scale: Tensor, offset: Tensor | float, low: int, high: i
     """
     ends: tuple[Any, Any] = (low - offset, high - offset)
     steps = round_through(torch.clamp(x / scale, *ends))
+    return steps if _is_zero(offset) else steps + offset
+
+
+def signs(x: Tensor, scale: Tensor, offset: Tensor | float) -> Tensor:
+    """The integers of binary numbers: one below the zero-point and one above, 0 is above.
+
+    Gradients pass up to `_FURTHEST` steps from 0, beyond which a number would hardly come back.
+    """
+    steps: Tensor = _Sign.apply(torch.clamp(x / scale, -_FURTHEST, _FURTHEST))
     return steps if _is_zero(offset) else steps + offset
 
 

@@ -8,18 +8,20 @@ import pytest
 torch = pytest.importorskip("torch", reason='needs torch: pip install "onnxq[train]"')
 
 from onnxq.ir import DataType, Graph, Tensor, infer_types, load, to_proto
+from onnxq.passes.notes import node_name
 from onnxq.passes.static.placement import place
 from onnxq.quant import value_range
 from onnxq.runtime import Session
 from onnxq.targets import load_target
 from onnxq.tune.train.executor import Executor
-from onnxq.tune.train.quantized import QuantizedModule, Step
+from onnxq.tune.train.quantized import Grid, QuantizedModule, Step
+from onnxq.tune.train.straight_through import dequantize, signs
 from tests.helpers import Feeds, random_feeds, run
 from tests.networks import chain
 from tests.quantization import observed_bounds, quantized
 
 TARGET = load_target("cpu-x64")
-ENDS = tuple(int(end) for end in value_range(TARGET.weight_format, TARGET.weight_scheme))
+GRID = Grid(*(int(end) for end in value_range(TARGET.weight_format, TARGET.weight_scheme)))
 
 
 def quantized_pair(graph: Graph, feeds: Feeds) -> tuple[Graph, Graph]:
@@ -28,6 +30,12 @@ def quantized_pair(graph: Graph, feeds: Feeds) -> tuple[Graph, Graph]:
         if not node.name:
             graph.rename_node(node, f"node{number}")
     return graph, quantized(graph, observed_bounds(graph, feeds))
+
+
+def module_of(after: Graph, source: Graph) -> QuantizedModule:
+    """The module of a pair, with the integers that weights have on the target."""
+    grids = dict.fromkeys(map(node_name, source.nodes()), GRID)
+    return QuantizedModule(after, source, grids=grids)
 
 
 def tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
@@ -50,7 +58,9 @@ def test_untrained_it_computes_what_the_quantized_model_does(name: str) -> None:
     infer_types(graph)
     feeds = random_feeds(graph, other_dims=8)
     source, after = quantized_pair(graph, feeds)
-    module = QuantizedModule(after, source, weight_ends=ENDS)
+    module = QuantizedModule(
+        after, source, grids=dict.fromkeys(map(node_name, source.nodes()), GRID)
+    )
     found = module(tensors(feeds))
     wanted = run(after, feeds)
     for output, array in wanted.items():
@@ -66,7 +76,9 @@ def test_training_lowers_the_loss_and_the_model_agrees() -> None:
     fed = tensors(feeds)
     with torch.no_grad():
         target = Executor(source)(fed)["y"].roll(1, 0)
-    module = QuantizedModule(after, source, weight_ends=ENDS)
+    module = QuantizedModule(
+        after, source, grids=dict.fromkeys(map(node_name, source.nodes()), GRID)
+    )
     before = module.emitted()
     steps = {id(step) for step in module.steps}
     others = [p for p in module.parameters() if id(p) not in steps]
@@ -101,7 +113,9 @@ def test_a_step_counts_what_shares_it() -> None:
     graph = chain(depth=2)
     feeds = random_feeds(graph, other_dims=3)
     source, after = quantized_pair(graph, feeds)
-    module = QuantizedModule(after, source, weight_ends=ENDS)
+    module = QuantizedModule(
+        after, source, grids=dict.fromkeys(map(node_name, source.nodes()), GRID)
+    )
     module(tensors(feeds))
     counts = {value.name: step.count for value, step in module._steps.items()}
     # 2 channels of 6 x 6 pixels are fed; each channel of the first weight has 2 x 3 x 3 numbers.
@@ -113,13 +127,17 @@ def test_training_begins_with_the_float_weights_that_were_rounded() -> None:
     graph = chain(depth=2)
     feeds = random_feeds(graph, other_dims=3)
     source, after = quantized_pair(graph, feeds)
-    begun = QuantizedModule(after, source, weight_ends=ENDS)
+    begun = QuantizedModule(
+        after, source, grids=dict.fromkeys(map(node_name, source.nodes()), GRID)
+    )
     weight = source.values["w0"].numpy()
     starts = {v.name: s.numbers.detach().numpy() for v, s in begun._stored.items()}
     np.testing.assert_array_equal(starts["w0_q"], weight)
     # Rounded otherwise, as by a tuner, they stay where they are.
     after.values["w0_q"].data = Tensor(after.values["w0_q"].numpy()[::-1].copy())
-    other = QuantizedModule(after, source, weight_ends=ENDS)
+    other = QuantizedModule(
+        after, source, grids=dict.fromkeys(map(node_name, source.nodes()), GRID)
+    )
     starts = {v.name: s.numbers.detach().numpy() for v, s in other._stored.items()}
     assert (starts["w0_q"] != weight).any()
     for name, data in {v.name: v.numpy() for v in other.emitted().initializers()}.items():
@@ -138,7 +156,9 @@ def test_a_bias_keeps_its_numbers_when_its_weight_has_another_step() -> None:
     weight = bias.output.uses[0].node.inputs[1].producer
     before = bias.inputs[0].numpy() * bias.inputs[1].numpy()
     after.set_constant(weight, 1, 2 * weight.inputs[1].numpy())
-    emitted = QuantizedModule(after, source, weight_ends=ENDS).emitted()
+    emitted = QuantizedModule(
+        after, source, grids=dict.fromkeys(map(node_name, source.nodes()), GRID)
+    ).emitted()
     integers, scale = (emitted.values[v.name].numpy() for v in bias.inputs[:2])
     np.testing.assert_allclose(integers * scale, before, atol=scale.max())
     assert (integers != bias.inputs[0].numpy()).any()
@@ -148,6 +168,40 @@ def test_placement_is_that_of_the_target() -> None:
     graph = chain()
     feeds = random_feeds(graph, other_dims=4)
     source, after = quantized_pair(graph, feeds)
-    emitted = QuantizedModule(after, source, weight_ends=ENDS).emitted()
+    emitted = QuantizedModule(
+        after, source, grids=dict.fromkeys(map(node_name, source.nodes()), GRID)
+    ).emitted()
     assert [n.op_type for n in emitted.nodes()] == [n.op_type for n in after.nodes()]
     assert place(source, TARGET).nodes
+
+
+def test_binary_weights_have_signs_and_pass_gradients_nearby() -> None:
+    x = torch.tensor([-4.0, -0.2, 0.0, 0.7, 9.0], requires_grad=True)
+    scale = torch.tensor(0.5, requires_grad=True)
+    held = dequantize(signs(x, scale, 0.0), scale, 0.0)
+    np.testing.assert_array_equal(held.detach().numpy(), [-0.5, -0.5, 0.5, 0.5, 0.5])
+    held.sum().backward()
+    # Numbers further than three steps from 0 stay where they are.
+    np.testing.assert_array_equal(x.grad.numpy(), [0, 1, 1, 1, 0])
+    shifted = signs(torch.tensor([-1.0, 1.0]), torch.tensor(1.0), 1.0)
+    np.testing.assert_array_equal(shifted.numpy(), [0, 2])
+
+
+def test_integers_behind_a_cast_train_as_the_bytes_that_it_gives() -> None:
+    graph = chain()
+    feeds = random_feeds(graph, other_dims=4)
+    source, after = quantized_pair(graph, feeds)
+    stored = after.values["w1_q"]
+    narrow = np.clip(stored.numpy(), -2, 1)
+    stored.data = Tensor(narrow)
+    wanted = module_of(after, source)
+    cast = after.add("Cast", [after.constant(narrow.astype(np.int16), "few")], {"to": 3})
+    infer_types(after)
+    (use,) = stored.uses
+    use.node.set_input(0, cast.output)
+    infer_types(after)
+    found = module_of(after, source)
+    fed = tensors(feeds)
+    with torch.no_grad():
+        np.testing.assert_array_equal(found(fed)["y"].numpy(), wanted(fed)["y"].numpy())
+    assert not any(n.is_op("Cast") for n in found.emitted().nodes())

@@ -22,6 +22,7 @@ from onnxq.plan import Plan
 from onnxq.runtime import Session
 from onnxq.tune.train import fitting
 from onnxq.tune.train.executor import Executor
+from onnxq.tune.train.quantized import QuantizedModule
 from onnxq.tune.train.samples import augmenting
 from onnxq.tune.train.schedules import factor
 from onnxq.tune.train.trainer import Trainer
@@ -60,6 +61,18 @@ def trained(graph: Graph, data: dict[str, np.ndarray], **options: object) -> Opt
     return train(to_proto(graph).SerializeToString(), data, **given)  # type: ignore[arg-type]
 
 
+def record(monkeypatch: pytest.MonkeyPatch) -> list[QuantizedModule]:
+    """The modules that are trained from here on."""
+    modules: list[QuantizedModule] = []
+
+    def kept(*arguments: Any, **named: Any) -> QuantizedModule:
+        modules.append(QuantizedModule(*arguments, **named))
+        return modules[-1]
+
+    monkeypatch.setattr(fitting, "QuantizedModule", kept)
+    return modules
+
+
 def test_the_plan_makes_the_same_bytes_and_holds_what_was_learned(
     network: Graph, data: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
@@ -82,14 +95,7 @@ def test_the_plan_makes_the_same_bytes_and_holds_what_was_learned(
 def test_the_model_computes_what_was_trained(
     network: Graph, data: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    modules = []
-    module = fitting.QuantizedModule
-
-    def kept(*arguments: object, **named: object) -> object:
-        modules.append(module(*arguments, **named))
-        return modules[-1]
-
-    monkeypatch.setattr(fitting, "QuantizedModule", kept)
+    modules = record(monkeypatch)
     found = trained(network, data, lr=3e-3, held_out=0.3)
     assert found.report.training is not None and found.report.training.best > 0
     given = {"x": data["x"][:32]}
@@ -106,6 +112,28 @@ def test_the_model_computes_what_was_trained(
     assert len(shared) > 8
     for name in shared:
         np.testing.assert_allclose(emitted[name], scales[name], rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("bits", ["w4a4", "w3a8", "w2a2", "ternary", "binary", "binary-a1"])
+def test_few_bits(
+    bits: str, network: Graph, data: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = record(monkeypatch)
+    found = trained(network, data, bits=bits, lr=3e-3, epochs=3, held_out=0.3)
+    facts = found.report.training
+    assert facts is not None and facts.best > 0
+    given = {"x": data["x"][:32]}
+    with torch.no_grad():
+        wanted = modules[0]({"x": torch.from_numpy(given["x"])})["y"].numpy()
+    made = Session(to_proto(found.graph), optimization="none").run(given)["y"]
+    error, largest = np.abs(made - wanted), np.abs(wanted).max()
+    assert (error > 1e-3 * largest).mean() < 0.1
+    kinds = {"2": 4, "3": 8, "4": 16, "t": 3, "b": 2}
+    weights = [t["values"] for n, t in found.plan.tuned.items() if n in ("conv1", "conv2")]
+    assert len(weights) == 2
+    for values in weights:
+        assert len(np.unique(values)) <= kinds[bits[1] if bits[0] == "w" else bits[0]]
+    assert max(len(np.unique(t["values"])) for t in found.plan.tuned.values()) > 16
 
 
 def test_steps_stay_without_lsq(network: Graph, data: dict[str, np.ndarray]) -> None:
