@@ -92,7 +92,8 @@ class Awq(Transformation):
         self, subject: Subject
     ) -> Iterator[tuple[ChannelGroup, list[tuple[Consumer, WeightMatrix]]]]:
         """Groups, and their consumers in few bits."""
-        return each_once(subject.groups.folded.values(), lambda c: _matrix(c, subject))
+        groups = subject.groups.folded.values()
+        return each_once(groups, lambda c: (c, m) if (m := _matrix(c, subject)) else None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,19 +21,22 @@ Found = TypeVar("Found")
 
 
 def each_once(
-    groups: Iterable[ChannelGroup], wanted: Callable[[Consumer], Found | None]
-) -> Iterator[tuple[ChannelGroup, list[tuple[Consumer, Found]]]]:
-    """Groups with the consumers that are wanted, each with what is found of it, in one group only.
+    groups: Iterable[ChannelGroup],
+    wanted: Callable[[Consumer], Found | None],
+    is_worth: Callable[[ChannelGroup, list[Found]], bool] = lambda _, __: True,
+) -> Iterator[tuple[ChannelGroup, list[Found]]]:
+    """Groups with what is found of the consumers that are wanted, each consumer in one group only.
 
-    Groups of fewer tensors come first: the vector of a Mul before the product in front of it.
+    Groups of fewer tensors come first: the vector of a Mul before the product in front of it; those
+    that need a Mul put in come last.
     """
     taken: set[Node] = set()
-    for group in sorted(groups, key=lambda group: len(group.changed)):
-        own = [(c, found) for c in group.consumers if (found := wanted(c)) is not None]
-        nodes = {consumer.node for consumer, _ in own}
-        if own and not nodes & taken:
-            taken |= nodes
-            yield group, own
+    for group in sorted(groups, key=lambda group: (group.producer is None, len(group.changed))):
+        own = {c.node: found for c in group.consumers if (found := wanted(c)) is not None}
+        all_found = [*own.values()]
+        if own and not own.keys() & taken and is_worth(group, all_found):
+            taken |= own.keys()
+            yield group, all_found
 
 
 def largest(

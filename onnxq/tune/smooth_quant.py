@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.ir import Node
 from onnxq.needs import ChannelsOf, Need, RowsOf
 from onnxq.observe import Observations
 from onnxq.passes.channels.groups import ChannelGroup, Consumer
-from onnxq.passes.channels.labels import NO_CHANNEL
 from onnxq.passes.notes import node_name
 from onnxq.quant import INT8, fake_quantize, qparams_from_range, weight_qparams
 from onnxq.targets import Target
+from onnxq.tune.migration import (
+    Floats,
+    Noise,
+    each_once,
+    gain_db,
+    halves,
+    largest,
+    own_factors,
+)
 from onnxq.tune.transformation import Change, Subject, Transformation
-
-_Floats = npt.NDArray[np.float32]
 
 _STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _NEAR = 0.15
@@ -100,19 +105,11 @@ class SmoothQuant(Transformation):
         return changes
 
     def _groups(self, subject: Subject) -> Iterator[tuple[ChannelGroup, list[Consumer]]]:
-        """Groups, and their consumers that are to be in 8 bits; each consumer in one group only.
-
-        Groups of fewer tensors come first: the vector of a Mul before the product in front of it.
-        """
-        taken: set[Node] = set()
-        found = sorted(subject.groups.folded.values(), key=lambda group: len(group.changed))
-        for group in (*found, *(subject.groups.inserted.values() if self.insert else ())):
-            own = [c for c in group.consumers if _is_wanted(c, subject)]
-            nodes = {c.node for c in own}
-            if not own or nodes & taken or not _is_worth(group, own, subject.target):
-                continue
-            taken |= nodes
-            yield group, own
+        """Groups, and their consumers that are to be in 8 bits."""
+        groups, target = subject.groups, subject.target
+        inserted = groups.inserted.values() if self.insert else ()
+        wanted = partial(_wanted, subject=subject)
+        return each_once((*groups.folded.values(), *inserted), wanted, partial(_is_worth, target))
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,17 +128,17 @@ class _Product:
     """
 
     channels: npt.NDArray[np.int32]
-    rows: _Floats
-    low: _Floats
-    high: _Floats
-    weight: _Floats
-    exact: _Floats
-    magnitude: _Floats
+    rows: Floats
+    low: Floats
+    high: Floats
+    weight: Floats
+    exact: Floats
+    magnitude: Floats
     target: Target
 
-    def noise(self, factors: _Floats) -> npt.NDArray[np.float64]:
+    def noise(self, factors: Floats) -> Noise:
         """Relative squared error of what it gives, for the rows fitted to and for the others."""
-        own = np.where(self.channels == NO_CHANNEL, np.float32(1), factors[self.channels])
+        own = own_factors(self.channels, factors)
         format = self.target.activation_format_of(8)
         low, high = -float((self.low / own).max()), float((self.high / own).max())
         range_ = qparams_from_range(low, high, format, self.target.scheme_of(format))
@@ -149,23 +146,19 @@ class _Product:
         granularity = self.target.weight_granularity(1)
         scales = weight_qparams(weight, INT8, self.target.weight_scheme, granularity)
         given = fake_quantize(self.rows / own, range_) @ fake_quantize(weight, scales)
-        error, power = (
-            np.square(n).sum(axis=1, dtype=np.float64) for n in (given - self.exact, self.exact)
-        )
-        half = len(error) // 2
-        parts = slice(half), slice(half, None)
-        return np.array([error[p].sum() / max(power[p].sum(), 1e-30) for p in parts])
+        return halves(given - self.exact, self.exact)
 
 
-def _is_wanted(consumer: Consumer, subject: Subject) -> bool:
-    """Whether a product may get both activations and weights in 8-bit integers."""
+def _wanted(consumer: Consumer, subject: Subject) -> Consumer | None:
+    """A product that may get both activations and weights in 8-bit integers."""
     precisions = subject.precisions.get(node_name(consumer.node), ())
-    return consumer.node.is_op("MatMul", "Gemm") and any(
+    is_wanted = consumer.node.is_op("MatMul", "Gemm") and any(
         p.activation_bits == p.weight_bits == 8 for p in precisions
     )
+    return consumer if is_wanted else None
 
 
-def _is_worth(group: ChannelGroup, own: Sequence[Consumer], target: Target) -> bool:
+def _is_worth(target: Target, group: ChannelGroup, own: Sequence[Consumer]) -> bool:
     """Whether scaling a group can cost nothing that is not looked at."""
     if group.producer is None:
         return not target.everything and sum(map(_outputs, own)) >= _FEWEST_OUTPUTS
@@ -179,7 +172,7 @@ def _needs(consumer: Consumer) -> tuple[RowsOf, ChannelsOf]:
     return RowsOf(name, _ROWS), ChannelsOf(name, consumer.axis)
 
 
-def _weight(consumer: Consumer) -> _Floats:
+def _weight(consumer: Consumer) -> Floats:
     """The weight with a row for each input channel."""
     value = consumer.node.input(1)
     assert value is not None
@@ -212,20 +205,20 @@ def _product(consumer: Consumer, observations: Observations, target: Target) -> 
     )
 
 
-def _fitted(group: ChannelGroup, products: Sequence[_Product]) -> tuple[_Floats, float]:
+def _fitted(group: ChannelGroup, products: Sequence[_Product]) -> tuple[Floats, float]:
     """Factors of the least error on some rows, and the gain in dB on the others."""
     plain = np.ones(group.size, np.float32)
     if not products:
         return plain, 0.0
     low, high, weights = (
-        _largest(group, [(p.channels, getattr(p, name)) for p in products])
+        largest(group, [(p.channels, getattr(p, name)) for p in products])
         for name in ("low", "high", "magnitude")
     )
     if low.max() > high.max():
         low, high = high, low
     weights = _floored(weights)
 
-    def smoothing(strength: float, share: float) -> tuple[_Floats, npt.NDArray[np.float64]]:
+    def smoothing(strength: float, share: float) -> tuple[Floats, Noise]:
         """Equation 4, with a geometric mean of 1, and the noise with it."""
         activations = _floored(np.maximum(low / share, high))
         found = strength * np.log(activations) - (1 - strength) * np.log(weights)
@@ -233,7 +226,7 @@ def _fitted(group: ChannelGroup, products: Sequence[_Product]) -> tuple[_Floats,
         factors = np.where(group.free, factors, 1).astype(np.float32)
         return factors, noise(factors)
 
-    def noise(factors: _Floats) -> npt.NDArray[np.float64]:
+    def noise(factors: Floats) -> Noise:
         return np.asarray(np.sum([product.noise(factors) for product in products], axis=0))
 
     before = noise(plain)
@@ -249,20 +242,8 @@ def _fitted(group: ChannelGroup, products: Sequence[_Product]) -> tuple[_Floats,
     try_all(_STRENGTHS, (1.0,))
     try_all(best[:1], _SHARES)
     try_all([a for a in _STRENGTHS if 0 < abs(a - best[0]) < _NEAR], best[1:])
-    gained = before[1] > 0 and after[1] > 0
-    return factors, 10 * math.log10(before[1] / after[1]) if gained else 0.0
+    return factors, gain_db(before, after)
 
 
-def _largest(
-    group: ChannelGroup, numbers: Sequence[tuple[npt.NDArray[np.int32], _Floats]]
-) -> _Floats:
-    """The largest of all products' numbers for each channel of a group."""
-    found = np.zeros(group.size, np.float32)
-    for channels, own in numbers:
-        known = channels != NO_CHANNEL
-        np.maximum.at(found, channels[known], own[known])
-    return found
-
-
-def _floored(numbers: _Floats) -> _Floats:
+def _floored(numbers: Floats) -> Floats:
     return np.maximum(numbers, _FLOOR * max(float(numbers.mean()), 1e-30))
