@@ -17,6 +17,7 @@ from onnxq.passes.notes import node_name
 from onnxq.quant import QParams, fake_quantize, weight_qparams
 from onnxq.tune.layer import Layer
 from onnxq.tune.migration import (
+    FEWEST_ROWS,
     Floats,
     Noise,
     each_once,
@@ -77,11 +78,10 @@ class Awq(Transformation):
         """See `Transformation`."""
         changes = []
         for group, own in self._groups(subject):
-            products = [
-                product
-                for consumer, matrix in own
-                if (product := _product(consumer, matrix, observations)) is not None
-            ]
+            found = [_product(consumer, matrix, observations) for consumer, matrix in own]
+            products = [product for product in found if product is not None]
+            if len(products) < len(found):
+                continue
             factors, gain = _fitted(group, products)
             if gain >= _LEAST_DB:
                 name = group.tensor.name
@@ -146,7 +146,9 @@ def _product(
     consumer: Consumer, matrix: WeightMatrix, observations: Observations
 ) -> _Product | None:
     rows, channels = map(observations.get, _needs(consumer))
-    if rows is None or channels is None or not np.isfinite(channels.magnitude).all():
+    if rows is None or channels is None or len(rows.rows) < FEWEST_ROWS:
+        return None
+    if not np.isfinite(channels.magnitude).all():
         return None
     (weight,) = matrix.matrices(matrix.numbers())
     return _Product(
@@ -167,8 +169,6 @@ def _fitted(group: ChannelGroup, products: Sequence[_Product]) -> tuple[Floats, 
     def noise(factors: Floats) -> Noise:
         return np.asarray(np.sum([product.noise(factors) for product in products], axis=0))
 
-    if not products:
-        return plain, 0.0
     before = noise(plain)
     factors, after = plain, before
     for strength in _STRENGTHS:

@@ -18,6 +18,7 @@ from onnxq.passes.notes import node_name
 from onnxq.quant import INT8, fake_quantize, qparams_from_range, weight_qparams
 from onnxq.targets import Target
 from onnxq.tune.migration import (
+    FEWEST_ROWS,
     Floats,
     Noise,
     each_once,
@@ -93,11 +94,10 @@ class SmoothQuant(Transformation):
         """See `Transformation`."""
         changes = []
         for group, consumers in self._groups(subject):
-            products = [
-                product
-                for consumer in consumers
-                if (product := _product(consumer, observations, subject.target)) is not None
-            ]
+            found = [_product(consumer, observations, subject.target) for consumer in consumers]
+            products = [product for product in found if product is not None]
+            if len(products) < len(found):
+                continue
             factors, gain = _fitted(group, products)
             if gain >= (_LEAST_DB if group.producer else _LEAST_INSERTED_DB):
                 name = group.tensor.name
@@ -186,7 +186,9 @@ def _outputs(consumer: Consumer) -> int:
 
 def _product(consumer: Consumer, observations: Observations, target: Target) -> _Product | None:
     rows, channels = map(observations.get, _needs(consumer))
-    if rows is None or channels is None or not np.isfinite(channels.absmax).all():
+    if rows is None or channels is None or len(rows.rows) < FEWEST_ROWS:
+        return None
+    if not np.isfinite(channels.absmax).all():
         return None
     weight, drawn = _weight(consumer), np.asarray(rows.rows[:_ROWS])
     low, high = np.maximum(-drawn.min(axis=0), 0), np.maximum(drawn.max(axis=0), 0)
@@ -208,8 +210,6 @@ def _product(consumer: Consumer, observations: Observations, target: Target) -> 
 def _fitted(group: ChannelGroup, products: Sequence[_Product]) -> tuple[Floats, float]:
     """Factors of the least error on some rows, and the gain in dB on the others."""
     plain = np.ones(group.size, np.float32)
-    if not products:
-        return plain, 0.0
     low, high, weights = (
         largest(group, [(p.channels, getattr(p, name)) for p in products])
         for name in ("low", "high", "magnitude")

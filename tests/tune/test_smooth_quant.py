@@ -114,6 +114,13 @@ def test_a_mul_is_put_in_where_it_gains_much_and_costs_little() -> None:
     assert SmoothQuant().refusal(subject(few)), "the Mul would take a good part of the time"
 
 
+def test_a_few_rows_show_nothing() -> None:
+    given = subject(network())
+    data = read(samples(10), Session(to_proto(given.graph)).inputs)
+    seen = observe(given.graph, data, SmoothQuant().needs(given), threads=1)
+    assert not SmoothQuant().transform(given, seen)
+
+
 @pytest.mark.parametrize("text", ["int4-weight", "float16", "int16-act", "int8-weight"])
 def test_it_is_for_products_in_8_bit_integers(text: str) -> None:
     assert SmoothQuant().refusal(subject(network(), text)) == (
