@@ -100,7 +100,7 @@ class Lesson:
             InputError: see `Trainer.run` and `Checkpoints`.
         """
         options = self._options
-        module = QuantizedModule(quantized, self._source, grids=_grids(precisions, target))
+        module = QuantizedModule(quantized, self._source, grids=grids(precisions, target))
         places = Places(module, self._source, placed, target, learn_steps=options.method != "ste")
         objective = self._objective(module, heads)
         self.teacher.to(self._device)
@@ -127,7 +127,7 @@ class Lesson:
         return Objective(options.loss, teacher, heads, taps, options.features)
 
 
-def _grids(precisions: Mapping[str, str], target: Target) -> dict[str, Grid]:
+def grids(precisions: Mapping[str, str], target: Target) -> dict[str, Grid]:
     """The integers that the weights of nodes may have."""
     found = {}
     for name, text in precisions.items():

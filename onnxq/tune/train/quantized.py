@@ -29,6 +29,10 @@ _LEAST = 1e-3
 """A step never gets smaller than this part of what it was."""
 
 
+_SOFTEST, _SHARPEST = 0.1, 10.0
+"""Slope of what stands in for signs at the beginning and the end of training (Qin et al., 2020)."""
+
+
 @dataclass(frozen=True)
 class Grid:
     """The integers that a weight may have: from ``low`` to ``high``, or these two alone."""
@@ -42,7 +46,7 @@ class Step(nn.Module):
     """A learned step (Esser et al., 2020): its gradient is multiplied by 1 / sqrt(N Qp).
 
     Attributes:
-        highest: Qp, the largest integer.
+        highest: Qp, the steps from 0 to the largest number.
         count: N, numbers that share the step; of activations those of one sample, as they pass.
     """
 
@@ -84,6 +88,7 @@ class _Stored(nn.Module):
     ) -> None:
         super().__init__()
         self._scale, self._axis, self._grid = scale, axis, grid
+        self.slope = _SOFTEST
         self._zero_point: torch.Tensor | None
         self.register_buffer("_zero_point", zero_point)
         self.numbers = nn.Parameter(numbers)
@@ -101,7 +106,7 @@ class _Stored(nn.Module):
     def forward(self, integers: torch.Tensor) -> torch.Tensor:
         scale, offset = self._spread(self.numbers)
         if self._grid.is_binary:
-            return signs(self.numbers, scale, offset)
+            return signs(self.numbers, scale, offset, self.slope)
         return quantize(self.numbers, scale, offset, self._grid.low, self._grid.high)
 
     def _spread(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
@@ -184,6 +189,11 @@ class QuantizedModule(nn.Module):
         """The outputs by name, as `Executor`'s."""
         return self.executor(feeds)
 
+    def progress(self, done: float) -> None:
+        """Tell what sharpens during training how much of it is done, from 0 to 1."""
+        for stored in self._stored.values():
+            stored.slope = _SOFTEST * (_SHARPEST / _SOFTEST) ** done
+
     @property
     def steps(self) -> list[nn.Parameter]:
         """The parameters that are steps: they bear a smaller learning rate than weights."""
@@ -220,8 +230,11 @@ class QuantizedModule(nn.Module):
         readers = [use.node for use in scale.uses]
         dtype = next(d for n in readers if (d := _dtype_of(n)) is not None)
         clips = [u.node for n in readers if n.is_op("QuantizeLinear") for u in n.output.uses]
-        highest = [int(c.inputs[2].numpy()) for c in clips if c.is_op("Clip") and c.inputs[2]]
-        step = Step(self.executor.constant(scale), min([ends_of(dtype)[1], *highest]))
+        ends = [int(c.inputs[2].numpy()) for c in clips if c.is_op("Clip") and c.inputs[2]]
+        zeros = [n.inputs[2] for n in readers if n.is_op("QuantizeLinear") and n.input(2)]
+        middle = max((int(z.numpy().max()) for z in zeros if z and z.is_constant), default=0)
+        highest = max(min([ends_of(dtype)[1], *ends]) - middle, 1)
+        step = Step(self.executor.constant(scale), highest)
         self.executor.hook(scale, step)
         for node in readers:
             if node.is_op("QuantizeLinear"):

@@ -18,6 +18,7 @@ from onnxq.errors import InputError
 from onnxq.progress import Progress
 from onnxq.tune.train.checkpoints import Checkpoints, State
 from onnxq.tune.train.objectives import Objective, evaluating
+from onnxq.tune.train.quantized import QuantizedModule
 from onnxq.tune.train.samples import Augment, Samples
 from onnxq.tune.train.schedules import factor
 from onnxq.tune.training import EpochFacts, TrainingFacts, TrainOptions
@@ -185,6 +186,8 @@ class Trainer:
         """One update, none where the loss is not finite; gives its mean loss and its samples."""
         options = self._options
         rate = self._rate(step, per_epoch)
+        if isinstance(self._module, QuantizedModule):
+            self._module.progress(step / (options.epochs * per_epoch))
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._module.train()

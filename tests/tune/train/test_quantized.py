@@ -121,6 +121,10 @@ def test_a_step_counts_what_shares_it() -> None:
     # 2 channels of 6 x 6 pixels are fed; each channel of the first weight has 2 x 3 x 3 numbers.
     assert counts["x_scale"] == 72
     assert counts["w0_scale"] == 18
+    # Qp is what is left above the zero-point.
+    zero = int(after.values["x_zero_point"].numpy())
+    assert 100 < zero < 156
+    assert module._steps[module.graph.values["x_scale"]].highest == 255 - zero
 
 
 def test_training_begins_with_the_float_weights_that_were_rounded() -> None:
@@ -175,16 +179,32 @@ def test_placement_is_that_of_the_target() -> None:
     assert place(source, TARGET).nodes
 
 
-def test_binary_weights_have_signs_and_pass_gradients_nearby() -> None:
-    x = torch.tensor([-4.0, -0.2, 0.0, 0.7, 9.0], requires_grad=True)
-    scale = torch.tensor(0.5, requires_grad=True)
-    held = dequantize(signs(x, scale, 0.0), scale, 0.0)
-    np.testing.assert_array_equal(held.detach().numpy(), [-0.5, -0.5, 0.5, 0.5, 0.5])
-    held.sum().backward()
-    # Numbers further than three steps from 0 stay where they are.
-    np.testing.assert_array_equal(x.grad.numpy(), [0, 1, 1, 1, 0])
-    shifted = signs(torch.tensor([-1.0, 1.0]), torch.tensor(1.0), 1.0)
-    np.testing.assert_array_equal(shifted.numpy(), [0, 2])
+@pytest.mark.parametrize("slope", [0.1, 1.0, 10.0])
+def test_binary_weights_have_signs_and_the_gradient_of_ir_net(slope: float) -> None:
+    given = np.array([-4.0, -0.2, 0.0, 0.7, 9.0])
+    x = torch.tensor(given, requires_grad=True)
+    scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    held = dequantize(signs(x, scale, 0.0, slope), scale, 0.0)
+    wanted = np.array([-0.5, -0.5, 0.5, 0.5, 0.5])
+    np.testing.assert_allclose(held.detach().numpy(), wanted, rtol=1e-12)
+    weight = np.array([1.0, 2.0, -1.0, 0.5, 3.0])
+    (held * torch.tensor(weight)).sum().backward()
+    estimated = max(1 / slope, 1) * slope * (1 - np.tanh(slope * given / 0.5) ** 2)
+    np.testing.assert_allclose(x.grad.numpy(), weight * estimated, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(scale.grad.item(), (weight * np.sign(wanted)).sum(), rtol=1e-12)
+    shifted = signs(torch.tensor([-1.0, 1.0]), torch.tensor(1.0), 1.0, slope)
+    np.testing.assert_allclose(shifted.numpy(), [0, 2], atol=1e-6)
+
+
+def test_progress_sharpens_what_stands_in_for_signs() -> None:
+    graph = chain(depth=2)
+    source, after = quantized_pair(graph, random_feeds(graph, other_dims=3))
+    module = module_of(after, source)
+    slopes = []
+    for done in (0.0, 0.5, 1.0):
+        module.progress(done)
+        slopes += sorted({stored.slope for stored in module._stored.values()})
+    np.testing.assert_allclose(slopes, [0.1, 1.0, 10.0])
 
 
 def test_integers_behind_a_cast_train_as_the_bytes_that_it_gives() -> None:
