@@ -154,7 +154,7 @@ def test_what_a_tuner_computed_lies_beside_the_plan(model: Path, tmp_path: Path)
     made = optimize(model, DATA, recipe="int2-weight", output=out, plan_output=plan, **ANYTHING)
     beside = tmp_path / "p.safetensors"
     methods = {node.name: node.method for node in made.plan.nodes}
-    assert methods.keys() == {"conv", "gemm", "matmul"} and methods["gemm"] == "gptq"
+    assert methods.keys() == {"conv", "gemm", "matmul"} and methods["gemm"] == "learned-rounding"
     saved = Plan.load(plan)
     assert saved.to_toml() == made.plan.to_toml()
     assert set(saved.tuned) == {"conv", "gemm", "matmul"}

@@ -14,6 +14,6 @@ class Int2Weight(StoredWeights):
     description: ClassVar[str] = "weights in 2-bit integers, 64 to a scale of least squared error"
     format: ClassVar[str] = "int2"
     weight_bits: ClassVar[float] = 2
-    tuners: ClassVar[tuple[str, ...]] = ("gptq", "weighted-mse", "mse")
+    tuners: ClassVar[tuple[str, ...]] = ("learned-rounding", "weighted-mse", "mse")
 
     block_size: int = 64

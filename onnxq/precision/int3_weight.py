@@ -14,4 +14,4 @@ class Int3Weight(StoredWeights):
     description: ClassVar[str] = "weights in 3-bit integers stored in 4 bits, 32 to a scale"
     format: ClassVar[str] = "int3"
     weight_bits: ClassVar[float] = 4
-    tuners: ClassVar[tuple[str, ...]] = ("gptq", "weighted-mse")
+    tuners: ClassVar[tuple[str, ...]] = ("learned-rounding", "weighted-mse")
