@@ -40,8 +40,9 @@ class GroupOrder(Transformation):
 
     It is no default. Measured on what the feed-forward parts end with: in `int4-weight` with blocks
     of 128 `models/text_lm.onnx` gains 0.3 dB, without losing fewer bits per byte, and 19 of 30 such
-    products of SmolLM2-135M at least 0.2 dB, the median of all 0.3; in `int2-weight` with blocks of
-    32 both 0.15 dB. Sorted by the activations, or by these times the weights, most lose.
+    products of SmolLM2-135M at least 0.2 dB, the median of all 0.3, which makes 0.547 of 0.566 bits
+    per token; in `int2-weight` with blocks of 32 both 0.15 dB. Sorted by the activations,
+    or by these times the weights, most lose.
     """
 
     name: ClassVar[str] = "group-order"
