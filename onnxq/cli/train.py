@@ -34,8 +34,8 @@ TAKES = (
 CHANGES = {
     "--data": {"help": "samples to train on, in the forms that --data of optimize has"},
     "--method": {
-        "choices": ("lsq", "ste"),
-        "help": "lsq learns the steps, too; ste leaves them as calibrated (default lsq)",
+        "choices": ("lsq", "lsq+", "ste"),
+        "help": "lsq learns the steps, too, lsq+ and zero-points; ste leaves them (default lsq)",
         "dest": "method",
     },
     "--batch-size": {

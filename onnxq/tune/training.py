@@ -9,7 +9,7 @@ from typing import Literal
 from onnxq.errors import InputError
 
 LossKind = Literal["task", "distill", "both"]
-Method = Literal["lsq", "ste"]
+Method = Literal["lsq", "lsq+", "ste"]
 AUGMENTATIONS = ("flip", "crop")
 
 
@@ -18,7 +18,8 @@ class TrainOptions:
     """How a quantized model is trained.
 
     Attributes:
-        method: ``lsq`` learns the steps together with the weights, ``ste`` leaves them as
+        method: ``lsq`` learns the steps together with the weights, ``lsq+`` zero-points of
+            activations, too, where there are values below and above zero, ``ste`` leaves them as
             calibration found them.
         loss: ``task`` takes labels, ``distill`` the float model's outputs, ``both`` the sum.
         features: Weight of the distance from the float model at the tensors that every way through
@@ -110,7 +111,7 @@ _LIMITS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
 )
 
 _CHOICES = {
-    "method": ("lsq", "ste"),
+    "method": ("lsq", "lsq+", "ste"),
     "loss": ("task", "distill", "both"),
     "optimizer": ("adamw", "sgd"),
     "schedule": ("cosine", "one-cycle"),

@@ -20,7 +20,7 @@ from tests.networks import chain, inputs
         ({"warmup": 1.0}, ("warmup", "below 1")),
         ({"held_out": 0.0}, ("held_out",)),
         ({"patience": -1}, ("patience",)),
-        ({"method": "guess"}, ("method", "guess", "lsq, ste")),
+        ({"method": "guess"}, ("method", "guess", "lsq, lsq+, ste")),
         ({"augment": ("turn",)}, ("turn", "flip, crop")),
     ],
 )

@@ -100,7 +100,12 @@ class Lesson:
             InputError: see `Trainer.run` and `Checkpoints`.
         """
         options = self._options
-        module = QuantizedModule(quantized, self._source, grids=grids(precisions, target))
+        module = QuantizedModule(
+            quantized,
+            self._source,
+            grids=grids(precisions, target),
+            learn_offsets=options.method == "lsq+",
+        )
         places = Places(module, self._source, placed, target, learn_steps=options.method != "ste")
         objective = self._objective(module, heads)
         self.teacher.to(self._device)

@@ -93,7 +93,8 @@ class Places:
         for scale, (pair, roots) in self._roots.items():
             with torch.no_grad():
                 step = float(self._module.scale(scale))
-            ends = (step * pair.low, step * pair.high)
+            moved = self._module.moved(scale)
+            ends = (step * (pair.low - moved), step * (pair.high - moved))
             values = [v for v, root in self._placed.roots.items() if root in roots]
             found.update((v.name, ends) for v in (*roots, *values))
         return found
@@ -133,6 +134,10 @@ class Places:
         for scale in scales if learn_steps else ():
             assert scale is not None
             self._module.executor.constant(scale).requires_grad_(True)
+        for scale, (given, _) in self._roots.items() if learn_steps else ():
+            offset = self._module.offset(scale)
+            if offset is not None and not self._target.scheme_of(given.format).symmetric:
+                offset.requires_grad_(True)
 
     def _free_roots(self) -> dict[Value, tuple[_Pair, tuple[Value, ...]]]:
         """By scale, a pair that has it, and the values whose range it follows."""

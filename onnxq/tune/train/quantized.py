@@ -6,7 +6,7 @@ it stores as integers is rounded anew from floats in every pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from onnxq.tune.train.straight_through import (
     at_least,
     dequantize,
     quantize,
+    round_through,
     scaled_gradient,
     signs,
 )
@@ -113,6 +114,22 @@ class _Stored(nn.Module):
         return _spread(self._scale(), self._zero_point, like, self._axis)
 
 
+class _Offset(nn.Module):
+    """A learned zero-point (LSQ+: Bhalgat et al., 2020), rounded in every pass.
+
+    The paper's offset is its negative times the step, so that it is an integer in the model.
+    """
+
+    def __init__(self, initial: int, ends: tuple[int, int]) -> None:
+        super().__init__()
+        self.initial = initial
+        self.zero = nn.Parameter(torch.tensor(float(initial)))
+        self._ends = ends
+
+    def forward(self, zero_point: torch.Tensor) -> torch.Tensor:
+        return round_through(torch.clamp(self.zero, *self._ends)).reshape(zero_point.shape)
+
+
 class _Computed(nn.Module):
     """A constant that is computed of others."""
 
@@ -129,8 +146,8 @@ class QuantizedModule(nn.Module):
 
     Weights and biases behind a DequantizeLinear are parameters in floats, rounded straight-through.
     The steps are parameters, too, with the gradients of LSQ; that of a bias is the product of
-    those of its input and its weight. Zero-points stay. `emitted` gives the model, which computes
-    what the module does but for sums that are rounded in another order.
+    those of its input and its weight. Zero-points stay, or are learned like steps. `emitted` gives
+    the model, which computes what the module does but for sums that are rounded in another order.
     """
 
     def __init__(
@@ -140,6 +157,7 @@ class QuantizedModule(nn.Module):
         *,
         grids: Mapping[str, Grid] | None = None,
         learn_steps: bool = True,
+        learn_offsets: bool = False,
         trainable: Callable[[Value], bool] | None = None,
     ) -> None:
         """Take a quantized graph.
@@ -151,6 +169,8 @@ class QuantizedModule(nn.Module):
             grids: Which integers the weight of a node may have, by its name; those of the type if
                 not given. What is stored in fewer bits behind a Cast is taken as the Cast gives it.
             learn_steps: Whether steps are trained.
+            learn_offsets: Whether zero-points of activations are, too (LSQ+), where they are within
+                the type: at its end, as behind a Relu, runtimes fuse what clips.
             trainable: Which other constants of floats are, too; none if not given.
 
         Raises:
@@ -169,6 +189,8 @@ class QuantizedModule(nn.Module):
             s for n in pairs if (s := n.inputs[1]) and s.is_constant and s not in of_biases
         )
 
+        zeros = _own_zero_points(self.graph, scales) if learn_offsets else {}
+
         def trains(value: Value) -> bool:
             if value in scales:
                 return learn_steps
@@ -176,6 +198,11 @@ class QuantizedModule(nn.Module):
 
         self.executor = Executor(self.graph, trainable=trains)
         self._steps = {s: self._step(s) for s in scales}
+        self._offsets: dict[Value, tuple[Value, _Offset]] = {}
+        for scale, zero in zeros.items():
+            offset = _Offset(int(zero.numpy()), ends_of(zero.dtype or DataType.UINT8))
+            self._offsets[scale] = (zero, offset)
+            self.executor.hook(zero, offset)
         self._stored: dict[Value, _Stored] = {}
         self._computed: dict[Value, Callable[[], torch.Tensor]] = {}
         named = {} if source is None else {n.name: n for n in source.all_nodes() if n.name}
@@ -206,6 +233,17 @@ class QuantizedModule(nn.Module):
             return self._computed[value]()
         return self._steps[value](self.executor.constant(value))
 
+    def offset(self, scale: Value) -> nn.Parameter | None:
+        """The learned zero-point beside a scale; None if it stays."""
+        return self._offsets[scale][1].zero if scale in self._offsets else None
+
+    def moved(self, scale: Value) -> int:
+        """By how much the zero-point beside a scale was changed."""
+        if scale not in self._offsets:
+            return 0
+        zero, offset = self._offsets[scale]
+        return int(offset(self.executor.constant(zero))) - offset.initial
+
     def numbers(self, integers: Value) -> nn.Parameter:
         """The floats that are rounded to what the graph stores."""
         return self._stored[integers].numbers
@@ -222,6 +260,8 @@ class QuantizedModule(nn.Module):
         with torch.no_grad():
             for value in (*self._steps, *self._computed):
                 value.data = Tensor(to_numpy(self.scale(value), value.dtype))
+            for zero, offset in self._offsets.values():
+                zero.data = Tensor(to_numpy(offset(self.executor.constant(zero)), zero.dtype))
         for value in self._stored:
             value.data = Tensor(self.rounded(value))
         return self.graph.copy()
@@ -324,6 +364,25 @@ def _own_scale(node: Node) -> None:
     assert scale is not None and scale.data is not None
     if len(scale.uses) > 1:
         node.set_input(1, node.graph.constant(scale.data, scale.name))
+
+
+def _own_zero_points(graph: Graph, scales: Iterable[Value]) -> dict[Value, Value]:
+    """Zero-points of their own for scales of activations that can have another one, by scale."""
+    found = {}
+    for scale in scales:
+        readers = [use.node for use in scale.uses]
+        zeros = {node.input(2) for node in readers}
+        zero = zeros.pop() if len(zeros) == 1 else None
+        quantizes = any(node.is_op("QuantizeLinear") for node in readers)
+        if zero is None or zero.dtype is None or not quantizes or not zero.is_constant:
+            continue
+        low, high = ends_of(zero.dtype)
+        if zero.numpy().size == 1 and low >= 0 and low < int(zero.numpy()) < high:
+            assert zero.data is not None
+            found[scale] = graph.constant(zero.data, zero.name)
+            for node in readers:
+                node.set_input(2, found[scale])
+    return found
 
 
 def _read_with(bias: Node) -> list[Value]:

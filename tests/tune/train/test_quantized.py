@@ -15,7 +15,7 @@ from onnxq.runtime import Session
 from onnxq.targets import load_target
 from onnxq.tune.train.executor import Executor
 from onnxq.tune.train.quantized import Grid, QuantizedModule, Step
-from onnxq.tune.train.straight_through import dequantize, signs
+from onnxq.tune.train.straight_through import dequantize, quantize, round_through, signs
 from tests.helpers import Feeds, random_feeds, run
 from tests.networks import chain
 from tests.quantization import observed_bounds, quantized
@@ -194,6 +194,46 @@ def test_binary_weights_have_signs_and_the_gradient_of_ir_net(slope: float) -> N
     np.testing.assert_allclose(scale.grad.item(), (weight * np.sign(wanted)).sum(), rtol=1e-12)
     shifted = signs(torch.tensor([-1.0, 1.0]), torch.tensor(1.0), 1.0, slope)
     np.testing.assert_allclose(shifted.numpy(), [0, 2], atol=1e-6)
+
+
+def test_gradients_of_a_learned_zero_point_are_those_of_lsq_plus() -> None:
+    """Bhalgat et al., 2020: the offset's is 1 where a number is clipped; it is -step times zero."""
+    given = np.random.default_rng(0).normal(0, 5, 40)
+    weight = np.random.default_rng(1).normal(size=40)
+    step = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    zero = torch.tensor(6.0, dtype=torch.float64, requires_grad=True)
+    integers = quantize(torch.tensor(given), step, round_through(zero), 0, 15)
+    (dequantize(integers, step, round_through(zero)) * torch.tensor(weight)).sum().backward()
+    ratio = given / 0.5
+    low, high = ratio <= -6, ratio >= 9
+    assert low.any() and high.any() and not (low | high).all()
+    np.testing.assert_allclose(zero.grad.item(), -0.5 * weight[low | high].sum(), rtol=1e-12)
+    each = np.where(low, -6, np.where(high, 9, np.round(ratio) - ratio))
+    np.testing.assert_allclose(step.grad.item(), (each * weight).sum(), rtol=1e-12)
+
+
+def test_zero_points_are_learned_where_they_are_within_the_type() -> None:
+    graph = chain()
+    feeds = random_feeds(graph, other_dims=32)
+    source, after = quantized_pair(graph, feeds)
+    grid = dict.fromkeys(map(node_name, source.nodes()), GRID)
+    module = QuantizedModule(after, source, grids=grid, learn_offsets=True)
+    scale = module.graph.values["x_scale"]
+    zeros = {s.name for s in module._offsets}
+    assert "x_scale" in zeros
+    assert len(zeros) < len(module._steps)
+    offset = module.offset(scale)
+    assert offset is not None
+    optimizer = torch.optim.SGD([offset], lr=1.0)
+    module(tensors(feeds))["y"].sum().backward()
+    assert offset.grad is not None
+    offset.grad.fill_(3.0)
+    optimizer.step()
+    assert module.moved(scale) == -3
+    uses = module.emitted().values["x_scale"].uses
+    (zero,) = {use.node.inputs[2] for use in uses}
+    assert int(zero.numpy()) == int(after.values["x_zero_point"].numpy()) - 3
+    assert_agrees(module, feeds, 0.05)
 
 
 def test_progress_sharpens_what_stands_in_for_signs() -> None:

@@ -119,7 +119,8 @@ def test_few_bits(
     bits: str, network: Graph, data: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modules = record(monkeypatch)
-    found = trained(network, data, bits=bits, lr=3e-3, epochs=3, held_out=0.3)
+    method = "lsq+" if bits == "w4a4" else "lsq"
+    found = trained(network, data, bits=bits, method=method, lr=3e-3, epochs=3, held_out=0.3)
     facts = found.report.training
     assert facts is not None and facts.best > 0
     given = {"x": data["x"][:32]}
