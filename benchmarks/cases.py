@@ -199,8 +199,13 @@ def _first_rows(path: Path, count: int) -> Arrays:
 def _cifar(path: Path, count: int) -> Arrays:
     with np.load(path) as file:
         image, labels = file["image"][:count], file["labels"][:count]
+    return {"image": cifar_pixels(image), "labels": labels}
+
+
+def cifar_pixels(image: np.ndarray) -> np.ndarray:
+    """Photographs [N, 32, 32, 3] as a CIFAR-10 model reads them."""
     scaled = (image.astype(np.float32) / 255 - CIFAR_MEAN) / CIFAR_STD
-    return {"image": np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)), "labels": labels}
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

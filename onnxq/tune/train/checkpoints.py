@@ -39,6 +39,9 @@ class Checkpoints:
         try:
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
+                for partial in folder.glob(f".{_FILE}.*"):
+                    # What a kill in the middle of writing left behind.
+                    partial.unlink()
         except OSError as error:
             raise InputError(
                 f"the folder '{folder}' for checkpoints cannot be made: {error.strerror}"

@@ -80,10 +80,10 @@ class Places:
             found[name] = self._weight(pair, where)
         for name, pair in self._biases.items():
             shift = (self._numbers(pair).detach() - self._begin[name]).cpu().numpy()
-            bias = self._floats[name].inputs[self._placed.nodes[self._floats[name]].bias or 0]
-            assert bias is not None
+            bias = self._floats[name].input(self._placed.nodes[self._floats[name]].bias or 0)
             if shift.any():
-                size = bias.numpy().size
+                # A tuner may have given the node its bias.
+                size = 1 if bias is None else bias.numpy().size
                 found.setdefault(name, {})[BIAS] = shift if size == 1 else shift[:size]
         return dict(found)
 
