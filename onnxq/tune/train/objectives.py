@@ -96,9 +96,9 @@ class Objective:
                     if ours.is_floating_point():
                         theirs = feed.trim(outputs[name])
                         total = total + distance(self._heads.get(name), feed.trim(ours), theirs)
-            for ours, theirs in self._features.values():
-                assert ours.held is not None and theirs.held is not None
-                near = _relative(feed.trim(ours.held), feed.trim(theirs.held))
+            for exact, learned in self._features.values():
+                assert exact.held is not None and learned.held is not None
+                near = _relative(feed.trim(exact.held), feed.trim(learned.held))
                 total = total + self._weight * near / len(self._features)
         return total
 
