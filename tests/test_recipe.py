@@ -80,7 +80,10 @@ LEAST_SQNR = {"int2-weight": 0.0, "ternary": 0.0, "binary": 0.0, "int3-weight": 
 LEAST_SQNR |= dict.fromkeys(("int4-weight", "llm-4bit", "q4_0", "static-bits"), 12.0)
 
 # Of products that read stored weights, onnxruntime 1.24 fuses those of 4 bits only.
-FUSED_BY_1_24 = ("int3-weight", "int4-weight", "q4_0", "int8", "int8-dynamic")
+FUSED_BY_1_24 = (
+    *("int3-weight", "int4-weight", "llm-4bit", "q4_0", "int8", "int8-dynamic", "static-bits"),
+    *("fast", "cnn-int8", "transformer-int8"),
+)
 
 RUNNABLE = [name for name in built_in_recipes() if name != "bfloat16"]
 

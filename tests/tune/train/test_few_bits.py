@@ -19,7 +19,7 @@ from onnxq.runtime import Session
 from onnxq.targets import load_target
 from onnxq.tune.train.fitting import grids
 from onnxq.tune.train.quantized import QuantizedModule
-from tests.helpers import random_feeds
+from tests.helpers import RUNTIME, random_feeds
 from tests.quantization import observed_bounds
 
 TARGET = load_target("cpu-x64")
@@ -27,6 +27,7 @@ MEDIAN, LARGEST = 0.01, 0.05
 """Of the largest output. Most is equal to six digits; one step of 255 that differs early in a
 language model with ternary weights is 0.03 at its end."""
 
+NOT_BY_1_24 = (("text_lm", "w4a4"), ("cifar_mobilenet", "ternary"))
 PRECISIONS = {
     "w4a4": "static-bits{weight=int4, activation=4}",
     "ternary": "static-bits{weight=ternary}",
@@ -69,6 +70,8 @@ def agree(path: Path, text: str) -> None:
 @pytest.mark.parametrize("bits", PRECISIONS)
 @pytest.mark.parametrize("name", ["digits_resnet", "digits_vit", "text_lm", "cifar_mobilenet"])
 def test_models(name: str, bits: str) -> None:
+    if RUNTIME < (1, 25) and (name, bits) in NOT_BY_1_24:
+        pytest.skip("onnxruntime 1.24 computes it otherwise, or names two nodes of it alike")
     agree(Path(f"models/{name}.onnx"), PRECISIONS[bits])
 
 
