@@ -24,6 +24,9 @@ _NORMALIZATIONS = {
 }
 """Axis of the channels, and slots of what they are multiplied with and of what is added to them."""
 
+_MOST_ELEMENTS = 1 << 22
+"""Of a tensor whose channels are followed; axes of unknown size count as several hundred."""
+
 _WEIGHTED = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 
 
@@ -144,6 +147,10 @@ def find_groups(graph: Graph) -> Groups:
         for node in order:
             axis = _producer_axis(node)
             if axis is None or (start := sizes.start(node.output, axis)) is None:
+                continue
+            if start.size > _MOST_ELEMENTS:
+                # Its channels are followed element by element, which takes memory.
+                found.refused[node.output.name] = Reason("shape", "it has too many elements")
                 continue
             group = _group(node, axis, start, sizes, order)
             if isinstance(group, Reason):
