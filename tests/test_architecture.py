@@ -31,6 +31,7 @@ ROWS = (
     ("tune",),
     ("sensitivity", "cost", "verify"),
     ("plan",),
+    ("adaptive",),
     ("report",),
     ("the API",),
     ("cli",),
@@ -52,7 +53,7 @@ TRAINING = "onnxq.tune.train"
 NO_TORCH = importlib.util.find_spec("torch") is None
 
 API = {
-    *("__init__", "benchmark", "comparison", "forms", "gguf", "inspection", "job"),
+    *("__init__", "benchmark", "bundling", "comparison", "forms", "gguf", "inspection", "job"),
     "optimization",
     *("options", "planning", "prepare", "promise", "proof", "recipe", "recipes", "rewriting"),
     *("search", "sequential", "study", "training", "transforming", "tuning", "work"),

@@ -1,0 +1,1 @@
+"""Quantized models in production: watched, adapted to what comes, taken back where that fails."""
