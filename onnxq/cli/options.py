@@ -260,6 +260,12 @@ _DECLARED: Mapping[str, Keywords] = {
     ),
     "--device": _training("D", "cpu or cuda (default: cuda if it is there)", values.named),
     "--mixed-precision": _switch("compute products in bfloat16 on CUDA", group="training"),
+    "--processes": _training(
+        "N",
+        "processes that compute an update together (default 1); the result is the same but for "
+        "rounding",
+        values.positive,
+    ),
     "--resume": _training(
         "FOLDER",
         "keep checkpoints and a log in FOLDER, and go on from there after an interruption",

@@ -39,6 +39,8 @@ class TrainOptions:
         patience: Stop after so many epochs that were no better; never at 0.
         device: ``auto``, ``cpu``, ``cuda`` or as torch names it.
         mixed_precision: Compute products in bfloat16 on CUDA.
+        processes: How many compute an update together, each its share of it. What they learn is
+            what one process learns, but for rounding.
         checkpoint_every: Updates between checkpoints; one is made after each epoch, too.
         seed: Of order and augmentation.
     """
@@ -59,6 +61,7 @@ class TrainOptions:
     patience: int = 0
     device: str = "auto"
     mixed_precision: bool = False
+    processes: int = 1
     checkpoint_every: int = 100
     seed: int = 0
 
@@ -89,7 +92,7 @@ class TrainOptions:
 
         The learning rate may be another one, as after a loss that was not finite.
         """
-        free = ("lr", "device", "checkpoint_every")
+        free = ("lr", "device", "processes", "checkpoint_every")
         return {f.name: str(getattr(self, f.name)) for f in fields(self) if f.name not in free}
 
 
@@ -103,7 +106,7 @@ def _is_share(value: float) -> bool:
 
 _LIMITS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     *((name, "above 0", _is_positive) for name in ("epochs", "batch_size", "accumulate", "lr")),
-    ("checkpoint_every", "above 0", _is_positive),
+    *((name, "above 0", _is_positive) for name in ("processes", "checkpoint_every")),
     *((name, "of at least 0", lambda v: v >= 0) for name in ("features", "weight_decay")),
     ("patience", "of at least 0", lambda v: v >= 0),
     ("warmup", "from 0 to below 1", _is_share),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from onnxq.data import Dataset
 from onnxq.ir import Graph
-from onnxq.ir.blocks import cuts
 from onnxq.passes.static.placement import Placement
 from onnxq.passes.tuned import Tensors
 from onnxq.precision import parse_precision
@@ -19,10 +18,12 @@ from onnxq.targets import Target
 from onnxq.tune.train.checkpoints import Checkpoints
 from onnxq.tune.train.dtypes import to_torch
 from onnxq.tune.train.executor import Executor
-from onnxq.tune.train.objectives import Head, Objective, Tap, check_labels, evaluating
+from onnxq.tune.train.learner import Subject
+from onnxq.tune.train.objectives import Head, check_labels, evaluating
 from onnxq.tune.train.places import Places
-from onnxq.tune.train.quantized import Grid, QuantizedModule
+from onnxq.tune.train.quantized import Grid
 from onnxq.tune.train.samples import Samples, augmenting
+from onnxq.tune.train.team import team
 from onnxq.tune.train.trainer import Trainer, find_device
 from onnxq.tune.training import TrainingFacts, TrainOptions
 
@@ -97,39 +98,19 @@ class Lesson:
             progress: Told of epochs.
 
         Raises:
-            InputError: see `Trainer.run` and `Checkpoints`.
+            InputError: see `Trainer.run`, `Checkpoints` and `team`.
         """
         options = self._options
-        module = QuantizedModule(
-            quantized,
-            self._source,
-            grids=grids(precisions, target),
-            learn_offsets=options.method == "lsq+",
-        )
-        places = Places(module, self._source, placed, target, learn_steps=options.method != "ste")
-        objective = self._objective(module, heads)
-        self.teacher.to(self._device)
-        module.to(self._device)
-        trainer = Trainer(module, places.parameters(), objective, options, self._device)
         checkpoints = Checkpoints(folder, {**options.basis(), **basis})
-        facts = trainer.run(self._train, self._held_out, checkpoints, progress, self._augment)
+        subject = Subject(self._source, quantized, grids(precisions, target), heads, options)
+        own = subject.learner(self.teacher, self._device)
+        places = Places(
+            own.module, self._source, placed, target, learn_steps=options.method != "ste"
+        )
+        with team(subject, own) as learner:
+            trainer = Trainer(learner, places.parameters(), options)
+            facts = trainer.run(self._train, self._held_out, checkpoints, progress, self._augment)
         return Fitted(places.tensors(), places.ranges(), facts)
-
-    def _objective(self, module: QuantizedModule, heads: Sequence[Head]) -> Objective:
-        options = self._options
-        taps = {}
-        if options.features:
-            known = {v.name for n in module.graph.nodes() for v in n.outputs if v is not None}
-            outputs = set(self.teacher.outputs)
-            for value in cuts(self._source):
-                if value.producer is not None and value.name in known - outputs:
-                    taps[value.name] = (Tap(), Tap())
-            for name, (ours, theirs) in taps.items():
-                self.teacher.hook(name, ours)
-                module.executor.hook(name, theirs)
-        has_teacher = options.loss != "task" or bool(taps)
-        teacher = self.teacher if has_teacher else None
-        return Objective(options.loss, teacher, heads, taps, options.features)
 
 
 def grids(precisions: Mapping[str, str], target: Target) -> dict[str, Grid]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,12 +31,14 @@ class Feed:
         labels: Of the real samples, None without.
         valid: Real samples: those behind them are copies that fill up a fixed batch.
         size: Samples with these.
+        is_divisible: Whether a model may as well be fed them a few at a time.
     """
 
     feeds: Mapping[str, torch.Tensor]
     labels: torch.Tensor | None
     valid: int
     size: int
+    is_divisible: bool = False
 
     def trim(self, output: torch.Tensor) -> torch.Tensor:
         """An output without what belongs to copies."""
@@ -47,7 +49,19 @@ class Feed:
         """The same on a device."""
         feeds = {name: tensor.to(device) for name, tensor in self.feeds.items()}
         labels = None if self.labels is None else self.labels.to(device)
-        return Feed(feeds, labels, self.valid, self.size)
+        return replace(self, feeds=feeds, labels=labels)
+
+    def split(self, count: int) -> list[Feed]:
+        """So many feeds of about as many samples each; itself alone if it cannot be split."""
+        if not self.is_divisible or self.size < count:
+            return [self]
+        sizes = [len(part) for part in np.array_split(np.arange(self.size), count)]
+        columns = {name: tensor.split(sizes) for name, tensor in self.feeds.items()}
+        labels = [None] * count if self.labels is None else self.labels.split(sizes)
+        return [
+            Feed({name: parts[i] for name, parts in columns.items()}, labels[i], size, size, True)
+            for i, size in enumerate(sizes)
+        ]
 
 
 class Samples:
@@ -135,7 +149,8 @@ class Samples:
         given = [u.labels[: u.valid] for u in chosen if u.labels is not None]
         labels = to_torch(np.concatenate(given)) if given else None
         tensors = {name: to_torch(array) for name, array in feeds.items()}
-        return Feed(tensors, labels, sum(u.valid for u in chosen), sum(u.size for u in chosen))
+        valid, size = (sum(getattr(u, what) for u in chosen) for what in ("valid", "size"))
+        return Feed(tensors, labels, valid, size, self._is_divisible)
 
     def _per_update(self, batch_size: int) -> int:
         """Units in an update."""

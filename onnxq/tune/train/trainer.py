@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,10 +16,10 @@ from torch import nn
 from onnxq.errors import InputError
 from onnxq.progress import Progress
 from onnxq.tune.train.checkpoints import Checkpoints, State
-from onnxq.tune.train.objectives import Objective, evaluating
-from onnxq.tune.train.quantized import QuantizedModule
+from onnxq.tune.train.learner import Learner
 from onnxq.tune.train.samples import Augment, Samples
 from onnxq.tune.train.schedules import factor
+from onnxq.tune.train.team import LostProcessError
 from onnxq.tune.training import EpochFacts, TrainingFacts, TrainOptions
 
 _MOMENTUM = 0.9
@@ -44,18 +43,10 @@ class Parameters:
 class Trainer:
     """Trains a module; see `run`."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        parameters: Parameters,
-        objective: Objective,
-        options: TrainOptions,
-        device: torch.device,
-    ) -> None:
-        self._module = module
-        self._objective = objective
+    def __init__(self, learner: Learner, parameters: Parameters, options: TrainOptions) -> None:
+        self._learner = learner
+        self._module = learner.module
         self._options = options
-        self._device = device
         self._steps = [(p, p.detach().clone()) for p in parameters.steps if p.requires_grad]
         groups = [
             {"params": list(parameters.weights), "weight_decay": options.weight_decay},
@@ -90,7 +81,8 @@ class Trainer:
             augment: Changes feeds at random.
 
         Raises:
-            InputError: the loss is not finite; the best epoch stays as a checkpoint.
+            InputError: the loss is not finite; the best epoch stays as a checkpoint. Or a process
+                that computes a share ended; what was learned so far stays as one.
         """
         options, started = self._options, time.perf_counter()
         per_epoch = train.updates(options.batch_size)
@@ -102,7 +94,11 @@ class Trainer:
             order = np.random.RandomState([options.seed, epoch])
             updates = list(train.epoch(order, options.batch_size, options.accumulate))
             for parts in updates[done:]:
-                loss, samples = self._update(train, parts, state["step"], per_epoch, augment)
+                try:
+                    loss, samples = self._update(train, parts, state["step"], per_epoch, augment)
+                except LostProcessError:
+                    self._keep(state, checkpoints, started)
+                    raise
                 if not math.isfinite(loss):
                     self._keep(self._best_of(state, per_epoch), checkpoints, started)
                     raise InputError(
@@ -132,7 +128,7 @@ class Trainer:
             state["best"]["epoch"],
             len(train),
             state["seconds"] + time.perf_counter() - started,
-            str(self._device),
+            str(self._learner.device),
             history,
         )
 
@@ -185,22 +181,12 @@ class Trainer:
     ) -> tuple[float, int]:
         """One update, none where the loss is not finite; gives its mean loss and its samples."""
         options = self._options
-        rate = self._rate(step, per_epoch)
-        if isinstance(self._module, QuantizedModule):
-            self._module.progress(step / (options.epochs * per_epoch))
+        done = step / (options.epochs * per_epoch)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._module.train()
-        self._optimizer.zero_grad()
+            group["lr"] = options.lr * factor(options.schedule, done, options.warmup)
         feeds = [train.feed(p, augment, (options.seed, step)) for p in parts]
-        count, total = sum(feed.valid for feed in feeds), 0.0
-        for feed in feeds:
-            moved = feed.to(self._device)
-            with self._precision():
-                loss = self._objective.loss(moved, self._module(moved.feeds))
-            part = loss * (feed.valid / count)
-            part.backward()
-            total += float(part.detach())
+        count = sum(feed.valid for feed in feeds)
+        total = self._learner.learn(feeds, done, count)
         if not math.isfinite(total):
             return total, count
         before = [p.detach().clone() for p, _ in self._steps]
@@ -210,38 +196,18 @@ class Trainer:
                 parameter.copy_(old + (parameter - old) * size)
         return total, count
 
-    def _rate(self, step: int, per_epoch: int) -> float:
-        options = self._options
-        done = step / (options.epochs * per_epoch)
-        return options.lr * factor(options.schedule, done, options.warmup)
-
     def _judge(self, state: State, held_out: Samples, epoch: int, loss: float | None) -> None:
         """Note what an epoch came to, and keep its numbers if it is the best so far."""
-        total, samples, right, decided, has_score = 0.0, 0, 0, 0, False
-        with evaluating(self._module):
-            for parts in held_out.epoch(None, self._options.batch_size, 1):
-                for part in parts:
-                    feed = held_out.feed(part).to(self._device)
-                    outputs = self._module(feed.feeds)
-                    total += float(self._objective.loss(feed, outputs)) * feed.valid
-                    samples += feed.valid
-                    if (decisions := self._objective.right(feed, outputs)) is not None:
-                        has_score = True
-                        right, decided = right + decisions[0], decided + decisions[1]
-        score = right / max(decided, 1) if has_score else None
+        every = held_out.epoch(None, self._options.batch_size, 1)
+        found = self._learner.judge(held_out.feed(part) for parts in every for part in parts)
         lr = self._optimizer.param_groups[0]["lr"]
-        facts = EpochFacts(epoch, loss, total / samples, score, lr)
+        facts = EpochFacts(epoch, loss, found.loss / found.samples, found.score, lr)
         best: dict[str, Any] | None = state.get("best")
         state["history"] = [*state["history"], asdict(facts)]
         key = [facts.score or 0.0, -facts.held_out_loss]
         if best is None or key > best["key"]:
             held = {k: v.detach().clone() for k, v in self._module.state_dict().items()}
             state["best"] = {"epoch": epoch, "key": key, "module": held}
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self._options.mixed_precision and self._device.type == "cuda":
-            return torch.autocast("cuda", torch.bfloat16)
-        return nullcontext()
 
 
 def find_device(name: str) -> torch.device:

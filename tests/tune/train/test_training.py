@@ -20,7 +20,7 @@ from onnxq.data import Batch
 from onnxq.ir import Graph, infer_types, to_proto
 from onnxq.plan import Plan
 from onnxq.runtime import Session
-from onnxq.tune.train import fitting
+from onnxq.tune.train import learner
 from onnxq.tune.train.executor import Executor
 from onnxq.tune.train.quantized import QuantizedModule
 from onnxq.tune.train.samples import augmenting
@@ -69,7 +69,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[QuantizedModule]:
         modules.append(QuantizedModule(*arguments, **named))
         return modules[-1]
 
-    monkeypatch.setattr(fitting, "QuantizedModule", kept)
+    monkeypatch.setattr(learner, "QuantizedModule", kept)
     return modules
 
 

@@ -1,0 +1,106 @@
+"""Several processes learn what one does."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason='needs torch: pip install "onnxq[train]"')
+
+from onnxq import InputError, Optimized, train
+from onnxq.ir import infer_types, to_proto
+from onnxq.tune.train.samples import Feed
+from onnxq.tune.train.team import Team
+from tests.networks import CLASSES, chain, computed, inputs
+
+__all__ = ["computed"]
+
+QUICK = {"min_speedup": 0.0, "max_drop": 1.0, "target": "cpu-x64"}
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(computed: None) -> None:
+    """Nothing is timed."""
+
+
+@pytest.fixture(scope="module")
+def data() -> dict[str, np.ndarray]:
+    feeds = inputs(chain(), 67)
+    return {**feeds, "labels": np.arange(67) % CLASSES}
+
+
+def trained(model: bytes | str, data: dict[str, np.ndarray], **options: Any) -> Optimized:
+    return train(model, data, **{"batch_size": 16, "lr": 1e-3, "epochs": 2, **QUICK, **options})
+
+
+def small() -> bytes:
+    graph = chain()
+    infer_types(graph)
+    return to_proto(graph).SerializeToString()
+
+
+def curve(found: Optimized) -> list[float]:
+    """Losses of all epochs, of training and held out."""
+    facts = found.report.training
+    assert facts is not None
+    return [*(e.loss or 0.0 for e in facts.history), *(e.held_out_loss for e in facts.history)]
+
+
+def test_two_processes_have_the_curve_of_one(data: dict[str, np.ndarray]) -> None:
+    one, two = (trained(small(), data, processes=n, loss="both") for n in (1, 2))
+    assert curve(two) == pytest.approx(curve(one), rel=1e-4)
+    scores = [[e.score for e in f.report.training.history] for f in (one, two) if f.report.training]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.slow
+def test_on_a_residual_network() -> None:
+    digits = np.load("models/digits.npz")
+    few = {"image": digits["image"][:96], "labels": digits["labels"][:96]}
+    options = {"bits": "w4a4", "epochs": 1, "batch_size": 32, "lr": 1e-4}
+    found = [trained("models/digits_resnet.onnx", few, processes=n, **options) for n in (1, 2, 3)]
+    for several in found[1:]:
+        assert curve(several) == pytest.approx(curve(found[0]), rel=1e-3)
+
+
+def test_what_was_learned_before_a_process_was_lost_is_kept(
+    data: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn, updates = Team.learn, 0
+
+    def losing(self: Team, feeds: list[Feed], done: float, samples: int) -> float:
+        nonlocal updates
+        updates += 1
+        if updates == 6:
+            os.kill(self._others[0].pid, signal.SIGKILL)
+        return learn(self, feeds, done, samples)
+
+    monkeypatch.setattr(Team, "learn", losing)
+    with pytest.raises(InputError, match=r"process 2 of 2 .*\(by SIGKILL\)"):
+        trained(small(), data, processes=2, epochs=3, folder=tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 5
+
+
+def test_a_process_that_cannot_begin_is_named(
+    data: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(InputError, match=r"process 2 of 2 .*\(code 1\)"):
+        trained(small(), data, processes=2)
+
+
+def test_feeds_are_split_only_where_the_model_may_be_fed_less() -> None:
+    x = torch.arange(10.0).reshape(5, 2)
+    feed = Feed({"x": x}, torch.arange(5), 5, 5, is_divisible=True)
+    first, second = feed.split(2)
+    assert (first.valid, second.valid, second.size) == (3, 2, 2)
+    torch.testing.assert_close(torch.cat([first.feeds["x"], second.feeds["x"]]), x)
+    assert second.labels is not None and second.labels.tolist() == [3, 4]
+    assert len(Feed({"x": x}, None, 5, 5).split(2)) == 1
+    assert len(feed.split(6)) == 1
