@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from onnxq.runtime import TensorSpec, as_stored, load_backend
 from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.pool import model_room
 from onnxq.targets import Target, load_target
+from onnxq.time_budget import TimeBudget
 from onnxq.tune import parse_methods
 from onnxq.verify import Reference
 from onnxq.verify.facts import file_sha256
@@ -60,6 +61,7 @@ class Job:
         methods: Tuners that may be used, `AUTOMATIC`, or `NO_METHODS`.
         options: What else the user wants.
         progress: Told of stages.
+        time: How long optional work may take.
         notes: What to say of the model in the report.
     """
 
@@ -80,6 +82,7 @@ class Job:
     methods: tuple[str, ...]
     options: Options
     progress: Progress
+    time: TimeBudget = field(default_factory=TimeBudget)
     notes: tuple[str, ...] = ()
 
     @property
@@ -154,6 +157,7 @@ def open_job(
         InputError: the model, the data or an option cannot be used.
     """
     recipe, target = load_recipe(options.recipe), load_target(options.target)
+    time = _time(options.time_budget)
     calibrator = parse_calibrator(options.calibrator or recipe.calibrator)
     for text in filter(None, (target.passes, target.finish, *target.forms)):
         parse_passes(text)
@@ -208,8 +212,15 @@ def open_job(
             methods,
             options,
             progress,
+            time,
             notes,
         )
+
+
+def _time(minutes: float | None) -> TimeBudget:
+    if minutes is not None and not minutes > 0:
+        raise InputError(f"a time budget of {minutes:g} minutes is not possible; give more than 0")
+    return TimeBudget(None if minutes is None else 60 * minutes)
 
 
 def _split(

@@ -24,6 +24,7 @@ from onnxq.promise import promise
 from onnxq.proof import verify
 from onnxq.report.certainty import certainty
 from onnxq.report.expectation import expectation
+from onnxq.report.omission import omission
 from onnxq.runtime.pool import model_room
 from onnxq.search import Candidate, Search
 from onnxq.sensitivity import Sensitivity
@@ -140,7 +141,13 @@ def made(
         graph, report, plan = make(job)
         report = replace(
             report,
-            notes=(*job.notes, *report.notes, *expectation(report), *certainty(report)),
+            notes=(
+                *job.notes,
+                *report.notes,
+                *expectation(report),
+                *certainty(report),
+                *omission(report),
+            ),
             model=replace(report.model, path=label(model)),
             output=replace(report.output, path="" if output is None else str(output)),
         )
@@ -214,7 +221,7 @@ def proven(prepared: Prepared, plan: Plan) -> Found:
     path = job.files.save(graph, "candidate.onnx")
     report = verify(job, path, [*prepared.records, *records])
     gates = promise(report, job.options, is_timed=not job.missing_provider())
-    report = with_gates(report, gates)
+    report = with_gates(replace(report, untried=plan.untried), gates)
     return graph, report, _noted(plan, report, gates)
 
 
@@ -231,9 +238,10 @@ def _searched(job: Job) -> Found:
     found = study(prepared)
     search = Search(found, gates)
     winner, report = search.prove(search.run())
+    untried = (*winner.plan.untried, *search.untried)
     ranked = sorted(search.candidates, key=lambda c: -c.speedup)
     facts = tuple(_facts(c, found.sensitivity) for c in ranked)
-    kept = with_gates(replace(baseline, candidates=facts), gates)
+    kept = with_gates(replace(baseline, candidates=facts, untried=untried), gates)
     may_be_float = all(precision == FLOAT for precision in prepared.pinned.values())
     if not report.passed and kept.passed and may_be_float:
         return job.source, kept, _left_alone(job)
@@ -246,8 +254,11 @@ def _searched(job: Job) -> Found:
     )
     notes = (*report.notes, *prepared.notes, *search.notes())
     methods = method_facts(prepared, winner.plan)
-    report = replace(report, layers=layers, candidates=facts, methods=methods, notes=notes)
-    return winner.graph, report, _noted(winner.plan, report, gates)
+    report = replace(
+        report, layers=layers, candidates=facts, methods=methods, notes=notes, untried=untried
+    )
+    plan = replace(winner.plan, untried=untried)
+    return winner.graph, report, _noted(plan, report, gates)
 
 
 def _float_only(job: Job, baseline: Report, gates: Sequence[Gate], why: str) -> Found:

@@ -49,6 +49,9 @@ class Options:
         latency_of: Which latency of a decoder the promise and the search mean: that of a ``prompt``
             (a whole sample; so if None) or that of one ``token`` more.
         images: How to read a folder of images.
+        time_budget: Minutes after which no optional work begins: methods, further samples of the
+            sensitivity analysis, further candidates of a search. What is tried then depends on the
+            clock; the plan says what was not. Without an end if None.
         memory_limit: Bytes that observing may take beyond plain inference; the data is passed over
             several times where one pass would take more. Models whose weights take over a quarter
             of it, or of the machine's memory if None, are observed and verified in segments.
@@ -81,6 +84,7 @@ class Options:
     throughput: Sequence[int] = ()
     latency_of: Literal["prompt", "token"] | None = None
     images: ImageOptions | None = None
+    time_budget: float | None = None
     memory_limit: int | None = None
     threads: int = 1
     seed: int = 0

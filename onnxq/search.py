@@ -22,6 +22,7 @@ from onnxq.recipe import Recipe
 from onnxq.runtime import load_backend
 from onnxq.runtime.pool import MODELS_BYTES, at_a_time
 from onnxq.study import Study, apply_to, uniform
+from onnxq.time_budget import Untried
 from onnxq.verify import Gate, Report, with_gates
 from onnxq.verify.metrics import paired_drop
 from onnxq.verify.result import MetricFacts
@@ -52,6 +53,9 @@ _VISIBLE_DB = 30.0
 
 _CLIPPING = "mse"
 """Calibrator of ranges that leave out what is rare, where that lowers the error of the rest."""
+
+_FEWEST = 2
+"""Candidates that are made however short time is: the float model, rewritten, and a first plan."""
 
 _CLOSE = 1.15
 """Candidates that are at most so many times slower than the fastest are timed again."""
@@ -140,6 +144,7 @@ class Search:
         self._accuracy = tuple(g for g in gates if g.quantity not in ("speedup", "candidate_ms"))
         self._cheapest: dict[float, Assignment] = {}
         self.candidates: list[Candidate] = []
+        self.untried: list[Untried] = []
 
     def run(self) -> Candidate:
         """The fastest candidate that keeps the promise, else the one that comes closest to it.
@@ -224,14 +229,13 @@ class Search:
         is_static = any(p.is_static for p in parsed(best.plan.precisions()).values())
         if is_chosen or not is_static or report.sqnr_db >= _VISIBLE_DB:
             return None
-        calibrator = parse_calibrator(_CLIPPING)
+        label, calibrator = f"{best.label}, ranges by {_CLIPPING}", parse_calibrator(_CLIPPING)
+        if self._is_late(label):
+            return None
         prepared = observed(replace(self._study.prepared, job=replace(job, calibrator=calibrator)))
         ranges = {**best.plan.ranges, **prepared.finite_bounds()}
         before = len(self.candidates)
-        self._make(
-            f"{best.label}, ranges by {_CLIPPING}",
-            replace(best.plan, calibrator=str(calibrator), ranges=ranges),
-        )
+        self._make(label, replace(best.plan, calibrator=str(calibrator), ranges=ranges))
         for candidate in self.candidates[before:]:
             candidate.speedup = best.speedup
             found = candidate.report = verify(job, candidate.path, full=False)
@@ -250,7 +254,9 @@ class Search:
         exact = self._study.problem()
         for factor in BORDER_FACTORS:
             problem = self._study.problem(factor)
-            chosen = assign(problem, budget=budget)
+            limit = "" if budget is None else f", loss at most {budget:.3g}"
+            label = f"plan with borders x{factor:g}{limit}"
+            chosen = None if self._is_late(label) else assign(problem, budget=budget)
             if chosen is not None:
                 chosen = Assignment(
                     chosen.precisions,
@@ -260,8 +266,6 @@ class Search:
                 )
                 if budget is None:
                     self._cheapest[factor] = chosen
-                limit = "" if budget is None else f", loss at most {budget:.3g}"
-                label = f"plan with borders x{factor:g}{limit}"
                 self._add(label, chosen, exact, self._cheapest.get(factor, free))
 
     def _propose_small(self, exact: Problem, free: Assignment) -> None:
@@ -291,7 +295,15 @@ class Search:
         known = [c.plan.precisions() for c in self.candidates]
         if set(chosen.precisions.values()) <= {FLOAT} or chosen.precisions in known:
             return
-        self._make(label, self._plan(chosen, problem, free))
+        if not self._is_late(label):
+            self._make(label, self._plan(chosen, problem, free))
+
+    def _is_late(self, label: str) -> bool:
+        """Whether there is no time for another candidate, which is noted, beside those needed."""
+        is_late = len(self.candidates) >= _FEWEST and self.job.time.is_over()
+        if is_late:
+            self.untried.append(Untried(f"candidate '{label}'"))
+        return is_late
 
     def _plan(self, chosen: Assignment, problem: Problem, free: Assignment) -> Plan:
         return self._study.plan(problem, chosen, free, [str(g) for g in self._gates])

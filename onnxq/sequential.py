@@ -39,6 +39,7 @@ def tune_in_order(
     others: Tuned,
     samples: Dataset,
     judging: Judging | None = None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[str, Tuner, Tensors]]:
     """What tuners compute for nodes of the main graph from what quantized nodes give them.
 
@@ -59,6 +60,7 @@ def tune_in_order(
         others: What other tuners computed.
         samples: What is fitted to.
         judging: How methods compete; None if none do.
+        is_over: Whether there is no time for another segment.
 
     Returns:
         The tensors of every tuner, with the node's name.
@@ -77,6 +79,8 @@ def tune_in_order(
         pairs.append(_Pair.of(judging.samples, fed, True))
     with ModelFiles.temporary() as files:
         for number, segment in enumerate(segments, start=1):
+            if is_over():
+                return
             own = [task for task in tasks if task.layer.node in segment.nodes]
             for is_late in (False, True):
                 if some := [task for task in own if task.is_late is is_late]:

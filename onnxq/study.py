@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +18,12 @@ from onnxq.precision.static import stores_rows
 from onnxq.precision.static_bits import StaticBits
 from onnxq.prepare import Prepared
 from onnxq.sensitivity import Sensitivity, analyse
+from onnxq.time_budget import Untried
 from onnxq.tune import AUTOMATIC, NO_METHODS
-from onnxq.tuning import tune
+from onnxq.tuning import Tuning, tune
+
+_SHARE = 0.5
+"""Of the time that is left, what sensitivity analysis may take."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,9 @@ class Study:
         can_float = all(FLOAT in {c.precision for c in item.choices} for item in problem.items)
         op_types = {name: node.op_type for name, node in prepared.nodes().items()}
         nodes = plan_nodes(problem, op_types, chosen, free, prepared.pinned, self.costs.kind)
+        plan = plan_of(prepared, nodes)
         return replace(
-            plan_of(prepared, nodes),
+            plan,
             promise=tuple(promise),
             proxy=self.sensitivity.proxy,
             cost_kind=self.costs.kind,
@@ -68,6 +73,7 @@ class Study:
             loss=chosen.loss,
             exact=chosen.exact,
             measured_on=self.costs.measured_on,
+            untried=(*self.sensitivity.untried, *plan.untried),
         )
 
 
@@ -79,7 +85,8 @@ def plan_of(prepared: Prepared, nodes: Sequence[PlanNode]) -> Plan:
     assert done is not None
     tensors = {name: dict(own) for name, own in done.numbers.items()}
     for name, own in tuned.items():
-        tensors.setdefault(name, {}).update(own.tensors)
+        if own.tensors:
+            tensors.setdefault(name, {}).update(own.tensors)
     assert prepared.ranges is not None
     return Plan(
         model_sha256=job.sha256,
@@ -99,7 +106,19 @@ def plan_of(prepared: Prepared, nodes: Sequence[PlanNode]) -> Plan:
         ranges=prepared.finite_bounds(),
         transformations=done.transformations,
         tuned=tensors,
+        time_budget=job.options.time_budget or 0.0,
+        untried=(*done.untried, *_untried(tuned)),
     )
+
+
+def _untried(tuned: Mapping[str, Tuning]) -> Iterator[Untried]:
+    """The methods for which no time was left, each with its nodes."""
+    nodes: dict[str, list[str]] = {}
+    for name, own in tuned.items():
+        for method in own.untried:
+            nodes.setdefault(method, []).append(name)
+    for method, names in nodes.items():
+        yield Untried(method, tuple(names))
 
 
 def uniform_plan(prepared: Prepared, precision: str) -> Plan:
@@ -128,7 +147,7 @@ def uniform_plan(prepared: Prepared, precision: str) -> Plan:
             # What else static integers leave out, their pass notes itself.
             nodes.append(PlanNode(name, node.op_type, FLOAT, reason.text))
     plan, methods = plan_of(prepared, nodes), prepared.job.methods
-    is_used = plan.tuned or (prepared.transformed and prepared.transformed.tried)
+    is_used = plan.tuned or plan.untried or (prepared.transformed and prepared.transformed.tried)
     if methods not in (AUTOMATIC, NO_METHODS) and not is_used:
         raise InputError(
             f"none of the methods {', '.join(methods)} is for a node in the precision it has; "
@@ -191,7 +210,9 @@ def find_losses(prepared: Prepared) -> Sensitivity:
             proxy=options.proxy,
             model_sha256=job.sha256,
             progress=job.progress,
+            time=job.time.share(_SHARE),
         ),
+        lambda found: not found.untried,
         calibrator=prepared.ranges.calibrator,
         choices=prepared.choices,
         method=options.sensitivity,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onnxq.ir import Graph, PassRecord
 from onnxq.job import Job
@@ -13,6 +13,7 @@ from onnxq.passes.tuned import Tuned
 from onnxq.plan import PlanTransformation
 from onnxq.plan.apply import transform as apply_transformations
 from onnxq.precision import parse_precision
+from onnxq.time_budget import Untried
 from onnxq.tune import AUTOMATIC, NO_METHODS, Change, Subject, Transformation, parse_method
 from onnxq.tune.tuned import sha256
 
@@ -27,6 +28,7 @@ class Transformed:
         tried: Methods that could have done something.
         records: What the passes did.
         seconds: How long each method took, for each node that it changed.
+        untried: Methods for which no time was left.
     """
 
     transformations: tuple[PlanTransformation, ...] = ()
@@ -34,6 +36,7 @@ class Transformed:
     tried: tuple[str, ...] = ()
     records: tuple[PassRecord, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    untried: tuple[Untried, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -47,7 +50,7 @@ def transform(
     """Let the methods wanted transform a float graph, one after the other.
 
     Each observes what it needs in one pass over the data; where none has anything to do, no data is
-    read.
+    read. Where time is limited, those that promise most begin, until it is over.
 
     Args:
         graph: The float graph, which is left as it is.
@@ -65,6 +68,9 @@ def transform(
     for method in _methods(job):
         subject = Subject(graph, job.target, precisions)
         if method.refusal(subject):
+            continue
+        if job.time.is_over():
+            found = replace(found, untried=(*found.untried, Untried(str(method))))
             continue
         job.progress.stage("transforming")
         started = time.perf_counter()
@@ -86,12 +92,13 @@ def transform(
         for change in changes:
             numbers.setdefault(change.tensor, {})[change.kind] = change.numbers
         graph, records = apply_transformations(graph, entries, numbers, job.context)
-        found = Transformed(
-            (*found.transformations, *entries),
-            numbers,
-            (*found.tried, str(method)),
-            (*found.records, *records),
-            {**found.seconds, str(method): _each(time.perf_counter() - started, changes)},
+        found = replace(
+            found,
+            transformations=(*found.transformations, *entries),
+            numbers=numbers,
+            tried=(*found.tried, str(method)),
+            records=(*found.records, *records),
+            seconds={**found.seconds, str(method): _each(time.perf_counter() - started, changes)},
         )
     return graph, found
 
@@ -107,4 +114,5 @@ def _methods(job: Job) -> list[Transformation]:
         named = [*job.precisions, *(pin.precision for pin in job.pins)]
         wanted = tuple(m for text in named for m in parse_precision(text).transformations)
     methods = [parse_method(m) for m in dict.fromkeys(wanted)] if wanted != NO_METHODS else []
-    return [m for m in methods if isinstance(m, Transformation)]
+    found = [m for m in methods if isinstance(m, Transformation)]
+    return sorted(found, key=lambda m: -m.promise) if job.time.is_limited else found

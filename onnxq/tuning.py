@@ -23,6 +23,12 @@ from onnxq.verify.result import MethodFacts
 _JUDGING = 4
 """One of so many samples is not fitted to where methods compete."""
 
+_UNTRIED = "untried"
+"""Kept in the place of what was computed."""
+
+_SHARE = 0.5
+"""Of the time that is left, what the methods of one of the plans of a search may take."""
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -34,12 +40,14 @@ class Tuning:
         gain_db: By how much the error of what the node gives is lower than with plain rounding, on
             samples that were not fitted to; 0 where that was not looked at.
         seconds: Time that it took.
+        untried: Methods for which no time was left.
     """
 
     method: str
     tensors: Tensors
     gain_db: float = 0.0
     seconds: float = 0.0
+    untried: tuple[str, ...] = ()
 
 
 @dataclass
@@ -68,6 +76,10 @@ def tune(prepared: Prepared, precisions: Mapping[str, str]) -> dict[str, Tuning]
     from three quarters of the samples, and on the others that one wins, plain rounding among them,
     with which what the node gives has the least error.
 
+    Where time is limited, those that promise most begin until it is over, and those compete that
+    did. What found no time is not tried for another plan either, so that the same precisions give
+    the same tensors.
+
     Args:
         prepared: The model.
         precisions: Precision by node name.
@@ -83,7 +95,9 @@ def tune(prepared: Prepared, precisions: Mapping[str, str]) -> dict[str, Tuning]
             _enter(tuners, name, prepared.layer(nodes[name], text), job.methods, judging is None)
     work = _Work(prepared, precisions, tuners, judging)
     work.tune_at_once()
+    work.judge_at_once(is_last=False)
     work.tune_in_order()
+    work.judge_at_once(is_last=True)
     return work.tunings()
 
 
@@ -161,9 +175,11 @@ class _Work:
         # Of sequential tuners everything depends on everything.
         self._whole = frozenset((*precisions.items(), *((n, str(t)) for n, t in names)))
         self._done = itertools.count(1)
+        time = prepared.job.time
+        self._time = time.share(_SHARE) if prepared.job.recipe.is_search else time
 
     def tune_at_once(self) -> None:
-        """Compute from what the float model gives, and judge where all methods do."""
+        """Compute from what the float model gives."""
         tuners, contests = self._tuners, self._tuners.contests
         rivals = [(n, rival) for n, contest in contests.items() for rival in contest.rivals]
         alone = [*tuners.alone.items()]
@@ -172,15 +188,30 @@ class _Work:
             self._prepared.job.progress.stage("tuning", total)
         nodes = self._prepared.nodes()
         for wanted, data in zip(fresh, (self._fitted, self._prepared.job.samples), strict=True):
+            if self._time.is_over():
+                self._skip(wanted)
+                continue
             layers = {n: self._prepared.layer(nodes[n], self._precisions[n]) for n, _ in wanted}
             seen = self._observed([n for w, t in wanted for n in t.needs(layers[w])], data)
-            for name, tuner in wanted:
+            for place, (name, tuner) in enumerate(wanted):
+                if self._time.is_over():
+                    self._skip(wanted[place:])
+                    break
                 started = time.perf_counter()
                 self._keep(name, tuner, tuner.tune(layers[name], seen), started)
+
+    def judge_at_once(self, *, is_last: bool) -> None:
+        """Judge by what the float model gives.
+
+        Args:
+            is_last: Whether what waited for what quantized nodes give has found no time for that.
+        """
         open_ = {
             name: contest
-            for name, contest in contests.items()
-            if not _is_sequential(contest) and self._verdict_key(name) not in self._cache
+            for name, contest in self._tuners.contests.items()
+            if (is_last or not _is_sequential(contest))
+            and self._verdict_key(name) not in self._cache
+            and any(self._made(name, rival)[0] for rival in contest.rivals)
         }
         if open_ and self._judging is not None:
             seen = self._observed([c.matrix.gram for c in open_.values()], self._judging)
@@ -192,6 +223,9 @@ class _Work:
         wanted = [(n, t) for n in self._precisions for t in self._all(n) if t.is_sequential]
         fresh = self._fresh(wanted)
         if not fresh:
+            return
+        if self._time.is_over():
+            self._skip(fresh)
             return
         self._prepared.job.progress.stage("tuning", len(fresh))
         self._done = itertools.count(1)
@@ -206,10 +240,12 @@ class _Work:
         }
         started = time.perf_counter()
         for name, tuner, tensors in tune_in_order(
-            *(self._prepared, self._precisions, fresh, known, self._fitted, judging)
+            *(self._prepared, self._precisions, fresh, known, self._fitted, judging),
+            is_over=self._time.is_over,
         ):
             self._keep(name, tuner, tensors, started)
             started = time.perf_counter()
+        self._skip(self._fresh(wanted))
 
     def tunings(self) -> dict[str, Tuning]:
         """What was computed for nodes, of methods that compete that of the winner."""
@@ -218,12 +254,17 @@ class _Work:
             tuners = self._winners(name)
             made = [self._made(name, tuner) for tuner in tuners]
             used = [str(t) for t, (own, _) in zip(tuners, made, strict=True) if own]
-            if used:
+            untried = [
+                t for t in self._all(name) if self._cache.get(self._key(name, t)) is _UNTRIED
+            ]
+            if used or untried:
                 tensors = {key: array for own, _ in made for key, array in own.items()}
                 verdict = self._cache.get(self._verdict_key(name))
                 gain_db = verdict.gain_db if isinstance(verdict, Verdict) else 0.0
                 seconds = sum(seconds for _, seconds in made)
-                found[name] = Tuning(",".join(used), tensors, gain_db, seconds)
+                found[name] = Tuning(
+                    ",".join(used), tensors, gain_db, seconds, tuple(map(str, untried))
+                )
         return found
 
     def _all(self, name: str) -> list[Tuner]:
@@ -249,8 +290,13 @@ class _Work:
         return made[str(verdict.winner)] if verdict.winner else {}
 
     def _fresh(self, wanted: Sequence[tuple[str, Tuner]]) -> list[tuple[str, Tuner]]:
-        """What was not computed yet."""
-        return [(n, tuner) for n, tuner in wanted if self._key(n, tuner) not in self._cache]
+        """What was not computed yet, where time is limited in the order of what it promises."""
+        fresh = [(n, tuner) for n, tuner in wanted if self._key(n, tuner) not in self._cache]
+        return sorted(fresh, key=lambda w: -w[1].promise) if self._time.is_limited else fresh
+
+    def _skip(self, wanted: Sequence[tuple[str, Tuner]]) -> None:
+        """Note that there is no time for some."""
+        self._cache.update({self._key(n, tuner): _UNTRIED for n, tuner in wanted})
 
     def _observed(self, needs: Sequence[Need], data: Dataset) -> Observations:
         options = self._prepared.job.options

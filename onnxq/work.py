@@ -40,13 +40,21 @@ class WorkFolder:
         self._folder = folder
         self._basis = basis
 
-    def get(self, stage: str, kind: type[S], make: Callable[[], S], **depends: Any) -> S:
+    def get(
+        self,
+        stage: str,
+        kind: type[S],
+        make: Callable[[], S],
+        keeps: Callable[[S], bool] = lambda _: True,
+        **depends: Any,
+    ) -> S:
         """What was found before under the same conditions, or what ``make`` finds now.
 
         Args:
             stage: Name of the stage, the beginning of the file's name.
             kind: The result's class.
             make: Finds it.
+            keeps: Whether what was found is worth keeping.
             depends: What the result depends on beyond the basis.
 
         Raises:
@@ -71,7 +79,8 @@ class WorkFolder:
                 # A file of another version, or a damaged one, is found again.
                 path.unlink(missing_ok=True)
         found = make()
-        found.save(path)
+        if keeps(found):
+            found.save(path)
         return found
 
 

@@ -20,7 +20,7 @@ ROWS = (
     ("progress", "needs", "registry"),
     ("plain",),
     ("ir",),
-    ("saved",),
+    ("saved", "time_budget"),
     ("quant",),
     ("targets",),
     ("runtime",),

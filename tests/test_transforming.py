@@ -19,6 +19,7 @@ from onnxq.options import Options
 from onnxq.plan import Plan, PlanTransformation, difference
 from onnxq.planning import apply_plan, find_sensitivity, make_plan
 from onnxq.prepare import observed, prepare
+from onnxq.time_budget import TimeBudget, Untried
 from onnxq.tune import Change, Subject, Transformation, available_methods, parse_method
 from tests.helpers import assert_equivalent
 from tests.networks import chain, inputs, shared
@@ -63,6 +64,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("transforming") / "model.onnx"
     save(NETWORK, path)
     return path
+
+
+def test_without_time_nothing_is_transformed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxq.job.TimeBudget", lambda _: TimeBudget(0, lambda: 1.0))
+    plan = make_plan(model, DATA, recipe="int8", methods=("even",), time_budget=1)
+    assert plan.untried == (Untried("even"),) and not plan.transformations
 
 
 def test_a_plan_makes_the_same_bytes_again(model: Path, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ NEEDS = "model --data --output"
 TAKES = (
     "--eval --recipe --target --calibrator --methods --max-drop --min-agreement --min-speedup "
     "--min-sqnr --max-size-ratio --keep-failed --plan-out --pin --work-dir --metric "
-    "--calibration-samples --keep-overridable --opset --seed --memory-limit --report --threads "
-    f"--batch-size --throughput --latency-of {IMAGES}"
+    "--calibration-samples --time-budget --keep-overridable --opset --seed --memory-limit --report "
+    f"--threads --batch-size --throughput --latency-of {IMAGES}"
 )
 MAKES_MODEL = True
 

@@ -210,6 +210,12 @@ _DECLARED: Mapping[str, Keywords] = {
         "several times if it is short, and models larger than a quarter run in segments",
         values.memory,
     ),
+    "--time-budget": _value(
+        "MINUTES",
+        "begin no optional work later than that: methods, further samples and candidates; what is "
+        "tried then depends on the clock, and plan and report say what was not (default: no limit)",
+        values.seconds,
+    ),
     "--keep-overridable": _switch(
         "keep weights that are all listed as inputs overridable; they are made constants without it"
     ),

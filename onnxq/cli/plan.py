@@ -33,7 +33,7 @@ plans, exit code 0 says that they are equal, 1 that they differ.
 NEEDS = ""
 TAKES = (
     "model --data --output --diff --pareto --pin --cost --cost-table --budget --min-sqnr "
-    f"--max-latency --max-bytes {STUDY}"
+    f"--max-latency --max-bytes --time-budget {STUDY}"
 )
 CHANGES = {
     "--output": {"help": "file to write the plan to"},
@@ -104,6 +104,9 @@ def _summary(plan: Plan) -> Iterator[tuple[str, str, str]]:
     yield "precision", words.count(len(plan.nodes), "node"), words.listed(found)
     if by_hand := plan.by_hand():
         yield "pinned by hand", words.count(len(by_hand), "node"), ""
+    for place, entry in enumerate(plan.untried):
+        nodes = words.count(len(entry.nodes), "node") if entry.nodes else ""
+        yield "" if place else "not tried", nodes, f"{entry.what} ({entry.reason})"
 
 
 def _compare(parsed: argparse.Namespace) -> Outcome:

@@ -17,6 +17,7 @@ from onnxq.ir.saving import replacing
 from onnxq.passes.tuned import Tuned
 from onnxq.plain import entry, read, read_toml
 from onnxq.saved import Saved, read_text, write_text
+from onnxq.time_budget import Untried
 from onnxq.tune.tuned import read_tuned, sha256, to_bytes
 
 BY_HAND = "pinned by hand"
@@ -164,6 +165,8 @@ class Plan(Saved):
         ranges: Smallest and largest value of each tensor that is quantized statically.
         tuned: What tuners computed, by node, and what transformations take, by tensor and kind;
             kept in a file beside the plan's.
+        time_budget: Minutes after which no optional work began; 0 for no such limit.
+        untried: What was left out for want of time.
     """
 
     schema = "onnxq/plan/1"
@@ -196,6 +199,8 @@ class Plan(Saved):
         sparse=True, default_factory=dict
     )
     tuned: Tuned = entry(sparse=True, default_factory=dict, compare=False)
+    time_budget: float = entry(sparse=True, default=0.0)
+    untried: tuple[Untried, ...] = entry(sparse=True, default=())
 
     @property
     def tuned_sha256(self) -> str:

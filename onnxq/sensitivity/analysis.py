@@ -30,6 +30,7 @@ from onnxq.sensitivity.loss import PROXIES, Losses, losses
 from onnxq.sensitivity.perturbed import Perturbed
 from onnxq.sensitivity.result import NodeSensitivity, Sensitivity
 from onnxq.sensitivity.running import STATIONS, Key, Runner, Sessions
+from onnxq.time_budget import TimeBudget, Untried
 
 Method = Literal["suffix", "exhaustive"]
 
@@ -81,6 +82,7 @@ def analyse(
     max_samples: int | None = None,
     model_sha256: str = "",
     progress: Progress = SILENT,
+    time: TimeBudget | None = None,
 ) -> Sensitivity:
     """Predict what each node's quantization costs, one node at a time.
 
@@ -111,6 +113,7 @@ def analyse(
         max_samples: Most samples to use; `MAX_SAMPLES` if None, all for ``exhaustive``.
         model_sha256: Hash to note in the result.
         progress: Told of the samples done.
+        time: After which no more samples are drawn; unlimited if None.
 
     Raises:
         InputError: an unknown precision or proxy, or onnxruntime cannot run the model on the data.
@@ -153,6 +156,7 @@ def analyse(
     models = {text: whole[text] for text in precisions}
     together = {text: _Together(proxy) for text in models}
     seen, done, reliability, is_certain = 0, 0, 0.0, False
+    untried: tuple[Untried, ...] = ()
     with ModelFiles.temporary() as files:
         runner = Runner(segments, [v.name for v in graph.outputs], Sessions(files, scene))
         perturbed = Perturbed(runner, through)
@@ -173,10 +177,14 @@ def analyse(
                 is_certain = is_ranked or done >= limit
             if is_certain and all(sample.is_known for sample in together.values()):
                 break
+            if time is not None and time.is_over() and seen < len(samples):
+                untried = (Untried(f"sensitivity of more than {seen} samples"),)
+                break
     analysed = tuple(_found(node, own, found, method) for node, own in nodes.items())
     return Sensitivity(
         *(model_sha256, proxy, method, done, reliability, analysed),
         scales=_scales(analysed, together),
+        untried=untried,
     )
 
 

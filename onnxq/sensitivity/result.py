@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from onnxq.plain import Amount
+from onnxq.plain import Amount, entry
 from onnxq.saved import SavedAsJson
+from onnxq.time_budget import Untried
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Sensitivity(SavedAsJson):
         reliability: Agreement of the rankings from two halves of the samples, 1 for equal ones.
         nodes: The nodes, in the order of the graph.
         scales: By precision, loss of all nodes in it together over the sum of their losses.
+        untried: That no time was left for more samples, where that is so.
     """
 
     schema = "onnxq/sensitivity/2"
@@ -64,6 +66,7 @@ class Sensitivity(SavedAsJson):
     reliability: float
     nodes: tuple[NodeSensitivity, ...]
     scales: Mapping[str, Amount] = field(default_factory=dict)
+    untried: tuple[Untried, ...] = entry(sparse=True, default=())
 
     def losses(self) -> dict[str, dict[str, float]]:
         """Loss of every node in every precision, scaled to add up to that of all of them."""

@@ -29,6 +29,7 @@ class BiasCorrection(Tuner):
 
     name: ClassVar[str] = "bias-correction"
     description: ClassVar[str] = "biases that make up for the mean error of what layers give"
+    promise: ClassVar[float] = 0.08
     is_sequential: ClassVar[bool] = True
     is_additional: ClassVar[bool] = True
 

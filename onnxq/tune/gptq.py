@@ -57,6 +57,7 @@ class Gptq(Tuner):
 
     name: ClassVar[str] = "gptq"
     description: ClassVar[str] = "weights that make up for each other's rounding errors"
+    promise: ClassVar[float] = 0.7
 
     damping: float = 0.05
     asymmetric: bool = True

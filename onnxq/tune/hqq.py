@@ -25,6 +25,7 @@ class Hqq(Tuner):
 
     name: ClassVar[str] = "hqq"
     description: ClassVar[str] = "scales of weights with few large errors"
+    promise: ClassVar[float] = 1.2
 
     def refusal(self, layer: Layer) -> str:
         """See `Tuner`."""

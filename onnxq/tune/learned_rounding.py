@@ -53,6 +53,7 @@ class LearnedRounding(Tuner):
 
     name: ClassVar[str] = "learned-rounding"
     description: ClassVar[str] = "codes and scales of weights, learned from what layers read"
+    promise: ClassVar[float] = 0.5
     is_sequential: ClassVar[bool] = True
 
     damping: float = 0.05

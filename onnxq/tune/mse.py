@@ -24,6 +24,7 @@ class Mse(Tuner):
 
     name: ClassVar[str] = "mse"
     description: ClassVar[str] = "scales of weights with the least squared error"
+    promise: ClassVar[float] = 3.0
 
     def refusal(self, layer: Layer) -> str:
         """See `Tuner`."""

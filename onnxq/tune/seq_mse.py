@@ -42,6 +42,7 @@ class SeqMse(Tuner):
 
     name: ClassVar[str] = "seq-mse"
     description: ClassVar[str] = "scales of weights with the least error of what layers give"
+    promise: ClassVar[float] = 0.15
     is_sequential: ClassVar[bool] = True
 
     trials: int = 20

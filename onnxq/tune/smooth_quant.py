@@ -73,6 +73,7 @@ class SmoothQuant(Transformation):
 
     name: ClassVar[str] = "smooth-quant"
     description: ClassVar[str] = "outlier channels of activations moved into the weights"
+    promise: ClassVar[float] = 2.6
 
     insert: bool = True
 

@@ -38,6 +38,7 @@ class WeightedMse(Tuner):
 
     name: ClassVar[str] = "weighted-mse"
     description: ClassVar[str] = "scales of weights with the least error of what products give"
+    promise: ClassVar[float] = 4.0
 
     def refusal(self, layer: Layer) -> str:
         """See `Tuner`."""

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from onnxq.runtime import OutputError
 from onnxq.saved import SavedAsJson
+from onnxq.time_budget import Untried
 from onnxq.tune.training import TrainingFacts
 
 Number: TypeAlias = float
@@ -199,7 +200,7 @@ class Report(SavedAsJson):
     ``candidates`` are those of a search, the fastest first; ``notes`` are sentences for people;
     ``peak_stage`` is the stage that held the most memory, empty where the process had held more
     before; ``agreement`` is None where the outputs hold no decisions, ``training`` where nothing
-    was trained.
+    was trained; ``untried`` is what a time budget left out.
     """
 
     schema = "onnxq/report/1"
@@ -227,6 +228,7 @@ class Report(SavedAsJson):
     peak_stage: str = ""
     agreement: AgreementFacts | None = None
     training: TrainingFacts | None = None
+    untried: tuple[Untried, ...] = ()
 
     @property
     def sqnr_db(self) -> float:

@@ -63,6 +63,11 @@ def test_names_that_do_not_exist(refuse) -> None:
     refuse("no_such_module", data="no_such_module:feeds")
 
 
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "soon"])
+def test_no_time_at_all(refuse, minutes: str) -> None:
+    refuse("--time-budget", f"'{minutes}' is not a", more=("--time-budget", minutes))
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
