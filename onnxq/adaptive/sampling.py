@@ -1,0 +1,76 @@
+"""Which requests are looked at more closely."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+
+
+class Sampling:
+    """Picks a share of the requests, whatever is in them.
+
+    From one picked request to the next there are on average ``1 / share`` requests, at random, so
+    that a stream that repeats itself is sampled in all its parts. Any thread may ask; one thread
+    gets the same picks for the same seed.
+
+    Args:
+        share: Of the requests, above 0 and at most 1; 0 picks none.
+        seed: Of the distances.
+    """
+
+    def __init__(self, share: float, seed: int = 0) -> None:
+        if not 0 <= share <= 1:
+            raise ValueError(f"the share of requests that are sampled is {share}, not from 0 to 1")
+        self._numbers = itertools.count(1)
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+        self._share = self._usual = share
+        self._dense = 0
+        self._due = self._distance()
+
+    @property
+    def share(self) -> float:
+        """Of the requests at present."""
+        return self._share
+
+    def next(self) -> tuple[int, bool]:
+        """Number of a request, from 1 on, and whether it is picked."""
+        number = next(self._numbers)
+        return number, number >= self._due and self._pick(number)
+
+    def denser(self, share: float, picks: int) -> None:
+        """Pick more for a while.
+
+        Args:
+            share: Of the requests.
+            picks: After so many picks the share is as before.
+        """
+        if not self._usual:
+            return
+        with self._lock:
+            self._share, self._dense = max(share, self._usual), picks
+            # What was to be picked next may be far off.
+            self._due = 0
+
+    def usual(self) -> None:
+        """Pick as many as in the beginning."""
+        with self._lock:
+            self._share, self._dense = self._usual, 0
+
+    def _pick(self, number: int) -> bool:
+        with self._lock:
+            if number < self._due:
+                return False
+            if self._dense:
+                self._dense -= 1
+                if not self._dense:
+                    self._share = self._usual
+            self._due = number + self._distance()
+            return True
+
+    def _distance(self) -> float:
+        if not self._share:
+            return float("inf")
+        most = round(2 / self._share) - 1
+        return self._random.randint(1, max(1, most))
