@@ -26,7 +26,8 @@ class StoredWeights(Precision):
 
     Attributes:
         block_size: Inputs that share a scale; 0 stands for one scale for each output channel.
-        scheme: ``absmax`` or ``zero-point``.
+        scheme: ``absmax``, ``signed-absmax`` or ``zero-point``. Scales below 0, which the second
+            has, onnxruntime multiplies with as with any (1.32); TensorRT refuses them.
         operators: ``standard``, or ``contrib`` for onnxruntime's own.
         gather: ``rows``, ``int8``, ``blocks`` or ``contrib``; rows are ``contrib`` on targets that
             have GatherBlockQuantized.

@@ -58,6 +58,7 @@ from onnxq.quant.qparams import (
 from onnxq.quant.scheme import (
     ABSMAX,
     PER_TENSOR,
+    SIGNED_ABSMAX,
     ZERO_POINT,
     Granularity,
     Scheme,
@@ -109,6 +110,7 @@ __all__ = [
     "Q5_1",
     "Q8_0",
     "SCALE_SEARCHES",
+    "SIGNED_ABSMAX",
     "UINT2",
     "UINT4",
     "UINT8",

@@ -73,7 +73,8 @@ class Best:
 class TrialGroups:
     """Groups of values, each multiplied by a power of two so that no square leaves float32.
 
-    Such a factor changes no quantized value. Scales given and taken are multiplied by it as well.
+    Such a factor changes no quantized value. Scales given and taken are multiplied by it as well;
+    its sign is that of the scale of the whole range, so that they are positive here.
 
     Args:
         problem: The groups. Scales of power-of-two schemes are not refined by least squares.
@@ -89,13 +90,15 @@ class TrialGroups:
         largest = np.maximum(-low, high)
         self._usable = (largest >= _SMALLEST) & (largest <= _LARGEST)
         _, exponent = np.frexp(np.where(self._usable, largest, np.float32(1)))
-        self._factor = np.where(self._usable, np.ldexp(np.float32(1), -exponent), np.float32(0))
+        factor = np.copysign(np.ldexp(np.float32(1), -exponent), problem.scale)
+        self._factor = np.where(self._usable, factor, np.float32(0))
         self._plain = np.where(self._usable, problem.scale * self._factor, np.float32(1))
         self._length = values.shape[axis]
         self._step = max(1, PIECE // max(values.size // self._length, 1))
         self._whole = values * self._spread(self._factor) if self._length <= self._step else None
-        self.low: Float64Array = (low * self._factor).astype(np.float64)
-        self.high: Float64Array = (high * self._factor).astype(np.float64)
+        ends = [(end * self._factor).astype(np.float64) for end in (low, high)]
+        self.low: Float64Array = np.minimum(*ends)
+        self.high: Float64Array = np.maximum(*ends)
         self.largest: Float64Array = np.maximum(-self.low, self.high)
         total, squares = np.zeros(largest.shape), np.zeros(largest.shape)
         for piece, _ in self._pieces():

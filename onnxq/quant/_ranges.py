@@ -38,7 +38,10 @@ def scale_from_range(
     middle = symmetric_middle(format, scheme)
     # float64: high - low overflows float32 for ranges that float32 itself can hold.
     exact: Float64Array
-    if scheme.symmetric:
+    turned = _turned(lows, highs, format, scheme)
+    if turned is not None:
+        exact = np.maximum(highs, -lows) / (middle - qlow)
+    elif scheme.symmetric:
         exact = np.maximum(highs / (qhigh - middle), -lows / (middle - qlow))
     else:
         exact = (highs - lows) / (qhigh - qlow)
@@ -55,13 +58,24 @@ def scale_from_range(
     largest = _at_most(FLOAT32_MAX / reach)
     if scheme.power_of_two:
         largest = _power_of_two_at_most(largest)
-    return np.asarray(np.minimum(exact, largest)).astype(np.float32), zero_point
+    scale = np.asarray(np.minimum(exact, largest)).astype(np.float32)
+    return (scale if turned is None else np.where(turned, -scale, scale)), zero_point
 
 
 def symmetric_middle(format: Format, scheme: Scheme) -> float:
     """Where absmax puts zero."""
     qlow, qhigh = value_range(format, scheme)
     return 0.0 if format.is_float else (qlow + qhigh + 1) // 2
+
+
+def _turned(
+    lows: npt.NDArray[np.floating], highs: npt.NDArray[np.floating], format: Format, scheme: Scheme
+) -> npt.NDArray[np.bool_] | None:
+    """Where a scale with a sign is negative; None where no scale has one."""
+    qlow, qhigh = value_range(format, scheme)
+    middle = symmetric_middle(format, scheme)
+    is_signed = scheme.symmetric and scheme.signed_scale and middle - qlow > qhigh - middle
+    return np.asarray(highs > -lows) if is_signed else None
 
 
 def absmax_scale(
@@ -90,13 +104,17 @@ def absmax_scale(
     if not scheme.symmetric or scheme.power_of_two or format.bits == 32:
         return None
     middle = symmetric_middle(format, scheme)
-    scale = np.asarray(highs / np.float32(qhigh - middle))
+    turned = _turned(lows, highs, format, scheme)
+    above = qhigh - middle if turned is None else middle - qlow
+    scale = np.asarray(highs / np.float32(above))
     scale = np.asarray(np.maximum(scale, lows / np.float32(qlow - middle), out=scale))
     reach = max(format.qmax - middle, middle - format.qmin)
     if scale.max(initial=0) > FLOAT32_MAX / reach / 2:
         return None
     np.maximum(scale, np.float32(MIN_SCALE), out=scale)
     scale[(lows == 0) & (highs == 0)] = 1
+    if turned is not None:
+        np.negative(scale, out=scale, where=turned)
     return scale
 
 

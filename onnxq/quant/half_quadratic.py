@@ -81,7 +81,8 @@ class HalfQuadratic:
             fitted = self._sum(q * y, weight, axis) / np.where(squares > 0, squares, 1)
             scale = np.where(fitted > _SMALLEST, fitted, scale)
             beta *= self.growth
-        inside = (problem.scale > _TINY) & (problem.scale < _HUGE)
+        size = np.abs(problem.scale)
+        inside = (size > _TINY) & (size < _HUGE)
         return Solution(
             np.where(inside, best, 1) * problem.scale,
             np.where(inside, best_zero, problem.zero_point),

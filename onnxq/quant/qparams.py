@@ -51,7 +51,8 @@ class QParams:
 
     Attributes:
         format: Format of the quantized values.
-        scale: float32, at least MIN_SCALE and finite. Shape () per tensor, (channels,) per channel;
+        scale: float32, of a magnitude of at least MIN_SCALE and finite; negative in none but
+            weights. Shape () per tensor, (channels,) per channel;
             per block that of the tensor with its length on `axis` divided by `block_size`,
             rounded up.
         zero_point: Value of the format that stands for 0, in the format's storage dtype and the
@@ -62,7 +63,7 @@ class QParams:
             are for weights: QuantizeLinear has no such thing.
 
     Raises:
-        InputError: A scale is zero, negative, subnormal, NaN or infinite, or dtypes, shapes,
+        InputError: A scale is zero, subnormal, NaN or infinite, or dtypes, shapes,
             axis and limits do not go together.
     """
 
@@ -87,10 +88,10 @@ class QParams:
                 f"scale has shape {self.scale.shape} and zero-point {self.zero_point.shape}; "
                 "give both one shape"
             )
-        if not (np.isfinite(self.scale) & (self.scale >= np.float32(MIN_SCALE))).all():
+        if not (np.isfinite(self.scale) & (np.abs(self.scale) >= np.float32(MIN_SCALE))).all():
             raise InputError(
-                "a scale is zero, negative, subnormal, NaN or infinite; "
-                f"scales are finite and at least {MIN_SCALE:.4g}"
+                "a scale is zero, subnormal, NaN or infinite; "
+                f"scales are finite, of a magnitude of at least {MIN_SCALE:.4g}"
             )
         rank = self.scale.ndim
         if self.axis is None:
@@ -282,7 +283,9 @@ def _weight_qparams(
     plain = _plain(low, high, format, scheme, grouping)
     zeros = (low == 0) & (high == 0)
     if zeros.any() and not zeros.all():
-        plain = replace(plain, scale=np.where(zeros, plain.scale[~zeros].min(), plain.scale))
+        plain = replace(
+            plain, scale=np.where(zeros, np.abs(plain.scale[~zeros]).min(), plain.scale)
+        )
     if search != PLAIN:
         plain = _searched(values, grouping, plain, scheme, search, importance)
     return plain, values, grouping, (low, high)
@@ -291,7 +294,8 @@ def _weight_qparams(
 def _stay_within(low: Float32Array, high: Float32Array, qparams: QParams) -> bool:
     """Whether no value between these ends needs to be clipped; rounding keeps their order."""
     zero_point = _zero_points(qparams, np.float32)
-    lowest, highest = (np.rint(end / qparams.scale) + zero_point for end in (low, high))
+    ends = [np.rint(end / qparams.scale) + zero_point for end in (low, high)]
+    lowest, highest = np.minimum(*ends), np.maximum(*ends)
     bounds = qparams.bounds
     return bool(lowest.min(initial=0) >= bounds[0] and highest.max(initial=0) <= bounds[1])
 

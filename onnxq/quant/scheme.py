@@ -23,15 +23,21 @@ class Scheme:
         power_of_two: Round scales up to powers of two.
         reduced_range: Use half of an 8-bit format (7 bits): x86 processors without VNNI add pairs
             of products in 16 bits, which full ranges overflow.
+        signed_scale: Make the scale of an absmax range that reaches further above zero than below
+            negative, so that the format's smallest value, which has no counterpart, is always that
+            of the largest magnitude: -2 in int2, where else only 1 would be left for it. For
+            weights.
     """
 
     symmetric: bool
     narrow_range: bool = False
     power_of_two: bool = False
     reduced_range: bool = False
+    signed_scale: bool = False
 
 
 ABSMAX = Scheme(symmetric=True)
+SIGNED_ABSMAX = Scheme(symmetric=True, signed_scale=True)
 ZERO_POINT = Scheme(symmetric=False)
 
 

@@ -218,4 +218,4 @@ class _Descent:
             down, up = down.sum(keepdims=True), up.sum(keepdims=True)
         scale = self.scale[:, place : place + 1]
         change = np.divide(-down, up, out=np.zeros_like(down), where=up > 0)
-        return np.where(np.abs(change) < _LARGEST_CHANGE * scale, change, 0.0)
+        return np.where(np.abs(change) < _LARGEST_CHANGE * np.abs(scale), change, 0.0)

@@ -116,7 +116,7 @@ class QuantizeWeights(WeightPass):
             ``q8_0`` (see `onnxq.passes.weights.weight_formats`).
         block_size: Inputs that share a scale; 0 stands for one scale for each output channel.
             onnxruntime fuses powers of two from 16 to 256.
-        scheme: ``absmax`` or ``zero-point``.
+        scheme: ``absmax``, ``signed-absmax`` (see `onnxq.quant.Scheme`) or ``zero-point``.
         search: How scales are found.
         operators: ``standard`` or ``contrib``.
         gather: ``rows``, ``int8``, ``blocks`` or ``contrib``.

@@ -9,14 +9,18 @@ from functools import partial
 import numpy as np
 
 from onnxq.passes.weights.stored_weights import Quantizer, Rounding
-from onnxq.quant import ABSMAX, ZERO_POINT, Granularity, Scheme
+from onnxq.quant import ABSMAX, SIGNED_ABSMAX, ZERO_POINT, Granularity, Scheme
 from onnxq.quant.formats import FORMATS, INT2, INT8, NARROW_FORMATS, UINT4, Format
 from onnxq.quant.grouped import GROUP, GROUPED_TYPES, grouped_quantize, grouped_to_onnx
 from onnxq.quant.low_bit import binary, ternary
 from onnxq.quant.qparams import QuantizedTensor
 from onnxq.quant.search import ScaleSearch
 
-SCHEMES: Mapping[str, Scheme] = {"absmax": ABSMAX, "zero-point": ZERO_POINT}
+SCHEMES: Mapping[str, Scheme] = {
+    "absmax": ABSMAX,
+    "signed-absmax": SIGNED_ABSMAX,
+    "zero-point": ZERO_POINT,
+}
 
 
 @dataclass(frozen=True)

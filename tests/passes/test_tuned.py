@@ -51,7 +51,7 @@ def test_equal_ones_are_equal() -> None:
         ({"values": np.zeros((6, 5))}, r"values of node 'fc' has shape \(6, 5\)"),
         ({"values": np.full(SHAPE, 0.5)}, "values of node 'fc' holds other values"),
         ({"values": np.full(SHAPE, np.nan)}, "values of node 'fc' holds other values"),
-        ({"scale": -SCALE}, "tensors of node 'fc' are of no use: a scale is zero, negative"),
+        ({"scale": 0 * SCALE}, "tensors of node 'fc' are of no use: a scale is zero"),
         ({"values": np.full(SHAPE, 17.5), "format": FLOAT8E4M3FN}, "values of node 'fc' holds"),
     ],
 )

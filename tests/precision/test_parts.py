@@ -133,7 +133,7 @@ def test_more_bits_lose_less() -> None:
     found = scene(graph, dataset(graph, feeds))
     exact = outputs(graph, feeds)
     losses = []
-    for text in ("int2-weight", "int3-weight", "int4-weight", "int8"):
+    for text in (*(f"int{bits}-weight{{scheme=absmax}}" for bits in (2, 3, 4)), "int8"):
         changed = perturbed(graph, named(graph, "head"), part_of(text, "weights"), found)
         losses.append(np.square(outputs(changed, feeds) - exact).sum())
     assert losses[0] > 2 * losses[1] > 4 * losses[2] > 16 * losses[3] > 0

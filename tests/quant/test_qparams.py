@@ -21,6 +21,7 @@ from onnxq.quant import (
     INT32,
     MIN_SCALE,
     PER_TENSOR,
+    SIGNED_ABSMAX,
     UINT2,
     UINT4,
     UINT8,
@@ -48,7 +49,11 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 formats = st.sampled_from(INTEGERS)
 schemes = st.builds(
-    Scheme, symmetric=st.booleans(), narrow_range=st.booleans(), power_of_two=st.booleans()
+    Scheme,
+    symmetric=st.booleans(),
+    narrow_range=st.booleans(),
+    power_of_two=st.booleans(),
+    signed_scale=st.booleans(),
 )
 
 
@@ -79,6 +84,14 @@ schemes = st.builds(
         (INT2, ABSMAX, -2.0, 1.0, 1.0, 0),
         (INT2, NARROW, -2.0, 1.0, 2.0, 0),
         (UINT2, ZERO_POINT, 0.0, 6.0, 2.0, 0),
+        (INT2, SIGNED_ABSMAX, -2.0, 1.0, 1.0, 0),
+        (INT2, SIGNED_ABSMAX, -1.0, 2.0, -1.0, 0),
+        (INT2, SIGNED_ABSMAX, -2.0, 2.0, 1.0, 0),
+        (INT2, SIGNED_ABSMAX, 0.0, 0.0, 1.0, 0),
+        (UINT4, SIGNED_ABSMAX, -1.0, 8.0, -1.0, 8),
+        (INT8, Scheme(True, narrow_range=True, signed_scale=True), -0.5, 1.0, 1 / 127, 0),
+        (INT4, Scheme(True, power_of_two=True, signed_scale=True), -1.0, 9.0, -2.0, 0),
+        (INT8, Scheme(False, signed_scale=True), -1.0, 3.0, 4 / 255, -64),
     ],
 )
 def test_known_ranges(
@@ -98,7 +111,7 @@ def test_range_is_covered_and_zero_is_exact(
 ) -> None:
     low, high = min(first, second), max(first, second)
     qparams = qparams_from_range(low, high, format, scheme)
-    scale = float(qparams.scale)
+    scale = abs(float(qparams.scale))
     assert MIN_SCALE <= scale <= FLOAT32_MAX
     if scheme.power_of_two:
         assert np.frexp(scale)[0] == 0.5
@@ -332,9 +345,9 @@ def _array(value: object, dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
     return np.asarray(value, dtype)
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, 1e-40, np.nan, np.inf])
+@pytest.mark.parametrize("scale", [0.0, 1e-40, -1e-40, np.nan, -np.inf])
 def test_qparams_refuse_scales_that_are_no_scales(scale: float) -> None:
-    with pytest.raises(InputError, match="a scale is zero, negative"):
+    with pytest.raises(InputError, match="a scale is zero, subnormal"):
         QParams(INT8, np.float32([1.0, scale]), np.zeros(2, np.int8), 0)
 
 

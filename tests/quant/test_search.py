@@ -29,10 +29,12 @@ from onnxq.quant import (
     INT8,
     INT16,
     MSE,
+    NARROW_FORMATS,
     PER_TENSOR,
     PERCENTILE,
     PLAIN,
     SCALE_SEARCHES,
+    SIGNED_ABSMAX,
     UINT4,
     UINT8,
     ZERO_POINT,
@@ -152,7 +154,11 @@ def test_mse_clips_far_outliers_of_large_tensors() -> None:
 searched = st.sampled_from([MSE, MeanSquaredError(trials=6), FEW_RANGES])
 finite = st.floats(-(2.0**100), 2.0**100, width=32)
 schemes = st.builds(
-    Scheme, symmetric=st.booleans(), narrow_range=st.booleans(), power_of_two=st.booleans()
+    Scheme,
+    symmetric=st.booleans(),
+    narrow_range=st.booleans(),
+    power_of_two=st.booleans(),
+    signed_scale=st.booleans(),
 )
 
 
@@ -175,9 +181,25 @@ def test_squared_errors_are_never_worse_than_plain(
     q = quantize(x, found).astype(np.float64)
     assert (q >= low).all() and (q <= high).all()
     if scheme.power_of_two:
-        assert (np.frexp(found.scale)[0] == 0.5).all()
+        assert (np.frexp(np.abs(found.scale))[0] == 0.5).all()
     if scheme.symmetric:
         np.testing.assert_array_equal(found.zero_point, plain.zero_point)
+
+
+@pytest.mark.parametrize("search", SCALE_SEARCHES.values(), ids=SCALE_SEARCHES.keys())
+@pytest.mark.parametrize("format", [INT2, NARROW_FORMATS["int3"], UINT4], ids=lambda f: f.name)
+def test_signed_scales_treat_both_signs_alike(search: ScaleSearch, format: Format) -> None:
+    x = _heavy_tails(np.random.default_rng(0), (40, 32))
+    x[np.abs(x).argmax(axis=1) % 2 == 0] *= -1
+    found = weight_qparams(x, format, SIGNED_ABSMAX, per_channel(0), search=search)
+    turned = weight_qparams(-x, format, SIGNED_ABSMAX, per_channel(0), search=search)
+    np.testing.assert_array_equal(turned.scale, -found.scale)
+    largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)[:, 0]
+    assert (np.sign(found.scale) == -np.sign(largest)).all()
+    assert 0 < (found.scale < 0).sum() < len(x)
+    # The largest of all, which had the smallest value only where it was below zero.
+    plain = weight_qparams(x, format, ABSMAX, per_channel(0), search=search)
+    assert _errors(x, found).sum() < 0.95 * _errors(x, plain).sum()
 
 
 @pytest.mark.parametrize("search", [MSE, PERCENTILE, GROUPED_SEARCH, FEW_RANGES, Percentile(80)])

@@ -98,14 +98,14 @@ def test_a_product_reads_blocks() -> None:
 
 
 @pytest.mark.parametrize("format", list(SQNR))
-@pytest.mark.parametrize("scheme", ["absmax", "zero-point"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("block_size", [0, 32, 64])
 def test_every_format(format: str, scheme: str, block_size: int) -> None:
     if format.startswith("q") and block_size != 32:
         with pytest.raises(InputError, match="has blocks of 32"):
             QuantizeWeights(format=format, block_size=block_size)
         return
-    if format.startswith("float") and scheme != "absmax":
+    if format.startswith("float") and scheme == "zero-point":
         scheme = "absmax"
     before = product("y = MatMul(x, w)")
     step = QuantizeWeights(format=format, scheme=scheme, block_size=block_size)
@@ -218,7 +218,7 @@ def _quantize_linear(
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("scheme", ["absmax", "zero-point"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("inputs", [96, 100, 20])
 @pytest.mark.parametrize("signed", [True, False])
 def test_contrib_operators_give_what_standard_ones_give(
@@ -488,7 +488,7 @@ def test_slices_give_what_the_whole_gives(
 @settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(["int4", "uint4", "int2", "uint2", "float4e2m1", "int8", "uint16"]),
-    st.sampled_from(["absmax", "zero-point"]),
+    st.sampled_from(list(SCHEMES)),
     st.sampled_from([0, 32, 20]),
     st.booleans(),
     st.integers(1, 10).map(lambda n: 4 * n) | st.integers(1, 40),
@@ -498,7 +498,7 @@ def test_slices_give_what_the_whole_gives(
 def test_stored_numbers_are_those_of_quantize(
     format: str, scheme: str, block: int, turned: bool, outputs: int, elements: int, factor: float
 ) -> None:
-    if format == "float4e2m1":
+    if format == "float4e2m1" and scheme == "zero-point":
         scheme = "absmax"
     if FORMATS[format].bits == 2:
         outputs += -outputs % 4
@@ -614,7 +614,7 @@ def test_the_opset_it_needs(options: dict[str, object], opset: int) -> None:
     ("options", "message"),
     [
         ({"format": "int9"}, "knows no format 'int9'; use one of int2"),
-        ({"scheme": "log"}, "knows no scheme 'log'; use one of absmax, zero-point"),
+        ({"scheme": "log"}, "knows no scheme 'log'; use one of absmax, signed-absmax, zero-point"),
         ({"search": "best"}, "knows no search 'best'"),
         ({"operators": "own"}, "knows no operators 'own'"),
         ({"gather": "all"}, "knows no gather 'all'"),
