@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from onnxq.adaptive.bundle import check_folder
+from onnxq.bundling import Ladder, Rung, check_bundled, write_bundle
 from onnxq.data import DataLike, Dataset
 from onnxq.errors import InputError, NothingToQuantizeError
 from onnxq.ir import Graph, ModelLike, save
@@ -26,7 +28,7 @@ from onnxq.report.certainty import certainty
 from onnxq.report.expectation import expectation
 from onnxq.report.omission import omission
 from onnxq.runtime.pool import model_room
-from onnxq.search import Candidate, Search
+from onnxq.search import REWRITTEN, Candidate, Search
 from onnxq.sensitivity import Sensitivity
 from onnxq.study import apply_to, study, uniform_plan
 from onnxq.tuning import method_facts
@@ -64,6 +66,7 @@ def optimize(
     *,
     output: str | os.PathLike[str] | None = None,
     plan_output: str | os.PathLike[str] | None = None,
+    adaptive: str | os.PathLike[str] | None = None,
     eval_data: DataLike | None = None,
     keep_failed: bool = False,
     progress: Progress = SILENT,
@@ -84,6 +87,9 @@ def optimize(
         options: See `Options`.
         output: Where to write the model; nothing is written without it, or when a promise broke.
         plan_output: Where to write the plan, on the same conditions.
+        adaptive: Folder to write a bundle for adaptive sessions to, on the same conditions: the
+            model, those that a search measured and that are faster or nearer to the float model,
+            the float model, and what was usual of the data.
         eval_data: Held-out samples; a part of ``data`` if None.
         keep_failed: Write even when a promise broke.
         progress: Told of stages.
@@ -99,14 +105,28 @@ def optimize(
         *(model, data, options),
         output=output,
         plan_output=plan_output,
+        adaptive=adaptive,
         eval_data=eval_data,
         keep_failed=keep_failed,
         progress=progress,
     )
 
 
-Found = tuple[Graph, Report, Plan]
-"""A model, what verification found, and the plan that makes it."""
+@dataclass(frozen=True)
+class Found:
+    """What was made in a job.
+
+    Attributes:
+        graph: The model.
+        report: What verification found.
+        plan: The plan that makes it.
+        ladder: What a bundle could be made of; None where nothing was quantized.
+    """
+
+    graph: Graph
+    report: Report
+    plan: Plan
+    ladder: Ladder | None = None
 
 
 def made(
@@ -117,6 +137,7 @@ def made(
     *,
     output: str | os.PathLike[str] | None,
     plan_output: str | os.PathLike[str] | None,
+    adaptive: str | os.PathLike[str] | None = None,
     eval_data: DataLike | None,
     keep_failed: bool,
     progress: Progress,
@@ -135,10 +156,15 @@ def made(
         raise InputError(
             f"the plan's tensors go to '{beside}', as does the model; name another file"
         )
+    if adaptive is not None:
+        check_folder(Path(adaptive))
     watch = PeakWatch(progress, peak_rss_bytes)
     with open_job(model, data, options, eval_data=eval_data, progress=watch) as job:
         _check(job)
-        graph, report, plan = make(job)
+        if adaptive is not None:
+            check_bundled(job)
+        found = make(job)
+        graph, report, plan = found.graph, found.report, found.plan
         report = replace(
             report,
             notes=(
@@ -159,6 +185,13 @@ def made(
             )
         if is_kept and plan_output is not None:
             plan.save(plan_output)
+        if is_kept and adaptive is not None:
+            if found.ladder is None:
+                raise InputError(
+                    "no bundle can be made: nothing in the model is quantized, so there is nothing "
+                    "to adapt; leave --adaptive out"
+                )
+            write_bundle(job, found.ladder, graph, adaptive)
     written = Path(output) if is_kept and output is not None else None
     report = replace(
         report,
@@ -205,8 +238,8 @@ def _planned(job: Job) -> Found:
     """The plan that the recipe is, applied and verified."""
     prepared = observed(prepare(job))
     plan = uniform_plan(prepared, job.recipe.precision)
-    graph, report, plan = proven(prepared, plan)
-    return graph, replace(report, methods=method_facts(prepared, plan)), plan
+    found = proven(prepared, plan)
+    return replace(found, report=replace(found.report, methods=method_facts(prepared, plan)))
 
 
 def proven(prepared: Prepared, plan: Plan) -> Found:
@@ -222,7 +255,8 @@ def proven(prepared: Prepared, plan: Plan) -> Found:
     report = verify(job, path, [*prepared.records, *records])
     gates = promise(report, job.options, is_timed=not job.missing_provider())
     report = with_gates(replace(report, untried=plan.untried), gates)
-    return graph, report, _noted(plan, report, gates)
+    ladder = Ladder(prepared.graph, (Rung(job.recipe.precision, graph, path),))
+    return Found(graph, report, _noted(plan, report, gates), ladder)
 
 
 def _searched(job: Job) -> Found:
@@ -241,10 +275,12 @@ def _searched(job: Job) -> Found:
     untried = (*winner.plan.untried, *search.untried)
     ranked = sorted(search.candidates, key=lambda c: -c.speedup)
     facts = tuple(_facts(c, found.sensitivity) for c in ranked)
+    rungs = tuple(Rung(c.label, c.graph, c.path) for c in ranked if c.label != REWRITTEN)
+    ladder = Ladder(prepared.graph, rungs) if rungs else None
     kept = with_gates(replace(baseline, candidates=facts, untried=untried), gates)
     may_be_float = all(precision == FLOAT for precision in prepared.pinned.values())
     if not report.passed and kept.passed and may_be_float:
-        return job.source, kept, _left_alone(job)
+        return Found(job.source, kept, _left_alone(job), ladder)
     losses, chosen = found.sensitivity.losses(), winner.plan.precisions()
     layers = tuple(
         replace(layer, sensitivity=losses[layer.node].get(chosen[layer.node], 0.0))
@@ -258,7 +294,7 @@ def _searched(job: Job) -> Found:
         report, layers=layers, candidates=facts, methods=methods, notes=notes, untried=untried
     )
     plan = replace(winner.plan, untried=untried)
-    return winner.graph, report, _noted(plan, report, gates)
+    return Found(winner.graph, report, _noted(plan, report, gates), ladder)
 
 
 def _float_only(job: Job, baseline: Report, gates: Sequence[Gate], why: str) -> Found:
@@ -281,8 +317,8 @@ def _float_only(job: Job, baseline: Report, gates: Sequence[Gate], why: str) -> 
     report = with_gates(replace(verify(job, path, records), notes=(*notes, *found)), gates)
     kept = with_gates(replace(baseline, notes=notes), gates)
     if not report.passed and kept.passed:
-        return job.source, kept, _left_alone(job)
-    return graph, report, plan
+        return Found(job.source, kept, _left_alone(job))
+    return Found(graph, report, plan)
 
 
 def _left_alone(job: Job) -> Plan:

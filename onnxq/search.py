@@ -31,6 +31,9 @@ BORDER_FACTORS = (1.0, 0.3, 3.0)
 """Borders cost more or less than by themselves, depending on what stands beside them; a proposal
 is made for each of these multiples, and measurement decides."""
 
+REWRITTEN = "float, rewritten"
+"""Label of the candidate in which nothing is quantized."""
+
 ROUNDS = 4
 """Times that the budget of loss is tightened, or moved between what held and what did not."""
 
@@ -248,7 +251,7 @@ class Search:
         if not set(floats.precisions.values()) <= {FLOAT}:
             # Something is pinned to integers.
             return
-        self._make("float, rewritten", self._plan(floats, program, floats))
+        self._make(REWRITTEN, self._plan(floats, program, floats))
 
     def _propose(self, budget: float | None, free: Assignment) -> None:
         exact = self._study.problem()

@@ -114,10 +114,8 @@ def train(
         )
         ranges = {**plan.ranges, **fitted.ranges}
         tuned = {**plan.tuned, **fitted.tensors}
-        graph, report, plan = proven(
-            prepared, replace(plan, nodes=nodes, ranges=ranges, tuned=tuned)
-        )
-        return graph, replace(report, training=fitted.facts), plan
+        found = proven(prepared, replace(plan, nodes=nodes, ranges=ranges, tuned=tuned))
+        return replace(found, report=replace(found.report, training=fitted.facts))
 
     return made(
         make,

@@ -24,7 +24,7 @@ EXAMPLES = """examples:
 NEEDS = "model --data --output"
 TAKES = (
     "--eval --recipe --target --calibrator --methods --max-drop --min-agreement --min-speedup "
-    "--min-sqnr --max-size-ratio --keep-failed --plan-out --pin --work-dir --metric "
+    "--min-sqnr --max-size-ratio --keep-failed --plan-out --adaptive --pin --work-dir --metric "
     "--calibration-samples --time-budget --keep-overridable --opset --seed --memory-limit --report "
     f"--threads --batch-size --throughput --latency-of {IMAGES}"
 )
@@ -41,6 +41,7 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         given(parsed),
         output=parsed.output,
         plan_output=parsed.plan_out,
+        adaptive=parsed.adaptive,
         eval_data=parsed.eval,
         keep_failed=parsed.keep_failed,
         progress=progress,
@@ -66,6 +67,8 @@ def _ending(result: Optimized, parsed: argparse.Namespace) -> str:
         ending = f"A promise broke; wrote {result.written} all the same."
     if result.written is not None and parsed.plan_out:
         ending += f" The plan is in {parsed.plan_out}."
+    if result.written is not None and getattr(parsed, "adaptive", None):
+        ending += f" The bundle is in {parsed.adaptive}."
     if parsed.report:
         ending += f" The report is in {Path(parsed.report) / 'report.html'}."
     return ending

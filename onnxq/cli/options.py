@@ -171,6 +171,11 @@ _DECLARED: Mapping[str, Keywords] = {
     "--plan-out": _value(
         "FILE", "write the plan of the model that was made, for `onnxq apply`", group="plan"
     ),
+    "--adaptive": _value(
+        "DIR",
+        "write a bundle for adaptive sessions: the model, variants of it, and what is usual",
+        group="plan",
+    ),
     "--pin": _values(
         "PATTERN=P",
         "precision of the nodes whose name matches, as 'head*=float32'",

@@ -67,15 +67,28 @@ class Decision:
 
         Summed over all positions; not for neighbours. Infinite where there is a NaN.
         """
-        total, size = 0.0, ours.shape[self.axis]
-        pairs = [np.moveaxis(side, self.axis, -1).reshape(-1, size) for side in (ours, theirs)]
-        if self.kind == "threshold":
-            pairs = [side.reshape(-1, 1) for side in pairs]
-        rows = max(1, _AT_ONCE // pairs[0].shape[1])
-        for at in range(0, len(pairs[0]), rows):
-            p, q = (self._logarithms(side[at : at + rows]) for side in pairs)
+        total = 0.0
+        for p, q in zip(self._parts(ours), self._parts(theirs), strict=True):
             total += float((np.exp(p) * (p - q)).sum(dtype=np.float64))
         return max(total, 0.0) if np.isfinite(total) else np.inf
+
+    def entropy(self, value: Array) -> float:
+        """Entropy of the choices' distribution at a position, in nats and in the mean.
+
+        Not for neighbours. Infinite where there is a NaN.
+        """
+        total, rows = 0.0, 0
+        for p in self._parts(value):
+            total -= float((np.exp(p) * p).sum(dtype=np.float64))
+            rows += len(p)
+        return max(total / max(rows, 1), 0.0) if np.isfinite(total) else np.inf
+
+    def _parts(self, value: Array) -> Iterator[npt.NDArray[np.float32]]:
+        """Logarithms of the probabilities of all choices, a position a row, some rows at a time."""
+        size = 1 if self.kind == "threshold" else value.shape[self.axis]
+        moved = value if self.kind == "threshold" else np.moveaxis(value, self.axis, -1)
+        flat, rows = moved.reshape(-1, size), max(1, _AT_ONCE // size)
+        yield from (self._logarithms(flat[at : at + rows]) for at in range(0, len(flat), rows))
 
     def _logarithms(self, rows: Array) -> npt.NDArray[np.float32]:
         """Logarithms of the probabilities of all choices, a position a row."""

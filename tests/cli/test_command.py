@@ -31,7 +31,7 @@ OPTIONS = {
         "--min-sqnr --keep-failed --report --seed --threads --batch-size --calibration-samples "
         "--calibrator --keep-overridable --opset --image-size --image-mean --image-std "
         "--image-scale --image-layout --image-color --image-resize --max-size-ratio --plan-out "
-        "--pin --work-dir --methods --memory-limit"
+        "--pin --work-dir --methods --memory-limit --adaptive"
     ),
     "train": (
         "--data -o --output --eval --bits --method --loss --features --epochs --lr --batch-size "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import entropy as scipy_entropy
 
 from onnxq.ir import Graph
 from onnxq.verify.decisions import Decision, find_decisions
@@ -109,3 +110,15 @@ def test_what_an_if_gives_is_what_its_branches_give(then: str, other: str, why: 
         i = If (c) <then_branch = {branches[0]}, else_branch = {branches[1]}>
         y = Identity(i)"""
     assert [d.why for d in found(X, Y, body)] == ([why] if why else [])
+
+
+def test_entropy_is_that_of_the_choices_at_a_position() -> None:
+    sure, even = np.log([[0.98, 0.01, 0.01]]), np.zeros((1, 3))
+    rows = np.concatenate([sure, even]).astype(np.float32)
+    wanted = [scipy_entropy(np.exp(row)) for row in rows]
+    for axis, values in ((1, rows), (-1, rows[None]), (1, rows.T[None])):
+        decision = Decision("y", "classes", axis, "")
+        assert decision.entropy(values) == pytest.approx(np.mean(wanted), rel=1e-5)
+    flags = Decision("y", "threshold", -1, "")
+    assert flags.entropy(np.float32([[0.5, 1.0]])) == pytest.approx(np.log(2) / 2, rel=1e-4)
+    assert Decision("y", "classes", 1, "").entropy(np.float32([[0, np.nan]])) == np.inf
