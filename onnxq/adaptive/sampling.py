@@ -17,6 +17,9 @@ class Sampling:
     Args:
         share: Of the requests, above 0 and at most 1; 0 picks none.
         seed: Of the distances.
+
+    Attributes:
+        asked: Requests so far, give or take those of other threads at this moment.
     """
 
     def __init__(self, share: float, seed: int = 0) -> None:
@@ -27,16 +30,26 @@ class Sampling:
         self._lock = threading.Lock()
         self._share = self._usual = share
         self._dense = 0
+        self.asked = 0
         self._due = self._distance()
+
+    def begin(self) -> None:
+        """Be usable in a process that was forked while another thread picked a request."""
+        self._lock = threading.Lock()
 
     @property
     def share(self) -> float:
         """Of the requests at present."""
         return self._share
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether more are picked than usual."""
+        return self._dense > 0
+
     def next(self) -> tuple[int, bool]:
         """Number of a request, from 1 on, and whether it is picked."""
-        number = next(self._numbers)
+        self.asked = number = next(self._numbers)
         return number, number >= self._due and self._pick(number)
 
     def denser(self, share: float, picks: int) -> None:

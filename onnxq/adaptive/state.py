@@ -101,13 +101,8 @@ class State:
             earlier = self._use(lambda file: self._generations(file, "WHERE number < ?", number))
         return [*earlier, self._first]
 
-    def change(self, expected: Generation, deployment: Deployment, reason: str) -> Generation:
-        """Make a generation that follows on an expected one.
-
-        Returns:
-            The new generation; the one of another worker that was faster.
-        """
-        new = Generation(expected.number + 1, deployment, reason)
+    def change(self, expected: Generation, new: Generation) -> bool:
+        """Let a generation follow on an expected one, unless another worker was faster."""
 
         def insert(file: sqlite3.Connection) -> Generation:
             self._catch_up(file, expected)
@@ -122,7 +117,7 @@ class State:
                 self._known = self._use(insert)
             except _UnavailableError:
                 self._known = new
-            return self._known
+            return self._known is new
 
     def save(self, statistics: Mapping[str, Any] | None = None) -> Generation:
         """Write what waits, and this worker's statistics.
@@ -171,17 +166,17 @@ class State:
             return {worker: json.loads(body) for worker, body in rows}
         return {}
 
-    def inherit(self, alive: Callable[[str], bool]) -> Any:
+    def inherit(self, alive: Callable[[str, float], bool]) -> Any:
         """Take over the newest statistics of a worker that is no more; None without any.
 
         Args:
-            alive: Tells of a worker's name whether it is still at work.
+            alive: Tells whether a worker is still at work, by its name and when it saved them.
         """
 
         def take(file: sqlite3.Connection) -> Any:
-            order = "SELECT worker, body FROM statistics ORDER BY time DESC, worker"
-            for worker, body in file.execute(order).fetchall():
-                if not alive(worker):
+            order = "SELECT worker, body, time FROM statistics ORDER BY time DESC, worker"
+            for worker, body, saved in file.execute(order).fetchall():
+                if not alive(worker, saved):
                     file.execute("DELETE FROM statistics WHERE worker = ?", (worker,))
                     return _parsed(body)
             return None

@@ -1,0 +1,189 @@
+"""What is done with sampled requests: watch, gather, adapt, and prove that it was right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from onnxq.adaptive.bundle import Bundle
+from onnxq.adaptive.deployment import Deployment, Reference, Sampled
+from onnxq.adaptive.events import Journal, Kind
+from onnxq.adaptive.parts import Gathering, Outputs, Parts, Verdict
+from onnxq.adaptive.sampling import Sampling
+from onnxq.adaptive.serving import Serving
+from onnxq.runtime.specs import Array
+
+_DENSE = 0.5
+"""Share of requests that are sampled on suspicion."""
+
+_SUSPECTED = 40
+"""Requests that are sampled so before suspicion has to be renewed."""
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How many requests are sampled for what.
+
+    Attributes:
+        fit: To fit qparams to.
+        held_back: To try on what was fitted.
+        prove: To compare what answers with what answered before.
+    """
+
+    fit: int = 40
+    held_back: int = 80
+    prove: int = 80
+
+    @property
+    def gathered(self) -> int:
+        """After an alarm, before anything is adapted."""
+        return self.fit + self.held_back
+
+
+class Host(Protocol):
+    """Whoever has the session that answers."""
+
+    journal: Journal
+    sampling: Sampling
+    live: Serving
+
+    def change(
+        self,
+        deployment: Deployment,
+        kind: Kind,
+        reason: str,
+        feeds: Mapping[str, Array],
+        **details: Any,
+    ) -> bool:
+        """Let another deployment answer from the next request on; whether it does."""
+
+    def answer_before(self, feeds: Mapping[str, Array]) -> Outputs | None:
+        """What was answered to a request before the last change; None where that is forgotten."""
+
+    def forget_before(self) -> None:
+        """Let go of what answered before the last change."""
+
+
+class Judge:
+    """Looks at one request after the other. It has no thread and no clock of its own.
+
+    While there is no alarm it watches. After one it gathers requests, of which one in three is for
+    fitting, looks for something better and lets it answer; then it runs what answered before on
+    the next requests, too, and takes it back where the new one is worse.
+
+    Args:
+        bundle: What answers is of.
+        host: Has the session that answers.
+        parts: What watches and adapts.
+        known: What `statistics` gave in an earlier run; None without one.
+        amounts: How many requests are sampled for what.
+    """
+
+    def __init__(
+        self, bundle: Bundle, host: Host, parts: Parts, known: Any, amounts: Amounts
+    ) -> None:
+        self._bundle, self._host, self._parts, self._amounts = bundle, host, parts, amounts
+        self._twin = parts.twin(bundle)
+        self._monitor = parts.monitor(bundle, known)
+        self._since = 0
+        self._held_back: list[tuple[Sampled, Reference]] = []
+        self._watch(anew=False)
+
+    def see(self, sampled: Sampled, now: float) -> None:
+        """Look at a request."""
+        if sampled.deployment != self._host.live.deployment:
+            # It was answered before the last change and tells nothing of what answers.
+            return
+        reference = self._twin.run(sampled.feeds)
+        self._monitor.see(sampled, reference, now)
+        self._step(sampled, reference)
+
+    def statistics(self) -> Any:
+        """What goes on after a restart."""
+        return self._monitor.to_plain()
+
+    def followed(self) -> None:
+        """Begin anew with what another worker made."""
+        self._watch(anew=True)
+
+    def feedback(self, request: int, correct: bool) -> None:
+        """Take to heart what somebody says of an answer, if it is one of what answers now."""
+        if request <= self._since:
+            return
+        self._monitor.feedback(correct)
+        self._held_back = [
+            (replace(kept, correct=correct) if kept.request == request else kept, reference)
+            for kept, reference in self._held_back
+        ]
+
+    def _watch(self, *, anew: bool) -> None:
+        """Wait for an alarm; from what is usual from now on, or from what was."""
+        if anew:
+            self._monitor.renew()
+            self._since = self._host.sampling.asked
+        self._held_back = []
+        self._step: Callable[[Sampled, Reference], None] = self._watching
+        self._host.forget_before()
+        self._host.sampling.usual()
+
+    def _watching(self, sampled: Sampled, reference: Reference) -> None:
+        verdict, sampling = self._monitor.verdict(), self._host.sampling
+        if verdict.alarm:
+            self._host.journal.tell("drift", verdict.reason, **verdict.details())
+            fit = self._parts.gather()
+            self._step = lambda *request: self._gather(verdict, fit, *request)
+            sampling.denser(_DENSE, self._amounts.gathered)
+        elif verdict.suspicious and not sampling.is_dense:
+            sampling.denser(_DENSE, _SUSPECTED)
+
+    def _gather(
+        self, verdict: Verdict, fit: Gathering, sampled: Sampled, reference: Reference
+    ) -> None:
+        held_back = self._held_back
+        if fit.requests * self._amounts.held_back <= len(held_back) * self._amounts.fit:
+            fit.add(reference)
+        else:
+            # Their tensors are large, and nobody asks for them.
+            held_back.append((sampled, Reference(reference.outputs, {})))
+        if fit.requests + len(held_back) < self._amounts.gathered:
+            return
+        before = self._host.live.deployment
+        self._watch(anew=True)
+        found = self._parts.adapt(self._bundle, before, verdict, fit, held_back)
+        if found.deployment is None:
+            self._host.journal.tell("declined", found.reason)
+        elif self._host.change(found.deployment, "adapted", found.reason, sampled.feeds):
+            self._since = self._host.sampling.asked
+            tried: list[_Tried] = []
+            self._step = lambda *request: self._prove(before, tried, *request)
+            self._host.sampling.denser(_DENSE, self._amounts.prove)
+
+    def _prove(
+        self, before: Deployment, tried: list[_Tried], sampled: Sampled, reference: Reference
+    ) -> None:
+        answer = self._host.answer_before(sampled.feeds)
+        if answer is None:
+            self._watch(anew=False)
+            return
+        tried.append(_Tried(answer, sampled.served, reference.outputs))
+        if len(tried) < self._amounts.prove:
+            return
+        self._watch(anew=False)
+        reason = self._parts.worse(
+            self._bundle,
+            [one.before for one in tried],
+            [one.after for one in tried],
+            [one.reference for one in tried],
+        )
+        if reason and self._host.change(before, "rolled-back", reason, sampled.feeds):
+            self._watch(anew=True)
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A request that both what answers and what answered before were asked."""
+
+    before: Outputs
+    after: Outputs
+    reference: Outputs

@@ -1,0 +1,109 @@
+"""What a session watches and adapts with, as far as the session knows it; tests put others in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from onnxq.adaptive.bundle import Bundle
+from onnxq.adaptive.deployment import Deployment, Reference, Sampled
+from onnxq.runtime.specs import Array
+
+Outputs = tuple[Array, ...]
+
+
+class Twinned(Protocol):
+    """The float model, which tells more than the answer."""
+
+    def run(self, feeds: Mapping[str, Array]) -> Reference:
+        """What it says of a request."""
+
+
+class Verdict(Protocol):
+    """What a monitor thinks of the requests."""
+
+    @property
+    def alarm(self) -> bool:
+        """Whether they are no longer what they were."""
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether it is worth while to look at more of them."""
+
+    @property
+    def reason(self) -> str:
+        """One sentence."""
+
+    def details(self) -> Mapping[str, Any]:
+        """Numbers behind it."""
+
+
+class Monitoring(Protocol):
+    """Sees requests, and tells when they are no longer what they were."""
+
+    def see(self, sampled: Sampled, reference: Reference, now: float) -> None:
+        """Look at a request."""
+
+    def feedback(self, correct: bool) -> None:
+        """Take in whether an answer was right, as somebody says."""
+
+    def verdict(self) -> Verdict:
+        """What it thinks now."""
+
+    def renew(self) -> None:
+        """Take what comes from now on as usual: something was done about what came before."""
+
+    def to_plain(self) -> Any:
+        """What goes on after a restart."""
+
+
+class Gathering(Protocol):
+    """Statistics of requests that are to be fitted to."""
+
+    @property
+    def requests(self) -> int:
+        """How many."""
+
+    def add(self, reference: Reference) -> None:
+        """Take in a request."""
+
+
+class Proposal(Protocol):
+    """What adaptation came to."""
+
+    @property
+    def deployment(self) -> Deployment | None:
+        """What is to answer; None where nothing better was found."""
+
+    @property
+    def reason(self) -> str:
+        """One sentence."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Functions that make the parts.
+
+    Attributes:
+        twin: Loads the float model.
+        monitor: Makes what sees drift, from what an earlier run knew, None without one.
+        gather: Begins statistics to fit to.
+        adapt: Looks for something better than what answers, given a verdict, statistics that were
+            gathered, and requests that are not among them.
+        worse: Says why outputs of the second kind are worse than those of the first beyond noise,
+            against what the float model says of the same requests; empty if they are not.
+    """
+
+    twin: Callable[[Bundle], Twinned]
+    monitor: Callable[[Bundle, Any], Monitoring]
+    gather: Callable[[], Gathering]
+    adapt: Callable[
+        [Bundle, Deployment, Verdict, Gathering, Sequence[tuple[Sampled, Reference]]], Proposal
+    ]
+    worse: Callable[[Bundle, Sequence[Outputs], Sequence[Outputs], Sequence[Outputs]], str]
+
+
+def default_parts(seed: int, false_alarms_per_day: float) -> Parts:
+    """What there is for every bundle."""
+    raise NotImplementedError

@@ -1,0 +1,683 @@
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from onnxq.adaptive import worker as workers
+from onnxq.adaptive.bundle import Bundle
+from onnxq.adaptive.deployment import Deployment
+from onnxq.adaptive.session import AdaptiveSession
+from onnxq.adaptive.worker import Clock, Intervals
+from onnxq.errors import InputError
+from tests.adaptive import fakes
+from tests.adaptive.fakes import FEW, OFTEN, feeds, kinds, parts
+
+Open = Callable[..., AdaptiveSession]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return fakes.bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def opened(bundle: Bundle) -> Iterator[Open]:
+    """Opens sessions, all of whose requests are sampled, and closes them."""
+    made: list[AdaptiveSession] = []
+
+    def make(**options: Any) -> AdaptiveSession:
+        defaults = {"sampling": 1.0, "parts": parts(), "amounts": FEW, "intervals": OFTEN}
+        made.append(AdaptiveSession(options.pop("of", bundle), **{**defaults, **options}))
+        return made[-1]
+
+    yield make
+    for session in made:
+        session.close()
+
+
+def plain(bundle: Bundle, variant: int = 0) -> ort.InferenceSession:
+    return ort.InferenceSession(bundle.model(variant), providers=["CPUExecutionProvider"])
+
+
+def ask(session: AdaptiveSession, value: float = 1.0, times: int = 1) -> list[float]:
+    """By what requests were multiplied, each judged before the next."""
+    found = []
+    for _ in range(times):
+        found.append(float(session.run(["y"], feeds(value))[0][0, 0] / value))
+        session.flush()
+    return found
+
+
+def outcome(session: Any, *args: Any) -> Any:
+    try:
+        return [answer.tolist() for answer in session.run(*args)]
+    except Exception as error:
+        return type(error), str(error)
+
+
+@pytest.mark.parametrize("sampling", [0.0, 1.0])
+def test_it_answers_and_refuses_as_onnxruntime(
+    bundle: Bundle, opened: Open, sampling: float
+) -> None:
+    session, reference = opened(sampling=sampling), plain(bundle)
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    options = ort.RunOptions()
+    options.terminate = True
+    for args in (
+        (None, {"x": x}),
+        ([], {"x": x}),
+        (["total"], {"x": x}),
+        (["total", "y"], {"x": x}),
+        (["y", "y"], {"x": x}),
+        (("y",), {"x": x}),
+        (None, {}),
+        (None, {"x": x, "z": x}),
+        (None, {"x": x.astype(np.float64)}),
+        (None, {"x": x[0]}),
+        (None, {"x": "text"}),
+        (["z"], {"x": x}),
+        (["y", "z"], {"x": x}),
+        (None, {"x": x}, options),
+        (None, None),
+    ):
+        assert outcome(session, *args) == outcome(reference, *args), args
+    session.flush()
+    assert kinds(session.events()) == []
+
+
+def test_it_tells_of_the_model_as_onnxruntime(bundle: Bundle, opened: Open) -> None:
+    session, reference = opened(), plain(bundle)
+    for name in ("get_inputs", "get_outputs", "get_overridable_initializers"):
+        ours, theirs = (getattr(s, name)() for s in (session, reference))
+        assert [(a.name, a.type, a.shape) for a in ours] == [
+            (a.name, a.type, a.shape) for a in theirs
+        ]
+    assert session.get_modelmeta().graph_name == reference.get_modelmeta().graph_name
+    assert session.get_providers() == reference.get_providers()
+    assert session.get_provider_options() == reference.get_provider_options()
+    assert session.get_session_options().intra_op_num_threads == 1
+
+
+def test_options_and_providers_are_those_that_are_given(bundle: Bundle, opened: Open) -> None:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 2
+    session = opened(sess_options=options, providers=["CPUExecutionProvider"])
+    assert session.get_session_options().intra_op_num_threads == 2
+    assert ask(session) == [1.0]
+
+
+def test_a_sudden_change_is_seen_adapted_to_and_told(opened: Open) -> None:
+    session = opened()
+    assert ask(session, 1.0, 5) == [1.0] * 5
+    # One alarm, six gathered; the next one is answered by another model.
+    assert ask(session, 20.0, 12) == [1.0] * 7 + [2.0] * 5
+    events = session.events()
+    assert kinds(events) == ["drift", "adapted"]
+    assert events[0]["reason"] == "the values are above 10"
+    assert events[0]["details"] == {"tensors": ["x"]}
+    assert events[1]["reason"] == "a step up the ladder"
+    assert events[1]["details"] == {"generation": 1}
+    assert abs(events[1]["time"] - time.time()) < 60
+    assert session.statistics()["variant"] == 1
+    assert session.statistics()["generation"] == 1
+
+
+def test_what_is_worse_is_taken_back_and_not_tried_again(opened: Open) -> None:
+    compared = []
+
+    def worse(bundle: Bundle, *outputs: Any) -> str:
+        compared.append([[float(one[0][0, 0]) for one in kind] for kind in outputs])
+        return "twice as far from float"
+
+    session = opened(parts=parts(worse=worse))
+    assert ask(session, 20.0, 20) == [1.0] * 7 + [2.0] * 4 + [1.0] * 9
+    assert compared == [[[20.0] * 4, [40.0] * 4, [40.0] * 4]]
+    assert kinds(session.events()) == ["drift", "adapted", "rolled-back"]
+    assert session.events()[-1]["reason"] == "twice as far from float"
+    assert session.statistics()["generation"] == 2
+
+
+def test_where_nothing_is_better_that_is_told(opened: Open) -> None:
+    def nothing(*args: Any) -> Any:
+        return fakes.Proposal(None, "the float model itself suffers")
+
+    session = opened(parts=parts(adapt=nothing))
+    assert ask(session, 20.0, 20) == [1.0] * 20
+    assert kinds(session.events()) == ["drift", "declined"]
+
+
+def test_adaptation_gets_what_was_gathered_after_the_alarm(opened: Open) -> None:
+    given: list[Any] = []
+
+    def adapt(bundle: Bundle, live: Deployment, verdict: Any, fit: Any, held_back: Any) -> Any:
+        given.extend([live, verdict.reason, fit.requests, held_back])
+        return fakes.Proposal(None, "")
+
+    session = opened(parts=parts(adapt=adapt))
+    ask(session, 1.0, 3)
+    ask(session, 20.0, 5)
+    session.feedback(6, True)
+    ask(session, 20.0, 2)
+    live, reason, fitted, held_back = given
+    assert (live, reason, fitted) == (Deployment(0), "the values are above 10", 2)
+    assert [sampled.request for sampled, _ in held_back] == [6, 7, 9, 10]
+    assert [sampled.correct for sampled, _ in held_back] == [True, None, None, None]
+    for sampled, reference in held_back:
+        assert sampled.feeds["x"].tolist() == [[20.0] * 3]
+        assert [a.tolist() for a in sampled.served] == [[[20.0] * 3], [60.0]]
+        assert [a.tolist() for a in reference.outputs] == [[[40.0] * 3], [120.0]]
+
+
+def test_suspicion_makes_sampling_denser(opened: Open) -> None:
+    session = opened(sampling=0.02)
+    ask(session, 1.0, 200)
+    assert session.statistics()["sampling"] == 0.02
+    ask(session, 7.0, 200)
+    assert session.statistics()["sampling"] == 0.5
+    ask(session, 1.0, 200)
+    assert session.statistics()["sampling"] == 0.02
+
+
+def test_a_replay_with_the_same_seed_tells_the_same(
+    bundle: Bundle, opened: Open, tmp_path: Path
+) -> None:
+    told = []
+    for number in range(2):
+        session = opened(sampling=0.1, seed=7, state=tmp_path / f"{number}.sqlite")
+        answers = ask(session, 1.0, 100) + ask(session, 20.0, 200) + ask(session, 30.0, 200)
+        told.append((answers, [(e["kind"], e["reason"]) for e in session.events()]))
+    assert told[0] == told[1]
+    assert set(told[0][0]) == {1.0, 2.0, 3.0}
+
+
+def test_requests_are_numbered_by_thread(opened: Open) -> None:
+    session = opened()
+    assert session.request == 0
+    ask(session, times=3)
+    thread = threading.Thread(target=ask, args=(session,))
+    thread.start()
+    thread.join()
+    assert session.request == 3
+    ask(session)
+    assert session.request == 5
+
+
+def test_feedback_is_taken_in_where_it_is_of_what_answers(opened: Open) -> None:
+    monitor = fakes.Monitor()
+    session = opened(parts=parts(monitor=lambda bundle, known: monitor))
+    ask(session, 1.0, 2)
+    session.feedback(2, False)
+    ask(session, 20.0, 7)
+    session.feedback(1, False)
+    session.feedback(9, False)
+    ask(session)
+    session.feedback(session.request, True)
+    session.feedback(10**9, True)
+    session.flush()
+    assert monitor.said == [False, True, True]
+    assert session.statistics()["feedback"] == 5
+
+
+def test_callers_may_change_their_arrays_at_once(opened: Open) -> None:
+    monitor, released = fakes.Monitor(), threading.Event()
+
+    class Slow(fakes.Twin):
+        def run(self, feeds: Any) -> Any:
+            released.wait(10)
+            return super().run(feeds)
+
+    session = opened(parts=parts(monitor=lambda b, k: monitor, twin=lambda b: Slow()))
+    own = feeds(3.0)
+    answers = session.run(None, own)
+    own["x"][:] = 0
+    answers[0][:] = 0
+    released.set()
+    session.flush()
+    (seen,) = monitor.seen
+    assert seen.feeds["x"].tolist() == [[3.0] * 3] and seen.served[0].tolist() == [[3.0] * 3]
+
+
+def test_requests_never_wait_for_judging(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    class Stuck(fakes.Twin):
+        def run(self, feeds: Any) -> Any:
+            released.wait(10)
+            return super().run(feeds)
+
+    session = opened(parts=parts(twin=lambda bundle: Stuck()))
+    for _ in range(100):
+        session.run(None, feeds())
+    assert session.statistics()["dropped"] == 36
+    monkeypatch.setattr(workers, "_MOST_BYTES", 1)
+    released.set()
+    session.flush()
+    session.run(None, feeds())
+    session.flush()
+    assert session.statistics()["judged"] == 65
+
+
+def test_values_of_onnxruntime_are_sampled_too(bundle: Bundle, opened: Open) -> None:
+    monitor = fakes.Monitor()
+    session = opened(parts=parts(monitor=lambda bundle, known: monitor))
+    value = ort.OrtValue.ortvalue_from_numpy(feeds(3.0)["x"])
+    for names in (None, ["total"]):
+        ours = session.run_with_ort_values(names, {"x": value})
+        theirs = plain(bundle).run_with_ort_values(names, {"x": value})
+        assert [a.numpy().tolist() for a in ours] == [a.numpy().tolist() for a in theirs]
+    with pytest.raises(Exception, match="Invalid output name"):
+        session.run_with_ort_values(["z"], {"x": value})
+    session.flush()
+    assert [s.served[1].tolist() for s in monitor.seen] == [[9.0], [9.0]]
+
+
+def test_what_is_bound_goes_along_with_what_answers(opened: Open) -> None:
+    session = opened()
+    x, y = feeds(20.0)["x"], np.zeros((1, 3), np.float32)
+    binding = session.io_binding()
+    binding.bind_cpu_input("x", x)
+    binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
+    binding.bind_output("total")
+    found = []
+    for _ in range(9):
+        session.run_with_iobinding(binding)
+        session.flush()
+        found.append((y[0, 0], binding.get_outputs()[1].numpy()[0]))
+    assert found == [(20.0, 60.0)] * 7 + [(40.0, 120.0)] * 2
+    assert kinds(session.events()) == ["drift", "adapted"]
+
+    binding.clear_binding_inputs()
+    binding.bind_ortvalue_input("x", ort.OrtValue.ortvalue_from_numpy(feeds(1.0)["x"]))
+    binding.clear_binding_outputs()
+    binding.bind_ortvalue_output("y", ort.OrtValue.ortvalue_from_numpy(y))
+    session.run_with_iobinding(binding)
+    assert binding.copy_outputs_to_cpu()[0].tolist() == [[2.0] * 3]
+
+
+def test_what_cannot_be_read_is_answered_and_not_sampled(opened: Open) -> None:
+    session = opened()
+    x = feeds()["x"]
+    binding = session.io_binding()
+    binding.bind_input("x", "cpu", 0, np.float32, x.shape, x.ctypes.data)
+    for name in ("y", "total"):
+        binding.bind_output(name)
+    session.run_with_iobinding(binding)
+    assert binding.get_outputs()[0].numpy().tolist() == [[1.0] * 3]
+    session.flush()
+    assert session.statistics()["sampled"] == 0 and kinds(session.events()) == []
+
+
+def test_a_restart_goes_on_where_it_was(opened: Open) -> None:
+    known = []
+
+    def monitor(bundle: Bundle, before: Any) -> Any:
+        known.append(before)
+        return fakes.Monitor(before)
+
+    first = opened(parts=parts(monitor=monitor))
+    ask(first, 20.0, 10)
+    first.close()
+    second = opened(parts=parts(monitor=monitor))
+    assert ask(second) == [2.0]
+    assert kinds(second.events()) == ["drift", "adapted"]
+    assert known == [None, {"seen": 10}]
+
+
+def test_workers_on_one_bundle_follow_each_other(opened: Open) -> None:
+    one, two = opened(), opened()
+    ask(two)
+    ask(one, 20.0, 8)
+    end = time.monotonic() + 10
+    while ask(two) != [2.0] and time.monotonic() < end:
+        time.sleep(0.02)
+    assert ask(two) == [2.0]
+    two.close()
+    assert kinds(one.events()) == ["drift", "adapted", "followed"]
+    assert two.events()[-1]["reason"].endswith("a step up the ladder")
+
+
+def test_of_workers_that_adapt_at_once_one_wins(opened: Open) -> None:
+    slow = OFTEN.__class__(share=1000.0, keep=1000.0, retry=0.0)
+    one, two = opened(intervals=slow), opened(intervals=slow)
+    ask(one, 20.0, 6)
+    ask(two, 20.0, 6)
+    ask(one, 20.0)
+    assert ask(two, 20.0, 3) == [1.0, 2.0, 2.0]
+    assert kinds(two.events()) == ["drift", "drift", "adapted", "followed"]
+    assert one.statistics()["generation"] == two.statistics()["generation"] == 1
+
+
+def test_without_a_place_for_the_state_it_is_in_memory_and_told(
+    opened: Open, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    session = opened()
+    assert ask(session, 20.0, 8)[-1] == 2.0
+    session.flush()
+    assert kinds(session.events()) == ["fault", "drift", "adapted"]
+    assert "give the path of a file as `state`" in caplog.text
+    session.close()
+    assert not (bundle.folder / "state.sqlite").exists()
+
+
+def test_state_of_another_bundle_is_set_aside(
+    opened: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "own.sqlite"
+    ask(opened(state=path), 20.0, 8)
+    session = opened(of=fakes.bundle(tmp_path / "other", variants=2), state=path)
+    assert ask(session) == [1.0]
+    assert "belongs to another bundle" in caplog.text
+
+
+class TestFaults:
+    """Requests go on, and one sentence says why something else does not."""
+
+    def test_a_twin_that_crashes(self, opened: Open, caplog: pytest.LogCaptureFixture) -> None:
+        crashing = [True]
+
+        class Crashing(fakes.Twin):
+            def run(self, feeds: Any) -> Any:
+                if crashing[0]:
+                    raise MemoryError("no room")
+                return super().run(feeds)
+
+        session = opened(parts=parts(twin=lambda bundle: Crashing()))
+        assert ask(session, 20.0, 50) == [1.0] * 50
+        assert [record.getMessage() for record in caplog.records] == [
+            "looking at requests fails (no room); requests are answered as before, and are looked "
+            "at again as soon as that is possible"
+        ]
+        crashing[0] = False
+        time.sleep(0.06)
+        assert ask(session, 20.0, 8)[-1] == 2.0
+        assert kinds(session.events()) == ["fault", "drift", "recovered", "adapted"]
+
+    def test_a_twin_that_cannot_be_loaded(
+        self, opened: Open, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        tried = []
+
+        def broken(bundle: Bundle) -> Any:
+            tried.append(1)
+            raise InputError("the float model is damaged")
+
+        session = opened(parts=parts(twin=broken), intervals=Intervals(retry=1000.0))
+        assert ask(session, 20.0, 50) == [1.0] * 50
+        assert len(tried) == len(caplog.records) == 1
+
+    def test_adapting_that_crashes(self, opened: Open, caplog: pytest.LogCaptureFixture) -> None:
+        def broken(*args: Any) -> Any:
+            raise ZeroDivisionError("nothing to divide by")
+
+        session = opened(parts=parts(adapt=broken))
+        assert ask(session, 20.0, 50) == [1.0] * 50
+        assert kinds(session.events()) == ["drift", "fault", "recovered"]
+        assert len(caplog.records) == 1
+
+    def test_a_state_file_that_is_damaged(
+        self, opened: Open, bundle: Bundle, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        session = opened()
+        ask(session, 20.0, 8)
+        for suffix in ("", "-wal"):
+            with suppress(FileNotFoundError):
+                (bundle.folder / f"state.sqlite{suffix}").write_bytes(b"?" * 10_000)
+        assert ask(session, 20.0, 3) == [2.0] * 3
+        session.close()
+        assert len(caplog.records) == 1 and "is damaged" in caplog.text
+        assert ask(opened(), 1.0) == [2.0]
+
+    def test_a_disk_that_is_full(
+        self, opened: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        import sqlite3
+
+        connect = sqlite3.connect
+
+        def full(*args: Any, **kwargs: Any) -> Any:
+            file = connect(*args, **kwargs)
+            file.execute("PRAGMA max_page_count=1")
+            return file
+
+        monkeypatch.setattr(sqlite3, "connect", full)
+        session = opened()
+        assert ask(session, 20.0, 10) == [1.0] * 7 + [2.0] * 3
+        session.close()
+        assert len(caplog.records) == 1 and "full" in caplog.text
+        assert kinds(session.events()) == ["fault", "drift", "adapted"]
+
+    def test_a_model_file_that_is_replaced_before_it_is_used(
+        self, opened: Open, bundle: Bundle, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        session = opened()
+        (bundle.folder / "factor2.onnx").write_bytes(fakes.model(9))
+        assert ask(session, 20.0, 30) == [1.0] * 30
+        assert kinds(session.events()) == ["drift", "fault"]
+        assert len(caplog.records) == 1 and "is not what the bundle was made with" in caplog.text
+
+    def test_a_model_file_that_is_replaced_while_it_answers(
+        self, opened: Open, bundle: Bundle, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        session = opened()
+        (bundle.folder / "factor1.onnx").write_bytes(fakes.model(9))
+        time.sleep(0.1)
+        assert ask(session, 1.0, 5) == [1.0] * 5
+        assert len(caplog.records) == 1 and "answered by what was loaded before" in caplog.text
+
+    def test_a_generation_that_cannot_be_made_after_a_restart(
+        self, opened: Open, bundle: Bundle, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        session = opened()
+        ask(session, 20.0, 8)
+        session.close()
+        (bundle.folder / "factor2.onnx").unlink()
+        again = opened()
+        time.sleep(0.1)
+        assert ask(again, 1.0, 3) == [1.0] * 3
+        assert len(caplog.records) == 1 and "factor2.onnx" in caplog.text
+
+    def test_no_model_that_could_answer(self, opened: Open, bundle: Bundle) -> None:
+        (bundle.folder / "factor1.onnx").write_bytes(b"")
+        with pytest.raises(InputError, match=r"factor1\.onnx' is not what"):
+            opened()
+
+    @pytest.mark.parametrize("jump", [-86_400.0, 86_400.0])
+    def test_a_clock_that_jumps(
+        self, opened: Open, jump: float, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        off = [0.0]
+        session = opened(clock=Clock(wall=lambda: time.time() + off[0]))
+        ask(session, 1.0, 3)
+        off[0] = jump
+        time.sleep(0.1)
+        assert ask(session, 20.0, 8)[-1] == 2.0
+        assert kinds(session.events()) == ["fault", "drift", "adapted"]
+        assert len(caplog.records) == 1 and f"jumped by {jump:+.0f} seconds" in caplog.text
+
+    def test_answers_that_cannot_be_copied(
+        self, opened: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        session = opened()
+
+        def full(*args: Any) -> Any:
+            raise MemoryError("no room")
+
+        monkeypatch.setattr("onnxq.adaptive.session._copied", full)
+        assert ask(session, 1.0, 5) == [1.0] * 5
+        assert len(caplog.records) == 1 and "could not be copied" in caplog.text
+
+
+def hammer(opened: Open, requests: int, swaps: int) -> None:
+    """Four threads ask while the model is changed forth and back; each checks all its answers."""
+    turns = count()
+
+    def adapt(bundle: Bundle, live: Deployment, *rest: Any) -> Any:
+        return fakes.Proposal(Deployment(1 - live.variant), f"turn {next(turns)}")
+
+    class Always(fakes.Monitor):
+        def verdict(self) -> fakes.Verdict:
+            return fakes.Verdict(alarm=True)
+
+    session = opened(
+        sampling=0.5,
+        parts=parts(adapt=adapt, monitor=lambda bundle, known: Always()),
+        amounts=fakes.Amounts(fit=1, held_back=1, prove=1),
+    )
+    wrong: list[Any] = []
+    finished = []
+
+    def call(number: int) -> None:
+        generator = np.random.default_rng(number)
+        end = time.monotonic() + 300
+        for turn in count():
+            swapped = session.statistics()["generation"]
+            if turn >= requests // 4 and (swapped >= swaps or time.monotonic() > end):
+                break
+            x = generator.normal(size=(2, 3)).astype(np.float32)
+            y, total = session.run(None, {"x": x})
+            # Both outputs come from one model.
+            if not any(
+                np.array_equal(y, x * factor) and np.array_equal(total, (x * factor).sum(1))
+                for factor in (np.float32(1), np.float32(2))
+            ):
+                wrong.append((x, y, total))
+        finished.append(number)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and len(finished) == 4
+    assert session.statistics()["generation"] >= swaps
+    assert session.statistics()["requests"] >= requests
+
+
+def test_threads_get_answers_of_one_model_while_it_is_changed(opened: Open) -> None:
+    hammer(opened, 4_000, 5)
+
+
+@pytest.mark.slow
+def test_threads_get_answers_of_one_model_in_a_long_run(opened: Open) -> None:
+    hammer(opened, 100_000, 50)
+
+
+def alive() -> int:
+    return sum(thread.name == "onnxq" for thread in threading.enumerate())
+
+
+def test_a_closed_session_answers_on_and_watches_no_longer(opened: Open) -> None:
+    session = opened()
+    before = alive()
+    with session as same:
+        assert ask(same) == [1.0]
+    assert alive() == before - 1
+    assert ask(session, 20.0, 10) == [1.0] * 10
+    session.feedback(1, True)
+    session.flush()
+    session.close()
+    assert kinds(session.events()) == []
+
+
+def test_a_forgotten_session_leaves_no_thread(bundle: Bundle) -> None:
+    before = alive()
+    session = AdaptiveSession(bundle, sampling=1.0, parts=parts())
+    ask(session, 1.0, 3)
+    del session
+    gc.collect()
+    end = time.monotonic() + 10
+    while alive() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert alive() == before
+
+
+def program(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    begin = f"""
+        import os, sys, time, threading
+        from pathlib import Path
+        from onnxq.adaptive.session import AdaptiveSession
+        from tests.adaptive import fakes
+        from tests.adaptive.fakes import feeds, parts, kinds, FEW, OFTEN
+        def opened(**options):
+            defaults = dict(sampling=1.0, parts=parts(), amounts=FEW, intervals=OFTEN)
+            return AdaptiveSession(fakes.bundle(Path({str(folder)!r})), **{{**defaults, **options}})
+    """
+    code = textwrap.dedent(begin) + textwrap.dedent(text)
+    root = str(Path(__file__).parents[2])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_interpreter_ends_with_sessions_that_nobody_closed(tmp_path: Path) -> None:
+    done = program(
+        tmp_path,
+        """
+        class Slow(fakes.Twin):
+            def run(self, feeds):
+                time.sleep(0.2)
+                return super().run(feeds)
+        session = opened(parts=parts(twin=lambda bundle: Slow()))
+        for _ in range(60):
+            session.run(None, feeds())
+        begun = time.monotonic()
+        import atexit
+        """,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")
+def test_a_forked_process_answers_and_watches_on_its_own(tmp_path: Path) -> None:
+    done = program(
+        tmp_path,
+        """
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        session = opened()
+        session.run(None, feeds())
+        session.flush()
+        # As if another thread was at it.
+        session._worker._lock.acquire()
+        session._worker.sampling._lock.acquire()
+        child = os.fork()
+        if not child:
+            for _ in range(8):
+                y = session.run(["y"], feeds(20.0))[0]
+                session.flush()
+            assert y[0, 0] == 20.0 or y[0, 0] == 40.0
+            assert session.run(["y"], feeds(20.0))[0][0, 0] == 40.0
+            session.close()
+            os._exit(7)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 7
+        session._worker._lock.release()
+        session._worker.sampling._lock.release()
+        end = time.monotonic() + 10
+        while session.run(["y"], feeds())[0][0, 0] != 2.0 and time.monotonic() < end:
+            time.sleep(0.02)
+        assert session.run(["y"], feeds())[0][0, 0] == 2.0
+        session.close()
+        assert kinds(session.events()) == ["drift", "adapted", "followed"], session.events()
+        """,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
