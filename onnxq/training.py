@@ -90,7 +90,9 @@ def train(
     def make(job: Job) -> Found:
         # Says without torch what to install.
         from onnxq.tune.train.fitting import Lesson
+        from onnxq.tune.train.norms import normalized
 
+        norms = normalized(job.source) if settings.batch_norm == "live" else ()
         prepared = prepare(job)
         lesson = Lesson(prepared.graph, job.training, settings)
         prepared = observed(prepared)
@@ -104,6 +106,7 @@ def train(
             job.target,
             plan.precisions(),
             find_decisions(job.source, outputs, is_asked=job.training.has_labels),
+            norms,
             kept,
             _basis(job, plan) if kept is not None else {},
             job.progress,
@@ -115,7 +118,11 @@ def train(
         ranges = {**plan.ranges, **fitted.ranges}
         tuned = {**plan.tuned, **fitted.tensors}
         found = proven(prepared, replace(plan, nodes=nodes, ranges=ranges, tuned=tuned))
-        return replace(found, report=replace(found.report, training=fitted.facts))
+        notes = found.report.notes
+        if norms:
+            lived = f"BatchNormalization lived behind {fitted.norms} of the {len(norms)} layers"
+            notes = (*notes, f"{lived} that have it; behind the others it was folded before.")
+        return replace(found, report=replace(found.report, training=fitted.facts, notes=notes))
 
     return made(
         make,

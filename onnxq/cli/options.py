@@ -250,6 +250,12 @@ _DECLARED: Mapping[str, Keywords] = {
         "(default 0)",
         values.number,
     ),
+    "--batch-norm": _choice(
+        ("frozen", "live"),
+        "live: train it with the statistics of batches where the model has it, and fold it at the "
+        "end; frozen: fold it before (default frozen)",
+        group="training",
+    ),
     "--epochs": _training("N", "passes over DATA (default 10)", values.positive),
     "--lr": _training(
         "R", "largest learning rate, of steps relative to their size (default 0.001)", values.number

@@ -24,6 +24,9 @@ class TrainOptions:
         loss: ``task`` takes labels, ``distill`` the float model's outputs, ``both`` the sum.
         features: Weight of the distance from the float model at the tensors that every way through
             the model leads through; none at 0.
+        batch_norm: ``live`` trains BatchNormalization that is behind a convolution or product with
+            the statistics of batches, and folds it into scales and biases at the end; ``frozen``
+            trains what the model is after it was folded.
         epochs: Passes over the training data.
         batch_size: Samples in an update. Models with a fixed batch take it feed by feed.
         accumulate: Parts into which an update's samples are split, to save memory.
@@ -48,6 +51,7 @@ class TrainOptions:
     method: Method = "lsq"
     loss: LossKind = "task"
     features: float = 0.0
+    batch_norm: Literal["frozen", "live"] = "frozen"
     epochs: int = 10
     batch_size: int = 64
     accumulate: int = 1
@@ -116,6 +120,7 @@ _LIMITS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
 _CHOICES = {
     "method": ("lsq", "lsq+", "ste"),
     "loss": ("task", "distill", "both"),
+    "batch_norm": ("frozen", "live"),
     "optimizer": ("adamw", "sgd"),
     "schedule": ("cosine", "one-cycle"),
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from onnxq.data import Dataset
@@ -22,10 +23,13 @@ from onnxq.tune.train.learner import Subject
 from onnxq.tune.train.objectives import Head, check_labels, evaluating
 from onnxq.tune.train.places import Places
 from onnxq.tune.train.quantized import Grid
-from onnxq.tune.train.samples import Samples, augmenting
+from onnxq.tune.train.samples import Feed, Samples, augmenting
 from onnxq.tune.train.team import team
 from onnxq.tune.train.trainer import Trainer, find_device
 from onnxq.tune.training import TrainingFacts, TrainOptions
+
+_SHOWING = 1024
+"""So many samples show the statistics that BatchNormalization begins with."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,13 @@ class Fitted:
         tensors: By node, see `onnxq.passes.tuned`.
         ranges: Smallest and largest value of tensors.
         facts: How it went.
+        norms: How many layers had a BatchNormalization that lived.
     """
 
     tensors: Mapping[str, Tensors]
     ranges: Mapping[str, tuple[float, float]]
     facts: TrainingFacts
+    norms: int = 0
 
 
 class Lesson:
@@ -81,6 +87,7 @@ class Lesson:
         target: Target,
         precisions: Mapping[str, str],
         heads: Sequence[Head],
+        norms: Sequence[str],
         folder: Path | None,
         basis: Mapping[str, str],
         progress: Progress,
@@ -93,6 +100,7 @@ class Lesson:
             target: Where the model is to run.
             precisions: Of the nodes, by name.
             heads: What the outputs decide.
+            norms: Nodes behind which BatchNormalization is to live.
             folder: Where to keep checkpoints, and maybe go on from one; nowhere if None.
             basis: What checkpoints depend on beyond the options.
             progress: Told of epochs.
@@ -102,15 +110,25 @@ class Lesson:
         """
         options = self._options
         checkpoints = Checkpoints(folder, {**options.basis(), **basis})
-        subject = Subject(self._source, quantized, grids(precisions, target), heads, options)
+        known = grids(precisions, target)
+        subject = Subject(self._source, quantized, known, heads, options, norms)
         own = subject.learner(self.teacher, self._device)
         places = Places(
             own.module, self._source, placed, target, learn_steps=options.method != "ste"
         )
+        if own.module.norms:
+            with own.module.measuring():
+                own.judge(self._few())
         with team(subject, own) as learner:
             trainer = Trainer(learner, places.parameters(), options)
             facts = trainer.run(self._train, self._held_out, checkpoints, progress, self._augment)
-        return Fitted(places.tensors(), places.ranges(), facts)
+        return Fitted(places.tensors(), places.ranges(), facts, len(own.module.norms))
+
+    def _few(self) -> Iterator[Feed]:
+        """Feeds that show the statistics of what is computed."""
+        updates = self._train.epoch(None, self._options.batch_size)
+        for parts in islice(updates, -(-_SHOWING // self._options.batch_size)):
+            yield from map(self._train.feed, parts)
 
 
 def grids(precisions: Mapping[str, str], target: Target) -> dict[str, Grid]:

@@ -80,6 +80,8 @@ class Learner:
         self.module.zero_grad()
         total = 0.0
         for feed in feeds:
+            for norm in self.module.norms.values():
+                norm.is_part = feed.is_part
             moved = feed.to(self.device)
             with self._precision():
                 loss = self._objective.loss(moved, self.module(moved.feeds))
@@ -114,6 +116,7 @@ class Subject:
         grids: The integers that weights may have, by node.
         heads: What the outputs decide.
         options: How to train.
+        norms: Nodes behind which BatchNormalization is to live.
     """
 
     source: Graph
@@ -121,6 +124,7 @@ class Subject:
     grids: Mapping[str, Grid]
     heads: Sequence[Head]
     options: TrainOptions
+    norms: Sequence[str] = ()
 
     def learner(self, teacher: Executor, device: torch.device) -> Learner:
         """Make a learner.
@@ -138,6 +142,7 @@ class Subject:
             self.source,
             grids=self.grids,
             learn_offsets=options.method == "lsq+",
+            norms=self.norms,
         )
         objective = self._objective(module, teacher.to(device))
         return Learner(module, objective, device, options.mixed_precision)

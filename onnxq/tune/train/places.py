@@ -58,12 +58,13 @@ class Places:
                 self._biases[name] = pair
         self._roots = self._free_roots()
         self._free(learn_steps)
-        self._begin = {n: self._numbers(p).detach().clone() for n, p in self._biases.items()}
+        self._begin = {n: self._now(p).detach().clone() for n, p in self._biases.items()}
 
     def parameters(self) -> Parameters:
         """What is to be trained."""
         weights = {id(p): p for p in map(self._numbers, self._weights.values())}
-        biases = {id(p): p for p in map(self._numbers, self._biases.values())}
+        biases = {id(p): p for p in map(self._numbers, self._biases.values()) if p.requires_grad}
+        biases.update((id(norm.shift), norm.shift) for norm in self._module.norms.values())
         steps = {id(p): p for p in self._module.executor.parameters() if p.requires_grad}
         steps = {key: p for key, p in steps.items() if key not in weights and key not in biases}
         return Parameters([*weights.values()], [*biases.values()], [*steps.values()])
@@ -79,7 +80,7 @@ class Places:
             where = tuple(map(slice, weight.numpy().shape))
             found[name] = self._weight(pair, where)
         for name, pair in self._biases.items():
-            shift = (self._numbers(pair).detach() - self._begin[name]).cpu().numpy()
+            shift = (self._now(pair).detach() - self._begin[name]).cpu().numpy()
             bias = self._floats[name].input(self._placed.nodes[self._floats[name]].bias or 0)
             if shift.any():
                 # A tuner may have given the node its bias.
@@ -123,13 +124,21 @@ class Places:
         assert integers is not None
         return self._module.numbers(integers)
 
+    def _now(self, pair: Node) -> torch.Tensor:
+        integers = pair.inputs[0]
+        assert integers is not None
+        return self._module.floats(integers)
+
     def _free(self, learn_steps: bool) -> None:
         """Train nothing but what a plan can hold."""
         for parameter in self._module.parameters():
             parameter.requires_grad_(False)
-        pairs = [*self._weights.values(), *self._biases.values()]
-        for pair in pairs:
+        norms = self._module.norms
+        biases = [pair for name, pair in self._biases.items() if name not in norms]
+        for pair in (*self._weights.values(), *biases):
             self._numbers(pair).requires_grad_(True)
+        for norm in norms.values():
+            norm.requires_grad_(True)
         scales = [*self._roots, *(pair.inputs[1] for pair in self._weights.values())]
         for scale in scales if learn_steps else ():
             assert scale is not None

@@ -6,7 +6,8 @@ it stores as integers is rounded anew from floats in every pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 from onnxq.ir import DataType, Graph, Node, Tensor, Use, Value, attribute_value, remove_unused
 from onnxq.tune.train.dtypes import to_numpy, to_torch
 from onnxq.tune.train.executor import Executor
+from onnxq.tune.train.norms import LiveNorm
 from onnxq.tune.train.operators.quantization import ends_of, offset_of, spread
 from onnxq.tune.train.straight_through import (
     at_least,
@@ -29,9 +31,11 @@ from onnxq.tune.train.straight_through import (
 _LEAST = 1e-3
 """A step never gets smaller than this part of what it was."""
 
-
 _SOFTEST, _SHARPEST = 0.1, 10.0
 """Slope of what stands in for signs at the beginning and the end of training (Qin et al., 2020)."""
+
+_LIVES_UNTIL = 0.8
+"""Share of the training after which statistics of batches count no more."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,12 @@ class _Stored(nn.Module):
         self._zero_point: torch.Tensor | None
         self.register_buffer("_zero_point", zero_point)
         self.numbers = nn.Parameter(numbers)
+        self.compute: Callable[[], torch.Tensor] | None = None
+
+    @property
+    def floats(self) -> torch.Tensor:
+        """What is rounded: the parameter, or what is computed instead."""
+        return self.numbers if self.compute is None else self.compute()
 
     def begin(self, numbers: np.ndarray) -> None:
         """Begin with other numbers, if they are rounded to the same."""
@@ -105,10 +115,11 @@ class _Stored(nn.Module):
                     self.numbers.copy_(before)
 
     def forward(self, integers: torch.Tensor) -> torch.Tensor:
-        scale, offset = self._spread(self.numbers)
+        numbers = self.floats
+        scale, offset = self._spread(numbers)
         if self._grid.is_binary:
-            return signs(self.numbers, scale, offset, self.slope)
-        return quantize(self.numbers, scale, offset, self._grid.low, self._grid.high)
+            return signs(numbers, scale, offset, self.slope)
+        return quantize(numbers, scale, offset, self._grid.low, self._grid.high)
 
     def _spread(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
         return _spread(self._scale(), self._zero_point, like, self._axis)
@@ -130,15 +141,15 @@ class _Offset(nn.Module):
         return round_through(torch.clamp(self.zero, *self._ends)).reshape(zero_point.shape)
 
 
-class _Computed(nn.Module):
-    """A constant that is computed of others."""
+class _Function(nn.Module):
+    """A function without parameters of its own."""
 
-    def __init__(self, compute: Callable[[], torch.Tensor]) -> None:
+    def __init__(self, compute: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
         self._compute = compute
 
-    def forward(self, constant: torch.Tensor) -> torch.Tensor:
-        return self._compute()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._compute(x)
 
 
 class QuantizedModule(nn.Module):
@@ -147,7 +158,8 @@ class QuantizedModule(nn.Module):
     Weights and biases behind a DequantizeLinear are parameters in floats, rounded straight-through.
     The steps are parameters, too, with the gradients of LSQ; that of a bias is the product of
     those of its input and its weight. Zero-points stay, or are learned like steps. `emitted` gives
-    the model, which computes what the module does but for sums that are rounded in another order.
+    the model, which computes what the module does in evaluation mode, in which it starts, but for
+    sums that are rounded in another order.
     """
 
     def __init__(
@@ -158,6 +170,7 @@ class QuantizedModule(nn.Module):
         grids: Mapping[str, Grid] | None = None,
         learn_steps: bool = True,
         learn_offsets: bool = False,
+        norms: Collection[str] = (),
         trainable: Callable[[Value], bool] | None = None,
     ) -> None:
         """Take a quantized graph.
@@ -171,6 +184,8 @@ class QuantizedModule(nn.Module):
             learn_steps: Whether steps are trained.
             learn_offsets: Whether zero-points of activations are, too (LSQ+), where they are within
                 the type: at its end, as behind a Relu, runtimes fuse what clips.
+            norms: Names of convolutions and products behind which BatchNormalization lives (see
+                `LiveNorm`), as far as they have a bias and a scale for each channel: see `norms`.
             trainable: Which other constants of floats are, too; none if not given.
 
         Raises:
@@ -204,6 +219,7 @@ class QuantizedModule(nn.Module):
             self._offsets[scale] = (zero, offset)
             self.executor.hook(zero, offset)
         self._stored: dict[Value, _Stored] = {}
+        self._folded: dict[Value, _Function] = {}
         self._computed: dict[Value, Callable[[], torch.Tensor]] = {}
         named = {} if source is None else {n.name: n for n in source.all_nodes() if n.name}
         for node in nodes:
@@ -211,13 +227,17 @@ class QuantizedModule(nn.Module):
                 names = [use.node.name for use in node.output.uses]
                 grid = next((grids[n] for n in names if grids and n in grids), None)
                 self._store(node, _likes(named, node), grid)
+        self.norms = {node.name: norm for node in nodes if (norm := self._norm(node, norms))}
+        self.eval()
 
     def forward(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs by name, as `Executor`'s."""
         return self.executor(feeds)
 
     def progress(self, done: float) -> None:
-        """Tell what sharpens during training how much of it is done, from 0 to 1."""
+        """Tell what changes during training how much of it is done, from 0 to 1."""
+        for norm in self.norms.values():
+            norm.is_live = done < _LIVES_UNTIL
         for stored in self._stored.values():
             stored.slope = _SOFTEST * (_SHARPEST / _SOFTEST) ** done
 
@@ -227,11 +247,21 @@ class QuantizedModule(nn.Module):
         held = (self.executor.constant(value) for value in self._steps)
         return [step for step in held if isinstance(step, nn.Parameter)]
 
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Let normalizations begin with the statistics of what is computed meanwhile."""
+        for norm in self.norms.values():
+            norm.begin()
+        yield
+        for norm in self.norms.values():
+            norm.end()
+
     def scale(self, value: Value) -> torch.Tensor:
         """The numbers of a scale that are used."""
         if value in self._computed:
             return self._computed[value]()
-        return self._steps[value](self.executor.constant(value))
+        step = self._steps[value](self.executor.constant(value))
+        return self._folded[value](step) if value in self._folded else step
 
     def offset(self, scale: Value) -> nn.Parameter | None:
         """The learned zero-point beside a scale; None if it stays."""
@@ -245,8 +275,12 @@ class QuantizedModule(nn.Module):
         return int(offset(self.executor.constant(zero))) - offset.initial
 
     def numbers(self, integers: Value) -> nn.Parameter:
-        """The floats that are rounded to what the graph stores."""
+        """The parameter that is rounded to what the graph stores."""
         return self._stored[integers].numbers
+
+    def floats(self, integers: Value) -> torch.Tensor:
+        """What is rounded to what the graph stores; a parameter, or computed of others."""
+        return self._stored[integers].floats
 
     def rounded(self, integers: Value) -> np.ndarray:
         """What the graph is to store, as trained."""
@@ -292,7 +326,9 @@ class QuantizedModule(nn.Module):
         of_type = Grid(*ends_of(integers.dtype))
 
         def step() -> torch.Tensor:
-            return self.scale(scale)
+            # Of a weight without what a normalization multiplies it by.
+            known = self._steps.get(scale)
+            return self.scale(scale) if known is None else known(self.executor.constant(scale))
 
         if node in self._biases:
             grid, read = None, _read_with(node)
@@ -303,7 +339,7 @@ class QuantizedModule(nn.Module):
 
             if all(value in self._steps for value in read):
                 self._computed[scale] = product
-                self.executor.hook(scale, _Computed(product))
+                self.executor.hook(scale, _Function(lambda constant: product()))
         else:
             step_module = self._steps[scale]
             step_module.highest = (grid or of_type).high
@@ -317,6 +353,34 @@ class QuantizedModule(nn.Module):
             stored.begin(like)
         self._stored[integers] = stored
         self.executor.hook(integers, stored)
+
+    def _norm(self, node: Node, wanted: Collection[str]) -> LiveNorm | None:
+        """Let a normalization live behind a node, if that is wanted and can be."""
+        weight, bias = (None if v is None else v.producer for v in (node.input(1), node.input(2)))
+        if node.name not in wanted or weight is None or bias not in self._biases:
+            return None
+        assert bias is not None
+        integers, scale, added = weight.inputs[0], weight.inputs[1], bias.inputs[0]
+        if integers not in self._stored or len(weight.output.uses) > 1 or bias.output.uses[1:]:
+            return None
+        if scale is None or added is None or scale.uses[1:]:
+            return None
+        if scale.numpy().size != added.numpy().size:
+            return None
+        stored = self._stored[added]
+        norm = LiveNorm(stored.numbers.detach())
+
+        def addend() -> torch.Tensor:
+            return torch.zeros_like(stored.numbers) if norm.normalizes else norm.bias
+
+        def folded(step: torch.Tensor) -> torch.Tensor:
+            return step if norm.normalizes else step * norm.factor
+
+        stored.compute = addend
+        self._folded[scale] = _Function(folded)
+        self.executor.hook(scale, self._folded[scale])
+        self.executor.hook(node.output, norm)
+        return norm
 
 
 def _spread(

@@ -32,6 +32,7 @@ class Feed:
         valid: Real samples: those behind them are copies that fill up a fixed batch.
         size: Samples with these.
         is_divisible: Whether a model may as well be fed them a few at a time.
+        is_part: Whether other processes have other parts of what was one feed.
     """
 
     feeds: Mapping[str, torch.Tensor]
@@ -39,6 +40,7 @@ class Feed:
     valid: int
     size: int
     is_divisible: bool = False
+    is_part: bool = False
 
     def trim(self, output: torch.Tensor) -> torch.Tensor:
         """An output without what belongs to copies."""
@@ -59,7 +61,7 @@ class Feed:
         columns = {name: tensor.split(sizes) for name, tensor in self.feeds.items()}
         labels = [None] * count if self.labels is None else self.labels.split(sizes)
         return [
-            Feed({name: parts[i] for name, parts in columns.items()}, labels[i], size, size, True)
+            Feed({n: parts[i] for n, parts in columns.items()}, labels[i], size, size, True, True)
             for i, size in enumerate(sizes)
         ]
 

@@ -29,6 +29,7 @@ from onnxq.errors import InputError
 from onnxq.ir import infer_types, load, save
 from onnxq.tune.train.executor import Executor
 from onnxq.tune.train.learner import Judgement, Learner, Subject
+from onnxq.tune.train.quantized import QuantizedModule
 from onnxq.tune.train.samples import Feed
 
 _SUBJECT, _SOURCE, _QUANTIZED, _STORE = "subject", "source.onnx", "quantized.onnx", "store"
@@ -102,7 +103,8 @@ class Team(Learner):
 
     def _tell(self, order: _Order, feeds: Sequence[Feed]) -> list[Feed]:
         """Tell the others what to compute; gives this process' share of it."""
-        shares = _shares(feeds, len(self._others) + 1)
+        # Statistics of a batch are of one that all processes have a part of, or of the first's.
+        shares = _shares(feeds, len(self._others) + 1, keeps_whole=bool(self.module.norms))
         dist.scatter_object_list([None], [replace(order, feeds=share) for share in shares], src=0)
         if order.takes_numbers:
             _share_numbers(self.module)
@@ -164,11 +166,19 @@ def team(subject: Subject, own: Learner) -> Iterator[Learner]:
             torch.set_num_threads(threads)
 
 
-def _shares(feeds: Iterable[Feed], count: int) -> list[list[Feed]]:
-    """The feeds of each process: an equal part of each that can be split, else whole ones."""
+def _shares(feeds: Iterable[Feed], count: int, *, keeps_whole: bool) -> list[list[Feed]]:
+    """The feeds of each process: an equal part of each that can be split, else whole ones.
+
+    Args:
+        feeds: All feeds.
+        count: Of processes.
+        keeps_whole: Whether the first process keeps what cannot be split.
+    """
     found: list[list[Feed]] = [[] for _ in range(count)]
     for at, feed in enumerate(feeds):
-        for number, part in enumerate(feed.split(count), at):
+        parts = feed.split(count)
+        first = 0 if keeps_whole else at
+        for number, part in enumerate(parts, first):
             found[number % count].append(part)
     return found
 
@@ -180,9 +190,10 @@ def _trained(module: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def _share_numbers(module: torch.nn.Module) -> None:
+def _share_numbers(module: QuantizedModule) -> None:
     """Give all processes the numbers of the first."""
-    numbers = [p.detach() for p in _trained(module)]
+    statistics = [n for norm in module.norms.values() for n in norm.statistics]
+    numbers = [*(p.detach() for p in _trained(module)), *statistics]
     flat = torch.cat([n.reshape(-1) for n in numbers]).cpu()
     dist.broadcast(flat, 0)
     for number, found in zip(numbers, flat.split([n.numel() for n in numbers]), strict=True):
@@ -230,7 +241,8 @@ def _write(subject: Subject, own: Learner, threads: int, folder: Path) -> None:
     save(subject.source, folder / _SOURCE)
     save(subject.quantized, folder / _QUANTIZED)
     names = [name for name, p in own.module.named_parameters() if p.requires_grad]
-    rest = (subject.grids, subject.heads, subject.options, own.device, threads, names)
+    plain = (subject.grids, subject.heads, subject.options, subject.norms)
+    rest = (plain, own.device, threads, names)
     (folder / _SUBJECT).write_bytes(pickle.dumps(rest))
 
 
@@ -240,17 +252,18 @@ def _read(folder: Path, rank: int) -> tuple[Learner, int]:
     for graph in (source, quantized):
         infer_types(graph)
     rest = pickle.loads((folder / _SUBJECT).read_bytes())
-    grids, heads, options, device, threads, names = rest
+    plain, device, threads, names = rest
     torch.set_num_threads(threads)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", rank % torch.cuda.device_count())
-    found = Subject(source, quantized, grids, heads, options).learner(Executor(source), device)
+    subject = Subject(source, quantized, *plain)
+    found = subject.learner(Executor(source), device)
     parameters = dict(found.module.named_parameters())
     for parameter in parameters.values():
         parameter.requires_grad_(False)
     for name in names:
         parameters[name].requires_grad_(True)
-    return found, options.processes
+    return found, subject.options.processes
 
 
 def _started(folder: Path, rank: int, log: Path) -> subprocess.Popen[bytes]:

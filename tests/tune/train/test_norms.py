@@ -1,0 +1,150 @@
+"""BatchNormalization that lives during training: what it computes, and what it is folded into."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason='needs torch: pip install "onnxq[train]"')
+
+from torch.nn import functional
+
+from onnxq import InputError, Optimized, train
+from onnxq.ir import Graph, infer_types, to_proto
+from onnxq.runtime import Session
+from onnxq.tune.train import learner
+from onnxq.tune.train.norms import LiveNorm, normalized
+from onnxq.tune.train.quantized import QuantizedModule
+from tests.networks import CHANNELS, CLASSES, chain, computed, inputs
+
+__all__ = ["computed"]
+
+QUICK = {"min_speedup": 0.0, "max_drop": 1.0, "target": "cpu-x64"}
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(computed: None) -> None:
+    """Nothing is timed."""
+
+
+def normed() -> Graph:
+    """The chain with BatchNormalization behind its convolutions; factors of both signs."""
+    graph, rng = chain(), np.random.default_rng(1)
+    for node in graph.nodes():
+        if node.is_op("Conv"):
+            numbers = rng.uniform(0.5, 1.5, (4, CHANNELS)).astype(np.float32)
+            numbers[0, ::3] *= -1
+            numbers[1:3] -= 1
+            given = [graph.constant(n, "norm") for n in numbers]
+            (relu,) = (use.node for use in node.output.uses)
+            norm = graph.add("BatchNormalization", [node.output, *given], name=f"{node.name}_norm")
+            relu.set_input(0, norm.output)
+    infer_types(graph)
+    return graph
+
+
+@pytest.fixture(scope="module")
+def data() -> dict[str, np.ndarray]:
+    feeds = inputs(chain(), 96)
+    return {**feeds, "labels": np.arange(96) % CLASSES}
+
+
+def trained(graph: Graph, data: dict[str, np.ndarray], **options: Any) -> Optimized:
+    given = {"epochs": 2, "batch_size": 16, "batch_norm": "live", "lr": 3e-3, **QUICK, **options}
+    return train(to_proto(graph).SerializeToString(), data, **given)
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> list[QuantizedModule]:
+    """The modules that are trained from here on."""
+    found: list[QuantizedModule] = []
+
+    def kept(*arguments: Any, **named: Any) -> QuantizedModule:
+        found.append(QuantizedModule(*arguments, **named))
+        return found[-1]
+
+    monkeypatch.setattr(learner, "QuantizedModule", kept)
+    return found
+
+
+def a_norm() -> LiveNorm:
+    norm = LiveNorm(torch.randn(3))
+    with torch.no_grad():
+        norm.gain.uniform_(0.5, 2)
+        norm.mean.normal_()
+        norm.variance.uniform_(0.5, 2)
+    return norm
+
+
+def test_while_it_lives_it_is_that_of_the_batch() -> None:
+    norm, x = a_norm().train(), torch.randn(4, 3, 5, 5)
+    mean, variance = norm.mean.clone(), norm.variance.clone()
+    wanted = functional.batch_norm(x, mean, variance, norm.gain, norm.shift, True, 0.1, 1e-5)
+    torch.testing.assert_close(norm(x), wanted)
+    torch.testing.assert_close((norm.mean, norm.variance), (mean, variance))
+
+
+def test_what_scale_and_bias_take_in_is_that_of_running_statistics() -> None:
+    norm, x = a_norm().eval(), torch.randn(4, 3, 5, 5)
+    statistics = (norm.mean, norm.variance, norm.gain, norm.shift)
+    folded = x * norm.factor.reshape(1, 3, 1, 1) + norm.bias.reshape(1, 3, 1, 1)
+    torch.testing.assert_close(folded, functional.batch_norm(x, *statistics, False, 0.1, 1e-5))
+    assert norm(x) is x
+    norm.train().is_live = False
+    assert norm(x) is x
+
+
+def test_one_number_a_channel_has_no_variance() -> None:
+    norm, x = a_norm().train(), torch.randn(1, 3)
+    torch.testing.assert_close(norm(x), x * norm.factor + norm.bias)
+
+
+def test_it_begins_without_changing_anything() -> None:
+    """A convolution with this bias: what it gives is seen, and stays what it is."""
+    bias, x = torch.tensor([0.5, -1.0, 3.0]), torch.randn(64, 3, 5, 5) * 7
+    norm = LiveNorm(bias).eval()
+    norm.begin()
+    assert norm(x + bias.reshape(1, 3, 1, 1)) is not None
+    norm.end()
+    torch.testing.assert_close(norm.factor, torch.ones(3))
+    torch.testing.assert_close(norm.bias, bias)
+    with torch.no_grad():
+        torch.testing.assert_close(norm.train()(x), x + bias.reshape(1, 3, 1, 1))
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w2a4", "binary"])
+def test_the_model_computes_what_was_trained(
+    bits: str, data: dict[str, np.ndarray], modules: list[QuantizedModule]
+) -> None:
+    found = trained(normed(), data, bits=bits, held_out=0.3)
+    assert found.report.training is not None and found.report.training.best > 0
+    (module,) = modules
+    assert len(module.norms) == 4
+    assert all(float(norm.mean.abs().max()) > 0 for norm in module.norms.values())
+    given = {"x": data["x"][:32]}
+    with torch.no_grad():
+        wanted = module({"x": torch.from_numpy(given["x"])})["y"].numpy()
+        module.train().progress(1.0)
+        at_the_end = module({"x": torch.from_numpy(given["x"])})["y"].numpy()
+    made = Session(to_proto(found.graph), optimization="none").run(given)["y"]
+    assert (np.abs(made - wanted) > 1e-3 * np.abs(wanted).max()).mean() < 0.1
+    np.testing.assert_array_equal(at_the_end, wanted)
+    assert any("lived behind 4 of the 4" in note for note in found.report.notes)
+
+
+def test_two_processes_have_the_statistics_of_one(data: dict[str, np.ndarray]) -> None:
+    curves = []
+    for processes in (1, 2):
+        found = trained(normed(), data, processes=processes, epochs=1, accumulate=2, lr=1e-4)
+        facts = found.report.training
+        assert facts is not None
+        curves.append([facts.history[1].loss, facts.history[1].held_out_loss])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+def test_a_model_without_it_says_so(data: dict[str, np.ndarray]) -> None:
+    with pytest.raises(InputError, match=r"has no BatchNormalization.*--batch-norm"):
+        trained(chain(), data)
+    assert normalized(normed()) == tuple(f"conv{i}" for i in range(4))
