@@ -27,10 +27,12 @@ from onnxq.passes.static.placement import (
     place,
     place_within,
 )
+from onnxq.passes.static.value_qparams import few_bits
 from onnxq.plan import Pin
 from onnxq.plan.apply import float_graph, needed_opset
 from onnxq.precision import FLOAT, Scene, parse_precision
 from onnxq.precision.static import Static
+from onnxq.quant import Format
 from onnxq.targets import Target
 from onnxq.transforming import Transformed
 from onnxq.transforming import transform as transform_graph
@@ -53,6 +55,8 @@ class Prepared:
         refusals: Why a node that one might expect to can have none of them.
         pinned: Precisions set by hand, by the node's name.
         ranges: Ranges of the tensors that static integers need; None until they were observed.
+        few_bits: Those that formats of fewer bits want otherwise, as
+            `onnxq.passes.static.value_qparams.few_bits` names them.
         transformed: The equivalent transformations of the graph that were made; None before.
         tunings: What tuners computed and won so far, as `onnxq.tuning` keeps it.
         form: The form of the float model.
@@ -67,6 +71,7 @@ class Prepared:
     refusals: Mapping[str, Reason]
     pinned: Mapping[str, str]
     ranges: Ranges | None = None
+    few_bits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     transformed: Transformed | None = None
     tunings: dict[Hashable, Any] = field(default_factory=dict, compare=False)
     form: FloatForm = field(kw_only=True)
@@ -94,7 +99,7 @@ class Prepared:
         name.
         """
         seen = {} if self.ranges is None else self.ranges.ranges
-        found = {name: (r.min, r.max) for name, r in seen.items()}
+        found = {name: (r.min, r.max) for name, r in seen.items()} | dict(self.few_bits)
         for value, root in self.placed.roots.items():
             if (line := self.placed.lines.get(root)) and line.source.name in found:
                 low, high = (line.slope * end + line.offset for end in found[line.source.name])
@@ -229,7 +234,7 @@ def transformed(prepared: Prepared) -> Prepared:
 
 
 def find_ranges(prepared: Prepared, *, histograms: bool = False) -> Ranges:
-    """Ranges of the tensors that the precisions need, for the format that they are quantized in.
+    """Ranges of the tensors that the precisions need, for the first format not below 8 bits.
 
     Where nothing has to be observed, no data is read. ``histograms`` keeps them even where the
     calibrator needs none.
@@ -241,9 +246,8 @@ def find_ranges(prepared: Prepared, *, histograms: bool = False) -> Ranges:
     tensors = [need.tensor for need in prepared.needs() if isinstance(need, RangeOf)]
     if not tensors:
         return Ranges(job.sha256, str(job.calibrator), 0, {})
-    static = [p for p in map(parse_precision, job.precisions) if isinstance(p, Static)]
-    target = job.target
-    format = static[0].activation_format(target) if static else target.activation_format_of(8)
+    static = _formats(job)
+    format = next((f for f in static if not f.is_narrow), job.target.activation_format_of(8))
     # What is no integer must not overflow: nothing may be left out of its range.
     calibrator = job.calibrator if static else parse_calibrator("minmax")
 
@@ -272,6 +276,27 @@ def find_ranges(prepared: Prepared, *, histograms: bool = False) -> Ranges:
     )
 
 
+def _formats(job: Job) -> list[Format]:
+    """Formats of the activations of the static precisions that a job may use."""
+    static = [p for p in map(parse_precision, job.precisions) if isinstance(p, Static)]
+    return list(dict.fromkeys(p.activation_format(job.target) for p in static))
+
+
+def _few_bits(job: Job, ranges: Ranges) -> dict[str, tuple[float, float]]:
+    """Where formats of few bits end, which leave more out; nothing where it makes no difference."""
+    found: dict[str, tuple[float, float]] = {}
+    for format in _formats(job) if ranges.statistics else ():
+        if format.is_narrow:
+            scheme = job.target.scheme_of(format)
+            own = ranges.with_calibrator(ranges.calibrator, format=format, scheme=scheme)
+            found |= {
+                few_bits(name, format): (ends.min, ends.max)
+                for name, ends in own.ranges.items()
+                if ends != ranges.ranges[name]
+            }
+    return found
+
+
 def observed(prepared: Prepared) -> Prepared:
     """The same, transformed, with ranges, and without the nodes that have no usable ones.
 
@@ -280,7 +305,8 @@ def observed(prepared: Prepared) -> Prepared:
         NothingToQuantizeError: no node has usable ranges.
     """
     prepared = transformed(prepared)
-    found = replace(prepared, ranges=find_ranges(prepared))
+    ranges = find_ranges(prepared)
+    found = replace(prepared, ranges=ranges, few_bits=_few_bits(prepared.job, ranges))
     if any(parse_precision(p).is_static for own in prepared.choices.values() for p in own):
         keep = frozenset(prepared.job.recipe.keep_float)
         placed = place_within(prepared.graph, prepared.target, found.bounds(), keep)

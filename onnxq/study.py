@@ -13,7 +13,7 @@ from onnxq.passes.notes import BY_REQUEST, node_name
 from onnxq.passes.static.outermost import outermost
 from onnxq.plan import Assignment, Plan, PlanNode, Problem, build_problem, plan_nodes
 from onnxq.plan.apply import apply, apply_precisions
-from onnxq.precision import FLOAT, Given, parse_precision
+from onnxq.precision import FLOAT, Given, Precision, parse_precision
 from onnxq.precision.static import stores_rows
 from onnxq.precision.static_bits import StaticBits
 from onnxq.prepare import Prepared
@@ -128,17 +128,14 @@ def uniform_plan(prepared: Prepared, precision: str) -> Plan:
         InputError: a method that was asked for is for none of the nodes.
     """
     nodes, wanted = [], parse_precision(precision)
-    is_static, ends = wanted.is_static, set[Node]()
-    if isinstance(wanted, StaticBits) and wanted.outer:
-        ends = outermost(prepared.graph, prepared.placed)
+    is_static, outer = wanted.is_static, _outer(prepared, wanted)
     named = {node_name(node): node for node in prepared.graph.all_nodes()}
     for name, node in named.items():
         own = prepared.choices.get(name, ())
         if name in prepared.pinned:
             nodes.append(PlanNode(name, node.op_type, prepared.pinned[name], pinned=True))
-        elif precision in own and node in ends:
-            assert isinstance(wanted, StaticBits)
-            nodes.append(PlanNode(name, node.op_type, wanted.outer, "first or last layer"))
+        elif precision in own and node in outer:
+            nodes.append(PlanNode(name, node.op_type, *outer[node]))
         elif precision in own:
             nodes.append(PlanNode(name, node.op_type, precision))
         elif (reason := prepared.refusals.get(name)) and (
@@ -154,6 +151,19 @@ def uniform_plan(prepared: Prepared, precision: str) -> Plan:
             "leave --methods out"
         )
     return plan
+
+
+def _outer(prepared: Prepared, wanted: Precision) -> dict[Node, tuple[str, str]]:
+    """The precision of nodes that few bits harm most, and why they have it.
+
+    Sums and pools gain nothing from few bits: it is products whose numbers need not be exact.
+    """
+    if not isinstance(wanted, StaticBits) or not wanted.outer:
+        return {}
+    rules = prepared.placed.nodes.items()
+    found = {node: (wanted.outer, "no product") for node, r in rules if r.role != "compute"}
+    ends = outermost(prepared.graph, prepared.placed)
+    return found | {node: (wanted.outer, "first or last layer") for node in ends}
 
 
 def apply_to(prepared: Prepared, plan: Plan, ctx: Context) -> tuple[Graph, list[PassRecord]]:

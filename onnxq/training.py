@@ -105,6 +105,7 @@ def train(
             prepared.placed,
             job.target,
             plan.precisions(),
+            plan.tuned,
             find_decisions(job.source, outputs, is_asked=job.training.has_labels),
             norms,
             kept,

@@ -276,7 +276,10 @@ _DECLARED: Mapping[str, Keywords] = {
         "N", "stop after so many epochs that were no better (default: never)", values.positive
     ),
     "--device": _training("D", "cpu or cuda (default: cuda if it is there)", values.named),
-    "--mixed-precision": _switch("compute products in bfloat16 on CUDA", group="training"),
+    "--mixed-precision": _switch(
+        "compute products in bfloat16: faster on CUDA, and on processors that have it",
+        group="training",
+    ),
     "--processes": _training(
         "N",
         "processes that compute an update together (default 1); the result is the same but for "

@@ -30,7 +30,8 @@ class StaticBits(Static):
         weight: ``int8`` to ``int2``, ``ternary`` or ``binary``. Up to 4 bits they are stored in 4
             or 2, see `onnxq.passes.weights.narrow_weights`.
         activation: Bits of activations, 1 to 8.
-        outer: The precision of the first and the last layer; empty for the same.
+        outer: The precision of the first and the last layer and of what is no product, such as
+            sums and pools; empty for the same.
     """
 
     name: ClassVar[str] = "static-bits"

@@ -41,7 +41,8 @@ class TrainOptions:
             best.
         patience: Stop after so many epochs that were no better; never at 0.
         device: ``auto``, ``cpu``, ``cuda`` or as torch names it.
-        mixed_precision: Compute products in bfloat16 on CUDA.
+        mixed_precision: Compute products in bfloat16, where that is faster: on CUDA, and on
+            processors that have it.
         processes: How many compute an update together, each its share of it. What they learn is
             what one process learns, but for rounding.
         checkpoint_every: Updates between checkpoints; one is made after each epoch, too.

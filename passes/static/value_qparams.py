@@ -26,13 +26,18 @@ _FEWEST_STEPS = 8
 than an eighth."""
 
 
+def few_bits(name: str, format: Format) -> str:
+    """The name of the range that a value has in a format of few bits, beside that of its own."""
+    return f"{name}:{format.name}"
+
+
 @dataclass(frozen=True)
 class ValueQParams:
     """The qparams of values that are read or given as integers.
 
     Attributes:
         placed: Where integers begin and end.
-        bounds: Smallest and largest value of what was observed, by name.
+        bounds: Smallest and largest value of what was observed, by name or as `few_bits` names it.
         target: The table that is followed.
     """
 
@@ -94,7 +99,8 @@ class ValueQParams:
 
     def _range(self, root: Value, format: Format) -> tuple[float, float]:
         """The range of a value, with the points in it that lines behind it read as 0."""
-        low, high = known_range(root, self.placed, format) or self.bounds[root.name]
+        own = self.bounds.get(few_bits(root.name, format)) or self.bounds.get(root.name)
+        low, high = known_range(root, self.placed, format) or own or self.bounds[root.name]
         zeros = list(self._zeros(root))
         return min([low, *zeros]), max([high, *zeros])
 

@@ -67,6 +67,20 @@ def test_activations_are_clipped_and_those_of_the_ends_are_not(tmp_path) -> None
         assert pair.inputs[0].producer.is_op("QuantizeLinear", "Flatten")  # type: ignore[union-attr]
 
 
+def test_sums_have_8_bits_and_products_read_few(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    made = _made(tmp_path, "static-bits{weight=int8, activation=2}", calibrator="mse")
+    nodes = {node.name: node for node in made.nodes()}
+    steps = {}
+    for name in ("conv3", "residual"):
+        for slot in (0, 1) if name == "residual" else (0,):
+            pair = nodes[name].inputs[slot].producer  # type: ignore[union-attr]
+            clipped = pair.inputs[0].producer.is_op("Clip")  # type: ignore[union-attr]
+            assert clipped == (name == "conv3")
+            steps[name, slot] = float(pair.inputs[1].numpy())  # type: ignore[union-attr]
+    # The convolution and the sum read one value, each in a range of its own.
+    assert 3 * steps["conv3", 0] < 0.9 * 255 * steps["residual", 1]
+
+
 def test_all_layers_alike(tmp_path) -> None:  # type: ignore[no-untyped-def]
     made = _made(tmp_path, "static-bits{outer=''}", methods="none")
     stored = [v for v in made.initializers() if v.shape and len(v.shape) == 4]

@@ -67,7 +67,7 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
 
 def to_numpy(tensor: torch.Tensor, dtype: DataType | None = None) -> np.ndarray:
     """A tensor's numbers in an ONNX element type, in numpy's own that holds them if not given."""
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach().cpu().contiguous()
     if tensor.is_floating_point() and tensor.dtype not in _NUMPYS:
         tensor = tensor.float()
     array = tensor.numpy()

@@ -16,6 +16,7 @@ from onnxq.ir import Graph, Node, OpaqueType, Tensor, Use, Value
 from onnxq.ir.copying import reads
 from onnxq.tune.train.dtypes import TORCH_TYPES, to_numpy, to_torch
 from onnxq.tune.train.operators.normalization import BatchNormalization
+from onnxq.tune.train.operators.pairs import folded
 from onnxq.tune.train.operators.registry import Run, UnsupportedError, find
 
 _LONGEST_SHAPE = 64
@@ -34,6 +35,7 @@ class _Step:
     run: Run
     host: frozenset[int]
     holds_graphs: bool
+    gives: tuple[Value | None, ...]
     dead: tuple[Value, ...]
 
 
@@ -56,6 +58,7 @@ class Executor(nn.Module):
         outputs: Sequence[str] | None = None,
         trainable: Callable[[Value], bool] | None = None,
         batch_norm: Literal["frozen", "train"] = "frozen",
+        folds_pairs: bool = False,
     ) -> None:
         """Prepare to compute ``outputs`` from ``inputs``.
 
@@ -68,6 +71,8 @@ class Executor(nn.Module):
                 running statistics of BatchNormalization.
             batch_norm: Whether BatchNormalization uses the batch's statistics in training mode
                 and keeps running ones, or stays as it is.
+            folds_pairs: Compute QuantizeLinear and the DequantizeLinear behind it as one, which is
+                faster. Nothing may be hooked to the integers between them then.
 
         Raises:
             InputError: there is no such value, a node cannot be computed in torch, or an input
@@ -76,6 +81,7 @@ class Executor(nn.Module):
         super().__init__()
         self._graph = graph
         self._freezes = batch_norm == "frozen"
+        self._folds = folds_pairs
         given = [v for v in graph.inputs if v.data is None]
         self._inputs = given if inputs is None else [_find(graph, name) for name in inputs]
         self._outputs = (
@@ -254,17 +260,21 @@ class Executor(nn.Module):
     ) -> list[_Step]:
         last = {v: at for at, node in enumerate(nodes) for v in reads(node) if v.graph is graph}
         steps = []
+        inner: set[Node] = set()
         for at, node in enumerate(nodes):
-            if _is_constant(node):
+            if _is_constant(node) or node in inner:
                 continue
             found = find(node)
             assert found is not None
-            run = found.build(node)
+            pair = folded(node, kept) if self._folds else None
+            run = found.build(node) if pair is None else pair.run
             if isinstance(run, nn.Module):
                 self._modules_of_nodes.append(run)
-            made = [v for v in node.outputs if v is not None and v not in last]
+            inner.update(() if pair is None else pair.behind)
+            gives = tuple(node.outputs if pair is None else pair.gives)
+            made = [v for v in gives if v is not None and v not in last]
             dead = {*made, *(v for v in reads(node) if last.get(v) == at)}.difference(kept)
-            steps.append(_Step(node, run, found.host, found.holds_graphs, tuple(dead)))
+            steps.append(_Step(node, run, found.host, found.holds_graphs, gives, tuple(dead)))
             for body in node.subgraphs():
                 self._bodies[body] = self._compiled(body, body.nodes(), set(body.outputs))
         return steps
@@ -283,7 +293,7 @@ class Executor(nn.Module):
                 arguments.insert(0, partial(self._call, node, scope))
             made = step.run(*arguments)
             results = (made,) if isinstance(made, torch.Tensor) else made
-            for value, result in zip(node.outputs, results, strict=False):
+            for value, result in zip(step.gives, results, strict=False):
                 if value is not None:
                     scope[value] = self._replaced(value, result)
             for value in step.dead:

@@ -10,7 +10,7 @@ from pathlib import Path
 from onnxq.data import Dataset
 from onnxq.ir import Graph
 from onnxq.passes.static.placement import Placement
-from onnxq.passes.tuned import Tensors
+from onnxq.passes.tuned import BIAS, Tensors, Tuned
 from onnxq.precision import parse_precision
 from onnxq.precision.static import Static
 from onnxq.precision.static_bits import StaticBits
@@ -86,6 +86,7 @@ class Lesson:
         placed: Placement,
         target: Target,
         precisions: Mapping[str, str],
+        tuned: Tuned,
         heads: Sequence[Head],
         norms: Sequence[str],
         folder: Path | None,
@@ -99,6 +100,7 @@ class Lesson:
             placed: Where integers begin and end in that.
             target: Where the model is to run.
             precisions: Of the nodes, by name.
+            tuned: What methods gave them.
             heads: What the outputs decide.
             norms: Nodes behind which BatchNormalization is to live.
             folder: Where to keep checkpoints, and maybe go on from one; nowhere if None.
@@ -110,8 +112,9 @@ class Lesson:
         """
         options = self._options
         checkpoints = Checkpoints(folder, {**options.basis(), **basis})
+        shifts = {name: own[BIAS] for name, own in tuned.items() if BIAS in own}
         known = grids(precisions, target)
-        subject = Subject(self._source, quantized, known, heads, options, norms)
+        subject = Subject(self._source, quantized, known, heads, options, norms, shifts)
         own = subject.learner(self.teacher, self._device)
         places = Places(
             own.module, self._source, placed, target, learn_steps=options.method != "ste"
@@ -122,13 +125,20 @@ class Lesson:
         with team(subject, own) as learner:
             trainer = Trainer(learner, places.parameters(), options)
             facts = trainer.run(self._train, self._held_out, checkpoints, progress, self._augment)
-        return Fitted(places.tensors(), places.ranges(), facts, len(own.module.norms))
+        tensors = {name: _added(tuned.get(name, {}), t) for name, t in places.tensors().items()}
+        return Fitted(tensors, places.ranges(), facts, len(own.module.norms))
 
     def _few(self) -> Iterator[Feed]:
         """Feeds that show the statistics of what is computed."""
         updates = self._train.epoch(None, self._options.batch_size)
         for parts in islice(updates, -(-_SHOWING // self._options.batch_size)):
             yield from map(self._train.feed, parts)
+
+
+def _added(begun: Tensors, learned: Tensors) -> Tensors:
+    """What a node has in the end: what is added to its bias comes on top of what a method adds."""
+    shifts = [own[BIAS] for own in (begun, learned) if BIAS in own]
+    return {**begun, **learned, **({BIAS: sum(shifts[1:], shifts[0])} if shifts else {})}
 
 
 def grids(precisions: Mapping[str, str], target: Target) -> dict[str, Grid]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
-from onnxq.ir import Graph
+from onnxq.ir import Context, Graph
 from onnxq.ir.blocks import cuts
+from onnxq.passes.weights.shift_biases import ShiftBiases
 from onnxq.tune.train.executor import Executor
 from onnxq.tune.train.objectives import Head, Objective, Tap, evaluating
 from onnxq.tune.train.quantized import Grid, QuantizedModule
-from onnxq.tune.train.samples import Feed
+from onnxq.tune.train.samples import Feed, channels_last
 from onnxq.tune.training import TrainOptions
 
 
@@ -52,7 +55,7 @@ class Learner:
         module: The module; it goes to the device.
         objective: The loss.
         device: Where to compute.
-        mixed_precision: Compute products in bfloat16 on CUDA.
+        mixed_precision: Compute products in bfloat16.
     """
 
     def __init__(
@@ -62,10 +65,11 @@ class Learner:
         device: torch.device,
         mixed_precision: bool,
     ) -> None:
-        self.module = module.to(device)
+        self.module = module
+        _move(module, device)
         self.device = device
         self._objective = objective
-        self._mixes = mixed_precision and device.type == "cuda"
+        self._mixes = mixed_precision
 
     def learn(self, feeds: Sequence[Feed], done: float, samples: int) -> float:
         """Leave gradients in the module's parameters, and give the loss that they are of.
@@ -103,7 +107,14 @@ class Learner:
         return found
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cuda", torch.bfloat16) if self._mixes else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self._mixes else nullcontext()
+
+
+def _move(module: nn.Module, device: torch.device) -> None:
+    """Let a module compute on a device, with channels last."""
+    module.to(device)
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = channels_last(tensor.data)
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,7 @@ class Subject:
         heads: What the outputs decide.
         options: How to train.
         norms: Nodes behind which BatchNormalization is to live.
+        shifts: What methods add to biases, by node.
     """
 
     source: Graph
@@ -125,6 +137,7 @@ class Subject:
     heads: Sequence[Head]
     options: TrainOptions
     norms: Sequence[str] = ()
+    shifts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def learner(self, teacher: Executor, device: torch.device) -> Learner:
         """Make a learner.
@@ -136,15 +149,17 @@ class Subject:
         Raises:
             InputError: a node cannot be computed in torch.
         """
-        options = self.options
+        options, begun = self.options, self.source.copy()
+        ShiftBiases(self.shifts).run(begun, Context())
         module = QuantizedModule(
             self.quantized,
-            self.source,
+            begun,
             grids=self.grids,
             learn_offsets=options.method == "lsq+",
             norms=self.norms,
         )
-        objective = self._objective(module, teacher.to(device))
+        _move(teacher, device)
+        objective = self._objective(module, teacher)
         return Learner(module, objective, device, options.mixed_precision)
 
     def _objective(self, module: QuantizedModule, teacher: Executor) -> Objective:

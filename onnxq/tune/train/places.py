@@ -11,6 +11,7 @@ from torch import nn
 
 from onnxq.ir import Graph, Node, Value
 from onnxq.passes.static.placement import Placement, known_range, reads_weight
+from onnxq.passes.static.value_qparams import few_bits
 from onnxq.passes.tuned import BIAS, Tensors
 from onnxq.quant.formats import FORMATS, Format
 from onnxq.targets import Target
@@ -89,13 +90,16 @@ class Places:
         return dict(found)
 
     def ranges(self) -> dict[str, _Ends]:
-        """Smallest and largest value of the tensors whose steps were trained, by name."""
+        """Smallest and largest value of what has trained steps, by name as in plans."""
         found: dict[str, _Ends] = {}
         for scale, (pair, roots) in self._roots.items():
             with torch.no_grad():
                 step = float(self._module.scale(scale))
             moved = self._module.moved(scale)
             ends = (step * (pair.low - moved), step * (pair.high - moved))
+            if pair.format.is_narrow:
+                found.update((few_bits(root.name, pair.format), ends) for root in roots)
+                continue
             values = [v for v, root in self._placed.roots.items() if root in roots]
             found.update((v.name, ends) for v in (*roots, *values))
         return found
@@ -154,30 +158,25 @@ class Places:
         found: dict[Value, dict[Value, None]] = {}
         pairs: dict[Value, _Pair] = {}
         fixed: set[Value] = set()
-        again: set[Value] = set()
+        scales: dict[tuple[Value, Format], dict[Value, None]] = {}
         for node in self._module.graph.nodes():
             scale = node.input(1)
             if not node.is_op("QuantizeLinear") or scale is None:
                 continue
             pair = _pair(node, self._target)
-            first = _first(node)
-            value = next((named[name] for name in _names(first) if name in named), None)
-            if first is not node and value is not None:
-                # One range, two formats.
-                again.add(self._placed.roots[value])
-            if pair is None or value is None or first is not node:
+            value = next((named[name] for name in _names(_first(node)) if name in named), None)
+            if pair is None or value is None:
                 fixed.add(scale)
                 continue
             root = self._placed.roots[value]
             if self._is_fixed(root, pair.format):
                 fixed.add(scale)
             found.setdefault(scale, {})[root] = None
+            scales.setdefault((root, pair.format), {})[scale] = None
             pairs[scale] = pair
-        return {
-            scale: (pairs[scale], tuple(roots))
-            for scale, roots in found.items()
-            if scale not in fixed and again.isdisjoint(roots)
-        }
+        # One range, several scales.
+        fixed.update(scale for own in scales.values() if len(own) > 1 for scale in own)
+        return {s: (pairs[s], tuple(roots)) for s, roots in found.items() if s not in fixed}
 
     def _is_fixed(self, root: Value, format: Format) -> bool:
         """Whether the range of a value is not the plan's to say."""
@@ -220,6 +219,9 @@ def _pair(node: Node, target: Target) -> _Pair | None:
         for at, bound in enumerate(reader.inputs[1:3] if reader.is_op("Clip") else ()):
             ends[at] = ends[at] if bound is None else float(bound.numpy())
     low, high = ends
+    bits = int(high - low).bit_length()
+    if bits < format.bits:
+        format = target.activation_format_of(bits)
     if target.scheme_of(format).symmetric:
         low = 2 * zero_point - high
     return _Pair(format, low - zero_point, high - zero_point)

@@ -31,6 +31,10 @@ from onnxq.tune.train.straight_through import (
 _LEAST = 1e-3
 """A step never gets smaller than this part of what it was."""
 
+
+_INSIDE = 0.98
+"""The part of a step in which numbers are surely rounded to its middle."""
+
 _SOFTEST, _SHARPEST = 0.1, 10.0
 """Slope of what stands in for signs at the beginning and the end of training (Qin et al., 2020)."""
 
@@ -104,15 +108,25 @@ class _Stored(nn.Module):
         """What is rounded: the parameter, or what is computed instead."""
         return self.numbers if self.compute is None else self.compute()
 
+    @torch.no_grad()
     def begin(self, numbers: np.ndarray) -> None:
-        """Begin with other numbers, if they are rounded to the same."""
-        if numbers.shape == tuple(self.numbers.shape):
-            with torch.no_grad():
-                before, now = self.numbers.clone(), to_torch(numbers).to(self.numbers)
-                wanted = self(before)
-                self.numbers.copy_(now)
-                if not torch.equal(self(now), wanted):
-                    self.numbers.copy_(before)
+        """Begin as near to other numbers as what is rounded to the same integers can be.
+
+        Where a method rounded otherwise than to the nearest, that is the border of the step.
+        """
+        if numbers.shape != tuple(self.numbers.shape):
+            return
+        before, now = self.numbers.clone(), to_torch(numbers).to(self.numbers)
+        wanted = self(before)
+        scale, offset = self._spread(before)
+        inside = 2 - _INSIDE if self._grid.is_binary else _INSIDE
+        low, high = ((wanted - offset + side * inside / 2) * scale for side in (-1, 1))
+        low = low.masked_fill(wanted <= self._grid.low, -torch.inf)
+        high = high.masked_fill(wanted >= self._grid.high, torch.inf)
+        for wish in (torch.clamp(now, low, high), now):
+            held = self.numbers.clone()
+            self.numbers.copy_(wish)
+            self.numbers.copy_(torch.where(self(wish) == wanted, wish, held))
 
     def forward(self, integers: torch.Tensor) -> torch.Tensor:
         numbers = self.floats
@@ -211,7 +225,7 @@ class QuantizedModule(nn.Module):
                 return learn_steps
             return value not in of_biases and trainable is not None and trainable(value)
 
-        self.executor = Executor(self.graph, trainable=trains)
+        self.executor = Executor(self.graph, trainable=trains, folds_pairs=True)
         self._steps = {s: self._step(s) for s in scales}
         self._offsets: dict[Value, tuple[Value, _Offset]] = {}
         for scale, zero in zeros.items():

@@ -75,6 +75,41 @@ def quantize(x: Tensor, scale: Tensor, offset: Tensor | float, low: int, high: i
     return steps if _is_zero(offset) else steps + offset
 
 
+class _FakeQuantize(torch.autograd.Function):
+    """`quantize` and `dequantize` in few passes over memory, with the gradients of LSQ."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
+        y = torch.div(x, scale).clamp_(low, high).round_().mul_(scale)
+        ctx.save_for_backward(x, scale, y)
+        ctx.ends = low, high
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,), (x, scale, y) = gradients, ctx.saved_tensors
+        low, high = (end * float(scale) for end in ctx.ends)
+        of_x = torch.ops.aten.hardtanh_backward(gradient, x, low, high)
+        if not ctx.needs_input_grad[1]:
+            return of_x, None, None, None
+        return of_x, (_dot(gradient, y) - _dot(of_x, x)) / scale, None, None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of products, in the order of memory."""
+    if a.ndim == 4 and a.is_contiguous(memory_format=torch.channels_last):
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    return torch.dot(a.reshape(-1), b.reshape(-1))
+
+
+def fake_quantize(x: Tensor, scale: Tensor, offset: Tensor | float, low: int, high: int) -> Tensor:
+    """What `dequantize` gives of `quantize`, with one scale for all numbers."""
+    if isinstance(offset, Tensor):
+        return dequantize(quantize(x, scale, offset, low, high), scale, offset)
+    result: Tensor = _FakeQuantize.apply(x, scale, low - offset, high - offset)
+    return result
+
+
 def signs(x: Tensor, scale: Tensor, offset: Tensor | float, slope: float) -> Tensor:
     """The integers of binary numbers: one below the zero-point and one above, 0 is above.
 

@@ -241,7 +241,7 @@ def _write(subject: Subject, own: Learner, threads: int, folder: Path) -> None:
     save(subject.source, folder / _SOURCE)
     save(subject.quantized, folder / _QUANTIZED)
     names = [name for name, p in own.module.named_parameters() if p.requires_grad]
-    plain = (subject.grids, subject.heads, subject.options, subject.norms)
+    plain = (subject.grids, subject.heads, subject.options, subject.norms, subject.shifts)
     rest = (plain, own.device, threads, names)
     (folder / _SUBJECT).write_bytes(pickle.dumps(rest))
 

@@ -54,10 +54,11 @@ def test_a_pair_gives_what_onnxruntime_gives(name: str) -> None:
     assert_same_outputs(run(graph, feeds), Executor(graph).evaluate(feeds))
 
 
-def test_gradients_are_those_of_lsq() -> None:
+@pytest.mark.parametrize("folds_pairs", [False, True])
+def test_gradients_are_those_of_lsq(folds_pairs: bool) -> None:
     """Equations 3 and 5 of Esser et al., 2020, where Q_N = 8 and Q_P = 7."""
     graph = PAIRS["int4"]
-    executor = Executor(graph, trainable=lambda value: True).double()
+    executor = Executor(graph, trainable=lambda value: True, folds_pairs=folds_pairs).double()
     v = np.random.default_rng(1).normal(0, 3, (4, 6))
     fed = torch.tensor(v, requires_grad=True)
     weight = np.random.default_rng(2).normal(size=(4, 6))

@@ -15,7 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason='needs torch: pip install "onnxq[train]"')
 
-from onnxq import InputError, Optimized, apply_plan, save, train
+from onnxq import InputError, Optimized, apply_plan, save, train, training
 from onnxq.data import Batch
 from onnxq.ir import Graph, infer_types, to_proto
 from onnxq.plan import Plan
@@ -136,6 +136,20 @@ def test_few_bits(
     for values in weights:
         assert len(np.unique(values)) <= kinds[bits[1] if bits[0] == "w" else bits[0]]
     assert max(len(np.unique(t["values"])) for t in found.plan.tuned.values()) > 16
+
+
+def test_what_a_method_adds_to_biases_stays(
+    network: Graph, data: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = {"methods": ("bias-correction",), "calibrator": "mse"}
+    monkeypatch.setattr(training, "_beginning", lambda precision: dict(begin))
+    modules = record(monkeypatch)
+    found = trained(network, data, bits="w2a4", lr=1e-3, held_out=0.3)
+    given = {"x": data["x"][:32]}
+    with torch.no_grad():
+        wanted = modules[0]({"x": torch.from_numpy(given["x"])})["y"].numpy()
+    made = Session(to_proto(found.graph), optimization="none").run(given)["y"]
+    assert (np.abs(made - wanted) > 1e-3 * np.abs(wanted).max()).mean() < 0.1
 
 
 def test_steps_stay_without_lsq(network: Graph, data: dict[str, np.ndarray]) -> None:

@@ -21,7 +21,7 @@ def ends_of(dtype: DataType) -> tuple[int, int]:
     return -(1 << (dtype.bits - 1)), (1 << (dtype.bits - 1)) - 1
 
 
-def _format(value: Value | None, node: Node) -> DataType:
+def format_of(value: Value | None, node: Node) -> DataType:
     """The type of what a node quantizes to: its zero-point's, or as it states."""
     stated = attribute_value(node, "output_dtype")
     known = (None if value is None else value.dtype) or (DataType(stated) if stated else None)
@@ -58,7 +58,7 @@ def offset_of(
 @operator("QuantizeLinear", host=(2,))
 def _quantize_linear(node: Node) -> Run:
     axis, block = attribute_value(node, "axis"), attribute_value(node, "block_size") or 0
-    dtype = _format(node.input(2), node)
+    dtype = format_of(node.input(2), node)
 
     def run(x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
         along = 0 if axis is None else axis
@@ -136,7 +136,7 @@ def _conv_integer(node: Node) -> Run:
 
 @operator("QLinearMatMul")
 def _q_linear_mat_mul(node: Node) -> Run:
-    ends = ends_of(_format(node.input(7), node))
+    ends = ends_of(format_of(node.input(7), node))
 
     def run(
         a: Tensor,
@@ -158,7 +158,7 @@ def _q_linear_mat_mul(node: Node) -> Run:
 
 @operator("QLinearConv")
 def _q_linear_conv(node: Node) -> Run:
-    ends, convolve = ends_of(_format(node.input(7), node)), convolution(node)
+    ends, convolve = ends_of(format_of(node.input(7), node)), convolution(node)
 
     def run(
         x: Tensor,
