@@ -141,7 +141,8 @@ def test_two_processes_have_the_statistics_of_one(data: dict[str, np.ndarray]) -
         facts = found.report.training
         assert facts is not None
         curves.append([facts.history[1].loss, facts.history[1].held_out_loss])
-    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+    # Sums in another order may round an activation to the next integer.
+    assert curves[1] == pytest.approx(curves[0], rel=2e-3)
 
 
 def test_a_model_without_it_says_so(data: dict[str, np.ndarray]) -> None:
