@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from onnxq.adaptive.baseline import Baseline, TensorBaseline
 from onnxq.observe import Histogram
-from onnxq.observe.histogram import Tally, as_float32
+from onnxq.observe.histogram import as_float32, histogram_of
 from onnxq.runtime.specs import Array
 from onnxq.verify.decisions import Decision
 from onnxq.verify.result import NEIGHBOUR
@@ -34,12 +34,7 @@ _LEAST_DEVIATION = 1e-3
 
 def histograms(tensors: Mapping[str, Array]) -> dict[str, Histogram]:
     """The histogram of every tensor of a sample."""
-    found = {}
-    for name, values in tensors.items():
-        tally = Tally()
-        tally.add(as_float32(values).reshape(-1))
-        found[name] = tally.histogram()
-    return found
+    return {name: histogram_of(as_float32(own).reshape(-1)) for name, own in tensors.items()}
 
 
 def tensor_scores(seen: Histogram, usual: TensorBaseline) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -135,6 +136,26 @@ class Tally:
         counts[_NOT_FINITE - 1] += negative[0]
         used = np.flatnonzero(counts)
         return Histogram((used - (_NOT_FINITE - 1)).astype(np.int32), counts[used])
+
+
+def histogram_of(values: Float32Array) -> Histogram:
+    """What a `Tally` counts of one contiguous array of one axis; quicker where it is small.
+
+    It needs no table of all bins, and lets other threads of the interpreter run while it sorts.
+    """
+    upper = values.view(np.uint16)[int(sys.byteorder == "little") :: 2].copy()
+    # Stable is a radix sort here.
+    upper.sort(kind="stable")
+    ends = np.append(np.flatnonzero(upper[1:] != upper[:-1]), upper.size - 1)[: upper.size]
+    bits, counts = upper[ends].astype(np.int32), np.diff(ends, prepend=-1)
+    positive = slice(0, np.searchsorted(bits, _NOT_FINITE))
+    negative = slice(*np.searchsorted(bits, [_SIGN, _SIGN + _NOT_FINITE]))
+    bins = np.concatenate([_SIGN - bits[negative][::-1], bits[positive]])
+    counts = np.concatenate([counts[negative][::-1], counts[positive]])
+    # The two zeros are one bin.
+    twice = np.flatnonzero(bins[1:] == bins[:-1])
+    counts[twice + 1] += counts[twice]
+    return Histogram(np.delete(bins, twice), np.delete(counts, twice))
 
 
 def as_float32(values: npt.NDArray[Any]) -> Float32Array:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnxq.observe.histogram import RELATIVE_WIDTH, TABLE_BYTES, Histogram, Tally
+from onnxq.observe.histogram import RELATIVE_WIDTH, TABLE_BYTES, Histogram, Tally, histogram_of
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 ARRAYS = hnp.arrays(np.float32, st.integers(0, 40), elements=FLOATS)
@@ -124,6 +124,16 @@ def test_nan_and_infinite_values_are_in_no_bin() -> None:
     tally = Tally()
     tally.add(np.array([1.0, np.nan, -np.nan, np.inf, -np.inf, 2.0], np.float32))
     assert tally.histogram().total == 2
+
+
+@settings(max_examples=100)
+@given(
+    hnp.arrays(np.float32, st.integers(0, 60), elements=st.floats(width=32) | st.just(-0.0)),
+)
+def test_one_array_is_counted_as_by_a_tally(values: np.ndarray) -> None:
+    found, wanted = histogram_of(values), histogram(values)
+    assert found == wanted
+    assert (found.bins.dtype, found.counts.dtype) == (wanted.bins.dtype, wanted.counts.dtype)
 
 
 def test_the_memory_has_a_bound() -> None:
