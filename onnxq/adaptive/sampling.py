@@ -6,6 +6,8 @@ import itertools
 import random
 import threading
 
+from onnxq.errors import InputError
+
 
 class Sampling:
     """Picks a share of the requests, whatever is in them.
@@ -24,7 +26,7 @@ class Sampling:
 
     def __init__(self, share: float, seed: int = 0) -> None:
         if not 0 <= share <= 1:
-            raise ValueError(f"the share of requests that are sampled is {share}, not from 0 to 1")
+            raise InputError(f"the share of requests that are sampled is {share}, not from 0 to 1")
         self._numbers = itertools.count(1)
         self._random = random.Random(seed)
         self._lock = threading.Lock()

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from onnxq.adaptive.sampling import Sampling
+from onnxq.errors import InputError
 
 
 def picked(sampling: Sampling, requests: int) -> list[int]:
@@ -74,5 +75,5 @@ def test_threads_get_numbers_of_their_own_and_no_pick_is_lost() -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match="not from 0 to 1"):
+    with pytest.raises(InputError, match="not from 0 to 1"):
         Sampling(share)

@@ -624,7 +624,7 @@ def program(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": root},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -639,8 +639,6 @@ def test_the_interpreter_ends_with_sessions_that_nobody_closed(tmp_path: Path) -
         session = opened(parts=parts(twin=lambda bundle: Slow()))
         for _ in range(60):
             session.run(None, feeds())
-        begun = time.monotonic()
-        import atexit
         """,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -680,4 +678,67 @@ def test_a_forked_process_answers_and_watches_on_its_own(tmp_path: Path) -> None
         assert kinds(session.events()) == ["drift", "adapted", "followed"], session.events()
         """,
     )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+KILLED = """
+        import random, signal, sqlite3
+        from onnxq.adaptive.deployment import Deployment
+        from onnxq.adaptive.worker import Intervals
+
+        class Always(fakes.Monitor):
+            def verdict(self):
+                return fakes.Verdict(alarm=True)
+
+        def forth_and_back(bundle, live, *rest):
+            return fakes.Proposal(Deployment(1 - live.variant), "the other one")
+
+        def serve(pipe):
+            session = opened(
+                parts=parts(adapt=forth_and_back, monitor=lambda bundle, known: Always()),
+                amounts=fakes.Amounts(fit=1, held_back=1, prove=1),
+                intervals=Intervals(share=0.001, keep=0.001),
+            )
+            os.write(pipe, b"?")
+            while True:
+                y, total = session.run(None, feeds(3.0))
+                is_one = [y[0, 0], total[0]] in ([3.0, 9.0], [6.0, 18.0])
+                os.write(pipe, b"." if is_one else b"!")
+                time.sleep(0.001)
+
+        chance, generation, asked = random.Random(0), 0, 0
+        for kill in range(KILLS):
+            reading, writing = os.pipe()
+            child = os.fork()
+            if not child:
+                os.close(reading)
+                serve(writing)
+            os.close(writing)
+            if kill % 4:
+                # Not always before it has begun.
+                os.read(reading, 1)
+            time.sleep(0.3 * chance.random())
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            found = b""
+            while more := os.read(reading, 1 << 20):
+                found += more
+            os.close(reading)
+            assert b"!" not in found
+            asked += len(found)
+            # What was written before is there, and is whole.
+            with opened(parts=parts(), sampling=0.0) as session:
+                now = session.statistics()["generation"]
+                assert now >= generation, (now, generation)
+                assert session.run(["y"], feeds())[0][0, 0] in (1.0, 2.0)
+                assert set(kinds(session.events())) <= {"drift", "adapted"}, session.events()
+                generation = now
+        assert asked > KILLS and generation > KILLS // 4, (asked, generation)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_kill_at_any_moment_loses_little_and_mixes_nothing(tmp_path: Path, kills: int) -> None:
+    done = program(tmp_path, KILLED.replace("KILLS", str(kills)))
     assert (done.returncode, done.stderr) == (0, "")
