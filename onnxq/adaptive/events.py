@@ -60,7 +60,7 @@ class Journal:
     _faults: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def tell(self, kind: Kind, reason: str, **details: Any) -> None:
+    def tell(self, kind: Kind, reason: str, /, **details: Any) -> None:
         """Log an event and keep it until it is taken."""
         LOGGER.log(logging.WARNING if kind == "fault" else logging.INFO, "%s", reason)
         self._events.append(Event(kind, self.wall(), reason, self.worker, details))

@@ -31,9 +31,9 @@ class Amounts:
         prove: To compare what answers with what answered before.
     """
 
-    fit: int = 40
-    held_back: int = 80
-    prove: int = 80
+    fit: int = 32
+    held_back: int = 64
+    prove: int = 64
 
     @property
     def gathered(self) -> int:

@@ -11,10 +11,10 @@ from onnxq.adaptive.events import Event, Journal
 def test_an_event_is_logged_and_waits(caplog: pytest.LogCaptureFixture) -> None:
     journal = Journal("me", wall=lambda: 5.0)
     with caplog.at_level(logging.INFO, logger="onnxq.adaptive"):
-        journal.tell("drift", "brighter than 100 % ever was", score=3)
+        journal.tell("drift", "brighter than 100 % ever was", score=3, kind="values")
     assert [record.getMessage() for record in caplog.records] == ["brighter than 100 % ever was"]
     assert journal.waiting() == [
-        Event("drift", 5.0, "brighter than 100 % ever was", "me", {"score": 3})
+        Event("drift", 5.0, "brighter than 100 % ever was", "me", {"score": 3, "kind": "values"})
     ]
 
 
