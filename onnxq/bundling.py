@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from onnxq.adaptive.baseline import Baseline, TensorBaseline, Usual
+from onnxq.adaptive.baseline import Baseline, TensorBaseline
 from onnxq.adaptive.bundle import Bundle, BundleFacts, Variant, data_sha256
 from onnxq.adaptive.scores import (
     KINDS,
-    histograms,
+    Scoring,
+    as_arrays,
+    as_usual,
+    deviations,
     output_scores,
-    sample_scores,
     streams,
-    tensor_scores,
+    usual_of,
 )
 from onnxq.adaptive.twin import Twin, quantized, watched
 from onnxq.data import Dataset
@@ -28,6 +30,7 @@ from onnxq.errors import InputError
 from onnxq.ir import Graph, save
 from onnxq.job import Job
 from onnxq.observe import Histogram
+from onnxq.observe.histogram import Tally, as_float32
 from onnxq.proof import verify
 from onnxq.runtime import load_backend
 from onnxq.runtime.specs import Array
@@ -124,6 +127,7 @@ def write_bundle(job: Job, ladder: Ladder, chosen: Graph, folder: str | os.PathL
         job.target.backend,
         job.target.provider,
         job.options.threads,
+        outputs=tuple(value.name for value in ladder.floats.outputs),
     )
     bundle = Bundle(made, facts, Baseline(0, {}, {}))
     return replace(bundle, baseline=_baseline(job, bundle, graphs[place])).save(folder)
@@ -175,48 +179,42 @@ def _baseline(job: Job, bundle: Bundle, chosen: Graph) -> Baseline:
     """What is usual of the tensors and of what the chosen variant answers."""
     twin, ends = Twin(bundle), quantized(chosen)
     samples = job.samples.take(CALIBRATION_LIMIT)
-
-    def each() -> Iterator[dict[str, Histogram]]:
-        return (histograms(twin.run(feeds).tensors) for feeds in _single(job, samples))
-
-    count, seen = 0, dict[str, Histogram]()
-    for own in each():
+    count, tallies = 0, {name: Tally() for name in bundle.facts.tensors}
+    for feeds in _single(job, samples):
         count += 1
-        seen = {n: seen[n].merge(h) if n in seen else h for n, h in own.items()}
+        for name, values in twin.run(feeds).tensors.items():
+            tallies[name].add(as_float32(values).reshape(-1))
+    tensors = {}
+    for name, tally in tallies.items():
+        histogram = tally.histogram()
+        tensors[name] = TensorBaseline(*(ends.get(name) or _seen_ends(histogram)), histogram, {})
+    scoring = Scoring(tensors)
+    each = (scoring.see(twin.run(feeds).tensors) for feeds in _single(job, samples))
+    scores = np.stack([scoring.scores(seen) for seen in each])
+    rows = as_usual(scores.mean(axis=0), scores.std(axis=0))
     tensors = {
-        name: TensorBaseline(*(ends.get(name) or _seen_ends(histogram)), histogram, {})
-        for name, histogram in seen.items()
+        name: replace(own, usual=dict(zip(KINDS, row, strict=True)))
+        for (name, own), row in zip(tensors.items(), rows, strict=True)
     }
-    scores = [{n: tensor_scores(h, tensors[n]) for n, h in own.items()} for own in each()]
-    usual = {
-        name: replace(
-            tensor, usual={kind: _usual([s[name][kind] for s in scores]) for kind in KINDS}
-        )
-        for name, tensor in tensors.items()
-    }
-    baseline = Baseline(count, usual, {})
-    return replace(baseline, bag=_bag(job, bundle, twin, baseline))
+    return Baseline(count, tensors, _bag(job, bundle, twin, tensors))
 
 
-def _usual(scores: Sequence[float]) -> Usual:
-    return Usual(float(np.mean(scores)), float(np.std(scores)))
-
-
-def _bag(job: Job, bundle: Bundle, twin: Twin, baseline: Baseline) -> dict[str, tuple[float, ...]]:
+def _bag(
+    job: Job, bundle: Bundle, twin: Twin, tensors: Mapping[str, TensorBaseline]
+) -> dict[str, tuple[float, ...]]:
     """The scores of held-out samples by stream."""
     assert job.held_out is not None
-    backend, facts = load_backend(job.target.backend), bundle.facts
+    backend, facts, scoring = load_backend(job.target.backend), bundle.facts, Scoring(tensors)
     served = backend.session(
         bundle.model(facts.chosen), provider=facts.provider, threads=facts.threads
     )
-    names = [spec.name for spec in served.outputs]
-    bag = defaultdict(list)
+    bag, usual = defaultdict(list), as_arrays(usual_of(tensors))
     for feeds in _single(job, job.held_out.take(CALIBRATION_LIMIT)):
         reference, answer = twin.run(feeds), served.run(feeds)
-        scores = sample_scores(histograms(reference.tensors), baseline)
-        answered = [answer[name] for name in names]
-        own = streams(scores) | output_scores(facts.decisions, names, reference.outputs, answered)
-        for stream, score in own.items():
+        away = deviations(scoring.scores(scoring.see(reference.tensors)), *usual)
+        answered = [answer[name] for name in facts.outputs]
+        own = output_scores(facts.decisions, facts.outputs, reference.outputs, answered)
+        for stream, score in {**streams(away), **own}.items():
             bag[stream].append(score)
     return {stream: tuple(scores) for stream, scores in bag.items()}
 

@@ -10,37 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.observe import Histogram
+from onnxq.observe.histogram import bins_of
 from onnxq.saved import SavedAsJson
 
-_COARSE = 16
-"""Bins that hold about as many of the baseline's values each."""
-
-
-@dataclass(frozen=True, eq=False)
-class Coarse:
-    """A few bins.
-
-    Attributes:
-        edges: The first bin of a histogram in each of them but the first.
-        shares: Of the baseline's values in each.
-    """
-
-    edges: npt.NDArray[np.int32]
-    shares: npt.NDArray[np.float64]
-
-    @classmethod
-    def made(cls, baseline: Histogram) -> Coarse:
-        """Bins that hold about as many values each, as far as values differ."""
-        wanted = np.arange(1, _COARSE) * baseline.total / _COARSE
-        places = np.searchsorted(np.cumsum(baseline.counts), wanted, side="right")
-        edges = np.unique(baseline.bins[places]) if baseline.total else baseline.bins
-        coarse = cls(edges, np.zeros(0))
-        return cls(edges, coarse.of(baseline))
-
-    def of(self, seen: Histogram) -> npt.NDArray[np.float64]:
-        """Share of a histogram's values in each bin."""
-        places = np.searchsorted(self.edges, seen.bins, side="right")
-        return np.bincount(places, seen.counts, len(self.edges) + 1) / max(seen.total, 1)
+_CELLS = 16
+"""Cells within a tensor's range, which hold about as many of the baseline's values each."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +43,14 @@ class TensorBaseline:
     usual: Mapping[str, Usual]
 
     @cached_property
-    def coarse(self) -> Coarse:
-        """Its values in few bins."""
-        return Coarse.made(self.histogram)
+    def edges(self) -> npt.NDArray[np.int32]:
+        """The first bin of each cell but the first: the range's own ends, and some between them."""
+        first, last = (int(bins_of(np.array([end]))[0]) for end in (self.low, self.high))
+        wanted = np.arange(1, _CELLS) * self.histogram.total / _CELLS
+        places = np.searchsorted(np.cumsum(self.histogram.counts), wanted, side="right")
+        inner = np.unique(self.histogram.bins[places[places < len(self.histogram.bins)]])
+        inner = inner[(inner > first) & (inner <= last)]
+        return np.concatenate([[first], inner, [last + 1]]).astype(np.int32)
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class BundleFacts(SavedAsJson):
         provider: Execution provider to run on.
         threads: Threads inside one operator.
         baseline_sha256: Hash of ``baseline.json``.
+        outputs: Names of the model's outputs in order.
     """
 
     schema = "onnxq/bundle/1"
@@ -88,6 +89,7 @@ class BundleFacts(SavedAsJson):
     provider: str
     threads: int
     baseline_sha256: str = ""
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,80 +8,146 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.adaptive.baseline import Baseline, TensorBaseline
+from onnxq.adaptive.baseline import TensorBaseline, Usual
 from onnxq.observe import Histogram
-from onnxq.observe.histogram import as_float32, histogram_of
+from onnxq.observe.histogram import NOT_FINITE, bins_of
 from onnxq.runtime.specs import Array
-from onnxq.verify.decisions import Decision
+from onnxq.verify.decisions import UNDECIDED, Decision
 from onnxq.verify.result import NEIGHBOUR
 
-BELOW, ABOVE, DISTANCE, UNUSED = "below", "above", "distance", "unused"
-KINDS = (BELOW, ABOVE, DISTANCE, UNUSED)
-"""Scores of a tensor: the share of its values below and above what the model can hold, the distance
-of its histogram from the baseline's, and the share of the range that it does not use."""
+Floats = npt.NDArray[np.float64]
 
-SATURATION, ENTROPY, DISAGREEMENT = "saturation", "entropy", "disagreement"
-STREAMS = {SATURATION: (BELOW, ABOVE), DISTANCE: (DISTANCE,), UNUSED: (UNUSED,)}
+KINDS = ("below", "above", "distance", "unused")
+"""Scores of a tensor, in this order: the share of its values below and above what the model can
+hold, the distance of its histogram from the baseline's, and the share of the range it leaves."""
+
+STREAMS = {"saturation": (0, 1), "distance": (2,), "unused": (3,)}
 """Streams that are made of all tensors' scores of some kinds."""
+
+ENTROPY, DISAGREEMENT = "entropy", "disagreement"
 
 _LEAST_DEVIATION = 1e-3
 """A score that never differed is unusual where it differs by more than this."""
 
-
-def histograms(tensors: Mapping[str, Array]) -> dict[str, Histogram]:
-    """The histogram of every tensor of a sample."""
-    return {name: histogram_of(as_float32(own).reshape(-1)) for name, own in tensors.items()}
+_FARTHEST = 10.0
+"""Deviations beyond which a score is not more unusual: one tensor is not to be all that counts."""
 
 
-def tensor_scores(seen: Histogram, usual: TensorBaseline) -> dict[str, float]:
-    """The scores of a tensor by kind, each from 0 to 1."""
-    if not seen.total:
-        return {BELOW: 0.0, ABOVE: 0.0, DISTANCE: 1.0, UNUSED: 1.0}
-    beyond = [seen.counts[seen.upper <= usual.low], seen.counts[seen.lower >= usual.high]]
-    below, above = (float(counts.sum()) / seen.total for counts in beyond)
-    width = usual.high - usual.low
-    used = min(seen.upper[-1], usual.high) - max(seen.lower[0], usual.low)
-    unused = 1 - max(used, 0.0) / width if 0 < width < math.inf else 0.0
-    away = jensen_shannon(usual.coarse.shares, usual.coarse.of(seen))
-    return {BELOW: below, ABOVE: above, DISTANCE: away, UNUSED: max(unused, 0.0)}
+@dataclass(frozen=True)
+class Seen:
+    """A sample's tensors in a few cells each.
 
-
-def jensen_shannon(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float:
-    """Distance of two distributions, from 0 to 1: the root of their divergence in bits."""
-    middle = (p + q) / 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = [np.where(side > 0, side * np.log2(side / middle), 0.0).sum() for side in (p, q)]
-    return math.sqrt(max(0.0, float(sum(terms)) / 2))
-
-
-def sample_scores(seen: Mapping[str, Histogram], baseline: Baseline) -> dict[str, dict[str, float]]:
-    """By tensor and kind, by how many standard deviations a score is above its usual mean."""
-    found = {}
-    for name, usual in baseline.tensors.items():
-        own = tensor_scores(seen[name], usual)
-        found[name] = {
-            kind: (own[kind] - was.mean) / max(was.deviation, _LEAST_DEVIATION)
-            for kind, was in usual.usual.items()
-        }
-    return found
-
-
-def streams(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """One number for all tensors, of each of `STREAMS`; none where there is no tensor.
-
-    The root of the mean square of what is above the mean: few tensors that are far off count as
-    many that are a little.
+    Attributes:
+        counts: Values in each cell, (tensors, cells): below the range, the cells in it, above it;
+            the last ones are empty where a tensor has fewer.
+        lowest: The bin of each tensor's smallest value.
+        highest: That of its largest.
     """
-    found = {}
-    for stream, kinds in STREAMS.items():
-        above = [max(own[kind], 0.0) for own in scores.values() for kind in kinds]
-        if above:
-            found[stream] = math.sqrt(float(np.mean(np.square(above))))
-    return found
+
+    counts: npt.NDArray[np.int64]
+    lowest: npt.NDArray[np.int32]
+    highest: npt.NDArray[np.int32]
+
+
+class Scoring:
+    """Scores samples by what calibration found.
+
+    Args:
+        tensors: The baseline's.
+    """
+
+    def __init__(self, tensors: Mapping[str, TensorBaseline]) -> None:
+        self.names = tuple(tensors)
+        self._edges = [own.edges for own in tensors.values()]
+        self._cells = max((len(edges) for edges in self._edges), default=0) + 1
+        self._last = np.array([len(edges) for edges in self._edges], np.intp)
+        self._ends = np.array([[own.low, own.high] for own in tensors.values()]).reshape(-1, 2)
+        was = np.zeros((len(self.names), self._cells), np.int64)
+        for row, own in zip(was, tensors.values(), strict=True):
+            cells = np.searchsorted(own.edges, own.histogram.bins, side="right")
+            np.add.at(row, cells, own.histogram.counts)
+        self.usual = was
+
+    def see(self, tensors: Mapping[str, Array]) -> Seen:
+        """Count a sample's values."""
+        counts = np.zeros((len(self.names), self._cells), np.int64)
+        ends = np.zeros((2, len(self.names)), np.int32)
+        for at, (name, edges) in enumerate(zip(self.names, self._edges, strict=True)):
+            # Sorting 16-bit integers takes few passes, and then cells are found by bisection.
+            bins = np.sort(bins_of(tensors[name]), kind="stable")
+            bins = bins[slice(*np.searchsorted(bins, [1 - NOT_FINITE, NOT_FINITE]))]
+            places = np.concatenate([[0], np.searchsorted(bins, edges), [len(bins)]])
+            counts[at, : len(edges) + 1] = np.diff(places)
+            if len(bins):
+                ends[:, at] = bins[0], bins[-1]
+        return Seen(counts, *ends)
+
+    def scores(self, seen: Seen) -> Floats:
+        """The scores of all tensors, (tensors, kinds), each from 0 to 1."""
+        shares, was = _shares(seen.counts), _shares(self.usual)
+        ones = np.ones(len(self.names), np.int64)
+        lowest, highest = Histogram(seen.lowest, ones).lower, Histogram(seen.highest, ones).upper
+        low, high = self._ends.T
+        used = np.minimum(highest, high) - np.maximum(lowest, low)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            unused = 1 - used / (high - low)
+        # A range without an end, or without a beginning, is never used up.
+        unused = np.where(np.isfinite(high - low) & (high > low), unused, 0.0).clip(0.0, 1.0)
+        above = shares[np.arange(len(shares)), self._last]
+        return np.stack([shares[:, 0], above, jensen_shannon(shares, was), unused], axis=1)
+
+
+def jensen_shannon(p: Floats, q: Floats) -> Floats:
+    """Distances of distributions along the last axis, from 0 to 1: roots of divergences in bits."""
+    middle, found = (p + q) / 2, np.zeros(p.shape[:-1])
+    for side in (p, q):
+        terms = side * np.log2(np.divide(side, middle, out=np.ones_like(side), where=side > 0))
+        found += terms.sum(axis=-1) / 2
+    return np.sqrt(np.maximum(found, 0.0))
+
+
+def deviations(scores: Floats, mean: Floats, deviation: Floats) -> Floats:
+    """By how many standard deviations scores are above their means."""
+    return np.asarray((scores - mean) / np.maximum(deviation, _LEAST_DEVIATION))
+
+
+def usual_of(tensors: Mapping[str, TensorBaseline]) -> tuple[tuple[Usual, ...], ...]:
+    """What was usual of all scores, by tensor and kind."""
+    return tuple(tuple(own.usual[kind] for kind in KINDS) for own in tensors.values())
+
+
+def as_arrays(usual: Sequence[Sequence[Usual]]) -> tuple[Floats, Floats]:
+    """Means and deviations, each (tensors, kinds)."""
+    pairs = np.array([[(own.mean, own.deviation) for own in row] for row in usual], np.float64)
+    mean, deviation = np.moveaxis(pairs.reshape(len(usual), len(KINDS), 2), -1, 0)
+    return mean, deviation
+
+
+def as_usual(mean: Floats, deviation: Floats) -> tuple[tuple[Usual, ...], ...]:
+    """The way back from `as_arrays`."""
+    pairs = np.stack([mean, deviation], axis=-1).tolist()
+    return tuple(tuple(Usual(*pair) for pair in row) for row in pairs)
+
+
+def streams(away: Floats) -> dict[str, float]:
+    """One number for the deviations of all tensors, for each of `STREAMS`.
+
+    The mean of their squares, those of scores below the mean counted negative: a few tensors that
+    are far off count as many that are a little.
+    """
+    if not away.size:
+        return {}
+    squares = np.sign(away) * np.square(np.clip(away, -_FARTHEST, _FARTHEST))
+    return {name: float(squares[:, kinds].mean()) for name, kinds in STREAMS.items()}
+
+
+def _shares(counts: npt.NDArray[np.int64]) -> Floats:
+    return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
 
 def output_scores(
@@ -113,6 +179,29 @@ def output_scores(
             for d, ours, theirs in pairs
         ),
     }
+
+
+def agreement(
+    decisions: Sequence[Decision],
+    names: Sequence[str],
+    reference: Sequence[Array],
+    served: Sequence[Array],
+) -> float | None:
+    """Share of an answer's decisions that equal the float model's; None where nothing is decided.
+
+    See `output_scores` for what it takes. Where outputs have another shape nothing is equal.
+    """
+    places, shares = {name: at for at, name in enumerate(names)}, []
+    for decision in decisions:
+        ours, theirs = (side[places[decision.output]] for side in (reference, served))
+        if decision.kind == NEIGHBOUR:
+            continue
+        if ours.shape != theirs.shape:
+            shares.append(0.0)
+            continue
+        mine, other = decision.choices(ours), decision.choices(theirs)
+        shares.append(float(np.mean((mine == other) & (mine != UNDECIDED))))
+    return float(np.mean(shares)) if shares else None
 
 
 def _noise(ours: Array, theirs: Array) -> float:

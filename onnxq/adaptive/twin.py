@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxq.adaptive.bundle import Bundle
 from onnxq.adaptive.deployment import Reference
+from onnxq.adaptive.qparams import quantizers
 from onnxq.ir import DataType, Graph, Value, infer_types, load
 from onnxq.ir.lifting import lift, liftable
 from onnxq.runtime.files import ModelFiles
@@ -72,7 +73,11 @@ class Watched:
 def watched(float_graph: Graph, variants: Iterable[Graph]) -> Watched:
     """The tensors that any of some variants quantizes, as far as the float model has them."""
     infer_types(float_graph)
-    wanted = dict.fromkeys(name for graph in variants for name in quantized(graph))
+    wanted: dict[str, None] = {}
+    for graph in variants:
+        # Where something else was quantized of a tensor, that is what qparams are chosen by.
+        roots = (own.root for own in quantizers(graph).values())
+        wanted |= dict.fromkeys([*quantized(graph), *roots])
     known = liftable(float_graph)
     unmatched = {}
     for name in wanted:

@@ -24,7 +24,9 @@ TABLE_BYTES = 8 << 16
 """Memory that a tally of one tensor takes at most."""
 
 _DROPPED_BITS = 16
-_NOT_FINITE = 0x7F80
+NOT_FINITE = 0x7F80
+"""First bin that holds no finite numbers; the same below zero."""
+
 _SIGN = 0x8000
 _CHUNK = 3 << 12
 """Values counted at a time: their places fit the processor's cache, and are few enough for the
@@ -102,7 +104,7 @@ class Histogram:
             raise ValueError("is no base64") from error
         distances, counts = np.split(numbers, 2)
         bins = np.cumsum(distances) - _SIGN
-        rising = (distances > 0).all() and (np.abs(bins) < _NOT_FINITE).all()
+        rising = (distances > 0).all() and (np.abs(bins) < NOT_FINITE).all()
         if not (rising and (counts > 0).all() and distances.max(initial=0) <= 2 * _SIGN):
             raise ValueError("is no histogram")
         return cls(bins.astype(np.int32), counts)
@@ -131,11 +133,11 @@ class Tally:
 
     def histogram(self) -> Histogram:
         """The finite values counted so far; others are in no bin."""
-        positive, negative = self._table.reshape(2, _SIGN)[:, :_NOT_FINITE]
+        positive, negative = self._table.reshape(2, _SIGN)[:, :NOT_FINITE]
         counts = np.concatenate([negative[:0:-1], positive])
-        counts[_NOT_FINITE - 1] += negative[0]
+        counts[NOT_FINITE - 1] += negative[0]
         used = np.flatnonzero(counts)
-        return Histogram((used - (_NOT_FINITE - 1)).astype(np.int32), counts[used])
+        return Histogram((used - (NOT_FINITE - 1)).astype(np.int32), counts[used])
 
 
 def histogram_of(values: Float32Array) -> Histogram:
@@ -148,14 +150,21 @@ def histogram_of(values: Float32Array) -> Histogram:
     upper.sort(kind="stable")
     ends = np.append(np.flatnonzero(upper[1:] != upper[:-1]), upper.size - 1)[: upper.size]
     bits, counts = upper[ends].astype(np.int32), np.diff(ends, prepend=-1)
-    positive = slice(0, np.searchsorted(bits, _NOT_FINITE))
-    negative = slice(*np.searchsorted(bits, [_SIGN, _SIGN + _NOT_FINITE]))
+    positive = slice(0, np.searchsorted(bits, NOT_FINITE))
+    negative = slice(*np.searchsorted(bits, [_SIGN, _SIGN + NOT_FINITE]))
     bins = np.concatenate([_SIGN - bits[negative][::-1], bits[positive]])
     counts = np.concatenate([counts[negative][::-1], counts[positive]])
     # The two zeros are one bin.
     twice = np.flatnonzero(bins[1:] == bins[:-1])
     counts[twice + 1] += counts[twice]
     return Histogram(np.delete(bins, twice), np.delete(counts, twice))
+
+
+def bins_of(values: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
+    """The bin of every value; what is not finite lies beyond those of all finite ones."""
+    halves = (as_float32(values).reshape(-1).view(np.uint32) >> _DROPPED_BITS).astype(np.uint16)
+    magnitudes = (halves & (_SIGN - 1)).astype(np.int16)
+    return np.where(halves >= _SIGN, -magnitudes, magnitudes)
 
 
 def as_float32(values: npt.NDArray[Any]) -> Float32Array:
@@ -179,7 +188,7 @@ def _number(bins: npt.NDArray[np.int32]) -> Float64Array:
     """The number of smallest magnitude in each bin."""
     magnitudes = (np.abs(bins).astype(np.uint32) << _DROPPED_BITS).view(np.float32)
     # The bin of the largest numbers ends at infinity, which has the next bit pattern.
-    numbers = np.where(np.abs(bins) == _NOT_FINITE, 2.0**128, magnitudes.astype(np.float64))
+    numbers = np.where(np.abs(bins) == NOT_FINITE, 2.0**128, magnitudes.astype(np.float64))
     return np.asarray(np.copysign(numbers, bins))
 
 
