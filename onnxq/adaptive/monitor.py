@@ -118,6 +118,11 @@ class Verdict:
     samples: int
     reason: str
 
+    @property
+    def drifted(self) -> tuple[str, ...]:
+        """Names of the tensors that drifted."""
+        return tuple(tensor.name for tensor in self.tensors)
+
     def details(self) -> dict[str, Any]:
         """Everything but the reason, as plain data."""
         found: dict[str, Any] = to_plain(self)

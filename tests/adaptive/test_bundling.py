@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,8 @@ import pytest
 
 from onnxq import optimize
 from onnxq.adaptive.bundle import Bundle
+from onnxq.adaptive.deployment import Sampled
+from onnxq.adaptive.monitor import Monitor
 from onnxq.adaptive.scores import KINDS, STREAMS
 from onnxq.adaptive.twin import Twin
 from onnxq.bundling import Rung, _worth
@@ -115,6 +117,28 @@ def test_the_bag_holds_the_scores_of_what_was_held_out(
     assert {len(scores) for scores in bag.values()} == {count}
     assert bundle.baseline.samples == len(samples["split"]) - count
     assert bag["saturation"][-1] > 10 * max(bag["saturation"][:-1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda image: image * np.float32(2), lambda image: image + np.float32(0.5)],
+    ids=["gain", "offset"],
+)
+def test_another_camera_is_noticed_within_a_few_images(
+    bundle: Bundle, change: Callable[[Array], Array]
+) -> None:
+    with np.load(MODELS / "digits.npz") as file:
+        images = file["image"][1::6]
+    monitor, twin, served = Monitor(bundle), Twin(bundle), Session(bundle.model(0))
+
+    def is_alarmed(image: Array, at: int) -> bool:
+        feeds = {"image": image[None]}
+        answer = tuple(served.run(feeds).values())
+        monitor.see(Sampled(at, feeds, answer, bundle.deployment), twin.run(feeds), at * 5.0)
+        return monitor.verdict().alarm
+
+    assert not any(is_alarmed(image, at) for at, image in enumerate(images[:60]))
+    assert any(is_alarmed(change(image), at) for at, image in enumerate(images[60:75], start=60))
 
 
 def test_nothing_is_written_where_a_promise_broke(

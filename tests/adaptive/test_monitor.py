@@ -144,7 +144,9 @@ def test_a_planted_change_is_found_in_some_samples_and_named(
         found.append(delay(monitor, stream(source, 60, change), 60 * EVERY))
         verdict = monitor.verdict()
         assert verdict.kind in kinds
-        assert "b" in {tensor.name for tensor in verdict.tensors}
+        assert "b" in verdict.drifted
+        details = verdict.details()
+        assert json.loads(json.dumps(details))["tensors"][0]["name"] == verdict.drifted[0]
         assert verdict.reason.endswith(
             "late decisions equal float's in " + f"{verdict.agreement:.1%}"
         )
