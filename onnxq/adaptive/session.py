@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -103,6 +103,9 @@ class AdaptiveSession:
             lambda worker, known: Judge(opened, worker, making, known, amounts or Amounts()),
             clock=clock or Clock(),
             intervals=intervals or Intervals(),
+        )
+        self._is_split = all(
+            arg.shape and not isinstance(arg.shape[0], int) for arg in self.get_inputs()
         )
         self._local = threading.local()
         # Whoever forgets to close a session leaves no thread behind.
@@ -253,9 +256,16 @@ class AdaptiveSession:
             given = feeds()
             if given is None:
                 return
-            copies = {name: _copied(value) for name, value in given.items()}
-            served = tuple(_copied(value) for value in answers)
-            self._worker.offer(Sampled(number, copies, served, serving.deployment))
+            asked = {name: _array(value) for name, value in given.items()}
+            served = [_array(value) for value in answers]
+            row = _row(number, [*asked.values(), *served]) if self._is_split else ...
+            sampled = Sampled(
+                number,
+                {name: np.array(array[row]) for name, array in asked.items()},
+                tuple(np.array(array[row]) for array in served),
+                serving.deployment,
+            )
+            self._worker.offer(sampled)
         except Exception as error:
             self._worker.journal.fault(
                 "copying requests", f"a request could not be copied ({error}); it was answered"
@@ -278,9 +288,14 @@ def _chosen(answers: list[Any], names: Sequence[str] | None, serving: Serving) -
     return [answers[serving.outputs.index(name)] for name in names]
 
 
-def _copied(value: Any) -> Array:
-    if isinstance(value, ort.OrtValue):
-        return np.array(value.numpy())
+def _row(number: int, arrays: Sequence[Array]) -> slice | EllipsisType:
+    """Where one sample of a batch lies: baselines are of single ones. All, if there is no batch."""
+    sizes = {array.shape[:1] for array in arrays}
+    size = sum(sizes.pop()) if len(sizes) == 1 else 0
+    return slice(number % size, number % size + 1) if size else ...
+
+
+def _array(value: Any) -> Array:
     if isinstance(value, list | dict):
         raise TypeError("it holds sequences or maps, which are not looked at")
-    return np.array(value)
+    return np.asarray(value.numpy() if isinstance(value, ort.OrtValue) else value)

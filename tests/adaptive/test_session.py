@@ -251,6 +251,25 @@ def test_callers_may_change_their_arrays_at_once(opened: Open) -> None:
     assert seen.feeds["x"].tolist() == [[3.0] * 3] and seen.served[0].tolist() == [[3.0] * 3]
 
 
+def test_of_a_batch_one_sample_is_looked_at(opened: Open) -> None:
+    monitor = fakes.Monitor()
+    session = opened(parts=parts(monitor=lambda bundle, known: monitor))
+    x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    for _ in range(8):
+        session.run(["total"], {"x": x})
+    session.flush()
+    rows = [1, 2, 3, 0, 1, 2, 3, 0]
+    assert [seen.feeds["x"].tolist() for seen in monitor.seen] == [
+        [x[row].tolist()] for row in rows
+    ]
+    assert [seen.served[1].tolist() for seen in monitor.seen] == [[x[row].sum()] for row in rows]
+
+
+def test_an_empty_batch_is_answered(opened: Open) -> None:
+    session = opened()
+    assert session.run(["y"], {"x": np.zeros((0, 3), np.float32)})[0].shape == (0, 3)
+
+
 def test_requests_never_wait_for_judging(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 
@@ -517,7 +536,7 @@ class TestFaults:
         def full(*args: Any) -> Any:
             raise MemoryError("no room")
 
-        monkeypatch.setattr("onnxq.adaptive.session._copied", full)
+        monkeypatch.setattr("onnxq.adaptive.session._array", full)
         assert ask(session, 1.0, 5) == [1.0] * 5
         assert len(caplog.records) == 1 and "could not be copied" in caplog.text
 
