@@ -29,9 +29,6 @@ from onnxq.adaptive.worker import Clock, Intervals, Worker
 from onnxq.plain import to_plain
 from onnxq.runtime.specs import Array
 
-STATE_FILE = "state.sqlite"
-"""In the bundle's folder, unless another place is given."""
-
 
 class AdaptiveSession:
     """Takes the place of `onnxruntime.InferenceSession` for a bundle.
@@ -76,7 +73,9 @@ class AdaptiveSession:
         intervals: Intervals | None = None,
     ) -> None:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        path = Path(state) if state is not None else opened.folder / STATE_FILE
+        identity = _identity(opened)
+        # Processes that have not heard of a new bundle in the folder keep theirs apart.
+        path = Path(state or opened.folder / f"state-{identity[:12]}.sqlite")
         is_kept = state is not None or os.access(opened.folder, os.W_OK)
         making = parts or default_parts(seed, false_alarms_per_day)
 
@@ -90,7 +89,7 @@ class AdaptiveSession:
                 )
             return State(
                 path if is_kept else None,
-                bundle=_identity(opened),
+                bundle=identity,
                 variants=len(opened.variants),
                 first=opened.deployment,
                 journal=journal,

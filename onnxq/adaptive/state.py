@@ -55,6 +55,10 @@ class _DamagedError(Exception):
     """What is in the file is not what was written."""
 
 
+class _ForeignError(Exception):
+    """The file is somebody else's, who may be at work on it."""
+
+
 class State:
     """Generations, events and statistics, in a SQLite file that processes share.
 
@@ -199,7 +203,10 @@ class State:
             try:
                 with self._opened(self.path) as file:
                     result = action(file)
-            except (_DamagedError, InputError, sqlite3.Error, OSError) as error:
+            except (
+                *(_DamagedError, _ForeignError, InputError),
+                *(sqlite3.Error, OSError),
+            ) as error:
                 if not _is_damage(error) or not self._set_aside(self.path, seen, error):
                     self._journal.fault(
                         _STATE,
@@ -237,9 +244,9 @@ class State:
             file.execute("INSERT INTO bundle VALUES (?)", (self._bundle,))
             file.execute(f"PRAGMA user_version={_VERSION}")
         elif version != _VERSION:
-            raise _DamagedError(f"it has version {version}, not {_VERSION}")
+            raise _ForeignError(f"it has version {version}, not {_VERSION}")
         elif file.execute("SELECT identity FROM bundle").fetchall() != [(self._bundle,)]:
-            raise _DamagedError("it belongs to another bundle")
+            raise _ForeignError("it belongs to another bundle")
 
     def _catch_up(self, file: sqlite3.Connection, known: Generation) -> None:
         """Write a generation that was made while the file could not be used."""

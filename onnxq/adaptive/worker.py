@@ -289,6 +289,7 @@ class Worker:
 
     def _work(self) -> None:
         shared = kept = self._clock.steady()
+        generation = self.live.generation
         while not self._closed:
             try:
                 item = self._queue.get(timeout=self._every.share)
@@ -297,9 +298,11 @@ class Worker:
             self._handle(item)
             now = self._clock.steady()
             if now - shared >= self._every.share or self.journal.waiting():
-                is_due = now - kept >= self._every.keep
+                # Statistics of what answered before a change mislead after a restart.
+                is_due = now - kept >= self._every.keep or generation is not self.live.generation
                 self._share(with_statistics=is_due)
                 shared, kept = now, now if is_due else kept
+                generation = self.live.generation
         self._share(with_statistics=True)
         while not self._queue.empty():
             item = self._queue.get()

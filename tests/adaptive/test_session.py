@@ -8,7 +8,6 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -356,6 +355,14 @@ def test_a_restart_goes_on_where_it_was(opened: Open) -> None:
     assert known == [None, {"seen": 10}]
 
 
+def test_another_bundle_in_the_folder_has_a_state_of_its_own(opened: Open, bundle: Bundle) -> None:
+    old = opened()
+    ask(old, 20.0, 8)
+    new = opened(of=fakes.bundle(bundle.folder, variants=4))
+    assert ask(new) == [1.0] and ask(old) == [2.0]
+    assert kinds(new.events()) == [] and kinds(old.events()) == ["drift", "adapted"]
+
+
 def test_workers_on_one_bundle_follow_each_other(opened: Open) -> None:
     one, two = opened(), opened()
     ask(two)
@@ -390,10 +397,10 @@ def test_without_a_place_for_the_state_it_is_in_memory_and_told(
     assert kinds(session.events()) == ["fault", "drift", "adapted"]
     assert "give the path of a file as `state`" in caplog.text
     session.close()
-    assert not (bundle.folder / "state.sqlite").exists()
+    assert not list(bundle.folder.glob("*.sqlite"))
 
 
-def test_state_of_another_bundle_is_set_aside(
+def test_state_of_another_bundle_is_left_alone(
     opened: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "own.sqlite"
@@ -401,6 +408,7 @@ def test_state_of_another_bundle_is_set_aside(
     session = opened(of=fakes.bundle(tmp_path / "other", variants=2), state=path)
     assert ask(session) == [1.0]
     assert "belongs to another bundle" in caplog.text
+    assert ask(opened(state=path)) == [2.0]
 
 
 class TestFaults:
@@ -453,9 +461,8 @@ class TestFaults:
     ) -> None:
         session = opened()
         ask(session, 20.0, 8)
-        for suffix in ("", "-wal"):
-            with suppress(FileNotFoundError):
-                (bundle.folder / f"state.sqlite{suffix}").write_bytes(b"?" * 10_000)
+        for path in bundle.folder.glob("*.sqlite*"):
+            path.write_bytes(b"?" * 10_000)
         assert ask(session, 20.0, 3) == [2.0] * 3
         session.close()
         assert len(caplog.records) == 1 and "is damaged" in caplog.text

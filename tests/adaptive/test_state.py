@@ -144,8 +144,6 @@ def run_sql(statement: str) -> Callable[[Path], None]:
         (run_sql("UPDATE generations SET deployment = '{\"variant\": 0'"), "no JSON"),
         (run_sql("UPDATE generations SET deployment = '{\"variants\": 0}'"), "unknown entry"),
         (run_sql("UPDATE generations SET deployment = '{\"variant\": 9}'"), "variant 9"),
-        (run_sql("UPDATE bundle SET identity = 'b'"), "another bundle"),
-        (run_sql("PRAGMA user_version = 8"), "version 8"),
     ],
 )
 def test_a_damaged_file_is_set_aside_and_told_once(
@@ -160,6 +158,25 @@ def test_a_damaged_file_is_set_aside_and_told_once(
     assert len(list(path.parent.glob("*.damaged-*[0-9]"))) == 1
     state.save()
     assert opened(path)[0].events()[0].kind == "fault"
+
+
+@pytest.mark.parametrize(
+    ("alter", "why"),
+    [
+        (run_sql("UPDATE bundle SET identity = 'b'"), "belongs to another bundle"),
+        (run_sql("PRAGMA user_version = 8"), "version 8"),
+    ],
+)
+def test_a_file_of_somebody_else_is_left_alone(
+    path: Path, alter: Callable[[Path], None], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    change(opened(path)[0], OTHER)
+    alter(path)
+    before = path.read_bytes()
+    state, _ = opened(path)
+    assert change(state, OTHER) == state.save()
+    assert path.read_bytes() == before
+    assert len(caplog.records) == 1 and why in caplog.text
 
 
 def test_what_answers_is_kept_where_the_file_is_damaged_later(path: Path) -> None:
