@@ -16,6 +16,7 @@ from onnxq.rewriting import rewrite
 from onnxq.training import train
 from onnxq.tune.training import TrainOptions
 from onnxq.verify import Gate, Report
+from onnxq.watching import Watch, watch
 
 __version__ = version("onnxq")
 
@@ -29,6 +30,7 @@ __all__ = [
     "Recipe",
     "Report",
     "TrainOptions",
+    "Watch",
     "__version__",
     "apply_plan",
     "bench",
@@ -40,4 +42,5 @@ __all__ = [
     "rewrite",
     "save",
     "train",
+    "watch",
 ]

@@ -56,7 +56,7 @@ API = {
     *("__init__", "benchmark", "bundling", "comparison", "forms", "gguf", "inspection", "job"),
     "optimization",
     *("options", "planning", "prepare", "promise", "proof", "recipe", "recipes", "rewriting"),
-    *("search", "sequential", "study", "training", "transforming", "tuning", "work"),
+    *("search", "sequential", "study", "training", "transforming", "tuning", "watching", "work"),
 }
 """Modules that put the stages together: they import each other."""
 

@@ -32,6 +32,18 @@ class Verdict(Protocol):
         """Whether it is worth while to look at more of them."""
 
     @property
+    def evidence(self) -> float:
+        """How much there is for drift."""
+
+    @property
+    def threshold(self) -> float:
+        """How much raises an alarm."""
+
+    @property
+    def drifted(self) -> Sequence[str]:
+        """Names of the tensors that are no longer what they were, the farthest off first."""
+
+    @property
     def reason(self) -> str:
         """One sentence."""
 

@@ -28,6 +28,7 @@ from onnxq.cli import (
     sensitivity,
     targets,
     train,
+    watch,
 )
 from onnxq.cli.options import check_files, debug_level, declare
 from onnxq.cli.terminal import EXIT_INPUT, Outcome, emit, progress, show, write_json
@@ -49,6 +50,7 @@ COMMANDS = (
     plan,
     apply,
     compare,
+    watch,
     rewrite,
     bench,
     inspect,

@@ -76,6 +76,7 @@ _DECLARED: Mapping[str, Keywords] = {
     "float": _value("FLOAT", "float model"),
     "candidate": _value("CANDIDATE", "model to judge"),
     "plan": _value("PLAN", "the plan, a .toml file"),
+    "bundle": _value("BUNDLE", "folder that `onnxq optimize --adaptive` wrote"),
     "weights": _value("GGUF", "file with the tensors"),
     "name": _value(
         "NAME|FILE",
@@ -241,8 +242,7 @@ _DECLARED: Mapping[str, Keywords] = {
     ),
     "--loss": _choice(
         ("task", "distill", "both"),
-        "both: labels and the float model's outputs; task: labels alone; distill: outputs alone "
-        "(default both)",
+        "task: labels; distill: the float model's outputs, without labels (default task)",
         group="training",
     ),
     "--features": _training(
@@ -257,14 +257,9 @@ _DECLARED: Mapping[str, Keywords] = {
         "end; frozen: fold it before (default frozen)",
         group="training",
     ),
-    "--epochs": _training(
-        "N", "passes over DATA (default 10, more on little data)", values.positive
-    ),
+    "--epochs": _training("N", "passes over DATA (default 10)", values.positive),
     "--lr": _training(
-        "R",
-        "largest learning rate, relative to the size of what is learned (default by bits: 0.001 to "
-        "0.01)",
-        values.number,
+        "R", "largest learning rate, of steps relative to their size (default 0.001)", values.number
     ),
     "--optimizer": _choice(("adamw", "sgd"), "default adamw", group="training"),
     "--weight-decay": _training("D", "of weights (default 0)", values.number),
@@ -273,10 +268,7 @@ _DECLARED: Mapping[str, Keywords] = {
     ),
     "--warmup": _training("S", "share of updates in which it rises (default 0.05)", values.number),
     "--augment": _training(
-        "LIST",
-        "change images at random: flip, crop, or none (default: auto, those under which the float "
-        "model decides as before)",
-        values.names,
+        "LIST", "change images at random: flip, crop (default: neither)", values.names
     ),
     "--accumulate": _training(
         "N", "parts into which an update is split, to save memory (default 1)", values.positive
@@ -328,6 +320,16 @@ _DECLARED: Mapping[str, Keywords] = {
     "--image-layout": _choice(("NCHW", "NHWC"), "default: by the channels", group="images"),
     "--image-color": _choice(("RGB", "BGR", "L"), "default: RGB or L", group="images"),
     "--image-resize": _choice(("crop", "stretch"), "default crop", group="images"),
+    "--sampling": _value("SHARE", "of the requests that are looked at (default 0.02)", values.part),
+    "--false-alarms-per-day": _value(
+        "N", "that may be raised where nothing changes (default 1)", values.amount
+    ),
+    "--requests-per-second": _value(
+        "N", "of the service, by which a day is measured (default 1)", values.amount
+    ),
+    "--state": _value(
+        "FILE", "go on from what FILE holds, and keep there what is known (default: keep nothing)"
+    ),
     "--json": _value("PATH", "write the result as JSON; - is standard output"),
     "--quiet -q": _switch("print nothing but errors"),
 }

@@ -152,7 +152,7 @@ def progress(parsed: argparse.Namespace) -> Iterator[Progress]:
     if parsed.quiet or sys.stderr is None or not sys.stderr.isatty():
         yield SILENT
         return
-    bars = Bars(
+    bars = _Bars(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         _Percentage(),
@@ -162,6 +162,23 @@ def progress(parsed: argparse.Namespace) -> Iterator[Progress]:
     )
     with bars:
         yield _Stages(bars)
+
+
+def show_live(progress: Progress, what: RenderableType) -> None:
+    """Show above the bar what is known so far, until the command ends; nothing without a bar."""
+    if isinstance(progress, _Stages):
+        progress.show(what)
+
+
+class _Bars(Bars):
+    """Bars, and what stands above them."""
+
+    above: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.above is not None:
+            yield self.above
+        yield from super().get_renderables()
 
 
 class _Percentage(ProgressColumn):
@@ -174,7 +191,7 @@ class _Percentage(ProgressColumn):
 class _Stages:
     """Shows one stage at a time."""
 
-    def __init__(self, bars: Bars) -> None:
+    def __init__(self, bars: _Bars) -> None:
         self._bars = bars
         self._task: TaskID | None = None
 
@@ -185,6 +202,10 @@ class _Stages:
     def advance(self, done: int) -> None:
         if self._task is not None:
             self._bars.update(self._task, completed=done)
+
+    def show(self, what: RenderableType) -> None:
+        self._bars.above = what
+        self._bars.refresh()
 
     def finish(self) -> None:
         if self._task is not None:

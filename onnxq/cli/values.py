@@ -74,6 +74,22 @@ def seconds(text: str) -> float:
     return value
 
 
+def part(text: str) -> float:
+    """A share of all, above 0."""
+    value = number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a share above 0 and at most 1")
+    return value
+
+
+def amount(text: str) -> float:
+    """A number above 0."""
+    value = number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return value
+
+
 def size(text: str) -> tuple[int, int]:
     """Height and width: ``224x224``."""
     parts = text.lower().split("x")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from onnxq.adaptive.replay import Nearness
 from onnxq.tune.training import TrainingFacts
 from onnxq.verify.metrics import available_metrics
 from onnxq.verify.result import (
@@ -118,23 +119,30 @@ def number(value: float) -> str:
 
 def metric_value(metric: MetricFacts, value: float) -> str:
     """A metric's value: proportions in percent, everything else as it is."""
-    return bare_drop(metric, value) + (" %" if _is_share(metric) else "")
+    return bare_drop(metric, value) + (" %" if is_share(metric.name) else "")
 
 
 def metric_drop(metric: MetricFacts, value: float) -> str:
     """A difference of two metric values: proportions in percentage points."""
-    return bare_drop(metric, value) + (" points" if _is_share(metric) else "")
+    return bare_drop(metric, value) + (" points" if is_share(metric.name) else "")
 
 
 def bare_drop(metric: MetricFacts, value: float) -> str:
     """`metric_drop` without its unit."""
-    share = _is_share(metric)
-    return _unsigned_zero(value * 100.0, 2) if share else number(value)
+    return _unsigned_zero(value * 100.0, 2) if is_share(metric.name) else number(value)
 
 
-def _is_share(metric: MetricFacts) -> bool:
-    kind = available_metrics().get(metric.name)
-    return metric.name == AGREEMENT or (kind is not None and kind.is_share)
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of all, which people read in percent."""
+    kind = available_metrics().get(metric)
+    return metric == AGREEMENT or (kind is not None and kind.is_share)
+
+
+def measured(metric: str | None, value: float | None) -> str:
+    """What a metric of that name is; empty for None."""
+    if metric is None or value is None:
+        return ""
+    return share(value) if is_share(metric) else number(value)
 
 
 def share(value: float) -> str:
@@ -161,6 +169,18 @@ def agreement_interval(facts: AgreementFacts) -> str:
     """The 95 % interval of an agreement: ``98.1 to 99.8 %``."""
     low, high = (f"{100 * end:.1f}" for end in facts.confidence)
     return f"{low} to {high} %"
+
+
+def nearness(found: Nearness) -> str:
+    """How near to float answers are: ``99.20 % agree, 31.2 dB``."""
+    parts = [] if found.agreement is None else [f"{share(found.agreement)} agree"]
+    parts += [] if found.sqnr_db is None else [decibels(found.sqnr_db)]
+    return ", ".join(parts) or "not looked at"
+
+
+def evidence(share: float) -> str:
+    """Evidence for drift, of what raises an alarm: ``0.03``, ``alarm``."""
+    return "alarm" if share >= 1 else f"{share:.2f}"
 
 
 def candidate_drop(metric: MetricFacts | None, drop: float | None) -> str:

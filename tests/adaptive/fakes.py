@@ -65,6 +65,9 @@ class Twin:
 class Verdict:
     alarm: bool = False
     suspicious: bool = False
+    evidence: float = 0.0
+    threshold: float = 10.0
+    drifted: tuple[str, ...] = ()
     reason: str = "the values are above 10"
 
     def details(self) -> Mapping[str, Any]:
@@ -88,7 +91,8 @@ class Monitor:
 
     def verdict(self) -> Verdict:
         most = self.seen[-1].feeds["x"].max()
-        return Verdict(most > self.usual, most > self.usual / 2)
+        is_above = most > self.usual
+        return Verdict(is_above, most > self.usual / 2, float(most), float(self.usual))
 
     def renew(self) -> None:
         self.usual = max([self.usual, *(s.feeds["x"].max() for s in self.seen)])

@@ -56,6 +56,10 @@ OPTIONS = {
     "targets": "",
     "recipes": "",
     "gguf": "-o --type --external-data",
+    "watch": (
+        "--data --sampling --false-alarms-per-day --requests-per-second --state --metric --seed "
+        "--report --image-size"
+    ),
 }
 
 
@@ -167,7 +171,9 @@ def test_wrong_values_of_optimize_name_the_option(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {"apply", "gguf", "recipes", "targets"}))
+@pytest.mark.parametrize(
+    "name", sorted({*NAMES} - {"apply", "gguf", "recipes", "targets", "watch"})
+)
 def test_a_missing_model_is_named(onnxq: Command, case: Case, tmp_path: Path, name: str) -> None:
     rest: tuple[str | Path, ...] = {
         "optimize": ("--data", case.data, "-o", tmp_path / "o.onnx"),
@@ -200,6 +206,7 @@ def test_an_unwritable_json_is_refused_before_the_work(
         "gguf": ("export", "m.onnx", "-o", "o.gguf"),
         "recipes": (),
         "rewrite": ("m.onnx", "-o", "o.onnx"),
+        "watch": ("bundle", "--data", "d.npz"),
     }.get(name, ("m.onnx",))
     # The models do not exist: a sentence about the JSON shows that nobody looked for them yet.
     onnxq(name, *arguments, "--json", "no/such/r.json").refused("r.json", "'no/such'")

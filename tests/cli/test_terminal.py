@@ -14,7 +14,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from onnxq.cli.terminal import NARROWEST, WIDTH, emit, progress, show, table, write_json
+from onnxq.cli.terminal import NARROWEST, WIDTH, emit, progress, show, show_live, table, write_json
 from onnxq.errors import InputError
 from onnxq.progress import SILENT
 
@@ -60,6 +60,16 @@ def test_a_finished_stage_is_shown_no_more(monkeypatch: pytest.MonkeyPatch) -> N
         stages.advance(8)
     assert "counting" not in terminal.getvalue()
     assert "100 %" not in terminal.getvalue()
+
+
+def test_what_is_known_so_far_stands_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = pretend(monkeypatch, "stderr")
+    with progress(parsed()) as stages:
+        stages.stage("watching", 8)
+        show_live(stages, table([("1 - 8", "fine")]))
+    shown = terminal.getvalue()
+    assert "1 - 8" in shown and "fine" in shown
+    show_live(SILENT, Text("nobody sees it"))
 
 
 def test_progress_shows_no_percentage_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
