@@ -5,32 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.needs import ChannelsOf, Need, RowsOf
+from onnxq.needs import Need
 from onnxq.observe import Observations
 from onnxq.passes.channels.groups import ChannelGroup, Consumer
 from onnxq.passes.notes import node_name
 from onnxq.quant import QParams, fake_quantize, weight_qparams
 from onnxq.tune.layer import Layer
 from onnxq.tune.migration import (
-    FEWEST_ROWS,
     Floats,
     Noise,
+    changed,
     each_once,
     gain_db,
     halves,
     largest,
+    needs_of,
     own_factors,
+    seen_of,
 )
 from onnxq.tune.transformation import Change, Subject, Transformation
 from onnxq.tune.weight_matrix import WeightMatrix, weight_matrix
 
 _STRENGTHS = tuple(n / 20 for n in range(1, 20))
-_ROWS = 512
 _COLUMNS = 256
 """Outputs of a product that are looked at."""
 
@@ -71,22 +73,13 @@ class Awq(Transformation):
             need
             for _, own in self._groups(subject)
             for consumer, _ in own
-            for need in _needs(consumer)
+            for need in needs_of(consumer)
         ]
 
     def transform(self, subject: Subject, observations: Observations) -> Sequence[Change]:
         """See `Transformation`."""
-        changes = []
-        for group, own in self._groups(subject):
-            found = [_product(consumer, matrix, observations) for consumer, matrix in own]
-            products = [product for product in found if product is not None]
-            if len(products) < len(found):
-                continue
-            factors, gain = _fitted(group, products)
-            if gain >= _LEAST_DB:
-                name = group.tensor.name
-                changes.append(Change("scale-channels", name, factors, group.nodes, gain))
-        return changes
+        product = partial(_product, observations=observations)
+        return [*changed(self._groups(subject), product, _fitted, lambda _: _LEAST_DB)]
 
     def _groups(
         self, subject: Subject
@@ -137,23 +130,16 @@ def _matrix(consumer: Consumer, subject: Subject) -> WeightMatrix | None:
     return None
 
 
-def _needs(consumer: Consumer) -> tuple[RowsOf, ChannelsOf]:
-    name = consumer.read.name
-    return RowsOf(name, _ROWS), ChannelsOf(name, consumer.axis)
-
-
-def _product(
-    consumer: Consumer, matrix: WeightMatrix, observations: Observations
-) -> _Product | None:
-    rows, channels = map(observations.get, _needs(consumer))
-    if rows is None or channels is None or len(rows.rows) < FEWEST_ROWS:
+def _product(found: tuple[Consumer, WeightMatrix], observations: Observations) -> _Product | None:
+    consumer, matrix = found
+    seen = seen_of(consumer, observations)
+    if seen is None or not np.isfinite(seen[1].magnitude).all():
         return None
-    if not np.isfinite(channels.magnitude).all():
-        return None
+    rows, channels = seen
     (weight,) = matrix.matrices(matrix.numbers())
     return _Product(
         consumer.channels,
-        np.asarray(rows.rows[:_ROWS]),
+        rows,
         channels.magnitude / np.maximum(channels.count, 1),
         np.ascontiguousarray(weight[:, :: -(-weight.shape[1] // _COLUMNS)]),
         matrix,

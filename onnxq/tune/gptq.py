@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.errors import InputError
 from onnxq.needs import Need
 from onnxq.observe import Observations
 from onnxq.passes.tuned import Tensors
@@ -17,7 +19,7 @@ from onnxq.quant import FEW_RANGES, from_storage, weight_qparams
 from onnxq.tune.factor import BLOCK, Factor, factor
 from onnxq.tune.layer import Layer
 from onnxq.tune.tuner import Tuner
-from onnxq.tune.weight_matrix import gram_of, matrix_of, weight_matrix
+from onnxq.tune.weight_matrix import cross_gram_of, gram_of, matrix_of, weight_matrix
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -53,6 +55,10 @@ class Gptq(Tuner):
     Attributes:
         damping: λ, in units of the mean of the diagonal of XᵀX.
         asymmetric: See above.
+
+    Raises:
+        InputError: The damping is not above 0, without which what a layer reads may leave open how
+            errors make up for each other.
     """
 
     name: ClassVar[str] = "gptq"
@@ -61,6 +67,10 @@ class Gptq(Tuner):
 
     damping: float = 0.05
     asymmetric: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damping < math.inf:
+            raise InputError(f"{self.name} has damping {self.damping:g}; give a number above 0")
 
     @property
     def is_sequential(self) -> bool:  # type: ignore[override]
@@ -91,11 +101,11 @@ class Gptq(Tuner):
             factor(damped(gram, self.damping)[np.ix_(order, order)])
             for gram, order in zip(grams, orders, strict=True)
         ]
-        if self.asymmetric and (cross := observations.get(matrix.cross_gram)) is not None:
+        if self.asymmetric and (cross := cross_gram_of(matrix, observations)) is not None:
             numbers = numbers.copy()
             weights = matrix.matrices(numbers)
             for group, (order, found) in enumerate(zip(orders, factors, strict=True)):
-                change = (cross.matrix[group] - grams[group])[order] @ weights[group]
+                change = (cross[group] - grams[group])[order] @ weights[group]
                 weights[group][order] += found.solve(change)
         costs = np.empty((groups, inputs))
         for cost, order, found in zip(costs, orders, factors, strict=True):

@@ -63,14 +63,18 @@ class GroupOrder(Transformation):
         """See `Transformation`."""
         changes = []
         for bundle, own in _wanted(subject):
-            seen = observations.get(_channels(next(iter(own))))
-            if seen is None or not np.isfinite(seen.square).all():
+            seen = [observations.get(_channels(node)) for node in own]
+            power = [s.square for s in seen if s is not None and np.isfinite(s.square).all()]
+            if len(power) < len(seen):
                 continue
             weights = {node: _weight(node) for node in own}
             squares = [np.square(w, dtype=np.float64).mean(axis=1) for w in weights.values()]
             order = np.argsort(np.sum(squares, axis=0), kind="stable").astype(np.int32)
-            parts = [(weights[node], *how) for node, how in own.items()]
-            before, after = (_noise(parts, seen.square, o) for o in (np.arange(bundle.size), order))
+            parts = [
+                (weights[node], squares, *how)
+                for (node, how), squares in zip(own.items(), power, strict=True)
+            ]
+            before, after = (_noise(parts, o) for o in (np.arange(bundle.size), order))
             gain = 10 * math.log10(before / after) if before > 0 and after > 0 else 0.0
             if gain >= _LEAST_DB:
                 name, nodes = next(iter(bundle.values)).name, map(node_name, nodes_of(bundle))
@@ -79,13 +83,17 @@ class GroupOrder(Transformation):
 
 
 def _noise(
-    parts: Sequence[tuple[_Floats, Rounding, int]],
-    power: npt.NDArray[np.float64],
-    order: np.ndarray,
+    parts: Sequence[tuple[_Floats, npt.NDArray[np.float64], Rounding, int]], order: np.ndarray
 ) -> float:
-    """Relative squared error of what products give, summed over them."""
+    """Relative squared error of what products give, summed over them.
+
+    Args:
+        parts: Weights, mean squares of what they are multiplied with up to a factor, and how
+            weights are rounded, in blocks of how many inputs.
+        order: Of the inputs.
+    """
     noise = 0.0
-    for weight, quantizer, size in parts:
+    for weight, power, quantizer, size in parts:
         rows = np.ascontiguousarray(weight[order])
         scales = weight_qparams(
             *(rows, quantizer.format, quantizer.scheme, per_block(0, size)), search=quantizer.search

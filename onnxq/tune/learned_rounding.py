@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.errors import InputError
 from onnxq.needs import Need
 from onnxq.observe import Observations
 from onnxq.passes.tuned import Tensors
@@ -17,7 +19,7 @@ from onnxq.quant import from_storage
 from onnxq.tune.gptq import Gptq, damped
 from onnxq.tune.layer import Layer
 from onnxq.tune.tuner import Tuner
-from onnxq.tune.weight_matrix import gram_of, matrix_of
+from onnxq.tune.weight_matrix import cross_gram_of, gram_of, matrix_of
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -49,6 +51,9 @@ class LearnedRounding(Tuner):
         damping: λ, in units of the mean of the diagonal of X̂ᵀX̂.
         asymmetric: See above.
         rounds: How often all codes and scales are gone through at most.
+
+    Raises:
+        InputError: The damping is not above 0, or there are no rounds.
     """
 
     name: ClassVar[str] = "learned-rounding"
@@ -59,6 +64,10 @@ class LearnedRounding(Tuner):
     damping: float = 0.05
     asymmetric: bool = True
     rounds: int = 20
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damping < math.inf or self.rounds < 1:
+            raise InputError(f"{self.name} takes a damping above 0 and 1 round or more")
 
     @property
     def start(self) -> Gptq:
@@ -80,8 +89,8 @@ class LearnedRounding(Tuner):
             return {}
         matrix = matrix_of(layer)
         weights, grams = matrix.matrices(matrix.numbers()), gram_of(matrix, observations)
-        seen = observations.get(matrix.cross_gram) if self.asymmetric else None
-        pull = np.zeros((1, 1, 1)) if seen is None else (seen.matrix - grams) @ weights
+        cross = cross_gram_of(matrix, observations) if self.asymmetric else None
+        pull = np.zeros((1, 1, 1)) if cross is None else (cross - grams) @ weights
         pull = np.broadcast_to(pull, weights.shape)
         grams = np.stack([damped(gram, self.damping) for gram in grams])
         scale, values = np.array(start["scale"], np.float32), np.array(start["values"])

@@ -11,21 +11,23 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.needs import ChannelsOf, Need, RowsOf
+from onnxq.needs import Need
 from onnxq.observe import Observations
 from onnxq.passes.channels.groups import ChannelGroup, Consumer
 from onnxq.passes.notes import node_name
 from onnxq.quant import INT8, fake_quantize, qparams_from_range, weight_qparams
 from onnxq.targets import Target
 from onnxq.tune.migration import (
-    FEWEST_ROWS,
     Floats,
     Noise,
+    changed,
     each_once,
     gain_db,
     halves,
     largest,
+    needs_of,
     own_factors,
+    seen_of,
 )
 from onnxq.tune.transformation import Change, Subject, Transformation
 
@@ -35,7 +37,6 @@ _SHARES = (0.5, 0.25, 0.125)
 """Of the smaller side of a range to its larger one. Behind a Gelu, which gives nothing below -0.17,
 channels without large values would otherwise fill the negative side of the range."""
 
-_ROWS = 512
 _COLUMNS = 512
 """Outputs of a product that are looked at."""
 
@@ -88,22 +89,13 @@ class SmoothQuant(Transformation):
             need
             for _, own in self._groups(subject)
             for consumer in own
-            for need in _needs(consumer)
+            for need in needs_of(consumer)
         ]
 
     def transform(self, subject: Subject, observations: Observations) -> Sequence[Change]:
         """See `Transformation`."""
-        changes = []
-        for group, consumers in self._groups(subject):
-            found = [_product(consumer, observations, subject.target) for consumer in consumers]
-            products = [product for product in found if product is not None]
-            if len(products) < len(found):
-                continue
-            factors, gain = _fitted(group, products)
-            if gain >= (_LEAST_DB if group.producer else _LEAST_INSERTED_DB):
-                name = group.tensor.name
-                changes.append(Change("scale-channels", name, factors, group.nodes, gain))
-        return changes
+        product = partial(_product, observations=observations, target=subject.target)
+        return [*changed(self._groups(subject), product, _fitted, _least_db)]
 
     def _groups(self, subject: Subject) -> Iterator[tuple[ChannelGroup, list[Consumer]]]:
         """Groups, and their consumers that are to be in 8 bits."""
@@ -168,9 +160,8 @@ def _is_worth(target: Target, group: ChannelGroup, own: Sequence[Consumer]) -> b
     return not is_product or target.weight_granularity(0).axis is not None
 
 
-def _needs(consumer: Consumer) -> tuple[RowsOf, ChannelsOf]:
-    name = consumer.read.name
-    return RowsOf(name, _ROWS), ChannelsOf(name, consumer.axis)
+def _least_db(group: ChannelGroup) -> float:
+    return _LEAST_DB if group.producer else _LEAST_INSERTED_DB
 
 
 def _weight(consumer: Consumer) -> Floats:
@@ -186,12 +177,10 @@ def _outputs(consumer: Consumer) -> int:
 
 
 def _product(consumer: Consumer, observations: Observations, target: Target) -> _Product | None:
-    rows, channels = map(observations.get, _needs(consumer))
-    if rows is None or channels is None or len(rows.rows) < FEWEST_ROWS:
+    seen = seen_of(consumer, observations)
+    if seen is None or not np.isfinite(seen[1].absmax).all():
         return None
-    if not np.isfinite(channels.absmax).all():
-        return None
-    weight, drawn = _weight(consumer), np.asarray(rows.rows[:_ROWS])
+    weight, (drawn, channels) = _weight(consumer), seen
     low, high = np.maximum(-drawn.min(axis=0), 0), np.maximum(drawn.max(axis=0), 0)
     # The side on which the sampled values are larger is taken to be that of the largest of all.
     is_low = low > high

@@ -144,6 +144,13 @@ def gram_of(matrix: WeightMatrix, observations: Observations) -> Float64Array:
     return np.broadcast_to(np.eye(inputs), (groups, inputs, inputs))
 
 
+def cross_gram_of(matrix: WeightMatrix, observations: Observations) -> Float64Array | None:
+    """Products of what was seen in both models; None where `gram_of` makes no use of any either."""
+    both = [observations.get(need) for need in (matrix.gram, matrix.cross_gram)]
+    found = [seen.matrix for seen in both if seen is not None and np.isfinite(seen.matrix).all()]
+    return np.asarray(found[1]) if len(found) == 2 else None
+
+
 def _readers(value: Value) -> list[Node]:
     """The nodes that compute with a constant, directly or transposed; not those that gather."""
     found: list[Node] = []

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq import apply_plan, make_plan
+from onnxq.errors import InputError
 from onnxq.ir import Context, DataType, Graph, ModelInfo, TensorType, infer_types, save, to_proto
 from onnxq.needs import GramOf
 from onnxq.observe import GramMatrix, Observations
@@ -21,8 +22,9 @@ from onnxq.passes.tuned import Tensors
 from onnxq.plan import Plan
 from onnxq.precision import Given, parse_precision
 from onnxq.targets import load_target
-from onnxq.tune import Layer
+from onnxq.tune import Layer, parse_method
 from onnxq.tune.gptq import Gptq
+from onnxq.tune.learned_rounding import LearnedRounding
 from onnxq.tune.weight_matrix import matrix_of
 from tests.helpers import run
 from tests.networks import inputs, products
@@ -250,6 +252,33 @@ def test_without_usable_statistics_rounding_is_to_the_nearest(what: str) -> None
     found = Gptq().tune(of, Observations(1, known))
     numbers, codes, scale, zero = elements(of, found)
     np.testing.assert_array_equal(codes, np.clip(np.rint(numbers / scale) + zero, 0, 15))
+
+
+@pytest.mark.parametrize("kind", [Gptq, LearnedRounding])
+@pytest.mark.parametrize("lost", [(True, True), (False, True), (True, False)])
+def test_what_is_not_finite_in_one_model_is_left_out_of_the_comparison(
+    kind: type[Gptq | LearnedRounding], lost: tuple[bool, bool]
+) -> None:
+    rng = np.random.default_rng(4)
+    weight = weights("MatMul", rng, 96, 16)
+    of, tuner = layer("MatMul", weight), kind()
+    rows = feed("MatMul", weight, rng, 200).astype(np.float64)
+    known = {
+        need: GramMatrix((rows.T @ rows)[np.newaxis] * (np.nan if is_lost else 1), 200)
+        for need, is_lost in zip(tuner.needs(of), lost, strict=True)
+    }
+    gram = {tuner.needs(of)[0]: known[tuner.needs(of)[0]]}
+    found, wanted = (tuner.tune(of, Observations(200, own)) for own in (known, gram))
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize(
+    "text", ["gptq{damping=0}", "gptq{damping=-1}", "learned-rounding{damping=0}"]
+)
+def test_without_damping_it_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="damping"):
+        parse_method(text)
 
 
 def test_a_weight_with_infinite_values_has_no_tensors() -> None:

@@ -59,6 +59,39 @@ def test_like_inputs_share_a_scale(tmp_path: Path) -> None:
     assert errors[1] < errors[0] * 0.85
 
 
+def test_each_product_counts_with_what_it_reads(tmp_path: Path) -> None:
+    graph = network(0.3)
+    rng = np.random.default_rng(2)
+    (gelu,) = (node.output for node in graph.nodes() if node.name == "gelu")
+    louder = np.where(np.arange(INNER) % 2, 1, 6).astype(np.float32)
+    scaled = graph.add("Mul", [gelu, graph.constant(louder, "louder")]).output
+    weight = (rng.normal(size=(INNER, OUTPUTS)) / 8).astype(np.float32)
+    weight[::2] *= 0.3
+    other = graph.add("MatMul", [scaled, graph.constant(weight, "third_w")], name="third").output
+    graph.add_output(other)
+    graph.rename(other, "z")
+    infer_types(graph)
+    save(graph, tmp_path / "m.onnx")
+    plans = [
+        make_plan(
+            *(tmp_path / "m.onnx", data()),
+            **{"recipe": PRECISION, "methods": (method,), "opset": 21},  # type: ignore[arg-type]
+            pins=["first=float32"],
+        )
+        for method in ("none", "group-order")
+    ]
+    (made,) = plans[1].transformations
+    exact = run(graph, data())
+    noise = [
+        sum(
+            np.square(found[name] - exact[name]).sum() / np.square(exact[name]).sum()
+            for name in ("y", "z")
+        )
+        for found in (run(apply_plan(tmp_path / "m.onnx", plan), data()) for plan in plans)
+    ]
+    assert made.gain_db == pytest.approx(10 * np.log10(noise[0] / noise[1]), abs=0.3)
+
+
 def test_inputs_that_are_alike_already_keep_their_places(tmp_path: Path) -> None:
     save(network(1.0), tmp_path / "m.onnx")
     options = {"recipe": PRECISION, "methods": ("group-order",)}
