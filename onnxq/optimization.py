@@ -149,7 +149,8 @@ def made(
     """
     started = time.perf_counter()
     beside = None if plan_output is None else Path(plan_output).with_suffix(".safetensors")
-    for file in (output, plan_output, beside):
+    files = (output, plan_output, beside)
+    for file in files:
         if file is not None:
             check_writable(Path(file))
     if beside is not None and output is not None and beside.resolve() == Path(output).resolve():
@@ -158,6 +159,8 @@ def made(
         )
     if adaptive is not None:
         check_folder(Path(adaptive))
+        if Path(adaptive).resolve() in {Path(f).resolve() for f in files if f is not None}:
+            raise InputError(f"a bundle and a file both go to '{adaptive}'; name another folder")
     watch = PeakWatch(progress, peak_rss_bytes)
     with open_job(model, data, options, eval_data=eval_data, progress=watch) as job:
         _check(job)

@@ -29,6 +29,10 @@ _EXPONENTS = np.array([0.1, 0.2, 0.3, 0.5, 0.7, 0.9])
 _LEAST, _LARGEST = 1e-20, 1e200
 """Where p-values and sums end, so that numbers stay finite."""
 
+_CELLS = 8
+_FADING = 0.98
+"""What a p-value counts, against the next one, in what `MixDetector` bets on."""
+
 Sums = npt.NDArray[np.float64]
 
 
@@ -116,3 +120,54 @@ class Detector:
         if len(sums) not in (1, 2) or any(len(side) != len(_EXPONENTS) for side in sums):
             raise ValueError("holds other sums than a detector has")
         return cls(np.array(sums, np.float64))
+
+
+@dataclass
+class MixDetector:
+    """The sum of bets, begun anew at every sample, that p-values lie where they lay lately.
+
+    For scores whose order means nothing, such as numbers of classes: of other shares of these,
+    p-values are more frequent at some places than at others.
+
+    Attributes:
+        sum: Of the bets.
+        counts: Late p-values in each of a few cells; older ones count less.
+    """
+
+    sum: float
+    counts: tuple[float, ...]
+
+    @classmethod
+    def new(cls) -> MixDetector:
+        """One that has seen nothing."""
+        return cls(0.0, (0.0,) * _CELLS)
+
+    def see(self, p: float) -> None:
+        """Take in a p-value."""
+        cell = min(int(p * _CELLS), _CELLS - 1)
+        # As if there had been one p-value in each cell at first; it pays 1 in the mean.
+        paid = _CELLS * (self.counts[cell] + 1) / (sum(self.counts) + _CELLS)
+        self.sum = min((1 + self.sum) * paid, _LARGEST)
+        faded = [_FADING * count for count in self.counts]
+        faded[cell] += 1
+        self.counts = tuple(faded)
+
+    @property
+    def value(self) -> float:
+        """Reaches c after c samples or more on average, while nothing changes."""
+        return self.sum
+
+    def to_plain(self) -> list[float]:
+        """All numbers."""
+        return [self.sum, *self.counts]
+
+    @classmethod
+    def from_plain(cls, form: tuple[float, ...]) -> MixDetector:
+        """The detector of what `to_plain` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        if len(form) != 1 + _CELLS:
+            raise ValueError("holds other numbers than a detector has")
+        return cls(form[0], form[1:])

@@ -15,9 +15,10 @@ import numpy as np
 from onnxq.adaptive.baseline import Usual
 from onnxq.adaptive.bundle import Bundle
 from onnxq.adaptive.deployment import Reference, Sampled
-from onnxq.adaptive.detector import Detector, Pool
+from onnxq.adaptive.detector import Detector, MixDetector, Pool
 from onnxq.adaptive.forgetting import Forgotten
 from onnxq.adaptive.scores import (
+    CLASSES,
     DISAGREEMENT,
     ENTROPY,
     KINDS,
@@ -42,6 +43,7 @@ _SAID = {
     "distance": "how values are distributed",
     "unused": "how much of their ranges values use",
     ENTROPY: "how sure the float model is of its decisions",
+    CLASSES: "what the float model decides for, and how often,",
     DISAGREEMENT: "how far answers are from the float model's",
     FEEDBACK: "the share of answers that are said to be wrong",
 }
@@ -94,8 +96,8 @@ class Verdict:
     Attributes:
         alarm: Whether they are no longer what they were.
         suspicious: Whether it is worth while to look at more of them.
-        kind: Stream with the most evidence: of `STREAMS`, ``entropy``, ``disagreement``, or
-            ``feedback``.
+        kind: Stream with the most evidence: of `STREAMS`, ``entropy``, ``classes``,
+            ``disagreement``, or ``feedback``.
         evidence: Of that stream, and of what it takes to raise an alarm.
         threshold: What it takes.
         tensors: Those that drifted, the farthest first.
@@ -154,11 +156,14 @@ class _Stream:
     """Scores of one kind: those to rank among, and the evidence that they changed."""
 
     pool: Pool
-    detector: Detector
+    detector: Detector | MixDetector
 
     @classmethod
     def of(cls, name: str, scores: Iterable[float]) -> _Stream:
-        return cls(Pool.of(scores), Detector.new(2 if name in _BOTH_WAYS else 1))
+        pool = Pool.of(scores)
+        if name == CLASSES:
+            return cls(pool, MixDetector.new())
+        return cls(pool, Detector.new(2 if name in _BOTH_WAYS else 1))
 
 
 @dataclass
@@ -239,7 +244,7 @@ class Monitor:
         self._usual = as_arrays(self._state.usual)
         self._near, self._weights = np.zeros_like(self._usual[0]), 0.0
         self._alarmed = False
-        self._kept: deque[tuple[Floats, float | None]] = deque(maxlen=_KEPT)
+        self._kept: deque[tuple[Floats, dict[str, float]]] = deque(maxlen=_KEPT)
 
     @property
     def lately(self) -> Forgotten:
@@ -273,7 +278,7 @@ class Monitor:
             state.agreement.add(agreed)
         for stream, score in {**streams(away), **own}.items():
             self._place(stream, score)
-        self._kept.append((scores, own.get(ENTROPY)))
+        self._kept.append((scores, own))
         if not self._alarmed and self._evidence()[1] >= self.threshold:
             # What was before the change is not to be what is usual next.
             self._alarmed = True
@@ -354,9 +359,12 @@ class Monitor:
             for own, _ in ranked:
                 for stream, score in streams(deviations(own, mean, deviation)).items():
                     pools[stream].append(score)
-        entropies = [entropy for _, entropy in kept if entropy is not None]
-        if entropies:
-            pools[ENTROPY], state.usual_entropy = entropies, float(np.mean(entropies))
+        for _, outputs in kept:
+            # These do not depend on what answers.
+            for stream in outputs.keys() & {ENTROPY, CLASSES}:
+                pools[stream].append(outputs[stream])
+        if entropies := pools.get(ENTROPY):
+            state.usual_entropy = float(np.mean(entropies))
         state.streams = {name: _Stream.of(name, own) for name, own in pools.items()}
         state.samples, state.agreement, state.entropy = 0, _Mean(), _Mean()
         self._begin()
@@ -368,5 +376,5 @@ class Monitor:
 
 def _shape(state: _State) -> object:
     """What the states of one bundle have in common."""
-    sides = {name: len(own.detector.sums) for name, own in state.streams.items()}
-    return sides, state.lately.parts.shape, [len(row) for row in state.usual]
+    kinds = {name: np.shape(own.detector.to_plain()) for name, own in state.streams.items()}
+    return kinds, state.lately.parts.shape, [len(row) for row in state.usual]

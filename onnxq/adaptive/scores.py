@@ -29,7 +29,7 @@ hold, the distance of its histogram from the baseline's, and the share of the ra
 STREAMS = {"saturation": (0, 1), "distance": (2,), "unused": (3,)}
 """Streams that are made of all tensors' scores of some kinds."""
 
-ENTROPY, DISAGREEMENT = "entropy", "disagreement"
+ENTROPY, DISAGREEMENT, CLASSES = "entropy", "disagreement", "classes"
 
 _LEAST_DEVIATION = 1e-3
 """A score that never differed is unusual where it differs by more than this."""
@@ -156,10 +156,11 @@ def output_scores(
     reference: Sequence[Array],
     served: Sequence[Array],
 ) -> dict[str, float]:
-    """How sure the float model is of its decisions, and how far from it the answer was.
+    """How sure the float model is of its decisions, what it decides, and how far the answer was.
 
-    Where outputs decide nothing by themselves there is no entropy, and the answer's distance is its
-    noise over the float model's signal.
+    Where outputs decide nothing by themselves there are only distances, of the answer from the
+    float model's: its noise over the signal. Classes are those of the first decision that has some,
+    the most frequent one where a sample has many positions; their order means nothing.
 
     Args:
         decisions: What the outputs decide.
@@ -172,7 +173,9 @@ def output_scores(
     if not sure:
         return {DISAGREEMENT: max(map(_noise, reference, served), default=0.0)}
     pairs = [(d, reference[places[d.output]], served[places[d.output]]) for d in sure]
-    return {
+    chosen = [d.choices(ours).reshape(-1) for d, ours, _ in pairs if d.kind == "classes"]
+    classes = {CLASSES: float(np.bincount(chosen[0] - UNDECIDED).argmax())} if chosen else {}
+    return classes | {
         ENTROPY: sum(d.entropy(ours) for d, ours, _ in pairs),
         DISAGREEMENT: sum(
             d.divergence(ours, theirs) if ours.shape == theirs.shape else math.inf

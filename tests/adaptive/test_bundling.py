@@ -113,7 +113,7 @@ def test_the_bag_holds_the_scores_of_what_was_held_out(
     bundle: Bundle, samples: dict[str, Array]
 ) -> None:
     bag, count = bundle.baseline.bag, int(samples["split"].sum())
-    assert set(bag) == {*STREAMS, "entropy", "disagreement"}
+    assert set(bag) == {*STREAMS, "entropy", "disagreement", "classes"}
     assert {len(scores) for scores in bag.values()} == {count}
     assert bundle.baseline.samples == len(samples["split"]) - count
     assert bag["saturation"][-1] > 10 * max(bag["saturation"][:-1])
@@ -158,6 +158,52 @@ def test_what_lies_in_the_way_is_found_before_long_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="something else lies there"):
         optimize("no model", "no data", adaptive=tmp_path / "file")
+
+
+@pytest.mark.parametrize("taken", ["output", "plan_output"])
+def test_a_bundle_and_a_file_cannot_have_one_place(taken: str, tmp_path: Path) -> None:
+    place = tmp_path / "q"
+    with pytest.raises(InputError, match=r"a bundle and a file both go to .*q'; name another"):
+        optimize("no model", "no data", adaptive=place, **{taken: place})
+
+
+@pytest.mark.slow
+def test_a_search_leaves_a_ladder_and_cifar_in_another_light_is_noticed(
+    tmp_path: Path, corpus: Path
+) -> None:
+    """On images that neither calibration nor the bag saw: 500 as they are, then brighter ones."""
+    mean, spread = np.float32([[0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]])[
+        :, :, None, None
+    ]
+
+    def read(part: str) -> Array:
+        with np.load(corpus / "data" / f"cifar10_{part}.npz") as file:
+            return file["image"].transpose(0, 3, 1, 2).astype(np.float32) / 255
+
+    def fed(pixels: Array) -> Array:
+        return ((pixels - mean) / spread).astype(np.float32)
+
+    live = read("eval")
+    optimize(
+        corpus / "models" / "cifar_resnet20.onnx",
+        {"image": fed(read("calib"))},
+        adaptive=tmp_path / "bundle",
+        eval_data={"image": fed(live[:1000])},
+    )
+    bundle = Bundle.load(tmp_path / "bundle")
+    agreed = [variant.agreement or 0.0 for variant in bundle.variants]
+    assert len(bundle.variants) >= 2 and bundle.variants[-1].name == "float"
+    assert agreed == sorted(agreed) and not bundle.facts.unmatched
+    monitor, twin = Monitor(bundle), Twin(bundle)
+    served = Session(bundle.model(bundle.facts.chosen))
+    changed = [*live[1000:1500], *(live[1500:1530] * np.float32(1.3))]
+    alarms = []
+    for at, pixels in enumerate(changed):
+        feeds = {"image": fed(pixels[None])}
+        answer = tuple(served.run(feeds).values())
+        monitor.see(Sampled(at, feeds, answer, bundle.deployment), twin.run(feeds), at * 5.0)
+        alarms.append(monitor.verdict().alarm)
+    assert alarms.index(True) in range(500, 512)
 
 
 def test_only_what_is_faster_than_all_that_is_nearer_to_float_is_kept() -> None:

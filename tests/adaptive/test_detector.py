@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from scipy.stats import kstest
 
 from onnxq.adaptive import detector
-from onnxq.adaptive.detector import Detector, Pool
+from onnxq.adaptive.detector import Detector, MixDetector, Pool
 
 
 def p_values(scores: list[float], bag: list[float], seed: int = 0) -> list[float]:
@@ -74,16 +77,47 @@ def test_bets_pay_one_in_the_mean(sides: int) -> None:
     assert total == pytest.approx(np.ones(sides), rel=0.03)
 
 
-@pytest.mark.parametrize("sides", [1, 2])
-def test_false_alarms_are_no_more_than_asked_for(sides: int) -> None:
+@pytest.mark.parametrize(
+    "new", [partial(Detector.new, 1), partial(Detector.new, 2), MixDetector.new]
+)
+def test_false_alarms_are_no_more_than_asked_for(new: Callable[[], Detector | MixDetector]) -> None:
     """100,000 samples with one every 1,000 asked for."""
-    rng, alarms, one = np.random.default_rng(2), 0, Detector.new(sides)
+    rng, alarms, one = np.random.default_rng(2), 0, new()
     for p in rng.uniform(size=100_000):
         one.see(p)
         if one.value >= 1000:
             alarms += 1
-            one = Detector.new(sides)
+            one = new()
     assert 10 < alarms <= 100
+
+
+def test_bets_on_where_p_values_lay_pay_one_in_the_mean() -> None:
+    one = MixDetector.new()
+    for p in np.random.default_rng(4).beta(2, 5, size=30):
+        one.see(p)
+    paid = []
+    for cell in range(8):
+        following = replace(one)
+        following.see((cell + 0.5) / 8)
+        paid.append(following.sum / (1 + one.sum))
+    assert np.mean(paid) == pytest.approx(1.0) and max(paid) > 1.5 > 0.5 > min(paid)
+    again = MixDetector.from_plain(tuple(one.to_plain()))
+    assert again == one
+    with pytest.raises(ValueError, match="other numbers"):
+        MixDetector.from_plain((1.0, 2.0))
+
+
+@pytest.mark.parametrize(("shares", "most"), [([1, 0, 0, 0, 0], 25), ([4, 4, 1, 1, 0], 120)])
+def test_other_shares_of_classes_are_found(shares: list[int], most: int) -> None:
+    rng, found = np.random.default_rng(5), []
+    for _ in range(5):
+        bag, before = rng.integers(0, 5, 200), rng.integers(0, 5, 50)
+        after = rng.choice(5, 300, p=np.array(shares) / sum(shares))
+        one, p = MixDetector.new(), p_values([*map(float, [*before, *after])], [*map(float, bag)])
+        values = [(one.see(each), one.value)[1] for each in p]
+        assert max(values[:50]) < 1e4
+        found.append(next(at for at, value in enumerate(values[50:]) if value >= 1e4))
+    assert np.median(found) <= most, found
 
 
 def test_a_shift_is_found_in_a_few_samples() -> None:

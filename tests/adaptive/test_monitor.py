@@ -17,6 +17,7 @@ from onnxq.adaptive.deployment import Deployment, Reference, Sampled
 from onnxq.adaptive.monitor import Monitor, Verdict
 from onnxq.adaptive.scores import (
     KINDS,
+    STREAMS,
     Scoring,
     as_arrays,
     as_usual,
@@ -41,7 +42,7 @@ class Source:
     def __init__(self, seed: int, served_noise: float = 0.05, sure: float = 1.0) -> None:
         self.rng, self.noise, self.sure = np.random.default_rng(seed), served_noise, sure
 
-    def sample(self, change: Change = lambda tensors: tensors) -> Sample:
+    def sample(self, change: Change = lambda tensors: tensors, favoured: int = -1) -> Sample:
         level = self.rng.lognormal(0.0, 0.3)
         tensors = {
             "a": self.rng.normal(size=256) * level,
@@ -49,6 +50,9 @@ class Source:
         }
         tensors = {n: t.astype(np.float32) for n, t in change(tensors).items()}
         ours = (self.rng.normal(size=(1, 5)) * 3 * self.sure).astype(np.float32)
+        if favoured >= 0:
+            # Only what is decided changes, not how surely.
+            ours = np.roll(ours, favoured - ours.argmax(), axis=1)
         theirs = ours + self.rng.normal(size=(1, 5)).astype(np.float32) * self.noise
         return (
             Sampled(0, {}, (theirs,), Deployment()),
@@ -128,7 +132,7 @@ def test_undisturbed_samples_raise_no_more_alarms_than_asked_for() -> None:
 @pytest.mark.parametrize(
     ("change", "kinds"),
     [
-        (gained(3.0), {"saturation", "unused"}),
+        (gained(3.0), {*STREAMS}),
         (gained(0.2), {"unused", "distance"}),
         (lambda tensors: {**tensors, "b": tensors["b"] + 2.0}, {"saturation", "distance"}),
     ],
@@ -173,6 +177,13 @@ def test_a_float_model_that_grows_surer_or_less_sure_is_found(sure: float) -> No
     assert found is not None and verdict.kind == "entropy"
     assert verdict.entropy is not None and verdict.usual_entropy is not None
     assert (verdict.entropy > verdict.usual_entropy) == (sure < 1)
+
+
+def test_other_classes_are_found() -> None:
+    monitor, source = Monitor(BUNDLE), Source(15)
+    assert delay(monitor, stream(source, 40)) is None
+    found = delay(monitor, (source.sample(favoured=2) for _ in range(60)), 400.0)
+    assert found is not None and monitor.verdict().kind == "classes"
 
 
 def test_feedback_is_a_stream_of_its_own() -> None:

@@ -105,6 +105,7 @@ def test_entropy_and_disagreement_are_those_of_the_distributions() -> None:
     found = output_scores((CLASSES,), ("z", "y"), (np.zeros(1), ours), (np.zeros(1), theirs))
     assert found["entropy"] == pytest.approx(entropy(p, axis=1).mean(), rel=1e-4)
     assert found["disagreement"] == pytest.approx(entropy(p, q, axis=1).sum(), rel=1e-4)
+    assert found["classes"] == np.bincount(ours.argmax(1).reshape(-1)).argmax() + 1
     same = (ours.argmax(1) == theirs.argmax(1)).mean()
     assert agreement((CLASSES,), ("y",), (ours,), (theirs,)) == pytest.approx(same)
 
