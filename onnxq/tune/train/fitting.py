@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from onnxq.data import Dataset
+from onnxq.errors import InputError
 from onnxq.ir import Graph
 from onnxq.passes.static.placement import Placement
 from onnxq.passes.tuned import BIAS, Tensors, Tuned
@@ -108,7 +109,7 @@ class Lesson:
             progress: Told of epochs.
 
         Raises:
-            InputError: see `Trainer.run`, `Checkpoints` and `team`.
+            InputError: there is nothing to train; also see `Trainer.run`, `Checkpoints` and `team`.
         """
         options = self._options
         checkpoints = Checkpoints(folder, {**options.basis(), **basis})
@@ -119,11 +120,17 @@ class Lesson:
         places = Places(
             own.module, self._source, placed, target, learn_steps=options.method != "ste"
         )
+        parameters = places.parameters()
+        if not any((parameters.weights, parameters.biases, parameters.steps)):
+            raise InputError(
+                "nothing is left to train: no weight is stored as integers that a plan of static "
+                "integers holds; take away some pins"
+            )
         if own.module.norms:
             with own.module.measuring():
                 own.judge(self._few())
         with team(subject, own) as learner:
-            trainer = Trainer(learner, places.parameters(), options)
+            trainer = Trainer(learner, parameters, options)
             facts = trainer.run(self._train, self._held_out, checkpoints, progress, self._augment)
         tensors = {name: _added(tuned.get(name, {}), t) for name, t in places.tensors().items()}
         return Fitted(tensors, places.ranges(), facts, len(own.module.norms))

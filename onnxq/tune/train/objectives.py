@@ -126,7 +126,9 @@ def task_loss(outputs: Outputs, labels: torch.Tensor) -> torch.Tensor:
     classes = scores.shape[-1]
     wanted = labels.reshape(-1).long()
     ignored = torch.where(wanted < 0, -100, wanted)
-    return functional.cross_entropy(scores.reshape(-1, classes), ignored, ignore_index=-100)
+    rows = scores.reshape(-1, classes)
+    total = functional.cross_entropy(rows, ignored, ignore_index=-100, reduction="sum")
+    return total / (wanted >= 0).sum().clamp_min(1)
 
 
 def _scored(outputs: Outputs, labels: torch.Tensor) -> torch.Tensor:
@@ -188,11 +190,21 @@ def check_labels(samples: Samples, kind: LossKind, run: Callable[[Batch], Output
             "training with --loss task needs labels, and the data has no array 'labels'; add it, "
             "or train with --loss distill"
         )
+    kind_of_labels = first.labels.dtype.kind
+    if kind_of_labels not in "iuf":
+        raise InputError(
+            f"training takes whole numbers or floats as labels, not {first.labels.dtype}; number "
+            "the classes from 0"
+        )
     outputs = run(first)
     scores = _scored(outputs, torch.from_numpy(np.asarray(first.labels)))
-    if first.labels.dtype.kind == "f":
+    if kind_of_labels == "f":
         return
     highest = max(int(labels.max(initial=-1)) for labels in samples.labels)
+    if highest < 0:
+        raise InputError(
+            "no label is a class: negative ones are left out, and all are; correct the labels"
+        )
     if highest >= scores.shape[-1]:
         raise InputError(
             f"label {highest} is beyond the model's {scores.shape[-1]} classes; correct the labels"

@@ -81,7 +81,7 @@ class Trainer:
             augment: Changes feeds at random.
 
         Raises:
-            InputError: the loss is not finite; the best epoch stays as a checkpoint. Or a process
+            InputError: a loss is not finite; the best epoch stays as a checkpoint. Or a process
                 that computes a share ended; what was learned so far stays as one.
         """
         options, started = self._options, time.perf_counter()
@@ -101,11 +101,8 @@ class Trainer:
                     raise
                 if not math.isfinite(loss):
                     self._keep(self._best_of(state, per_epoch), checkpoints, started)
-                    raise InputError(
-                        f"the loss is {loss} in update {state['step'] + 1} (epoch {epoch + 1}); "
-                        "take a smaller --lr: with --resume, training goes on from the best epoch "
-                        f"so far, {state['best']['epoch']}"
-                    )
+                    when = f"in update {state['step'] + 1} (epoch {epoch + 1})"
+                    raise _not_finite(loss, when, state)
                 state["step"] += 1
                 state["loss"] += loss * samples
                 state["samples"] += samples
@@ -114,7 +111,10 @@ class Trainer:
                 if not is_last and state["step"] % options.checkpoint_every == 0:
                     self._keep(state, checkpoints, started)
             mean = state["loss"] / max(state["samples"], 1)
-            self._judge(state, held_out, epoch + 1, mean)
+            held_out_loss = self._judge(state, held_out, epoch + 1, mean)
+            if not math.isfinite(held_out_loss):
+                self._keep(self._best_of(state, per_epoch), checkpoints, started)
+                raise _not_finite(held_out_loss, f"on held-out data after epoch {epoch + 1}", state)
             state["loss"], state["samples"] = 0.0, 0
             self._keep(state, checkpoints, started)
         self._module.load_state_dict(state["best"]["module"])
@@ -134,7 +134,12 @@ class Trainer:
 
     def _begun(self, held_out: Samples) -> State:
         state: State = {"step": 0, "loss": 0.0, "samples": 0, "seconds": 0.0, "history": []}
-        self._judge(state, held_out, 0, None)
+        loss = self._judge(state, held_out, 0, None)
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss} before training; look for labels or outputs of the model that "
+                "are not finite"
+            )
         return state
 
     def _restored(self, state: State) -> State:
@@ -196,8 +201,8 @@ class Trainer:
                 parameter.copy_(old + (parameter - old) * size)
         return total, count
 
-    def _judge(self, state: State, held_out: Samples, epoch: int, loss: float | None) -> None:
-        """Note what an epoch came to, and keep its numbers if it is the best so far."""
+    def _judge(self, state: State, held_out: Samples, epoch: int, loss: float | None) -> float:
+        """Note what an epoch came to, keep its numbers if it is the best so far; gives its loss."""
         every = held_out.epoch(None, self._options.batch_size, 1)
         found = self._learner.judge(held_out.feed(part) for parts in every for part in parts)
         lr = self._optimizer.param_groups[0]["lr"]
@@ -208,6 +213,14 @@ class Trainer:
         if best is None or key > best["key"]:
             held = {k: v.detach().clone() for k, v in self._module.state_dict().items()}
             state["best"] = {"epoch": epoch, "key": key, "module": held}
+        return facts.held_out_loss
+
+
+def _not_finite(loss: float, when: str, state: State) -> InputError:
+    return InputError(
+        f"the loss is {loss} {when}; take a smaller --lr: with --resume, training goes on from the "
+        f"best epoch so far, {state['best']['epoch']}"
+    )
 
 
 def find_device(name: str) -> torch.device:
@@ -220,7 +233,7 @@ def find_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(
             f"there is no device '{name}' that torch could train on here; leave --device out, or "

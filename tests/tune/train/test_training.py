@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ import pytest
 
 torch = pytest.importorskip("torch", reason='needs torch: pip install "onnxq[train]"')
 
+from torch.nn import functional
+
 from onnxq import InputError, Optimized, apply_plan, save, train, training
 from onnxq.data import Batch
 from onnxq.ir import Graph, infer_types, to_proto
-from onnxq.plan import Plan
+from onnxq.plan import Pin, Plan
 from onnxq.runtime import Session
 from onnxq.tune.train import learner
 from onnxq.tune.train.executor import Executor
+from onnxq.tune.train.learner import Judgement, Learner
+from onnxq.tune.train.objectives import task_loss
 from onnxq.tune.train.quantized import QuantizedModule
-from onnxq.tune.train.samples import augmenting
+from onnxq.tune.train.samples import Feed, augmenting
 from onnxq.tune.train.schedules import factor
 from onnxq.tune.train.trainer import Trainer
 from onnxq.tune.tuned import to_bytes
@@ -206,7 +211,7 @@ torch.set_num_threads(1)
 from onnxq import train
 import numpy as np
 model, data, folder, plan = sys.argv[1:]
-train(model, dict(np.load(data)), epochs=4, batch_size=4, lr=1e-3, folder=folder,
+train(model, dict(np.load(data)), epochs=20, batch_size=4, lr=1e-3, folder=folder,
       checkpoint_every=2, plan_output=plan, keep_failed=True,
       min_speedup=0.0, max_drop=1.0, target="cpu-x64")
 """
@@ -243,38 +248,50 @@ def test_broken_off_anywhere_it_goes_on_to_the_same_numbers(
 
 
 @pytest.mark.slow
-def test_after_a_kill_it_goes_on_to_the_same_numbers(
+def test_killed_at_20_moments_it_goes_on_to_the_same_numbers(
     network: Graph, data: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    graph = chain()
+    """Half of them at random, half while a checkpoint is written."""
     model, samples = tmp_path / "m.onnx", tmp_path / "d.npz"
-    save(graph, model)
+    save(network, model)
     np.savez(samples, **data)
 
-    def command(folder: str, plan: str) -> list[str]:
-        arguments = (model, samples, tmp_path / folder, tmp_path / plan)
+    def command(name: str) -> list[str]:
+        arguments = (model, samples, tmp_path / name, tmp_path / f"{name}.toml")
         return [sys.executable, "-c", SCRIPT, *map(str, arguments)]
 
-    subprocess.run(command("whole", "whole.toml"), check=True, capture_output=True)
-    checkpoint = tmp_path / "broken" / "checkpoint.pt"
-    delays = np.random.RandomState(0).uniform(0.0, 0.4, 3)
-    seen = 0.0
-    for delay in delays:
-        process = subprocess.Popen(command("broken", "broken.toml"), stderr=subprocess.DEVNULL)
-        while process.poll() is None:
-            if checkpoint.exists() and checkpoint.stat().st_mtime > seen:
-                break
-            time.sleep(0.005)
-        time.sleep(delay)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        seen = checkpoint.stat().st_mtime
-    subprocess.run(command("broken", "broken.toml"), check=True, capture_output=True)
-    whole, broken = ((tmp_path / n).with_suffix(".safetensors") for n in ("whole", "broken"))
-    assert broken.read_bytes() == whole.read_bytes()
-    logs = [(tmp_path / n / "training.csv").read_text() for n in ("whole", "broken")]
-    assert logs[0] == logs[1]
+    def learned(name: str) -> tuple[bytes, str]:
+        plan = (tmp_path / f"{name}.safetensors").read_bytes()
+        return plan, (tmp_path / name / "training.csv").read_text()
+
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    folder, kills = tmp_path / "broken", 0
+    checkpoint = folder / "checkpoint.pt"
+    delays = iter(np.random.RandomState(0).uniform(0.0, 0.3, 1000))
+
+    def moment(begun: float) -> bool:
+        """Whether to kill now: some time after the first checkpoint, or while one is written."""
+        if not checkpoint.exists() or checkpoint.stat().st_mtime <= begun:
+            return False
+        if kills % 2:
+            return any(folder.glob(".checkpoint.pt.*"))
+        time.sleep(next(delays))
+        return True
+
+    while kills < 20:
+        begun = checkpoint.stat().st_mtime if checkpoint.exists() else 0.0
+        process = subprocess.Popen(command("broken"), stderr=subprocess.DEVNULL)
+        while process.poll() is None and not moment(begun):
+            time.sleep(0.0005)
+        process.kill()
+        if process.wait() == -signal.SIGKILL:
+            kills += 1
+            continue
+        assert process.returncode == 0
+        assert learned("broken") == learned("whole")
+        shutil.rmtree(folder)
+    subprocess.run(command("broken"), check=True, capture_output=True)
+    assert learned("broken") == learned("whole")
 
 
 @pytest.mark.parametrize(
@@ -285,8 +302,10 @@ def test_after_a_kill_it_goes_on_to_the_same_numbers(
         ({"augment": ("turn",)}, ("turn", "flip, crop")),
         ({"augment": ("flip",)}, ("augmentation", "--augment")),
         ({"device": "cuda"}, ("cuda", "--device")),
+        ({"device": "meta"}, ("meta", "--device")),
         ({"bits": "w9a9"}, ("w9a9", "w8a8")),
         ({"lr": 1e30, "optimizer": "sgd"}, ("update", "epoch", "--lr", "--resume")),
+        ({"pins": (Pin("*", "float32"),)}, ("nothing", "pins")),
     ],
 )
 def test_refusals(
@@ -306,6 +325,8 @@ def test_refusals(
         (None, ("labels", "--loss distill")),
         (np.zeros((96, 3), np.int64), ("labels [", "--loss distill")),
         (np.full(96, CLASSES), (f"label {CLASSES}", f"{CLASSES} classes")),
+        (np.full(96, -1), ("no label is a class", "negative")),
+        (np.full(96, "a"), ("labels", "<U1", "from 0")),
     ],
 )
 def test_labels_that_do_not_fit(
@@ -348,6 +369,34 @@ def test_after_a_loss_that_is_not_finite_the_last_checkpoint_is_there(
     found = trained(network, data, folder=tmp_path, lr=1e-3, optimizer="sgd", checkpoint_every=1)
     assert found.report.training is not None
     assert np.isfinite([e.held_out_loss for e in found.report.training.history]).all()
+
+
+def test_a_held_out_loss_that_is_not_finite_ends_training_at_the_best_epoch(
+    network: Graph, data: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([1.0, 0.5, float("nan")])
+
+    def judge(self: Learner, feeds: Iterable[Feed]) -> Judgement:
+        return Judgement(next(losses), 1)
+
+    monkeypatch.setattr(Learner, "judge", judge)
+    with pytest.raises(InputError, match=r"nan on held-out data after epoch 2.*so far, 1"):
+        trained(network, data, folder=tmp_path, epochs=4)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert len(state["history"]) == 2 and state["best"]["epoch"] == 1
+    monkeypatch.setattr(Learner, "judge", lambda self, feeds: Judgement(float("inf"), 1))
+    with pytest.raises(InputError, match="inf before training"):
+        trained(network, data)
+
+
+def test_labels_that_are_left_out_have_no_loss() -> None:
+    scores = torch.randn(2, 5, 3, requires_grad=True)
+    labels = torch.tensor([[0, -1, 2, -100, 1], [-1, -1, -1, -1, -1]])
+    loss = task_loss({"y": scores}, labels)
+    kept = functional.cross_entropy(scores[0, [0, 2, 4]], labels[0, [0, 2, 4]])
+    torch.testing.assert_close(loss, kept)
+    nothing = task_loss({"y": scores}, torch.full((2, 5), -1))
+    assert float(nothing.detach()) == 0.0
 
 
 def test_augmentation_moves_images_and_nothing_else() -> None:
