@@ -12,7 +12,7 @@ from onnxq.needs import Need
 from onnxq.observe import Observations, observe
 from onnxq.passes.tuned import Tensors
 from onnxq.plan import Plan
-from onnxq.precision import FLOAT, Precision
+from onnxq.precision import FLOAT
 from onnxq.prepare import Prepared
 from onnxq.sequential import Judging, tune_in_order
 from onnxq.tune import AUTOMATIC, NO_METHODS, Layer, Tuner, parse_method
@@ -136,7 +136,7 @@ def _enter(
     """
     able = [
         tuner
-        for tuner in map(parse_method, _methods(methods, layer.precision))
+        for tuner in map(parse_method, _methods(methods, layer))
         if isinstance(tuner, Tuner)
         and not (tuner.is_sequential and layer.node.graph.outer is not None)
         and not tuner.refusal(layer)
@@ -150,10 +150,10 @@ def _enter(
         tuners.alone[name] = others[0]
 
 
-def _methods(wanted: Sequence[str], precision: Precision) -> Sequence[str]:
-    """The tuners to try for a precision, in their order."""
+def _methods(wanted: Sequence[str], layer: Layer) -> Sequence[str]:
+    """The tuners to try for a layer, in their order."""
     if wanted == AUTOMATIC:
-        return precision.tuners
+        return layer.precision.tuners_on(layer.target)
     return [] if wanted == NO_METHODS else wanted
 
 

@@ -104,6 +104,10 @@ class Precision(ABC):
         """A node's constant weights as it stores them on a target; none if it stores none."""
         return ()
 
+    def tuners_on(self, target: Target) -> tuple[str, ...]:
+        """What its nodes are tuned by on a target unless told otherwise."""
+        return self.tuners
+
     def parts(self) -> Sequence[Part]:
         """The sources of its noise; a search cannot choose a precision without any."""
         return ()

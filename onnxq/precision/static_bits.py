@@ -12,7 +12,7 @@ from onnxq.passes.weights.stored_weights import Quantizer, Rounding
 from onnxq.passes.weights.weight_formats import LowBit
 from onnxq.precision.int8 import Int8
 from onnxq.precision.parts import Part, StaticActivations, StaticWeights
-from onnxq.precision.static import Static
+from onnxq.precision.static import FEW_BITS, Static
 from onnxq.quant import Format
 from onnxq.quant.formats import INT2, INT4
 from onnxq.quant.low_bit import binary, ternary
@@ -40,7 +40,7 @@ class StaticBits(Static):
     )
     weight_bits: ClassVar[float] = 4
     activation_bits: ClassVar[int] = 8
-    tuners: ClassVar[tuple[str, ...]] = ("gptq", "mse", "bias-correction")
+    tuners: ClassVar[tuple[str, ...]] = FEW_BITS
     relative_time: ClassVar[float] = Int8.relative_time
 
     weight: str = "int4"

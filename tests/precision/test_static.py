@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxq import optimize
+from onnxq import apply_plan, make_plan, optimize
 from onnxq.ir import DataType, Graph, save
 from onnxq.verify.precision import describe
 from tests.helpers import run
+from tests.networks import inputs, products
 from tests.passes.weights.stored import normal, sqnr, stored_bytes, with_constants
 
 ROWS, COLUMNS, OUTPUTS = 60, 32, 24
@@ -40,6 +41,25 @@ def test_tables_are_stored_in_8_bits(recipe: str, target: str, tmp_path: Path) -
     assert "int8-weight" in found
     wanted = run(_model("Gather(t, i)"), FEEDS)["y"]
     assert sqnr(wanted, run(made.graph, FEEDS)["y"]) > 30
+
+
+def test_weights_are_tuned_where_the_target_has_few_bits_for_them(tmp_path: Path) -> None:
+    graph = products()
+    save(graph, tmp_path / "m.onnx")
+    (tmp_path / "few.toml").write_text(
+        'extends = "cpu-x64"\ndescription = "4 bits"\n'
+        '[weight]\nformat = "int4"\nscheme = "absmax"\nper_channel = true\n'
+    )
+    feeds, losses = inputs(graph, 64), []
+    for target, methods in (("cpu-x64", "auto"), ("few.toml", "auto"), ("few.toml", "none")):
+        path = tmp_path / target if target.endswith("toml") else target
+        options = {"recipe": "int8", "target": str(path), "methods": methods}
+        plan = make_plan(tmp_path / "m.onnx", feeds, **options)  # type: ignore[arg-type]
+        used = {name for node in plan.nodes for name in node.method.split(",")}
+        assert ("gptq" in used) == (target == "few.toml" and methods == "auto")
+        made = run(apply_plan(tmp_path / "m.onnx", plan), feeds)["y"]
+        losses.append(np.square(made - run(graph, feeds)["y"]).mean())
+    assert losses[0] < losses[1] < 0.8 * losses[2]
 
 
 @pytest.mark.parametrize(
