@@ -22,7 +22,7 @@ from onnxq.precision.static_bits import StaticBits
 from onnxq.prepare import observed, prepare
 from onnxq.progress import SILENT, Progress
 from onnxq.study import apply_to, uniform_plan
-from onnxq.tune.training import TrainOptions
+from onnxq.tune.training import TrainOptions, rate
 from onnxq.verify.decisions import find_decisions
 from onnxq.work import data_digest
 
@@ -82,6 +82,8 @@ def train(
     settings.check()
     asked = replace(options or Options(), **rest)
     precision = precision_of(bits)
+    if not settings.lr:
+        settings = replace(settings, lr=rate(_weight_bits(precision)))
     begin = _beginning(precision)
     begin["calibrator"] = asked.calibrator or begin.get("calibrator")
     asked = replace(asked, recipe=precision, **begin)
@@ -152,6 +154,13 @@ def precision_of(bits: str) -> str:
     if (weight, activation or "8") == ("8", "8"):
         return Int8.name
     return str(StaticBits(values or f"int{weight}", int(activation or 8)))
+
+
+def _weight_bits(precision: str) -> float:
+    wanted = parse_precision(precision)
+    if not isinstance(wanted, StaticBits):
+        return wanted.weight_bits
+    return float(wanted.weight.removeprefix("int")) if wanted.weight[-1].isdigit() else 1
 
 
 def _beginning(precision: str) -> dict[str, Any]:

@@ -242,7 +242,8 @@ _DECLARED: Mapping[str, Keywords] = {
     ),
     "--loss": _choice(
         ("task", "distill", "both"),
-        "task: labels; distill: the float model's outputs, without labels (default task)",
+        "both: labels and the float model's outputs; task: labels alone; distill: outputs alone "
+        "(default both)",
         group="training",
     ),
     "--features": _training(
@@ -257,9 +258,14 @@ _DECLARED: Mapping[str, Keywords] = {
         "end; frozen: fold it before (default frozen)",
         group="training",
     ),
-    "--epochs": _training("N", "passes over DATA (default 10)", values.positive),
+    "--epochs": _training(
+        "N", "passes over DATA (default 10, more on little data)", values.positive
+    ),
     "--lr": _training(
-        "R", "largest learning rate, of steps relative to their size (default 0.001)", values.number
+        "R",
+        "largest learning rate, relative to the size of what is learned (default by bits: 0.001 to "
+        "0.01)",
+        values.number,
     ),
     "--optimizer": _choice(("adamw", "sgd"), "default adamw", group="training"),
     "--weight-decay": _training("D", "of weights (default 0)", values.number),
@@ -268,7 +274,10 @@ _DECLARED: Mapping[str, Keywords] = {
     ),
     "--warmup": _training("S", "share of updates in which it rises (default 0.05)", values.number),
     "--augment": _training(
-        "LIST", "change images at random: flip, crop (default: neither)", values.names
+        "LIST",
+        "change images at random: flip, crop, or none (default: auto, those under which the float "
+        "model decides as before)",
+        values.names,
     ),
     "--accumulate": _training(
         "N", "parts into which an update is split, to save memory (default 1)", values.positive

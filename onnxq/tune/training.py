@@ -11,6 +11,9 @@ from onnxq.errors import InputError
 LossKind = Literal["task", "distill", "both"]
 Method = Literal["lsq", "lsq+", "ste"]
 AUGMENTATIONS = ("flip", "crop")
+AUTO, NONE = ("auto",), ("none",)
+FEWEST_UPDATES = 500
+"""So many there are at least, unless epochs are asked for."""
 
 
 @dataclass(frozen=True)
@@ -21,22 +24,25 @@ class TrainOptions:
         method: ``lsq`` learns the steps together with the weights, ``lsq+`` zero-points of
             activations, too, where there are values below and above zero, ``ste`` leaves them as
             calibration found them.
-        loss: ``task`` takes labels, ``distill`` the float model's outputs, ``both`` the sum.
+        loss: ``both`` takes labels and the float model's outputs, ``task`` labels alone, and
+            ``distill`` outputs alone.
         features: Weight of the distance from the float model at the tensors that every way through
             the model leads through; none at 0.
         batch_norm: ``live`` trains BatchNormalization that is behind a convolution or product with
             the statistics of batches, and folds it into scales and biases at the end; ``frozen``
             trains what the model is after it was folded.
-        epochs: Passes over the training data.
+        epochs: Passes over the training data; at 0 ten, or as many as `FEWEST_UPDATES` take.
         batch_size: Samples in an update. Models with a fixed batch take it feed by feed.
         accumulate: Parts into which an update's samples are split, to save memory.
-        lr: Largest learning rate: of weights and biases, and of steps relative to their size.
+        lr: Largest learning rate, relative to the size of what is learned: of a channel's weights
+            and of biases the root of their mean square, of steps a tenth. At 0 that of `rate`.
         optimizer: ``adamw``, or ``sgd`` with momentum.
         weight_decay: Of weights.
         schedule: ``cosine`` falls to 0; ``one-cycle`` rises for long and falls further.
         warmup: Share of all updates in which the learning rate rises.
         augment: What is done to images at random: ``flip`` (left and right), ``crop`` (moved by up
-            to an eighth, filled up with zeros).
+            to an eighth, filled up with zeros). ``auto`` is those under which the float model
+            decides most images as before, where it decides about images, and ``none`` nothing.
         held_out: Share of the training data that nothing is trained on. It says which epoch was
             best.
         patience: Stop after so many epochs that were no better; never at 0.
@@ -50,18 +56,18 @@ class TrainOptions:
     """
 
     method: Method = "lsq"
-    loss: LossKind = "task"
+    loss: LossKind = "both"
     features: float = 0.0
     batch_norm: Literal["frozen", "live"] = "frozen"
-    epochs: int = 10
+    epochs: int = 0
     batch_size: int = 64
     accumulate: int = 1
-    lr: float = 1e-3
+    lr: float = 0.0
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.0
     schedule: Literal["cosine", "one-cycle"] = "cosine"
     warmup: float = 0.05
-    augment: tuple[str, ...] = ()
+    augment: tuple[str, ...] = AUTO
     held_out: float = 0.1
     patience: int = 0
     device: str = "auto"
@@ -86,7 +92,7 @@ class TrainOptions:
                 raise InputError(
                     f"training knows no {field} '{getattr(self, field)}'; use one of {known}"
                 )
-        for name in self.augment:
+        for name in self.augment if self.augment not in (AUTO, NONE) else ():
             if name not in AUGMENTATIONS:
                 raise InputError(
                     f"there is no augmentation '{name}'; use some of {', '.join(AUGMENTATIONS)}"
@@ -105,15 +111,19 @@ def _is_positive(value: float) -> bool:
     return value > 0
 
 
+def _is_no_less(value: float) -> bool:
+    return value >= 0
+
+
 def _is_share(value: float) -> bool:
     return 0 <= value < 1
 
 
 _LIMITS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
-    *((name, "above 0", _is_positive) for name in ("epochs", "batch_size", "accumulate", "lr")),
-    *((name, "above 0", _is_positive) for name in ("processes", "checkpoint_every")),
-    *((name, "of at least 0", lambda v: v >= 0) for name in ("features", "weight_decay")),
-    ("patience", "of at least 0", lambda v: v >= 0),
+    *((name, "above 0", _is_positive) for name in ("batch_size", "accumulate", "processes")),
+    ("checkpoint_every", "above 0", _is_positive),
+    *((name, "of at least 0", _is_no_less) for name in ("epochs", "lr", "patience")),
+    *((name, "of at least 0", _is_no_less) for name in ("features", "weight_decay")),
     ("warmup", "from 0 to below 1", _is_share),
     ("held_out", "between 0 and 1", lambda v: 0 < v < 1),
 )
@@ -125,6 +135,15 @@ _CHOICES = {
     "optimizer": ("adamw", "sgd"),
     "schedule": ("cosine", "one-cycle"),
 }
+
+
+_RATES = ((3, 1e-2), (4, 5e-3), (8, 1e-3))
+"""Learning rates of weights of up to so many bits."""
+
+
+def rate(bits: float) -> float:
+    """The largest learning rate for weights of so many bits: few have far to the next integer."""
+    return next(value for most, value in _RATES if bits <= most)
 
 
 @dataclass(frozen=True)

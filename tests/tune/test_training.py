@@ -15,8 +15,8 @@ from tests.networks import chain, inputs
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"epochs": 0}, ("epochs", "above 0", "0")),
-        ({"lr": -1.0}, ("lr", "above 0")),
+        ({"epochs": -1}, ("epochs", "at least 0", "-1")),
+        ({"lr": -1.0}, ("lr", "at least 0")),
         ({"warmup": 1.0}, ("warmup", "below 1")),
         ({"held_out": 0.0}, ("held_out",)),
         ({"patience": -1}, ("patience",)),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from onnxq.data import Dataset
 from onnxq.errors import InputError
@@ -24,10 +27,21 @@ from onnxq.tune.train.learner import Subject
 from onnxq.tune.train.objectives import Head, check_labels, evaluating
 from onnxq.tune.train.places import Places
 from onnxq.tune.train.quantized import Grid
-from onnxq.tune.train.samples import Feed, Samples, augmenting
+from onnxq.tune.train.samples import Feed, Samples, augmenting, image_of
 from onnxq.tune.train.team import team
 from onnxq.tune.train.trainer import Trainer, find_device
-from onnxq.tune.training import TrainingFacts, TrainOptions
+from onnxq.tune.training import (
+    AUGMENTATIONS,
+    AUTO,
+    FEWEST_UPDATES,
+    NONE,
+    TrainingFacts,
+    TrainOptions,
+)
+
+_EPOCHS = 10
+_TRIED, _AGREEING = 256, 0.7
+"""An augmentation is tried on so many images, and taken if so many are decided as before."""
 
 _SHOWING = 1024
 """So many samples show the statistics that BatchNormalization begins with."""
@@ -72,7 +86,6 @@ class Lesson:
         inputs = [v for v in source.inputs if v.data is None]
         samples = Samples.of(data, inputs)
         self.first = samples.first
-        self._augment = augmenting(options.augment, samples.first)
         with evaluating(self.teacher):
             check_labels(
                 samples,
@@ -80,6 +93,12 @@ class Lesson:
                 lambda batch: self.teacher({k: to_torch(a) for k, a in batch.feeds.items()}),
             )
         self._train, self._held_out = samples.split(options.held_out, options.seed)
+        names = self._suited() if options.augment == AUTO else options.augment
+        self._augment = augmenting(() if names == NONE else names, samples.first)
+        if not options.epochs:
+            updates = self._train.updates(options.batch_size)
+            epochs = max(_EPOCHS, -(-FEWEST_UPDATES // updates))
+            self._options = replace(options, epochs=epochs)
 
     def fit(
         self,
@@ -134,6 +153,24 @@ class Lesson:
             facts = trainer.run(self._train, self._held_out, checkpoints, progress, self._augment)
         tensors = {name: _added(tuned.get(name, {}), t) for name, t in places.tensors().items()}
         return Fitted(tensors, places.ranges(), facts, len(own.module.norms))
+
+    def _suited(self) -> tuple[str, ...]:
+        """The augmentations under which the float model decides most images as it did before."""
+        first = self.first
+        if image_of(first) is None or (first.labels is not None and first.labels.ndim != 1):
+            return ()
+        (parts, *_) = next(self._train.epoch(np.random.RandomState(0), _TRIED))
+
+        def scores(*names: str) -> torch.Tensor:
+            feed = self._train.feed(parts, augmenting(names, first), (0,))
+            return next(iter(self.teacher(feed.feeds).values()))
+
+        with evaluating(self.teacher):
+            plain = scores()
+            if plain.ndim != 2 or plain.shape[1] < 2:
+                return ()
+            same = {n: torch.eq(plain.argmax(1), scores(n).argmax(1)) for n in AUGMENTATIONS}
+        return tuple(n for n, each in same.items() if float(each.double().mean()) >= _AGREEING)
 
     def _few(self) -> Iterator[Feed]:
         """Feeds that show the statistics of what is computed."""

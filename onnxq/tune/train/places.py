@@ -18,6 +18,15 @@ from onnxq.targets import Target
 from onnxq.tune.train.quantized import QuantizedModule
 from onnxq.tune.train.trainer import Parameters
 
+_STEPS = 0.1
+"""Steps learn so much slower than weights: each moves many numbers at once."""
+
+_LEAST_BIAS = 0.05
+"""Biases that begin at zero learn as if they were so large."""
+
+_DEAD = 0.1
+"""No channel learns slower than this part of the whole weight."""
+
 _Ends = tuple[float, float]
 
 
@@ -68,7 +77,20 @@ class Places:
         biases.update((id(norm.shift), norm.shift) for norm in self._module.norms.values())
         steps = {id(p): p for p in self._module.executor.parameters() if p.requires_grad}
         steps = {key: p for key, p in steps.items() if key not in weights and key not in biases}
-        return Parameters([*weights.values()], [*biases.values()], [*steps.values()])
+        return Parameters(
+            [(self._numbers(pair), self._size(pair)) for pair in self._weights.values()],
+            [(p, torch.full_like(p, max(float(_size(p)), _LEAST_BIAS))) for p in biases.values()],
+            [(p, p.detach() * _STEPS) for p in steps.values()],
+        )
+
+    def _size(self, pair: Node) -> torch.Tensor:
+        """The size of each channel's weights; of channels that are almost dead a bit more."""
+        numbers, scale, axis = self._numbers(pair).detach(), pair.inputs[1], pair.get("axis", None)
+        whole = _size(numbers)
+        if axis is None or scale is None or not scale.rank:
+            return whole.expand_as(numbers).clone()
+        others = [at for at in range(numbers.ndim) if at != axis % numbers.ndim]
+        return _size(numbers, others).clamp_min(whole * _DEAD).expand_as(numbers).clone()
 
     def tensors(self) -> dict[str, Tensors]:
         """What nodes are to have, by name: see `onnxq.passes.tuned`."""
@@ -194,6 +216,11 @@ class Places:
             or (rule is not None and rule.form == "clipped-line")
             or known_range(root, placed, format) is not None
         )
+
+
+def _size(numbers: torch.Tensor, axes: list[int] | None = None) -> torch.Tensor:
+    """The root of the mean square."""
+    return numbers.detach().square().mean(axes, keepdim=axes is not None).sqrt()
 
 
 @dataclass(frozen=True)

@@ -169,21 +169,20 @@ def augmenting(names: Sequence[str], batch: Batch) -> Augment | None:
 
     Args:
         names: ``flip``, ``crop``.
-        batch: Shows which input is images: the only one of four axes and 1, 3 or 4 channels.
+        batch: Shows which input is images, see `image_of`.
 
     Raises:
         InputError: there is not just one such input.
     """
     if not names:
         return None
-    images = [name for name, array in batch.feeds.items() if _channels_at(array) is not None]
-    if len(images) != 1:
+    image = image_of(batch)
+    if image is None:
         has = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.feeds.items())
         raise InputError(
             f"augmentation is for one input of images, and the model's are {has}; leave --augment "
             "out"
         )
-    (image,) = images
     channels_first = _channels_at(batch.feeds[image]) == 1
 
     def augment(
@@ -199,6 +198,12 @@ def augmenting(names: Sequence[str], batch: Batch) -> Augment | None:
         return {**feeds, image: array if channels_first else np.moveaxis(array, 1, 3)}
 
     return augment
+
+
+def image_of(batch: Batch) -> str | None:
+    """The input that is images, if there is just one: four axes and 1, 3 or 4 channels."""
+    images = [name for name, array in batch.feeds.items() if _channels_at(array) is not None]
+    return images[0] if len(images) == 1 else None
 
 
 def _channels_at(array: np.ndarray) -> int | None:

@@ -25,19 +25,23 @@ from onnxq.tune.training import EpochFacts, TrainingFacts, TrainOptions
 _MOMENTUM = 0.9
 
 
+Sized = tuple[nn.Parameter, torch.Tensor]
+"""A parameter, and what its updates are multiplied by."""
+
+
 @dataclass(frozen=True)
 class Parameters:
-    """What is trained.
+    """What is trained, with the sizes that updates are relative to.
 
     Attributes:
-        weights: With weight decay.
+        weights: With weight decay; a size for each channel.
         biases: Without.
-        steps: Positive numbers, whose updates are relative to their size at the beginning.
+        steps: Positive numbers.
     """
 
-    weights: Sequence[nn.Parameter]
-    biases: Sequence[nn.Parameter]
-    steps: Sequence[nn.Parameter]
+    weights: Sequence[Sized]
+    biases: Sequence[Sized]
+    steps: Sequence[Sized]
 
 
 class Trainer:
@@ -47,10 +51,12 @@ class Trainer:
         self._learner = learner
         self._module = learner.module
         self._options = options
-        self._steps = [(p, p.detach().clone()) for p in parameters.steps if p.requires_grad]
-        groups = [
-            {"params": list(parameters.weights), "weight_decay": options.weight_decay},
-            {"params": [*parameters.biases, *(p for p, _ in self._steps)], "weight_decay": 0.0},
+        rest = [*parameters.biases, *parameters.steps]
+        self._sized = [*parameters.weights, *rest]
+        decays = {"weight_decay": options.weight_decay}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p, _ in parameters.weights], **decays},
+            {"params": [p for p, _ in rest], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
         self._optimizer: torch.optim.Optimizer = (
@@ -194,11 +200,11 @@ class Trainer:
         total = self._learner.learn(feeds, done, count)
         if not math.isfinite(total):
             return total, count
-        before = [p.detach().clone() for p, _ in self._steps]
+        before = [p.detach().clone() for p, _ in self._sized]
         self._optimizer.step()
         with torch.no_grad():
-            for (parameter, size), old in zip(self._steps, before, strict=True):
-                parameter.copy_(old + (parameter - old) * size)
+            for (parameter, size), old in zip(self._sized, before, strict=True):
+                torch.lerp(old, parameter, size, out=parameter)
         return total, count
 
     def _judge(self, state: State, held_out: Samples, epoch: int, loss: float | None) -> float:

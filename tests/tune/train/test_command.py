@@ -64,7 +64,7 @@ def test_a_broken_promise_writes_nothing(files: tuple[Path, Path, Path]) -> None
     ("more", "parts"),
     [
         (("--bits", "w9a9"), ("w9a9", "w8a8")),
-        (("--lr", "0"), ("lr", "above 0")),
+        (("--lr", "-1"), ("lr", "at least 0")),
         (("--augment", "flip"), ("--augment",)),
         (("--epochs", "x"), ("--epochs",)),
         (("--device", "nowhere"), ("nowhere", "--device")),

@@ -18,12 +18,12 @@ torch = pytest.importorskip("torch", reason='needs torch: pip install "onnxq[tra
 
 from torch.nn import functional
 
-from onnxq import InputError, Optimized, apply_plan, save, train, training
-from onnxq.data import Batch
-from onnxq.ir import Graph, infer_types, to_proto
+from onnxq import InputError, Optimized, TrainOptions, apply_plan, save, train, training
+from onnxq.data import Batch, read
+from onnxq.ir import Graph, infer_types, load, to_proto
 from onnxq.plan import Pin, Plan
 from onnxq.runtime import Session
-from onnxq.tune.train import learner
+from onnxq.tune.train import fitting, learner
 from onnxq.tune.train.executor import Executor
 from onnxq.tune.train.learner import Judgement, Learner
 from onnxq.tune.train.objectives import task_loss
@@ -155,6 +155,51 @@ def test_what_a_method_adds_to_biases_stays(
         wanted = modules[0]({"x": torch.from_numpy(given["x"])})["y"].numpy()
     made = Session(to_proto(found.graph), optimization="none").run(given)["y"]
     assert (np.abs(made - wanted) > 1e-3 * np.abs(wanted).max()).mean() < 0.1
+
+
+def test_updates_are_relative_to_the_size_of_a_channel(
+    network: Graph, data: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules, update = record(monkeypatch), Trainer._update
+    moved: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def noted(self: Trainer, *arguments: Any) -> tuple[float, int]:
+        begun = {k: p.detach().clone() for k, p in modules[0].named_parameters() if p.ndim == 4}
+        result = update(self, *arguments)
+        now = dict(modules[0].named_parameters())
+        moved.update({name: (old, now[name].detach() - old) for name, old in begun.items()})
+        return result
+
+    monkeypatch.setattr(Trainer, "_update", noted)
+    trained(network, data, bits="w4a4", epochs=1, batch_size=96, lr=0.01, warmup=0.0)
+    assert len(moved) == 4
+    for old, change in moved.values():
+        size = old.square().mean((1, 2, 3)).sqrt()
+        # The first update of Adam is the learning rate, whatever the gradient.
+        furthest = change.abs().amax((1, 2, 3))
+        np.testing.assert_allclose(furthest.numpy(), 0.01 * size.numpy(), rtol=0.01)
+
+
+def test_an_augmentation_is_taken_if_the_model_decides_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[tuple[str, ...]] = []
+
+    def noted(names: tuple[str, ...], batch: Batch) -> Any:
+        given.append(names)
+        return augmenting(names, batch)
+
+    monkeypatch.setattr(fitting, "augmenting", noted)
+    graph = load("models/digits_resnet.onnx")
+    infer_types(graph)
+    arrays = dict(np.load("models/digits.npz"))
+    chosen = arrays.pop("split") == 0
+    digits = read({k: v[chosen] for k, v in arrays.items()}, Session(to_proto(graph)).inputs)
+    fitting.Lesson(graph, digits, TrainOptions())
+    # Most digits are no digits in a mirror.
+    assert given[-1] == ("crop",)
+    fitting.Lesson(graph, digits, TrainOptions(augment=("none",)))
+    assert given[-1] == ()
 
 
 def test_steps_stay_without_lsq(network: Graph, data: dict[str, np.ndarray]) -> None:
@@ -297,7 +342,7 @@ def test_killed_at_20_moments_it_goes_on_to_the_same_numbers(
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"epochs": 0}, ("epochs", "above 0")),
+        ({"epochs": -1}, ("epochs", "at least 0")),
         ({"loss": "guess"}, ("loss", "task, distill, both")),
         ({"augment": ("turn",)}, ("turn", "flip, crop")),
         ({"augment": ("flip",)}, ("augmentation", "--augment")),
