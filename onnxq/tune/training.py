@@ -35,7 +35,8 @@ class TrainOptions:
         batch_size: Samples in an update. Models with a fixed batch take it feed by feed.
         accumulate: Parts into which an update's samples are split, to save memory.
         lr: Largest learning rate, relative to the size of what is learned: of a channel's weights
-            and of biases the root of their mean square, of steps a tenth. At 0 that of `rate`.
+            the root of their mean square, of biases a tenth of that, of steps a tenth of each. At 0
+            that of `rate`.
         optimizer: ``adamw``, or ``sgd`` with momentum.
         weight_decay: Of weights.
         schedule: ``cosine`` falls to 0; ``one-cycle`` rises for long and falls further.

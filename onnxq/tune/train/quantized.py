@@ -32,8 +32,9 @@ _LEAST = 1e-3
 """A step never gets smaller than this part of what it was."""
 
 
-_INSIDE = 0.98
-"""The part of a step in which numbers are surely rounded to its middle."""
+_INSIDE = 0.5
+"""Numbers that a method rounded otherwise than to the nearest begin in so large a part of a step:
+at its border the first updates would undo what the method did."""
 
 _SOFTEST, _SHARPEST = 0.1, 10.0
 """Slope of what stands in for signs at the beginning and the end of training (Qin et al., 2020)."""
@@ -110,10 +111,7 @@ class _Stored(nn.Module):
 
     @torch.no_grad()
     def begin(self, numbers: np.ndarray) -> None:
-        """Begin as near to other numbers as what is rounded to the same integers can be.
-
-        Where a method rounded otherwise than to the nearest, that is the border of the step.
-        """
+        """Begin with other numbers where they are rounded to the same, and near them elsewhere."""
         if numbers.shape != tuple(self.numbers.shape):
             return
         before, now = self.numbers.clone(), to_torch(numbers).to(self.numbers)
