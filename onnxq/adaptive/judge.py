@@ -17,7 +17,7 @@ from onnxq.runtime.specs import Array
 _DENSE = 0.5
 """Share of requests that are sampled on suspicion."""
 
-_SUSPECTED = 40
+_SUSPECTED = 20
 """Requests that are sampled so before suspicion has to be renewed."""
 
 

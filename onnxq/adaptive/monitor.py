@@ -55,8 +55,8 @@ _BOTH_WAYS = (*STREAMS, ENTROPY)
 _SHORTEST = 100.0
 """Samples between false alarms at least, however few requests a day there are."""
 
-_SUSPICION = 0.01
-"""Share of the evidence for an alarm that makes it worth while to look at more requests."""
+_SUSPICION = 500.0
+"""Evidence that makes it worth while to look at more requests, where an alarm takes more."""
 
 _LATELY = 64
 """Samples after which what is told of late ones counts half."""
@@ -215,11 +215,7 @@ class Monitor:
         seed: int = 0,
         false_alarms_per_day: float = 1.0,
     ) -> None:
-        if not false_alarms_per_day > 0:
-            raise InputError(
-                f"{false_alarms_per_day:g} false alarms a day cannot be kept, because chance can "
-                "look like drift; give a number above 0, however small"
-            )
+        check_false_alarms(false_alarms_per_day)
         self._facts, baseline = bundle.facts, bundle.baseline
         self._scoring, self._false_alarms = Scoring(baseline.tensors), false_alarms_per_day
         bag = {**baseline.bag, FEEDBACK: ()}
@@ -312,7 +308,7 @@ class Monitor:
         tensors = self._drifted() if alarm else ()
         return Verdict(
             alarm,
-            alarm or evidence >= max(_SHORTEST, _SUSPICION * threshold),
+            alarm or evidence >= _SUSPICION,
             kind,
             evidence,
             threshold,
@@ -372,6 +368,19 @@ class Monitor:
     def to_plain(self) -> Any:
         """What goes on after a restart, as plain data."""
         return to_plain(self._state)
+
+
+def check_false_alarms(a_day: float) -> None:
+    """Find out before work begins whether so few false alarms can be kept.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if not a_day > 0:
+        raise InputError(
+            f"{a_day:g} false alarms a day cannot be kept, because chance can look like drift; "
+            "give a number above 0, however small"
+        )
 
 
 def _shape(state: _State) -> object:

@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from onnxq.adaptive.adapt import Gathered, adapt, worse
 from onnxq.adaptive.bundle import Bundle
 from onnxq.adaptive.deployment import Deployment, Reference, Sampled
+from onnxq.adaptive.monitor import Monitor, check_false_alarms
+from onnxq.adaptive.twin import Twin
 from onnxq.runtime.specs import Array
 
 Outputs = tuple[Array, ...]
@@ -102,7 +105,7 @@ class Parts:
         monitor: Makes what sees drift, from what an earlier run knew, None without one.
         gather: Begins statistics to fit to.
         adapt: Looks for something better than what answers, given a verdict, statistics that were
-            gathered, and requests that are not among them.
+            gathered (by what `gather` makes), and requests that are not among them.
         worse: Says why outputs of the second kind are worse than those of the first beyond noise,
             against what the float model says of the same requests; empty if they are not.
     """
@@ -111,11 +114,24 @@ class Parts:
     monitor: Callable[[Bundle, Any], Monitoring]
     gather: Callable[[], Gathering]
     adapt: Callable[
-        [Bundle, Deployment, Verdict, Gathering, Sequence[tuple[Sampled, Reference]]], Proposal
+        [Bundle, Deployment, Verdict, Any, Sequence[tuple[Sampled, Reference]]], Proposal
     ]
     worse: Callable[[Bundle, Sequence[Outputs], Sequence[Outputs], Sequence[Outputs]], str]
 
 
 def default_parts(seed: int, false_alarms_per_day: float) -> Parts:
-    """What there is for every bundle."""
-    raise NotImplementedError
+    """What there is for every bundle.
+
+    Raises:
+        InputError: so few false alarms cannot be kept.
+    """
+    check_false_alarms(false_alarms_per_day)
+    return Parts(
+        Twin,
+        lambda bundle, known: Monitor(
+            bundle, known, seed=seed, false_alarms_per_day=false_alarms_per_day
+        ),
+        Gathered,
+        adapt,
+        worse,
+    )

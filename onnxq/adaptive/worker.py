@@ -113,6 +113,10 @@ class Worker:
 
     Whatever fails there is told once and changes nothing of what answers.
 
+    The thread has no lower priority than others: while it holds the interpreter's lock, requests
+    would wait for whatever else runs on the machine, and the threads of sessions that it makes
+    would be as low.
+
     Args:
         sessions: Makes sessions.
         sampling: Picks requests.
