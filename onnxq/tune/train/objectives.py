@@ -187,8 +187,8 @@ def check_labels(samples: Samples, kind: LossKind, run: Callable[[Batch], Output
     first = samples.first
     if first.labels is None:
         raise InputError(
-            "training with --loss task needs labels, and the data has no array 'labels'; add it, "
-            "or train with --loss distill"
+            f"training with --loss {kind} needs labels, and the data has no array 'labels'; add "
+            "it, or train with --loss distill"
         )
     kind_of_labels = first.labels.dtype.kind
     if kind_of_labels not in "iuf":

@@ -73,13 +73,14 @@ class Places:
 
     def parameters(self) -> Parameters:
         """What is to be trained."""
-        weights = {id(p): p for p in map(self._numbers, self._weights.values())}
+        # Nodes may share a weight.
+        weights = {id(self._numbers(pair)): pair for pair in self._weights.values()}
         biases = {id(p): p for p in map(self._numbers, self._biases.values()) if p.requires_grad}
         biases.update((id(norm.shift), norm.shift) for norm in self._module.norms.values())
         steps = {id(p): p for p in self._module.executor.parameters() if p.requires_grad}
         steps = {key: p for key, p in steps.items() if key not in weights and key not in biases}
         return Parameters(
-            [(self._numbers(pair), self._size(pair)) for pair in self._weights.values()],
+            [(self._numbers(pair), self._size(pair)) for pair in weights.values()],
             [(p, _SHARED * _size(p).clamp_min(_LEAST_BIAS).expand_as(p)) for p in biases.values()],
             [(p, _SHARED * p.detach()) for p in steps.values()],
         )

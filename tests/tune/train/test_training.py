@@ -32,7 +32,7 @@ from onnxq.tune.train.samples import Feed, augmenting
 from onnxq.tune.train.schedules import factor
 from onnxq.tune.train.trainer import Trainer
 from onnxq.tune.tuned import to_bytes
-from tests.networks import CLASSES, chain, computed, inputs
+from tests.networks import CLASSES, chain, computed, inputs, shared
 
 __all__ = ["computed"]
 
@@ -178,6 +178,14 @@ def test_updates_are_relative_to_the_size_of_a_channel(
         # The first update of Adam is the learning rate, whatever the gradient.
         furthest = change.abs().amax((1, 2, 3))
         np.testing.assert_allclose(furthest.numpy(), 0.01 * size.numpy(), rtol=0.01)
+
+
+def test_a_weight_that_two_nodes_read_learns_once(data: dict[str, np.ndarray]) -> None:
+    graph = shared()
+    infer_types(graph)
+    given = {**inputs(graph, 48), "labels": np.arange(48) % 4}
+    found = trained(graph, given, epochs=1, metric="sqnr", max_drop=None, min_sqnr=-100.0)
+    assert found.report.training is not None
 
 
 def test_an_augmentation_is_taken_if_the_model_decides_as_before(
