@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from onnxq.adaptive.bundle import Bundle
-from onnxq.adaptive.deployment import Deployment, Reference, Sampled, TensorQParams
+from onnxq.adaptive.deployment import Deployment, Reference, Sampled
 from onnxq.adaptive.qparams import fresh, quantizers
 from onnxq.adaptive.scores import DISAGREEMENT, ENTROPY, output_scores
 from onnxq.adaptive.serving import Sessions
@@ -210,20 +210,18 @@ def _candidates(
             yield f"{name} as it was made", Deployment(place)
         if place == len(bundle.variants) - 1:
             break
-        changes = _fresh(bundle, place, fit)
+        # Whether the file is as it was made is found out where it is opened to answer.
+        try:
+            known = quantizers(load(bundle.folder / bundle.variants[place].file))
+        except InputError:
+            continue
+        changes = fresh(fit.seen, known, Auto())
         kept = dict(live.qparams) if place == live.variant else {}
-        some = {t: q for t, (root, q) in changes.items() if root in drift.drifted}
+        some = {t: q for t, q in changes.items() if known[t].root in drift.drifted}
         if some and len(some) < len(changes):
             yield f"{name} with fresh qparams where tensors drifted", Deployment(place, kept | some)
         if changes:
-            fresh_ones = {tensor: q for tensor, (_, q) in changes.items()}
-            yield f"{name} with fresh qparams", Deployment(place, fresh_ones)
-
-
-def _fresh(bundle: Bundle, place: int, fit: Gathered) -> dict[str, tuple[str, TensorQParams]]:
-    """Fresh qparams of a variant's tensors, each with the tensor whose values decide them."""
-    known = quantizers(load(bundle.model(place)))
-    return {t: (known[t].root, q) for t, q in fresh(fit.seen, known, Auto()).items()}
+            yield f"{name} with fresh qparams", Deployment(place, changes)
 
 
 Floats = npt.NDArray[np.float64]
@@ -236,7 +234,6 @@ class _Judged:
     Attributes:
         decisions: What the outputs decide.
         names: The outputs' names in order.
-        is_split: Whether a request may hold several samples, along the outputs' first axis.
         references: What the float model says.
         usual: Differences of answers from it when the bundle was made.
         unsure: Entropy of its decisions then.
@@ -244,7 +241,6 @@ class _Judged:
 
     decisions: Sequence[Decision]
     names: Sequence[str]
-    is_split: bool
     references: Sequence[Outputs]
     usual: Floats
     unsure: Floats
@@ -252,10 +248,9 @@ class _Judged:
     @classmethod
     def of(cls, bundle: Bundle, references: Sequence[Outputs]) -> _Judged:
         decisions = [d for d in bundle.facts.decisions if d.kind != NEIGHBOUR]
-        outputs = load(bundle.model(len(bundle.variants) - 1)).outputs
-        is_split = all(v.shape and not isinstance(v.shape[0], int) for v in outputs)
+        names = [v.name for v in load(bundle.model(len(bundle.variants) - 1)).outputs]
         bags = (np.array(bundle.baseline.bag.get(k, ())) for k in (DISAGREEMENT, ENTROPY))
-        return cls(decisions, [v.name for v in outputs], is_split, references, *bags)
+        return cls(decisions, names, references, *bags)
 
     def errors(self, answers: Sequence[Outputs]) -> Floats:
         """How far each answer is from the float model's."""
@@ -268,15 +263,8 @@ class _Judged:
 
     def _scores(self, answers: Sequence[Outputs], kind: str) -> Floats:
         pairs = zip(self.references, answers, strict=True)
-        split = [one for pair in pairs for one in zip(*map(self._samples, pair), strict=True)]
-        scores = [output_scores(self.decisions, self.names, *pair) for pair in split]
+        scores = [output_scores(self.decisions, self.names, *pair) for pair in pairs]
         return np.array([own[kind] for own in scores if kind in own])
-
-    def _samples(self, outputs: Outputs) -> list[Outputs]:
-        """The outputs of each sample, as the usual scores are of single ones."""
-        if not self.is_split:
-            return [outputs]
-        return [tuple(o[at : at + 1] for o in outputs) for at in range(len(outputs[0]))]
 
     def is_harmed(self, errors: Floats) -> bool:
         """Whether answers are much further from float's than they were when the bundle was made."""
