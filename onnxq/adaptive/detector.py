@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-MOST = 2048
+MOST = 1024
 """Scores that a pool holds; then a random half of it goes, which leaves p-values independent."""
 
 _EXPONENTS = np.array([0.1, 0.2, 0.3, 0.5, 0.7, 0.9])
