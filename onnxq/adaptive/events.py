@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from onnxq.errors import OnnxqError
 from onnxq.plain import entry
 
 LOGGER = logging.getLogger("onnxq.adaptive")
@@ -26,6 +27,11 @@ works again.
 
 _MOST = 10_000
 """Events that wait to be kept; with more, the oldest are lost."""
+
+
+def said(error: Exception) -> str:
+    """What an exception says; what was not raised for users says little without its type."""
+    return str(error) if isinstance(error, OnnxqError) else f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import onnxruntime as ort
 from onnxq.adaptive.binding import Binding
 from onnxq.adaptive.bundle import Bundle
 from onnxq.adaptive.deployment import Sampled
-from onnxq.adaptive.events import Journal
+from onnxq.adaptive.events import Journal, said
 from onnxq.adaptive.judge import Amounts, Judge
 from onnxq.adaptive.parts import Parts, default_parts
 from onnxq.adaptive.sampling import Sampling
@@ -267,7 +267,8 @@ class AdaptiveSession:
             self._worker.offer(sampled)
         except Exception as error:
             self._worker.journal.fault(
-                "copying requests", f"a request could not be copied ({error}); it was answered"
+                "copying requests",
+                f"a request could not be copied ({said(error)}); it was answered",
             )
 
 

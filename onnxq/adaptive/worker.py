@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from onnxq.adaptive.deployment import Deployment, Sampled
-from onnxq.adaptive.events import Journal, Kind
+from onnxq.adaptive.events import Journal, Kind, said
 from onnxq.adaptive.sampling import Sampling
 from onnxq.adaptive.serving import Serving, Sessions
 from onnxq.adaptive.state import Generation, State
@@ -32,7 +32,7 @@ _MOST_BYTES = 64 << 20
 _MOST_FAILURES = 5
 """Failures in a row after which what judges is made anew; so many successes, and it works."""
 
-_PATIENCE = 5.0
+_PATIENCE = 10.0
 """Seconds that the interpreter's exit waits for a thread."""
 
 _JUMP = 60.0
@@ -261,10 +261,10 @@ class Worker:
             self._queue.put(item)
 
     def _start(self) -> None:
-        if self._thread is not None:
+        if self._thread is not None and self._thread.is_alive():
             return
         with self._lock:
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._work, name="onnxq", daemon=True)
                 self._thread.start()
 
@@ -286,8 +286,8 @@ class Worker:
             self._unusable = generation
             self.journal.fault(
                 f"generation {generation.number}",
-                f"generation {generation.number} cannot answer ({error}); requests are answered "
-                "by the one before",
+                f"generation {generation.number} cannot answer ({said(error)}); requests are "
+                "answered by the one before",
             )
             return None
 
@@ -338,8 +338,8 @@ class Worker:
             self._failures += 1
             self.journal.fault(
                 _JUDGING,
-                f"{_JUDGING} fails ({error}); requests are answered as before, and are looked at "
-                "again as soon as that is possible",
+                f"{_JUDGING} fails ({said(error)}); requests are answered as before, and are "
+                "looked at again as soon as that is possible",
             )
             if self._failures >= _MOST_FAILURES or self._judge is None:
                 self._judge = None
@@ -363,7 +363,7 @@ class Worker:
             if found not in (self.live.generation, self._unusable):
                 self._follow(found)
         except Exception as error:
-            self.journal.fault(_SHARING, f"{_SHARING} fails ({error}); requests go on")
+            self.journal.fault(_SHARING, f"{_SHARING} fails ({said(error)}); requests go on")
 
     def _follow(self, generation: Generation) -> None:
         """Let answer what another worker says."""

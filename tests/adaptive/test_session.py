@@ -411,6 +411,18 @@ def test_state_of_another_bundle_is_left_alone(
     assert ask(opened(state=path)) == [2.0]
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"sampling": 1.5}, "not from 0 to 1"),
+        ({"parts": None, "false_alarms_per_day": 0.0}, "cannot be kept"),
+    ],
+)
+def test_what_cannot_be_asked_for(opened: Open, options: dict[str, Any], why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        opened(**options)
+
+
 class TestFaults:
     """Requests go on, and one sentence says why something else does not."""
 
@@ -426,8 +438,8 @@ class TestFaults:
         session = opened(parts=parts(twin=lambda bundle: Crashing()))
         assert ask(session, 20.0, 50) == [1.0] * 50
         assert [record.getMessage() for record in caplog.records] == [
-            "looking at requests fails (no room); requests are answered as before, and are looked "
-            "at again as soon as that is possible"
+            "looking at requests fails (MemoryError: no room); requests are answered as before, "
+            "and are looked at again as soon as that is possible"
         ]
         crashing[0] = False
         time.sleep(0.06)
@@ -708,7 +720,8 @@ def test_a_forked_process_answers_and_watches_on_its_own(tmp_path: Path) -> None
 
 
 KILLED = """
-        import random, signal, sqlite3
+        import random, signal, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
         from onnxq.adaptive.deployment import Deployment
         from onnxq.adaptive.worker import Intervals
 
