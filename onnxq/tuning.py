@@ -20,8 +20,10 @@ from onnxq.tune.judge import Contest, Verdict
 from onnxq.tune.weight_matrix import WeightMatrix, weight_matrix
 from onnxq.verify.result import MethodFacts
 
-_JUDGING = 4
-"""One of so many samples is not fitted to where methods compete."""
+_JUDGING, _FEW = 8, 4
+"""Where methods compete, one of so many samples is not fitted to, or one of four up to four: what
+is judged with is missing where it is fitted. `models/text_lm.onnx` in 2 bits in blocks of 32 loses
+0.096 bits per byte with a quarter of 64 windows left out, 0.084 with an eighth."""
 
 _UNTRIED = "untried"
 """Kept in the place of what was computed."""
@@ -73,8 +75,8 @@ def tune(prepared: Prepared, precisions: Mapping[str, str]) -> dict[str, Tuning]
     sequential ones, see `tune_in_order`; where they need nothing, no data is read.
 
     Where methods are automatic, all that a precision names and that take a node compute something
-    from three quarters of the samples, and on the others that one wins, plain rounding among them,
-    with which what the node gives has the least error.
+    from most of the samples, and on the others, an eighth or of few a quarter, that one wins, plain
+    rounding among them, with which what the node gives has the least error.
 
     Where time is limited, those that promise most begin until it is over, and those compete that
     did. What found no time is not tried for another plan either, so that the same precisions give
@@ -121,9 +123,10 @@ def method_facts(prepared: Prepared, plan: Plan) -> tuple[MethodFacts, ...]:
 
 def _judging(samples: Dataset) -> Dataset | None:
     """The samples on which methods are judged; None where there are too few."""
-    if len(samples) < _JUDGING:
+    count = max(len(samples) // _JUDGING, min(len(samples) // _FEW, _FEW))
+    if not count:
         return None
-    judging = samples.take(len(samples) // _JUDGING)
+    judging = samples.take(count)
     return judging if len(samples.without(judging)) else None
 
 
