@@ -79,6 +79,11 @@ def raise_opset(graph: Graph, version: int) -> Graph:
     converted.ir_version = ir_version
     raised = from_proto(converted, graph.model.path, constants)
     raised.model.functions = list(proto.functions)
+    # The converter writes down every type that it infers, as whoever reads the model can.
+    declared = {v.name for g in graph.all_graphs() for v in g.values.values() if v.declared}
+    for scope in raised.all_graphs():
+        for value in scope.values.values():
+            value.declared &= value.name in declared
     _restore(graph, raised)
     return raised
 

@@ -22,6 +22,7 @@ from onnxq.ir import (
 from onnxq.passes.channels.equivalent import Equivalent
 from onnxq.passes.cleanup.inline_functions import InlineFunctions
 from onnxq.passes.notes import forget_notes, node_name, note_reasons
+from onnxq.passes.spare_bytes import spare_bytes, value_names
 from onnxq.passes.tuned import BIAS, Tuned
 from onnxq.passes.weights.shift_biases import ShiftBiases
 from onnxq.plan.plan import Plan, PlanTransformation
@@ -182,7 +183,7 @@ def apply_precisions(
         InputError: an unknown node or precision, or the opset is too low.
     """
     ctx = ctx or Context()
-    known = {node_name(node) for node in graph.all_nodes()}
+    known, values = {node_name(node) for node in graph.all_nodes()}, value_names(graph)
     for name in precisions:
         if name not in known:
             raise InputError(f"the model has no node '{name}' after its float passes")
@@ -198,6 +199,8 @@ def apply_precisions(
     if given.target.finish:
         finishing = Pipeline(parse_passes(given.target.finish), fixed_point=False)
         records += finishing.run(graph, ctx)
+    if any(parse_precision(text).spares_bytes for text in precisions.values()):
+        spare_bytes(graph, values)
     forget_notes(graph, known)
     note_reasons(graph, reasons or {})
     return records

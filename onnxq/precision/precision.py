@@ -55,6 +55,8 @@ class Precision(ABC):
             measuring.
         is_static: Whether activations are read and given as integers of known ranges. Neighbours
             share them, so all such precisions go into a graph together.
+        spares_bytes: Whether files are small enough for names to count: see
+            `onnxq.passes.spare_bytes`.
         transformations: What transforms the float graph first, unless told otherwise.
         tuners: What its nodes are tuned by unless told otherwise: the first that takes a node.
     """
@@ -66,6 +68,7 @@ class Precision(ABC):
     activation_bits: ClassVar[int] = 32
     relative_time: ClassVar[float] = 1.0
     is_static: ClassVar[bool] = False
+    spares_bytes: ClassVar[bool] = False
     transformations: ClassVar[tuple[str, ...]] = ()
     tuners: ClassVar[tuple[str, ...]] = ()
 

@@ -42,6 +42,7 @@ class StaticBits(Static):
     activation_bits: ClassVar[int] = 8
     tuners: ClassVar[tuple[str, ...]] = FEW_BITS
     relative_time: ClassVar[float] = Int8.relative_time
+    spares_bytes: ClassVar[bool] = True
 
     weight: str = "int4"
     activation: int = 8

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxq.errors import InputError
-from onnxq.ir import Graph, Tensor, load, raise_opset, to_proto
+from onnxq.ir import Graph, Tensor, infer_types, load, raise_opset, to_proto
 from onnxq.runtime import Session
 from tests.helpers import OPSET_26, assert_same_outputs, random_feeds, run
 
@@ -89,6 +89,16 @@ def test_outputs_stay(name: str, version: int) -> None:
         fed = {**feeds, "c": np.array(flag)} if "c" in feeds else feeds
         assert_same_outputs(run(graph, fed), run(raised, fed))
     assert [v.name for v in raised.inputs] == [v.name for v in graph.inputs]
+
+
+def test_types_are_written_down_only_where_they_were() -> None:
+    graph = _text(13, "(float[2] x) => (float[2] y)", "a = Abs(x) b = Neg(a) y = Exp(b)")
+    declared = graph.find("b")
+    assert declared is not None
+    declared.declared = True
+    infer_types(graph)
+    raised = to_proto(raise_opset(graph, 21))
+    assert [v.name for v in raised.graph.value_info] == ["b"]
 
 
 def test_a_model_that_is_new_enough_is_given_back() -> None:
