@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from onnxq.cli.options import IMAGES, given
 from onnxq.cli.terminal import EXIT_GATE, EXIT_OK, Outcome
@@ -33,20 +34,32 @@ MAKES_MODEL = True
 
 def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    if parsed.report:
-        check_folder(Path(parsed.report))
+    ends = destination(parsed)
     result = optimize(
         parsed.model,
         parsed.data,
         given(parsed),
-        output=parsed.output,
-        plan_output=parsed.plan_out,
         adaptive=parsed.adaptive,
-        eval_data=parsed.eval,
-        keep_failed=parsed.keep_failed,
         progress=progress,
+        **ends,
     )
     return outcome(result, parsed)
+
+
+def destination(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Where a command that makes a model writes, and on which conditions.
+
+    Raises:
+        InputError: the report cannot be written.
+    """
+    if parsed.report:
+        check_folder(Path(parsed.report))
+    return {
+        "output": parsed.output,
+        "plan_output": parsed.plan_out,
+        "eval_data": parsed.eval,
+        "keep_failed": parsed.keep_failed,
+    }
 
 
 def outcome(result: Optimized, parsed: argparse.Namespace) -> Outcome:

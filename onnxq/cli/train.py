@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
-from pathlib import Path
 
-from onnxq.cli.optimize import outcome
+from onnxq.cli.optimize import destination, outcome
 from onnxq.cli.options import IMAGES, given
 from onnxq.cli.terminal import Outcome
 from onnxq.progress import Progress
-from onnxq.report import check_folder
 from onnxq.training import train
 from onnxq.tune.training import TrainOptions
 
@@ -51,8 +49,7 @@ MAKES_MODEL = True
 
 def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    if parsed.report:
-        check_folder(Path(parsed.report))
+    ends = destination(parsed)
     asked = {**vars(parsed), "batch_size": parsed.update}
     own = {f.name: asked[f.name] for f in fields(TrainOptions) if asked.get(f.name) is not None}
     result = train(
@@ -62,10 +59,7 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         given(parsed),
         TrainOptions(**own),
         folder=parsed.resume,
-        output=parsed.output,
-        plan_output=parsed.plan_out,
-        eval_data=parsed.eval,
-        keep_failed=parsed.keep_failed,
         progress=progress,
+        **ends,
     )
     return outcome(result, parsed)

@@ -22,34 +22,25 @@ functions(
 )
 
 
-@operator("Elu")
-def _elu(node: Node) -> Run:
-    alpha = attribute_value(node, "alpha")
-    return lambda x: F.elu(x, alpha)
+_BY_ALPHA = {
+    "Celu": F.celu,
+    "Elu": F.elu,
+    "LeakyRelu": F.leaky_relu,
+    "Swish": lambda x, alpha: x * torch.sigmoid(alpha * x),
+    "ThresholdedRelu": lambda x, alpha: F.threshold(x, alpha, 0.0),
+}
 
 
-@operator("Celu")
-def _celu(node: Node) -> Run:
-    alpha = attribute_value(node, "alpha")
-    return lambda x: F.celu(x, alpha)
+@operator(*_BY_ALPHA)
+def _by_alpha(node: Node) -> Run:
+    compute, alpha = _BY_ALPHA[node.op_type], attribute_value(node, "alpha")
+    return lambda x: compute(x, alpha)
 
 
 @operator("Selu")
 def _selu(node: Node) -> Run:
     alpha, gamma = attribute_value(node, "alpha"), attribute_value(node, "gamma")
     return lambda x: gamma * F.elu(x, alpha)
-
-
-@operator("LeakyRelu")
-def _leaky_relu(node: Node) -> Run:
-    alpha = attribute_value(node, "alpha")
-    return lambda x: F.leaky_relu(x, alpha)
-
-
-@operator("ThresholdedRelu")
-def _thresholded_relu(node: Node) -> Run:
-    alpha = attribute_value(node, "alpha")
-    return lambda x: F.threshold(x, alpha, 0.0)
 
 
 @operator("HardSigmoid")
@@ -62,12 +53,6 @@ def _hard_sigmoid(node: Node) -> Run:
 def _gelu(node: Node) -> Run:
     approximate = attribute_value(node, "approximate")
     return lambda x: F.gelu(x, approximate=approximate)
-
-
-@operator("Swish")
-def _swish(node: Node) -> Run:
-    alpha = attribute_value(node, "alpha")
-    return lambda x: x * torch.sigmoid(alpha * x)
 
 
 @operator("Shrink")

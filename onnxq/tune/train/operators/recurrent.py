@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name every torch program uses
@@ -45,17 +46,25 @@ _TAKE_ALPHA = ("affine", "elu", "hardsigmoid", "leakyrelu", "scaledtanh", "thres
 _TAKE_BETA = ("affine", "hardsigmoid", "scaledtanh")
 
 
-class _Recurrence:
-    """What the three operators share: directions, layout, lengths, activations."""
+class _Recurrence(ABC):
+    """What the three operators share: directions, layout, lengths, activations.
 
-    def __init__(self, node: Node, gates: int, functions: Sequence[str]) -> None:
-        self.gates = gates
+    Class variables:
+        activations: Their names where a node states none.
+        splits_bias: Whether the part of the bias for the hidden state stays apart.
+    """
+
+    activations: ClassVar[tuple[str, ...]]
+    splits_bias: ClassVar[bool] = False
+
+    def __init__(self, node: Node) -> None:
         self.hidden: int = attribute_value(node, "hidden_size")
         self.direction: str = attribute_value(node, "direction")
         self.batch_first = bool(attribute_value(node, "layout"))
         self.clip: float | None = attribute_value(node, "clip")
+        self.outputs = len(node.outputs)
         count = 2 if self.direction == "bidirectional" else 1
-        names = attribute_value(node, "activations") or list(functions) * count
+        names = attribute_value(node, "activations") or list(self.activations) * count
         alphas = iter(attribute_value(node, "activation_alpha") or ())
         betas = iter(attribute_value(node, "activation_beta") or ())
         made = [
@@ -66,8 +75,21 @@ class _Recurrence:
             )
             for name in names
         ]
-        each = len(functions)
+        each = len(self.activations)
         self.functions = [made[at * each : (at + 1) * each] for at in range(count)]
+
+    @abstractmethod
+    def cell(
+        self, at: int, recurrence: Tensor, bias: Tensor | None, peepholes: Tensor | None
+    ) -> _Cell:
+        """A step in a direction.
+
+        Args:
+            at: Number of the direction.
+            recurrence: Weight of the hidden state.
+            bias: What is added for it, where that stays apart.
+            peepholes: Weights of the cell state.
+        """
 
     def clipped(self, x: Tensor) -> Tensor:
         """What activations read."""
@@ -77,57 +99,6 @@ class _Recurrence:
         self,
         x: Tensor,
         weight: Tensor,
-        bias: Tensor | None,
-        lengths: Tensor | None,
-        states: Sequence[Tensor | None],
-        cell: Callable[[int], _Cell],
-        input_bias: slice,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """All steps of all directions: every hidden state, the last, the last cell state.
-
-        ``input_bias`` is the part of the bias that is added to what the input gives.
-        """
-        if self.batch_first:
-            x, states = (
-                x.transpose(0, 1),
-                [None if s is None else s.transpose(0, 1) for s in states],
-            )
-        steps, batch = x.shape[:2]
-        zeros = x.new_zeros(batch, self.hidden)
-        every, last, last_cell = [], [], []
-        for at in range(len(self.functions)):
-            reverse = self.direction == "reverse" or at == 1
-            gates = F.linear(x, weight[at], None if bias is None else bias[at][input_bias])
-            hidden, held = (zeros if s is None else s[at] for s in states)
-            step, made = cell(at), []
-            for time in reversed(range(steps)) if reverse else range(steps):
-                new_hidden, new_held = step(gates[time], hidden, held)
-                given = new_hidden
-                if lengths is not None:
-                    alive = (time < lengths).reshape(-1, 1)
-                    given = torch.where(alive, new_hidden, 0)
-                    new_hidden = torch.where(alive, new_hidden, hidden)
-                    new_held = torch.where(alive, new_held, held)
-                hidden, held = new_hidden, new_held
-                made.append(given)
-            every.append(torch.stack(made[::-1] if reverse else made))
-            last.append(hidden)
-            last_cell.append(held)
-        y, y_h, y_c = torch.stack(every, 1), torch.stack(last), torch.stack(last_cell)
-        if self.batch_first:
-            return y.permute(2, 0, 1, 3), y_h.transpose(0, 1), y_c.transpose(0, 1)
-        return y, y_h, y_c
-
-
-@operator("LSTM")
-def _lstm(node: Node) -> Run:
-    shared = _Recurrence(node, 4, ("Sigmoid", "Tanh", "Tanh"))
-    coupled = bool(attribute_value(node, "input_forget"))
-    count = len(node.outputs)
-
-    def run(
-        x: Tensor,
-        weight: Tensor,
         recurrence: Tensor,
         bias: Tensor | None = None,
         lengths: Tensor | None = None,
@@ -135,94 +106,120 @@ def _lstm(node: Node) -> Run:
         held: Tensor | None = None,
         peepholes: Tensor | None = None,
     ) -> Any:
-        size = 4 * shared.hidden
-        joint = None if bias is None else bias[:, :size] + bias[:, size:]
+        """All steps of all directions: every hidden state, the last, the last cell state."""
+        states = [hidden, held]
+        if self.batch_first:
+            x = x.transpose(0, 1)
+            states = [None if s is None else s.transpose(0, 1) for s in states]
+        steps, batch = x.shape[:2]
+        zeros = x.new_zeros(batch, self.hidden)
+        every, last, last_cell = [], [], []
+        for at in range(len(self.functions)):
+            reverse = self.direction == "reverse" or at == 1
+            given, apart = self._biases(None if bias is None else bias[at])
+            gates = F.linear(x, weight[at], given)
+            now, cell_state = (zeros if s is None else s[at] for s in states)
+            peeps = None if peepholes is None else peepholes[at]
+            step, made = self.cell(at, recurrence[at], apart, peeps), []
+            for time in reversed(range(steps)) if reverse else range(steps):
+                new, new_cell_state = step(gates[time], now, cell_state)
+                shown = new
+                if lengths is not None:
+                    alive = (time < lengths).reshape(-1, 1)
+                    shown = torch.where(alive, new, 0)
+                    new = torch.where(alive, new, now)
+                    new_cell_state = torch.where(alive, new_cell_state, cell_state)
+                now, cell_state = new, new_cell_state
+                made.append(shown)
+            every.append(torch.stack(made[::-1] if reverse else made))
+            last.append(now)
+            last_cell.append(cell_state)
+        y, y_h, y_c = torch.stack(every, 1), torch.stack(last), torch.stack(last_cell)
+        if self.batch_first:
+            y, y_h, y_c = y.permute(2, 0, 1, 3), y_h.transpose(0, 1), y_c.transpose(0, 1)
+        return (y, y_h, y_c)[: self.outputs]
 
-        def cell(at: int) -> _Cell:
-            f, g, h = shared.functions[at]
-            peep = (0.0, 0.0, 0.0) if peepholes is None else peepholes[at].chunk(3)
-
-            def step(gates: Tensor, hidden: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-                i, o, forget, c = (gates + F.linear(hidden, recurrence[at])).chunk(4, -1)
-                i = f(shared.clipped(i + peep[0] * held))
-                forget = 1 - i if coupled else f(shared.clipped(forget + peep[2] * held))
-                held = forget * held + i * g(shared.clipped(c))
-                o = f(shared.clipped(o + peep[1] * held))
-                return o * h(shared.clipped(held)), held
-
-            return step
-
-        states = (hidden, held)
-        return shared.run(x, weight, joint, lengths, states, cell, slice(None))[:count]
-
-    return run
-
-
-@operator("GRU")
-def _gru(node: Node) -> Run:
-    shared = _Recurrence(node, 3, ("Sigmoid", "Tanh"))
-    reset_after = bool(attribute_value(node, "linear_before_reset"))
-    count = len(node.outputs)
-
-    def run(
-        x: Tensor,
-        weight: Tensor,
-        recurrence: Tensor,
-        bias: Tensor | None = None,
-        lengths: Tensor | None = None,
-        hidden: Tensor | None = None,
-    ) -> Any:
-        size = 3 * shared.hidden
-
-        def cell(at: int) -> _Cell:
-            f, g = shared.functions[at]
-            r_z, r_r, r_h = recurrence[at].chunk(3)
-            b_z, b_r, b_h = (0.0, 0.0, 0.0) if bias is None else bias[at][size:].chunk(3)
-
-            def step(gates: Tensor, hidden: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-                z, r, h = gates.chunk(3, -1)
-                z = f(shared.clipped(z + F.linear(hidden, r_z) + b_z))
-                r = f(shared.clipped(r + F.linear(hidden, r_r) + b_r))
-                if reset_after:
-                    h = h + r * (F.linear(hidden, r_h) + b_h)
-                else:
-                    h = h + F.linear(r * hidden, r_h) + b_h
-                return (1 - z) * g(shared.clipped(h)) + z * hidden, held
-
-            return step
-
-        states = (hidden, None)
-        return shared.run(x, weight, bias, lengths, states, cell, slice(size))[:count]
-
-    return run
+    def _biases(self, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What is added to what the input gives, and what stays apart."""
+        if bias is None:
+            return None, None
+        first, second = bias.chunk(2)
+        return (first, second) if self.splits_bias else (first + second, None)
 
 
-@operator("RNN")
-def _rnn(node: Node) -> Run:
-    shared = _Recurrence(node, 1, ("Tanh",))
-    count = len(node.outputs)
+class _Lstm(_Recurrence):
+    activations = ("Sigmoid", "Tanh", "Tanh")
 
-    def run(
-        x: Tensor,
-        weight: Tensor,
-        recurrence: Tensor,
-        bias: Tensor | None = None,
-        lengths: Tensor | None = None,
-        hidden: Tensor | None = None,
-    ) -> Any:
-        joint = None
-        if bias is not None:
-            joint = bias[:, : shared.hidden] + bias[:, shared.hidden :]
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._coupled = bool(attribute_value(node, "input_forget"))
 
-        def cell(at: int) -> _Cell:
-            (f,) = shared.functions[at]
+    def cell(
+        self, at: int, recurrence: Tensor, bias: Tensor | None, peepholes: Tensor | None
+    ) -> _Cell:
+        f, g, h = self.functions[at]
+        peep = (0.0, 0.0, 0.0) if peepholes is None else peepholes.chunk(3)
 
-            def step(gates: Tensor, hidden: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-                return f(shared.clipped(gates + F.linear(hidden, recurrence[at]))), held
+        def step(gates: Tensor, hidden: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+            i, o, forget, c = (gates + F.linear(hidden, recurrence)).chunk(4, -1)
+            i = f(self.clipped(i + peep[0] * held))
+            forget = 1 - i if self._coupled else f(self.clipped(forget + peep[2] * held))
+            held = forget * held + i * g(self.clipped(c))
+            o = f(self.clipped(o + peep[1] * held))
+            return o * h(self.clipped(held)), held
 
-            return step
+        return step
 
-        states = (hidden, None)
-        return shared.run(x, weight, joint, lengths, states, cell, slice(None))[:count]
 
-    return run
+class _Gru(_Recurrence):
+    activations = ("Sigmoid", "Tanh")
+    splits_bias = True
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._resets_after = bool(attribute_value(node, "linear_before_reset"))
+
+    def cell(
+        self, at: int, recurrence: Tensor, bias: Tensor | None, peepholes: Tensor | None
+    ) -> _Cell:
+        f, g = self.functions[at]
+        r_z, r_r, r_h = recurrence.chunk(3)
+        b_z, b_r, b_h = (0.0, 0.0, 0.0) if bias is None else bias.chunk(3)
+
+        def step(gates: Tensor, hidden: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+            z, r, h = gates.chunk(3, -1)
+            z = f(self.clipped(z + F.linear(hidden, r_z) + b_z))
+            r = f(self.clipped(r + F.linear(hidden, r_r) + b_r))
+            if self._resets_after:
+                h = h + r * (F.linear(hidden, r_h) + b_h)
+            else:
+                h = h + F.linear(r * hidden, r_h) + b_h
+            return (1 - z) * g(self.clipped(h)) + z * hidden, held
+
+        return step
+
+
+class _Rnn(_Recurrence):
+    activations = ("Tanh",)
+
+    def cell(
+        self, at: int, recurrence: Tensor, bias: Tensor | None, peepholes: Tensor | None
+    ) -> _Cell:
+        (f,) = self.functions[at]
+
+        def step(gates: Tensor, hidden: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+            return f(self.clipped(gates + F.linear(hidden, recurrence))), held
+
+        return step
+
+
+_CELLS: Mapping[str, Callable[[Node], _Recurrence]] = {
+    "GRU": _Gru,
+    "LSTM": _Lstm,
+    "RNN": _Rnn,
+}
+
+
+@operator(*_CELLS)
+def _recurrence(node: Node) -> Run:
+    return _CELLS[node.op_type](node).run
