@@ -8,7 +8,7 @@ least what was promised, with 95 % confidence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -16,7 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from onnxq.adaptive.bundle import Bundle
+from onnxq.adaptive.deployment import Deployment
 from onnxq.adaptive.scores import agreement
+from onnxq.adaptive.serving import Sessions
+from onnxq.adaptive.state import Generation
 from onnxq.errors import InputError
 from onnxq.runtime.specs import Array
 from onnxq.verify.decisions import Decision
@@ -241,6 +245,30 @@ def fit(tried: Tried, promised: float) -> Cascade | None:
     for *_, cascade in sorted(found)[:1]:
         return _tested(cascade, second, promised)
     return None
+
+
+def fitted(
+    bundle: Bundle, samples: Iterable[Mapping[str, Array]], promised: float
+) -> Cascade | None:
+    """The cheapest cascade of a bundle's variants that keeps a promise, see `fit`.
+
+    Args:
+        bundle: Whose variants they are, as fast as it says.
+        samples: Feeds of single samples that nothing was calibrated with, in random order.
+        promised: Smallest share of decisions that are to be the float model's.
+
+    Raises:
+        InputError: the outputs decide nothing, there are too few samples, or a model cannot be run.
+    """
+    facts, sessions = bundle.facts, Sessions(bundle)
+    fed = list(samples)
+    answers, names = [], list[str]()
+    for place in range(len(facts.variants)):
+        serving = sessions.make(Generation(0, Deployment(place)))
+        names = list(serving.outputs)
+        answers.append([tuple(serving.session.run(None, dict(feeds))) for feeds in fed])
+    speedups = [variant.speedup for variant in facts.variants]
+    return fit(Tried.of(facts.decisions, names, answers, speedups), promised)
 
 
 def _chains(tried: Tried, promised: float) -> Iterator[Cascade]:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from onnxq.adaptive.cascade import Cascade, Keeping, Outputs, Tried, fit, margins_of
+from onnxq.adaptive.cascade import (
+    Cascade,
+    Keeping,
+    Outputs,
+    Tried,
+    fit,
+    fitted,
+    margins_of,
+)
 from onnxq.errors import InputError
 from onnxq.verify.decisions import Decision
 from onnxq.verify.result import NEIGHBOUR
+from tests.adaptive.bundles import plain_bundle
+from tests.networks import chain, inputs
 
 CLASSES = Decision("y", "classes", 1, "as the test says")
 COSTS = (0.3, 0.6, 1.0)
@@ -90,6 +102,20 @@ def test_so_few_samples_prove_nothing() -> None:
     fit(tried(1196, (0.0, 0.0)), 0.995)
     with pytest.raises(InputError, match="cannot be promised"):
         fit(tried(1000, (0.1, 0.1)), 1.0)
+
+
+def test_fitted_to_the_variants_of_a_bundle(tmp_path: Path) -> None:
+    bundle = plain_bundle(tmp_path)
+    decisions = replace(bundle.facts, decisions=(CLASSES,))
+    fed = [{"x": x[None]} for x in inputs(chain(), 200)["x"]]
+    # The two have other weights: what is faster decides otherwise.
+    assert fitted(replace(bundle, facts=decisions), fed, 0.95) is None
+    variants = tuple(replace(bundle.variants[1], speedup=s) for s in (2.0, 1.0))
+    alike = replace(bundle, facts=replace(decisions, variants=variants))
+    found = fitted(alike, fed, 0.95)
+    assert found is not None and (found.variants, found.cost) == ((0,), 0.5)
+    with pytest.raises(InputError, match="a cascade needs decisions"):
+        fitted(bundle, fed, 0.95)
 
 
 class Asked:
