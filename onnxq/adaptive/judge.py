@@ -137,10 +137,16 @@ class Judge:
         elif verdict.suspicious and not sampling.is_dense:
             sampling.denser(_DENSE, _SUSPECTED)
 
+    def _hurry(self, missing: int) -> None:
+        """Go on with more requests than usual, where some of these were dropped."""
+        if not self._host.sampling.is_dense:
+            self._host.sampling.denser(_DENSE, missing)
+
     def _gather(
         self, verdict: Verdict, fit: Gathering, sampled: Sampled, reference: Reference
     ) -> None:
         held_back = self._held_back
+        self._hurry(self._amounts.gathered - fit.requests - len(held_back))
         if fit.requests * self._amounts.held_back <= len(held_back) * self._amounts.fit:
             fit.add(reference)
         else:
@@ -166,6 +172,7 @@ class Judge:
         if answer is None:
             self._watch(anew=False)
             return
+        self._hurry(self._amounts.prove - len(tried))
         tried.append(_Tried(answer, sampled.served, reference.outputs))
         if len(tried) < self._amounts.prove:
             return

@@ -40,7 +40,9 @@ class AdaptiveSession:
 
     Args:
         bundle: The folder that `onnxq optimize --adaptive` wrote, or an opened one.
-        sampling: Share of the requests that are looked at.
+        sampling: Share of the requests that are looked at; many of them on suspicion.
+        time_share: Of the time that this may take while there is no suspicion: where requests come
+            fast, fewer are looked at. 1 is no limit.
         state: File of what survives a restart and is shared with other processes on the bundle; in
             the bundle's folder by default. Where it cannot be written, everything stays in memory.
         false_alarms_per_day: How often drift may be seen where there is none.
@@ -62,6 +64,7 @@ class AdaptiveSession:
         bundle: str | os.PathLike[str] | Bundle,
         *,
         sampling: float = 0.02,
+        time_share: float = 0.01,
         state: str | os.PathLike[str] | None = None,
         false_alarms_per_day: float = 1.0,
         seed: int = 0,
@@ -95,12 +98,14 @@ class AdaptiveSession:
                 journal=journal,
             )
 
+        clock = clock or Clock()
         self._worker = Worker(
             Sessions(opened, sess_options, providers),
-            Sampling(sampling, seed),
+            Sampling(sampling, seed, clock.steady),
             open_state,
             lambda worker, known: Judge(opened, worker, making, known, amounts or Amounts()),
-            clock=clock or Clock(),
+            time_share=time_share,
+            clock=clock,
             intervals=intervals or Intervals(),
         )
         self._is_split = all(

@@ -122,6 +122,7 @@ class Worker:
         sampling: Picks requests.
         state: Opens the state for a journal.
         judge: Makes what judges, in the thread, given the worker and what an earlier run knew.
+        time_share: Of the time, for looking at requests while there is no suspicion.
         clock: Clocks.
         intervals: How often what is done.
 
@@ -142,9 +143,13 @@ class Worker:
         state: Callable[[Journal], State],
         judge: Callable[[Worker, Any], Judging],
         *,
+        time_share: float,
         clock: Clock,
         intervals: Intervals,
     ) -> None:
+        if not 0 < time_share <= 1:
+            raise InputError(f"the share of time is {time_share}, not above 0 and at most 1")
+        self._rest = 1 / time_share - 1
         self._sessions, self._open_state, self._make_judge = sessions, state, judge
         self._clock, self._every = clock, intervals
         self.sampling = sampling
@@ -320,9 +325,15 @@ class Worker:
             self.counts.feedback += 1
             self._guarded(lambda judge: judge.feedback(item.request, item.correct))
         elif isinstance(item, Sampled):
-            self._guarded(lambda judge: judge.see(item, self._clock.steady()))
+            self._guarded(lambda judge: self._see(judge, item))
             with self._lock:
                 self._waiting.popleft()
+
+    def _see(self, judge: Judging, sampled: Sampled) -> None:
+        began, is_hurried = self._clock.steady(), self.sampling.is_dense
+        judge.see(sampled, began)
+        if not is_hurried:
+            self.sampling.rest(self._rest * (self._clock.steady() - began))
 
     def _guarded(self, action: Callable[[Judging], None]) -> None:
         """Let the judge do something, which may fail."""

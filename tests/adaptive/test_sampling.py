@@ -56,6 +56,18 @@ def test_what_is_picked_by_default_is_the_least() -> None:
     assert picked(never, 100) == []
 
 
+def test_a_rest_is_only_from_what_is_usual() -> None:
+    now = [0.0]
+    sampling = Sampling(1.0, clock=lambda: now[0])
+    sampling.rest(5.0)
+    sampling.rest(5.0)
+    assert picked(sampling, 10) == []
+    sampling.denser(1.0, 2)
+    assert picked(sampling, 10) == [11, 12]
+    now[0] = 10.0
+    assert picked(sampling, 2) == [21, 22]
+
+
 def test_threads_get_numbers_of_their_own_and_no_pick_is_lost() -> None:
     sampling = Sampling(0.02)
     found: list[tuple[int, bool]] = []

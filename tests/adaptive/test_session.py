@@ -39,7 +39,8 @@ def opened(bundle: Bundle) -> Iterator[Open]:
     made: list[AdaptiveSession] = []
 
     def make(**options: Any) -> AdaptiveSession:
-        defaults = {"sampling": 1.0, "parts": parts(), "amounts": FEW, "intervals": OFTEN}
+        defaults = {"sampling": 1.0, "time_share": 1.0, "parts": parts(), "amounts": FEW}
+        defaults["intervals"] = OFTEN
         made.append(AdaptiveSession(options.pop("of", bundle), **{**defaults, **options}))
         return made[-1]
 
@@ -179,6 +180,45 @@ def test_adaptation_gets_what_was_gathered_after_the_alarm(opened: Open) -> None
         assert sampled.feeds["x"].tolist() == [[20.0] * 3]
         assert [a.tolist() for a in sampled.served] == [[[20.0] * 3], [60.0]]
         assert [a.tolist() for a in reference.outputs] == [[[40.0] * 3], [120.0]]
+
+
+def test_looking_takes_no_more_than_its_share_of_time(opened: Open) -> None:
+    passed = [0.0]
+
+    class Slow(fakes.Twin):
+        def run(self, feeds: Any) -> Any:
+            passed[0] += 0.5
+            return super().run(feeds)
+
+    session = opened(
+        time_share=0.1,
+        clock=Clock(lambda: passed[0]),
+        intervals=Intervals(1e9, 1e9),
+        parts=parts(twin=lambda bundle: Slow()),
+    )
+    for _ in range(500):
+        ask(session)
+        passed[0] += 0.1
+    assert session.statistics()["judged"] == pytest.approx(0.1 * passed[0] / 0.5, rel=0.1)
+    # After an alarm it is in a hurry.
+    passed[0] += 10.0
+    assert ask(session, 20.0, 20)[-1] == 2.0
+
+
+def test_what_is_dropped_after_an_alarm_is_made_up_for(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = opened(sampling=0.02)
+    while not session.events():
+        ask(session, 20.0)
+    monkeypatch.setattr(workers, "_MOST_WAITING", -1)
+    session._worker._waiting.append(0)
+    for _ in range(20):
+        session.run(None, feeds(20.0))
+    monkeypatch.undo()
+    session._worker._waiting.clear()
+    assert session.statistics()["dropped"] > 3
+    assert 2.0 in ask(session, 20.0, 220)
 
 
 def test_suspicion_makes_sampling_denser(opened: Open) -> None:
@@ -415,6 +455,7 @@ def test_state_of_another_bundle_is_left_alone(
     ("options", "why"),
     [
         ({"sampling": 1.5}, "not from 0 to 1"),
+        ({"time_share": 0.0}, "not above 0"),
         ({"parts": None, "false_alarms_per_day": 0.0}, "cannot be kept"),
     ],
 )
@@ -634,7 +675,7 @@ def test_a_closed_session_answers_on_and_watches_no_longer(opened: Open) -> None
 
 def test_a_forgotten_session_leaves_no_thread(bundle: Bundle) -> None:
     before = alive()
-    session = AdaptiveSession(bundle, sampling=1.0, parts=parts())
+    session = AdaptiveSession(bundle, sampling=1.0, time_share=1.0, parts=parts())
     ask(session, 1.0, 3)
     del session
     gc.collect()
@@ -652,8 +693,9 @@ def program(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
         from tests.adaptive import fakes
         from tests.adaptive.fakes import feeds, parts, kinds, FEW, OFTEN
         def opened(**options):
-            defaults = dict(sampling=1.0, parts=parts(), amounts=FEW, intervals=OFTEN)
-            return AdaptiveSession(fakes.bundle(Path({str(folder)!r})), **{{**defaults, **options}})
+            defaults = dict(sampling=1.0, time_share=1.0, parts=parts(), amounts=FEW)
+            options = {{**defaults, "intervals": OFTEN, **options}}
+            return AdaptiveSession(fakes.bundle(Path({str(folder)!r})), **options)
     """
     code = textwrap.dedent(begin) + textwrap.dedent(text)
     root = str(Path(__file__).parents[2])
