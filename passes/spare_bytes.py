@@ -26,8 +26,10 @@ def spare_bytes(graph: Graph, kept: Collection[str]) -> None:
         kept: Names that stay, those of the float model; names of graph inputs and outputs do, too.
     """
     for node in graph.all_nodes():
-        stored, zero = node.input(0), node.input(2)
-        if node.is_op("DequantizeLinear") and _is_bias(stored) and zero and not zero.numpy().any():
+        zero = node.input(2)
+        if zero is None or not node.is_op("DequantizeLinear") or not zero.is_constant:
+            continue
+        if _is_bias(node.input(0)) and not zero.numpy().any():
             node.set_input(2, None)
             if not zero.is_used:
                 zero.graph.discard(zero)
