@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from onnxq.runtime import Session
 from onnxq.tune.train import learner
 from onnxq.tune.train.norms import LiveNorm, normalized
 from onnxq.tune.train.quantized import QuantizedModule
+from onnxq.tune.train.trainer import Trainer
+from onnxq.tune.tuned import to_bytes
 from tests.networks import CHANNELS, CLASSES, chain, computed, inputs
 
 __all__ = ["computed"]
@@ -143,6 +146,29 @@ def test_two_processes_have_the_statistics_of_one(data: dict[str, np.ndarray]) -
         curves.append([facts.history[1].loss, facts.history[1].held_out_loss])
     # Sums in another order may round an activation to the next integer.
     assert curves[1] == pytest.approx(curves[0], rel=2e-3)
+
+
+def test_broken_off_it_goes_on_to_the_same_numbers(
+    data: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"bits": "w4a8", "checkpoint_every": 1, "held_out": 0.3}
+    whole = trained(normed(), data, folder=tmp_path / "whole", **options)
+    update, left = Trainer._update, 3
+
+    def breaking(self: Trainer, *arguments: Any) -> tuple[float, int]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return update(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_update", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        trained(normed(), data, folder=tmp_path / "broken", **options)
+    monkeypatch.setattr(Trainer, "_update", update)
+    broken = trained(normed(), data, folder=tmp_path / "broken", **options)
+    assert to_bytes(broken.plan.tuned) == to_bytes(whole.plan.tuned)
+    assert broken.plan.ranges == whole.plan.ranges
 
 
 def test_a_model_without_it_says_so(data: dict[str, np.ndarray]) -> None:
