@@ -4,8 +4,9 @@ Usage: python benchmarks/adaptive.py FOLDER [PART ...] [--undisturbed N] [--requ
        [--output FILE]
 
 FOLDER keeps bundles and what was measured, so that a second run does only what is missing. A PART
-is a beginning of streams/MODEL/..., undisturbed, cost or threads. CIFAR-10 models and photographs
-lie in the folder that ONNXQ_CORPUS names. What is calibrated on is never in a stream.
+is a beginning of streams/MODEL/..., undisturbed/MODEL, cost/MODEL, threads/MODEL or cascade/MODEL.
+CIFAR-10 models and photographs lie in the folder that ONNXQ_CORPUS names. What is calibrated on is
+never in a stream.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ from memory import memory_bytes
 
 from onnxq import optimize, watch
 from onnxq.adaptive.bundle import Bundle
+from onnxq.adaptive.cascade import fitted, margins_of
 from onnxq.adaptive.deployment import Deployment
 from onnxq.adaptive.judge import Amounts
 from onnxq.adaptive.parts import Parts
 from onnxq.adaptive.replay import Rules
+from onnxq.adaptive.serving import Sessions
 from onnxq.adaptive.session import AdaptiveSession
+from onnxq.adaptive.state import Generation
 from onnxq.adaptive.twin import Twin
 from onnxq.runtime import Session
 from onnxq.saved import SavedAsJson
@@ -56,6 +60,9 @@ SUFFERS = 0.03
 LOST, BACK = 0.03, 0.005
 """What static int8 loses against float for a stream to be one that needs adapting, and what an
 adaptive session may lose."""
+
+PROMISED = 0.995
+"""Share of decisions that a cascade is to make as float."""
 
 _AT_ONCE = 10_000
 """Requests whose photographs are in memory together."""
@@ -159,16 +166,19 @@ class Bench:
         """A model's photographs."""
         return self.photographs.setdefault(model, Photographs.of(model))
 
-    def bundle(self, model: str, change: Change) -> Bundle:
-        """A bundle of a model that was calibrated on changed photographs: int8, and float."""
-        folder = self.folder / f"{model}-{_plain(change.name)}"
+    def bundle(self, model: str, change: Change, recipe: str | None = "int8") -> Bundle:
+        """A bundle of a model that was calibrated on changed photographs.
+
+        Its models are int8 and float, or what a search finds where there is no recipe.
+        """
+        folder = self.folder / f"{model}-{_plain(change.name)}{'' if recipe else '-searched'}"
         if not folder.exists():
             data = self.of(model).usual(change)
             with tempfile.TemporaryDirectory() as scratch:
                 optimize(
                     model_path(model),
                     data,
-                    recipe="int8",
+                    **({"recipe": recipe} if recipe else {}),
                     output=Path(scratch) / "model.onnx",
                     adaptive=folder,
                     keep_failed=True,
@@ -330,6 +340,42 @@ def cost(bench: Bench, model: str, requests: int) -> str:
     )
 
 
+def cascade(bench: Bench, model: str, samples: int) -> str:
+    """A cascade against its variants alone, timed in turn on photographs it was not fitted to."""
+    bundle = bench.bundle(model, NONE, recipe=None)
+    image = bench.of(model).stream([(2 * samples, NONE, NONE)], seed=4)["image"]
+    feeds = [{"image": one[None]} for one in image]
+    found = fitted(bundle, feeds[:samples], PROMISED)
+    if found is None:
+        return f"{model}: only float keeps an agreement of {PROMISED} for certain"
+    margins = margins_of(bundle.facts.decisions, bundle.facts.outputs)
+    opened = [Sessions(bundle).make(Generation(0, Deployment(n))).session for n in _places(bundle)]
+    ask = [lambda fed, own=own: tuple(own.run(None, dict(fed))) for own in opened]
+    ask.append(lambda fed: found.run([ask[n] for n in found.variants], fed, margins))
+    seconds, agreed = np.zeros((len(ask), samples)), np.zeros((len(ask), samples), bool)
+    for at, fed in enumerate(feeds[samples:]):
+        answers = {}
+        for place in np.roll(np.arange(len(ask)), at):
+            started = time.perf_counter()
+            answers[place] = ask[place](fed)[0].argmax()
+            seconds[place, at] = time.perf_counter() - started
+        agreed[:, at] = [answers[n] == answers[len(opened) - 1] for n in range(len(ask))]
+    names = [*(variant.name for variant in bundle.variants), "the cascade"]
+    told = "; ".join(
+        f"{name}: {100 * agreed[n].mean():.2f} % agree, mean {1000 * seconds[n].mean():.4f} ms"
+        for n, name in enumerate(names)
+    )
+    used = ", ".join(bundle.variants[n].name for n in found.variants)
+    return (
+        f"{model}: promised {100 * PROMISED:.1f} %, proved {100 * found.proved:.2f} %, of {used}; "
+        f"on {samples} other photographs {told}"
+    )
+
+
+def _places(bundle: Bundle) -> range:
+    return range(len(bundle.variants))
+
+
 def _memory(folder: Path, kind: str) -> int:
     """Peak memory of a process that answers 2,000 requests."""
     command = [sys.executable, __file__, "--hold", kind, str(folder)]
@@ -456,17 +502,19 @@ def main() -> None:
             rows[stream] = row
             print(*list(stream_table({stream: row}))[4:5], sep="\n", flush=True)
     lines = [heading("Adaptive sessions", "adaptive.py FOLDER", 1), *stream_table(rows)]
-    for model in MODELS_WATCHED:
-        for name, measure, count in (
-            ("undisturbed", undisturbed, parsed.undisturbed),
-            ("cost", cost, parsed.requests),
-            ("threads", threads, parsed.undisturbed),
-        ):
+    measured = (
+        ("undisturbed", undisturbed, MODELS_WATCHED, parsed.undisturbed),
+        ("cost", cost, MODELS_WATCHED, parsed.requests),
+        ("threads", threads, MODELS_WATCHED, parsed.undisturbed),
+        ("cascade", cascade, ("cifar_resnet20", "cifar_mobilenet"), 2000),
+    )
+    for name, measure, models, count in measured:
+        for model in models:
             kept = bench.folder / f"{name}-{model}.txt"
             if f"{name}/{model}".startswith(wanted) and not kept.exists():
                 kept.write_text(measure(bench, model, count) + "\n")
             if kept.exists():
-                lines += [kept.read_text()]
+                lines += [f"{name[0].upper()}{name[1:]}: {kept.read_text()}"]
     text = "\n".join(lines)
     print(text)
     parsed.output.write_text(text.rstrip() + "\n")
