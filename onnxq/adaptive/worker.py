@@ -29,6 +29,9 @@ _MOST_WAITING = 64
 _MOST_BYTES = 64 << 20
 """Of the requests that wait; one may wait whatever its size."""
 
+_MOST_SAID = 10_000
+"""Things that wait, above which what is said of answers is not heard."""
+
 _MOST_FAILURES = 5
 """Failures in a row after which what judges is made anew; so many successes, and it works."""
 
@@ -153,8 +156,10 @@ class Worker:
         self._sessions, self._open_state, self._make_judge = sessions, state, judge
         self._clock, self._every = clock, intervals
         self.sampling = sampling
+        self._closed = False
         self.begin()
         self._before: Serving | None = None
+        # The newest generation, where it is not what answers because it cannot.
         self._unusable: Generation | None = None
         self.live = self._first()
         self._start()
@@ -173,7 +178,6 @@ class Worker:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting: deque[int] = deque()
-        self._closed = False
         self._thread: threading.Thread | None = None
         self._judge: Judging | None = None
         self._retry = 0.0
@@ -196,7 +200,8 @@ class Worker:
 
     def feedback(self, request: int, correct: bool) -> None:
         """Give what somebody says of an answer."""
-        self._put(_Feedback(request, correct))
+        if self._queue.qsize() < _MOST_SAID:
+            self._put(_Feedback(request, correct))
 
     def flush(self) -> None:
         """Wait until all that was given has been judged, and what follows from it is done."""
@@ -240,7 +245,7 @@ class Worker:
         Returns:
             Whether it answers: it may be unusable, and another worker may have been faster.
         """
-        expected = self.live.generation
+        expected = self._unusable or self.live.generation
         new = Generation(expected.number + 1, deployment, reason)
         serving = self._made(new, feeds)
         if serving is None:
@@ -248,7 +253,7 @@ class Worker:
         if not self.state.change(expected, new):
             self._follow(self.state.newest())
             return False
-        self._before, self.live = self.live, serving
+        self._before, self.live, self._unusable = self.live, serving, None
         self.journal.tell(kind, reason, generation=new.number, **details)
         return True
 
@@ -279,6 +284,7 @@ class Worker:
         for generation in (newest, *self.state.before(newest.number)):
             serving = self._made(generation)
             if serving is not None:
+                self._unusable = None if generation is newest else newest
                 return serving
         return self._sessions.make(Generation(0, self._sessions.bundle.deployment))
 
@@ -288,7 +294,6 @@ class Worker:
         try:
             return self._sessions.make(generation, feeds)
         except Exception as error:
-            self._unusable = generation
             self.journal.fault(
                 f"generation {generation.number}",
                 f"generation {generation.number} cannot answer ({said(error)}); requests are "
@@ -380,8 +385,9 @@ class Worker:
         """Let answer what another worker says."""
         serving = self._made(generation)
         if serving is None:
+            self._unusable = generation
             return
-        self._before, self.live = None, serving
+        self._before, self.live, self._unusable = None, serving, None
         self.journal.tell(
             "followed",
             f"another worker changed what answers: {generation.reason}",

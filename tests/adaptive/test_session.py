@@ -569,6 +569,14 @@ class TestFaults:
         time.sleep(0.1)
         assert ask(again, 1.0, 3) == [1.0] * 3
         assert len(caplog.records) == 1 and "factor2.onnx" in caplog.text
+        # What is adapted then follows on it.
+        again.close()
+        to_float = parts(adapt=lambda *args: fakes.Proposal(Deployment(2), "float"))
+        third = opened(parts=to_float)
+        assert ask(third, 20.0, 8)[-1] == 3.0
+        assert third.statistics()["generation"] == 2
+        third.close()
+        assert ask(opened()) == [3.0]
 
     def test_no_model_that_could_answer(self, opened: Open, bundle: Bundle) -> None:
         (bundle.folder / "factor1.onnx").write_bytes(b"")
