@@ -99,8 +99,13 @@ class Cascade:
         count = _count(feeds, given)
         unsure = np.arange(count)
         for threshold, ask in zip(self.thresholds, answering[1:], strict=True):
+            if count == 1:
+                if margins(given).min() >= threshold:
+                    break
+                given = ask(feeds)
+                continue
             sure = margins(_taken(given, unsure, count)) >= threshold
-            unsure = unsure[~sure] if count > 1 else unsure[: 0 if sure.all() else 1]
+            unsure = unsure[~sure]
             if not len(unsure):
                 break
             if len(unsure) == count:
@@ -130,27 +135,32 @@ def margins_of(decisions: Sequence[Decision], names: Sequence[str]) -> Callable[
         )
 
     def margins(outputs: Outputs) -> Floats:
-        closest: Floats = np.min([_margins(d, outputs[place]) for d, place in able], axis=0)
-        return closest
+        found = [_margins(d, outputs[place]) for d, place in able]
+        return found[0] if len(found) == 1 else np.minimum.reduce(found)
 
     return margins
 
 
 def _margins(decision: Decision, value: Array) -> Floats:
-    """The smallest margin of each sample; -infinity where there is a NaN."""
-    numbers = value.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        if decision.kind == "threshold":
-            inner = np.clip(numbers, _RAREST, 1 - _RAREST)
-            margin = np.abs(np.log(inner) - np.log1p(-inner))
-        else:
-            if decision.are_probabilities:
-                numbers = np.log(np.maximum(numbers, _RAREST))
-            top = np.partition(numbers, -2, axis=decision.axis)
-            first, second = (np.take(top, at, axis=decision.axis) for at in (-1, -2))
-            margin = first - second
-    smallest = margin.reshape(len(value), -1).min(axis=1)
-    return np.where(np.isnan(smallest), -np.inf, smallest)
+    """The smallest margin of each sample; NaN, which is above no threshold, where there is one.
+
+    It takes about 15 us for ten classes: a request waits for it.
+    """
+    if decision.kind == "threshold":
+        inner = np.clip(value.astype(np.float64), _RAREST, 1 - _RAREST)
+        margin = np.abs(np.log(inner) - np.log1p(-inner))
+    else:
+        last = (
+            value
+            if decision.axis in (-1, value.ndim - 1)
+            else np.moveaxis(value, decision.axis, -1)
+        )
+        top = np.partition(last, -2)[..., -2:].astype(np.float64)
+        if decision.are_probabilities:
+            top = np.log(np.maximum(top, _RAREST))
+        margin = top[..., 1] - top[..., 0]
+    smallest: Floats = margin.reshape(len(value), -1).min(axis=1)
+    return smallest
 
 
 @dataclass(frozen=True)
@@ -179,7 +189,12 @@ class Tried:
         margins = margins_of(decisions, names)
         *others, floats = answers
         return cls(
-            np.array([[float(margins(own).min()) for own in variant] for variant in others]),
+            np.nan_to_num(
+                [[float(margins(own).min()) for own in variant] for variant in others],
+                nan=-np.inf,
+                posinf=np.inf,
+                neginf=-np.inf,
+            ),
             np.array(
                 [
                     [agreement(decisions, names, r, own) == 1.0 for r, own in pairs]
