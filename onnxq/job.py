@@ -169,7 +169,8 @@ def open_job(
             "them out, or use the recipe 'mixed'"
         )
     if recipe.is_search:
-        precisions = tuple(options.precisions) or recipe.precisions or target.precisions
+        small = () if options.max_size_ratio is None else target.small
+        precisions = tuple(options.precisions) or recipe.precisions or (*target.precisions, *small)
         require_searchable(precisions)
     else:
         precisions = (recipe.precision,)

@@ -291,7 +291,7 @@ def _searched(job: Job) -> Found:
         else layer
         for layer in report.layers
     )
-    notes = (*report.notes, *prepared.notes, *search.notes())
+    notes = (*report.notes, *prepared.notes, *found.notes, *search.notes())
     methods = method_facts(prepared, winner.plan)
     report = replace(
         report, layers=layers, candidates=facts, methods=methods, notes=notes, untried=untried

@@ -7,15 +7,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from onnxq.cost.measure import size_costs
 from onnxq.errors import InputError
 from onnxq.ir import Graph, PassRecord
-from onnxq.ir.saving import constant_bytes
+from onnxq.ir.saving import constant_bytes, saved_bytes
 from onnxq.observe import parse_calibrator
 from onnxq.plan import Assignment, Plan, Problem, assign
-from onnxq.plan.apply import parsed
-from onnxq.precision import FLOAT
+from onnxq.plan.apply import apply_precisions, parsed
+from onnxq.precision import FLOAT, Given
 from onnxq.prepare import observed
 from onnxq.proof import verify
 from onnxq.recipe import Recipe
@@ -24,6 +24,7 @@ from onnxq.runtime.pool import MODELS_BYTES, at_a_time
 from onnxq.study import Study, apply_to, uniform
 from onnxq.time_budget import Untried
 from onnxq.verify import Gate, Report, with_gates
+from onnxq.verify.facts import model_bytes
 from onnxq.verify.metrics import paired_drop
 from onnxq.verify.result import MetricFacts
 
@@ -37,8 +38,8 @@ REWRITTEN = "float, rewritten"
 ROUNDS = 4
 """Times that the budget of loss is tightened, or moved between what held and what did not."""
 
-_SIZE_WEIGHTS = (0.5, 2.0, 8.0)
-"""What all weights together count, where a size is promised: multiples of the float latency."""
+_FITTINGS = 4
+"""Times that the room for weights is corrected, where a size is promised."""
 
 _SECONDS_EACH, _SECONDS_CLOSE = 0.25, 0.6
 """Time to measure each candidate for, and those again that are `_CLOSE` to the fastest."""
@@ -145,6 +146,10 @@ class Search:
         self._study = study
         self._gates = tuple(gates)
         self._accuracy = tuple(g for g in gates if g.quantity not in ("speedup", "candidate_ms"))
+        ratios = [g.bound for g in gates if g.quantity == "size_ratio"]
+        self._bound: float | None = None
+        if ratios:
+            self._bound = model_bytes(self.job.source, self.job.path) / max(ratios)
         self._cheapest: dict[float, Assignment] = {}
         self.candidates: list[Candidate] = []
         self.untried: list[Untried] = []
@@ -155,25 +160,29 @@ class Search:
         A drop that is kept by luck alone, see `is_lucky`, is not kept.
 
         Proposals without a budget come first: the optimum of the integer program for each of
-        `BORDER_FACTORS`, every node in one precision, what a promised SQNR leaves room for, and
-        smaller files where a size is promised. While one that is faster than the best
-        verified one, or any if none holds, breaks the promise of accuracy, the budget moves between
-        the predicted loss of what held and of what did not, and new proposals are made. In the end
-        the best one is tried with ranges that clip, unless somebody chose the calibrator.
+        `BORDER_FACTORS`, every node in one precision, and what a promised SQNR leaves room for;
+        where a size is promised all of that size, and what loses least in it. While one that is
+        faster than the best verified one, or any if none holds, breaks the promise of accuracy, the
+        budget moves between the predicted loss of what held and of what did not, and new proposals
+        are made. In the end the best one is tried with ranges that clip, unless somebody chose the
+        calibrator.
         """
         program = self._study.problem()
-        free = assign(program)
+        free = self.fitting(program) or self._smallest(program)
         if free is None:
             raise InputError("no plan has all the precisions that are pinned; pin fewer nodes")
         self._propose_floats(program, free)
+        if self._bound is not None:
+            chosen = self.fitting(program, objective="loss") or free
+            self._add("plan of least loss in so few bytes", chosen, program, free)
         self._propose(None, free)
-        for precision in dict.fromkeys(p for p in self.job.precisions):
-            self._add(f"all {precision}", uniform(program, precision), program, free)
+        for precision in dict.fromkeys(self.job.precisions):
+            chosen = uniform(program, precision)
+            if self._bound is None or program.bytes(chosen.precisions) <= self._bound:
+                self._add(f"all {precision}", chosen, program, free)
         promised = [10 ** (-g.bound / 10) for g in self._gates if g.quantity == "sqnr"]
         if self._study.sensitivity.proxy == "noise" and promised and min(promised) < free.loss:
             self._propose(min(promised), free)
-        if any(g.quantity == "size_ratio" for g in self._gates):
-            self._propose_small(program, free)
         best = self._measured_and_verified()
         for _ in range(ROUNDS):
             fastest, least = (0.0, 0.0) if best is None else (best.speedup * _EQUAL, best.loss)
@@ -210,16 +219,47 @@ class Search:
                 return candidate, report
         return winner, first
 
+    def fitting(self, problem: Problem, **limits: Any) -> Assignment | None:
+        """The best assignment, where a size is promised of those whose files are as small.
+
+        Beside its weights a file holds what depends on the assignment, so one is made with rounded
+        weights to see what is left for them.
+
+        Args:
+            problem: The integer program.
+            **limits: What else counts, see `onnxq.plan.assign`.
+
+        Returns:
+            The assignment; None if there is none.
+        """
+        if self._bound is None:
+            return assign(problem, **limits)
+        room, prepared = self._bound, self._study.prepared
+        for _ in range(_FITTINGS):
+            chosen = assign(replace(problem, room=room), **limits)
+            if chosen is None:
+                return None
+            graph = prepared.graph.copy()
+            given = Given(prepared.target, prepared.bounds())
+            apply_precisions(graph, chosen.precisions, given)
+            excess = saved_bytes(graph) - self._bound
+            if excess <= 0:
+                return chosen
+            room -= excess
+        return None
+
     def _report(self, candidate: Candidate) -> Report:
         records = [*self._study.prepared.records, *candidate.records]
         return with_gates(verify(self.job, candidate.path, records), self._gates)
 
-    def _closeness(self, candidate: Candidate) -> tuple[int, float, float]:
-        """How near a candidate comes to the promise of accuracy."""
+    def _closeness(self, candidate: Candidate) -> tuple[float, int, float, float]:
+        """How near a candidate comes to the promises, first to that of a size."""
         report = candidate.report
         assert report is not None
         held = sum(gate.check(report).passed for gate in self._accuracy)
-        return held, -report.metric.drop if report.metric else 0.0, report.sqnr_db
+        sizes = [g.bound for g in self._accuracy if g.quantity == "size_ratio"]
+        smaller = min(report.size.ratio, *sizes) if sizes else 0.0
+        return smaller, held, -report.metric.drop if report.metric else 0.0, report.sqnr_db
 
     def _clipped(self, best: Candidate) -> Candidate | None:
         """The candidate with clipped ranges, where that holds and is nearer to the float model.
@@ -259,7 +299,7 @@ class Search:
             problem = self._study.problem(factor)
             limit = "" if budget is None else f", loss at most {budget:.3g}"
             label = f"plan with borders x{factor:g}{limit}"
-            chosen = None if self._is_late(label) else assign(problem, budget=budget)
+            chosen = None if self._is_late(label) else self.fitting(problem, budget=budget)
             if chosen is not None:
                 chosen = Assignment(
                     chosen.precisions,
@@ -271,28 +311,14 @@ class Search:
                     self._cheapest[factor] = chosen
                 self._add(label, chosen, exact, self._cheapest.get(factor, free))
 
-    def _propose_small(self, exact: Problem, free: Assignment) -> None:
-        """Assignments that weigh bytes against time, from little to much."""
-        prepared, costs = self._study.prepared, self._study.costs
-        sizes = size_costs(list(prepared.nodes().values()), prepared.precisions())
-        largest = sum(max(c.values(), default=0.0) for c in sizes.nodes.values())
-        floats = sum(c.get(FLOAT, 0.0) for c in costs.nodes.values())
-        for weight in _SIZE_WEIGHTS:
-            price = weight * floats / largest if largest else 0.0
-            items = tuple(
-                replace(
-                    item,
-                    choices=tuple(
-                        replace(c, cost=c.cost + price * sizes.of(item.name, c.precision))
-                        for c in item.choices
-                    ),
-                )
-                for item in exact.items
-            )
-            chosen = assign(replace(exact, items=items))
-            if chosen is not None:
-                chosen = replace(chosen, cost=exact.cost(chosen.precisions))
-                self._add(f"plan with bytes x{weight:g}", chosen, exact, free)
+    def _smallest(self, problem: Problem) -> Assignment | None:
+        """The assignment of fewest bytes, which comes closest to a promised size."""
+        items = tuple(
+            replace(item, choices=tuple(replace(c, cost=c.bytes) for c in item.choices))
+            for item in problem.items
+        )
+        found = assign(replace(problem, items=items, borders=()))
+        return found and replace(found, cost=problem.cost(found.precisions))
 
     def _add(self, label: str, chosen: Assignment, problem: Problem, free: Assignment) -> None:
         known = [c.plan.precisions() for c in self.candidates]

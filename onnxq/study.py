@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from onnxq.cost import Costs, Measurements, flops_costs, measure_costs, size_costs
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, Node, PassRecord
+from onnxq.job import Job
 from onnxq.passes.notes import BY_REQUEST, node_name
 from onnxq.passes.static.outermost import outermost
 from onnxq.plan import Assignment, Plan, PlanNode, Problem, build_problem, plan_nodes
@@ -20,7 +22,7 @@ from onnxq.prepare import Prepared
 from onnxq.sensitivity import Sensitivity, analyse
 from onnxq.time_budget import Untried
 from onnxq.tune import AUTOMATIC, NO_METHODS
-from onnxq.tuning import Tuning, tune
+from onnxq.tuning import Tuning, gains, tune
 
 _SHARE = 0.5
 """Of the time that is left, what sensitivity analysis may take."""
@@ -34,11 +36,51 @@ class Study:
         prepared: The model, with ranges.
         sensitivity: Predicted losses.
         costs: What nodes and borders cost.
+        sizes: Bytes of nodes, where a small file is promised.
     """
 
     prepared: Prepared
     sensitivity: Sensitivity
     costs: Costs
+    sizes: Costs | None = None
+
+    @cached_property
+    def dominated(self) -> dict[str, str]:
+        """Where bytes count, precisions for which there is a better one, by name: this one.
+
+        It is for the same nodes, at least, stores them in no more bytes and loses less of them, and
+        has activations of the same kind: with both in as many bits the same kernels compute.
+        """
+        prepared, losses, sizes = self.prepared, self.sensitivity.losses(), self.sizes
+        if sizes is None:
+            return {}
+        nodes = {
+            p: [n for n, own in prepared.choices.items() if p in own] for p in prepared.precisions()
+        }
+        kinds = {p: (q.is_static, q.activation_bits) for p in nodes for q in [parse_precision(p)]}
+
+        def of(names: Sequence[str], p: str) -> tuple[float, float]:
+            lost = sum(losses.get(name, {}).get(p, 0.0) for name in names)
+            return sum(sizes.of(name, p) for name in names), lost
+
+        found: dict[str, str] = {}
+        for p, own in nodes.items():
+            taken, lost = of(own, p)
+            for q in nodes:
+                if q == p or kinds[q] != kinds[p] or not {*own} <= {*nodes[q]}:
+                    continue
+                size, loss = of(own, q)
+                if size <= taken and loss < lost:
+                    found.setdefault(p, q)
+        return found
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on precisions that are left out."""
+        return tuple(
+            f"{precision} was left out: {better} takes no more bytes and loses less."
+            for precision, better in self.dominated.items()
+        )
 
     def problem(self, border_factor: float = 1.0) -> Problem:
         """The integer program, with borders that cost a multiple of what was measured."""
@@ -48,9 +90,14 @@ class Study:
             for name, (q, d) in self.costs.borders.items()
         }
         costs = replace(self.costs, borders=borders)
+        choices = {
+            name: tuple(p for p in own if p not in self.dominated or p == prepared.pinned.get(name))
+            for name, own in prepared.choices.items()
+        }
         return build_problem(
-            *(prepared.graph, prepared.placed, prepared.choices),
+            *(prepared.graph, prepared.placed, choices),
             *(self.sensitivity.losses(), costs, prepared.pinned),
+            sizes=self.sizes,
         )
 
     def plan(
@@ -196,7 +243,20 @@ def study(prepared: Prepared) -> Study:
     else:
         _check_table(table, prepared)
     losses = find_losses(prepared)
-    return Study(prepared, losses, find_costs(prepared) if table is None else table)
+    if weighs_size(prepared.job):
+        gained, untried = gains(prepared)
+        losses = losses.with_gains(gained)
+        losses = replace(losses, untried=(*losses.untried, *untried))
+    sizes = None
+    if prepared.job.options.max_size_ratio is not None:
+        nodes = list(prepared.nodes().values())
+        sizes = size_costs(nodes, prepared.precisions(), prepared.target)
+    return Study(prepared, losses, find_costs(prepared) if table is None else table, sizes)
+
+
+def weighs_size(job: Job) -> bool:
+    """Whether bytes count, and so precisions of few bits, of which methods make something."""
+    return job.options.max_size_ratio is not None or job.options.cost == "size"
 
 
 def find_losses(prepared: Prepared) -> Sensitivity:
@@ -251,7 +311,7 @@ def find_costs(prepared: Prepared) -> Costs:
     precisions = prepared.precisions()
     _check_measurable(prepared)
     if options.cost == "size":
-        return size_costs(nodes, precisions, job.sha256)
+        return size_costs(nodes, precisions, job.target, job.sha256)
     if options.cost == "flops":
         return flops_costs(nodes, placed, precisions, job.sha256)
     job.progress.stage("measuring costs")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onnxq.data import Dataset
+from onnxq.ir.blocks import representatives
 from onnxq.needs import Need
 from onnxq.observe import Observations, observe
+from onnxq.passes.notes import node_name
 from onnxq.passes.tuned import Tensors
 from onnxq.plan import Plan
 from onnxq.precision import FLOAT
 from onnxq.prepare import Prepared
 from onnxq.sequential import Judging, tune_in_order
+from onnxq.time_budget import Untried
 from onnxq.tune import AUTOMATIC, NO_METHODS, Layer, Tuner, parse_method
 from onnxq.tune.judge import Contest, Verdict
 from onnxq.tune.weight_matrix import WeightMatrix, weight_matrix
@@ -68,7 +71,9 @@ class _Tuners:
     additional: dict[str, list[Tuner]] = field(default_factory=dict)
 
 
-def tune(prepared: Prepared, precisions: Mapping[str, str]) -> dict[str, Tuning]:
+def tune(
+    prepared: Prepared, precisions: Mapping[str, str], *, judges: bool = False
+) -> dict[str, Tuning]:
     """What tuners compute for nodes in the precisions that they are to have.
 
     Each node and precision is tuned once for all plans of a prepared model, by a sequential tuner
@@ -86,12 +91,13 @@ def tune(prepared: Prepared, precisions: Mapping[str, str]) -> dict[str, Tuning]
     Args:
         prepared: The model.
         precisions: Precision by node name.
+        judges: Whether methods compete that are not automatic, too, to see what they gain.
 
     Raises:
         InputError: onnxruntime cannot run the model on the data.
     """
     nodes, job = prepared.nodes(), prepared.job
-    judging = _judging(job.samples) if job.methods == AUTOMATIC else None
+    judging = _judging(job.samples) if judges or job.methods == AUTOMATIC else None
     tuners = _Tuners()
     for name, text in precisions.items():
         if text != FLOAT and name in nodes:
@@ -102,6 +108,29 @@ def tune(prepared: Prepared, precisions: Mapping[str, str]) -> dict[str, Tuning]
     work.tune_in_order()
     work.judge_at_once(is_last=True)
     return work.tunings()
+
+
+def gains(prepared: Prepared) -> tuple[dict[str, dict[str, float]], tuple[Untried, ...]]:
+    """By how many dB methods lower the error of what nodes give, by precision and node name.
+
+    Of blocks that occur several times one is tuned for all, with all others in float, one
+    precision after the other. What no time was left for comes with it.
+
+    Raises:
+        InputError: onnxruntime cannot run the model on the data.
+    """
+    found: dict[str, dict[str, float]] = {}
+    untried: list[Untried] = []
+    repeated = representatives(prepared.graph)
+    like = {n: node_name(repeated.get(node, node)) for n, node in prepared.nodes().items()}
+    for precision in prepared.precisions():
+        able = [n for n, own in prepared.choices.items() if precision in own]
+        wanted = {like[name]: precision for name in able if like[name] in able}
+        tuned = tune(replace(prepared, tunings={}), wanted, judges=True)
+        found[precision] = {n: tuned[like[n]].gain_db for n in able if like[n] in tuned}
+        late = tuple(name for name in wanted if name in tuned and tuned[name].untried)
+        untried += [Untried(f"what methods gain in {precision}", late)] if late else []
+    return found, tuple(untried)
 
 
 def method_facts(prepared: Prepared, plan: Plan) -> tuple[MethodFacts, ...]:

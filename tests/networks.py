@@ -103,6 +103,30 @@ def shared(seed: int = 0) -> Graph:
     return graph
 
 
+def residual_products(depth: int = 4, width: int = 64, seed: int = 0) -> Graph:
+    """Equal blocks of a MatMul with Relu around which the sum goes, and a MatMul; batch open.
+
+    Weights of the first two blocks are small, so that few bits suffice for them.
+    """
+    rng = np.random.default_rng(seed)
+    graph = Graph("residual", model=ModelInfo(8, {"": 17}))
+    value = graph.add_input("x", TensorType(DataType.FLOAT, ("N", width)))
+    for number in range(depth):
+        scale = (0.1 if number < 2 else 1.0) / width**0.5
+        weight = rng.standard_normal((width, width)).astype(np.float32) * np.float32(scale)
+        read = graph.constant(weight, f"w{number}")
+        inner = graph.add("MatMul", [value, read], name=f"product{number}").output
+        inner = graph.add("Relu", [inner], name=f"relu{number}").output
+        value = graph.add("Add", [value, inner], name=f"sum{number}").output
+    head = graph.constant(rng.standard_normal((width, 8)).astype(np.float32), "head_w")
+    y = graph.add("MatMul", [value, head], name="head").output
+    y.type = TensorType(DataType.FLOAT, ("N", 8))
+    graph.add_output(y)
+    graph.rename(y, "y")
+    infer_types(graph)
+    return graph
+
+
 def branches(seed: int = 0) -> Graph:
     """An If that chooses by ``wide`` between two convolutions with a Gemm behind; batch open."""
     rng = np.random.default_rng(seed)

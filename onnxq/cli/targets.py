@@ -50,7 +50,7 @@ def _check(target: Target) -> None:
     checks: tuple[tuple[str, Callable[[], object]], ...] = (
         ("passes", lambda: target.passes and parse_passes(target.passes)),
         ("finish", lambda: target.finish and parse_passes(target.finish)),
-        ("precisions", lambda: require_searchable(target.precisions)),
+        ("precisions", lambda: require_searchable((*target.precisions, *target.small))),
         ("forms", lambda: form_passes(target)),
     )
     for entry, check in checks:
@@ -78,6 +78,7 @@ def _facts(target: Target) -> dict[str, Any]:
         "bias": target.bias,
         "everything": target.everything,
         "precisions": list(target.precisions),
+        "small": list(target.small),
         "passes": target.passes,
         "finish": target.finish,
         "forms": list(target.forms),
@@ -129,6 +130,7 @@ def _rows(target: Target) -> Iterator[tuple[str, str]]:
     available = f"{target.provider}, available here with {target.backend}"
     yield "provider", _missing(target) or available
     yield "precisions", ", ".join(target.precisions)
+    yield "for small files", ", ".join(target.small) or "the same"
     if target.forms:
         yield "forms", ", ".join(target.forms)
     activations = _scheme(target.activation_format.name, target.activation_scheme)

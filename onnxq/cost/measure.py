@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,9 +19,11 @@ from onnxq.ir import DataType, Graph, Node, TensorType, Value, infer_types, to_p
 from onnxq.ir.blocks import repeated_blocks, without_weights
 from onnxq.passes.notes import node_name
 from onnxq.passes.static.placement import Placement, channel_axis
+from onnxq.passes.weights.weight_rewrites import ConstantWeight, find_weight
 from onnxq.precision import FLOAT, parse_precision
 from onnxq.runtime import NodeTime
 from onnxq.runtime.specs import Array
+from onnxq.targets import Target
 
 _TAIL = re.compile(r"(_nchwc|_nhwc|_token_\d+|_quant|_matmulinteger\w*|/\w+Fusion/)+$")
 
@@ -135,16 +137,38 @@ def _alike(
     return found
 
 
-def size_costs(nodes: Sequence[Node], precisions: Sequence[str], model_sha256: str = "") -> Costs:
-    """Bytes of every node's weights, by precision; borders cost nothing."""
+def size_costs(
+    nodes: Sequence[Node], precisions: Sequence[str], target: Target, model_sha256: str = ""
+) -> Costs:
+    """Bytes of every node's weights, by precision, with their scales; borders cost nothing.
+
+    Those of a weight that several of the nodes read are divided among these.
+    """
+    weights = {node: _weights(node) for node in nodes}
+    readers = Counter(value for values in weights.values() for value in values)
     costs = {
         node_name(node): {
-            p: parse_precision(p).weight_bits / 8 * sum(v.data.size for v in _weights(node))
+            p: sum(b / readers[v] for v, b in _stored_bytes(node, own, p, target).items())
             for p in (FLOAT, *precisions)
         }
-        for node in nodes
+        for node, own in weights.items()
     }
     return Costs("size", model_sha256, {}, costs, {})
+
+
+def _stored_bytes(
+    node: Node, weights: Sequence[Value], precision: str, target: Target
+) -> dict[Value, float]:
+    """Bytes that each of a node's weights takes in a precision."""
+    parsed = parse_precision(precision)
+    layouts = {weight.value: layout for weight, layout in parsed.weights(node, target)}
+    found = {}
+    for value in weights:
+        assert value.data is not None
+        found[value] = parsed.stored_bits / 8 * value.data.size
+        if value in layouts:
+            found[value] += layouts[value].qparams_bytes(value.data.shape)
+    return found
 
 
 def flops_costs(
@@ -176,11 +200,10 @@ _STORED = {"Gather": (0,), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2)}
 """Slots of the weights of operators that are no products."""
 
 
-def _weights(node: Node) -> list[Any]:
+def _weights(node: Node) -> list[Value]:
     """Constant floats that a node reads as weights."""
-    slots = _STORED.get(node.op_type, (1,))
-    read = (node.input(slot) for slot in slots)
-    return [v for v in read if v is not None and v.is_constant and v.dtype is DataType.FLOAT]
+    found = (find_weight(node, slot) for slot in _STORED.get(node.op_type, (1,)))
+    return [weight.value for weight in found if isinstance(weight, ConstantWeight)]
 
 
 def _elements(value: Value | None) -> float:

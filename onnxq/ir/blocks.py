@@ -112,6 +112,15 @@ def excerpt(graph: Graph) -> Graph:
     return part if len(part) <= _LARGEST_EXCERPT * len(graph) else graph
 
 
+def representatives(graph: Graph) -> dict[Node, Node]:
+    """For each node in a block that occurs several times, that of a block in the middle."""
+    found = {}
+    for group in repeated_blocks(graph, without_weights(graph)):
+        for nodes in zip(*(block.nodes for block in group), strict=True):
+            found.update(dict.fromkeys(nodes, nodes[len(nodes) // 2]))
+    return found
+
+
 def without_weights(graph: Graph) -> set[Value]:
     """The values computed from inputs alone: no float constant of two or more dimensions is read.
 

@@ -36,6 +36,9 @@ PLAIN_FIELDS = ("producer_name", "producer_version", "domain", "model_version", 
 
 _ALIGNMENT = 4096
 
+_SMALL = 1 << 26
+"""Bytes of constants up to which a whole message is made to see how large it is."""
+
 
 def save(
     graph: Graph,
@@ -219,6 +222,14 @@ def fingerprint(graph: Graph) -> str:
     """What tells a model from every other one, its weights included."""
     message = to_proto(graph, _Digests()).SerializeToString(deterministic=True)
     return hashlib.sha256(message).hexdigest()
+
+
+def saved_bytes(graph: Graph) -> int:
+    """About as many bytes as a model takes on disk; of a small one, that is one file, exactly."""
+    constants = constant_bytes(graph)
+    if constants < _SMALL:
+        return to_proto(graph).ByteSize()
+    return constants + to_proto(graph, _Digests()).ByteSize()
 
 
 def constant_bytes(graph: Graph) -> int:

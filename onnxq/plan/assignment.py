@@ -45,6 +45,7 @@ class Choice:
         loss: How much noise it adds to the model's outputs; losses of nodes add up.
         reads_integers: Whether it reads its activations as integers.
         gives_integers: Whether it gives integers; None where it gives either at the same cost.
+        bytes: What the node's weights take in it.
     """
 
     precision: str
@@ -52,6 +53,7 @@ class Choice:
     loss: float = 0.0
     reads_integers: bool = False
     gives_integers: bool | None = False
+    bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,15 @@ class Border:
 
 @dataclass(frozen=True)
 class Problem:
-    """Nodes, borders, and groups of nodes that must have one precision."""
+    """Nodes, borders, groups of nodes that must have one precision, and the room for weights.
+
+    Without ``room`` bytes do not count.
+    """
 
     items: tuple[Item, ...]
     borders: tuple[Border, ...] = ()
     ties: tuple[tuple[str, ...], ...] = ()
+    room: float | None = None
 
     def cost(self, precisions: Mapping[str, str]) -> float:
         """Cost of an assignment, borders included."""
@@ -122,8 +128,12 @@ class Problem:
         """Predicted loss of an assignment."""
         return sum(c.loss for c in self._chosen(precisions).values())
 
+    def bytes(self, precisions: Mapping[str, str]) -> float:
+        """What the weights of an assignment take."""
+        return sum(c.bytes for c in self._chosen(precisions).values())
+
     def is_possible(self, precisions: Mapping[str, str]) -> bool:
-        """Whether an assignment keeps ties, and no node lacks the integers that it needs."""
+        """Whether an assignment has room, keeps ties, and no node lacks integers that it needs."""
         chosen = self._chosen(precisions)
         for item in self.items:
             choice = chosen[item.name]
@@ -139,6 +149,8 @@ class Problem:
                 and not any(chosen[n].reads_integers for n in item.serves)
             ):
                 return False
+        if self.room is not None and self.bytes(precisions) > self.room:
+            return False
         return all(len({precisions[n] for n in tie}) == 1 for tie in self.ties)
 
     def _chosen(self, precisions: Mapping[str, str]) -> dict[str, Choice]:
@@ -172,7 +184,7 @@ def assign(
     budget: float | None = None,
     time_limit: float = TIME_LIMIT,
 ) -> Assignment | None:
-    """The best assignment within a budget of the other quantity; None if there is none.
+    """The best assignment with room and within a budget of the other quantity; None without any.
 
     Solved as a mixed-integer linear program by HiGHS (Huangfu and Hall 2018): one binary variable
     for each node and precision, and for each value two variables between 0 and 1 that rise to 1
@@ -321,6 +333,15 @@ class _Program:
             self._build_border(border, self._borders + 2 * number)
         for tie in self._problem.ties:
             self._build_tie(tie)
+        if (room := self._problem.room) is not None:
+            # Coefficients far from 1 are hard on solvers.
+            unit = max(room, 1.0)
+            taken = {
+                self._at[item.name, c.precision]: c.bytes / unit
+                for item in self._problem.items
+                for c in item.choices
+            }
+            self._row({at: share for at, share in taken.items() if share}, -np.inf, room / unit)
 
     def _build_border(self, border: Border, quantize: int) -> None:
         dequantize = quantize + 1

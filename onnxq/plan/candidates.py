@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from onnxq.cost.costs import Costs
 from onnxq.ir import Graph, Node, Value
@@ -23,6 +24,7 @@ def build_problem(
     losses: Losses,
     costs: Costs,
     pinned: Mapping[str, str] | None = None,
+    sizes: Costs | None = None,
 ) -> Problem:
     """The integer program of a graph.
 
@@ -41,6 +43,7 @@ def build_problem(
         losses: Predicted losses; what has no entry loses nothing.
         costs: Measured or computed costs.
         pinned: Precision of nodes that have no choice.
+        sizes: Bytes of nodes, where they count beside costs.
     """
     pinned = pinned or {}
     owners = _owners(graph, placed)
@@ -50,8 +53,10 @@ def build_problem(
         if name not in choices:
             continue
         lost = losses.get(name, {})
-        found = [Choice(FLOAT, costs.of(name, FLOAT))] + [
-            _choice(rule, text, costs.of(name, text), lost.get(text, 0.0)) for text in choices[name]
+        found = [
+            _choice(rule, Choice(text, costs.of(name, text), lost.get(text, 0.0), bytes=taken))
+            for text in (FLOAT, *choices[name])
+            for taken in [sizes.of(name, text) if sizes else 0.0]
         ]
         if name in pinned:
             found = [c for c in found if c.precision == pinned[name]]
@@ -69,11 +74,12 @@ def build_problem(
     return Problem(tuple(items), borders, _ties(placed, items))
 
 
-def _choice(rule: OperatorRule | None, precision: str, cost: float, loss: float) -> Choice:
-    if rule is None or not parse_precision(precision).is_static:
-        return Choice(precision, cost, loss)
+def _choice(rule: OperatorRule | None, choice: Choice) -> Choice:
+    """A choice with what its precision reads and gives."""
+    if rule is None or not parse_precision(choice.precision).is_static:
+        return choice
     free = rule.role == "residual" or (rule.role == "compute" and rule.output == "float")
-    return Choice(precision, cost, loss, reads_integers=True, gives_integers=None if free else True)
+    return replace(choice, reads_integers=True, gives_integers=None if free else True)
 
 
 def _owners(graph: Graph, placed: Placement) -> dict[Value, str]:

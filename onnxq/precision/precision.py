@@ -49,7 +49,7 @@ class Precision(ABC):
         name: As on the command line.
         description: One line for people.
         order: Precisions are applied from the lowest order on.
-        weight_bits: Bits of a stored weight, scales not counted.
+        weight_bits: Bits of a stored weight, scales not counted, with the options it has by itself.
         activation_bits: Bits of an activation.
         relative_time: Time of one multiplication relative to float32, for planning without
             measuring.
@@ -102,6 +102,11 @@ class Precision(ABC):
     def needs(self, nodes: Sequence[Node], placed: Placement) -> Sequence[Need]:
         """What has to be observed before nodes can have it."""
         return ()
+
+    @property
+    def stored_bits(self) -> float:
+        """Bits of a stored weight in a model file, scales not counted."""
+        return self.weight_bits
 
     def weights(self, node: Node, target: Target) -> Weights:
         """A node's constant weights as it stores them on a target; none if it stores none."""

@@ -83,6 +83,12 @@ class StaticBits(Static):
         return Rounding(target.weight_format_of(_BITS[self.weight]), target.weight_scheme)
 
     @property
+    def stored_bits(self) -> float:
+        """See `Precision`."""
+        bits = _BITS.get(self.weight, 2)
+        return 2 if bits == 2 else 4 if bits <= 4 else 8
+
+    @property
     def stores_narrow(self) -> bool:
         """See `Static`."""
         return _BITS.get(self.weight, 2) <= 4

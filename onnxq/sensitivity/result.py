@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onnxq.plain import Amount, entry
 from onnxq.saved import SavedAsJson
@@ -33,6 +33,15 @@ class NodeSensitivity:
             return 0.0
         parts = self.precisions.get(precision)
         return None if parts is None else sum(self.losses[part] for part in parts)
+
+    def with_gains(self, gains: Mapping[str, float]) -> NodeSensitivity:
+        """The same with weights, or all where that is not told apart, that lose less by some dB."""
+        losses = dict(self.losses)
+        for precision, gain in gains.items():
+            for part in self.precisions.get(precision, ()):
+                if part.startswith("weights:") or part == precision:
+                    losses[part] = self.losses[part] * 10 ** (-gain / 10)
+        return replace(self, losses=losses)
 
     def part(self, precision: str, kind: str) -> float | None:
         """Loss of the ``weights`` or the ``activations`` alone; None if it is not known."""
@@ -74,6 +83,26 @@ class Sensitivity(SavedAsJson):
             node.node: {p: (node.loss(p) or 0.0) * self.scales.get(p, 1.0) for p in node.precisions}
             for node in self.nodes
         }
+
+    def with_gains(self, gains: Mapping[str, Mapping[str, float]]) -> Sensitivity:
+        """The same where methods compute weights rather than rounding.
+
+        What losses share grows with them, see `predicted`: so does the difference of scales from 1.
+
+        Args:
+            gains: By precision and node, dB by which methods lower the error of what it gives.
+        """
+        nodes = tuple(
+            node.with_gains({p: own.get(node.node, 0.0) for p, own in gains.items()})
+            for node in self.nodes
+        )
+        scales = {}
+        for precision, scale in self.scales.items():
+            before, after = (
+                sum(n.loss(precision) or 0.0 for n in own) for own in (self.nodes, nodes)
+            )
+            scales[precision] = 1.0 + (scale - 1.0) * (after / before if before else 1.0)
+        return replace(self, nodes=nodes, scales=scales)
 
     def predicted(self, precisions: Mapping[str, str]) -> float:
         """Predicted loss of a model whose nodes have some precisions, by name.

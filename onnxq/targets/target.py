@@ -122,6 +122,7 @@ class Target:
         finish: Passes, in text form, that run over the quantized graph at the end; empty if there
             are none.
         precisions: What a search over precisions chooses from here.
+        small: What it chooses from, too, where a small file is promised.
         contrib: Operators of onnxruntime's own that precisions may put in place of ONNX's.
         forms: Names of passes that write regions in another of several equal forms; a search
             measures what each region gains by it.
@@ -143,6 +144,7 @@ class Target:
     passes: str
     finish: str
     precisions: tuple[str, ...]
+    small: tuple[str, ...]
     contrib: tuple[str, ...]
     forms: tuple[str, ...]
     operators: Mapping[str, OperatorRule]
@@ -275,6 +277,7 @@ class _Table:
     weight: _Numbers
     precisions: tuple[str, ...]
     operators: Mapping[str, Mapping[str, Any]]
+    small: tuple[str, ...] = ()
     backend: str = "onnxruntime"
     passes: str = ""
     finish: str = ""

@@ -26,6 +26,8 @@ SLICE = 1 << 20
 
 _MOST_THREADS = 4
 
+_SCALE_BITS = 32
+
 _ROW_UNITS = (32, 4)
 """Rows are cut after a multiple of so many values: better of words, at least of whole bytes."""
 
@@ -114,6 +116,14 @@ class Layout:
         if axis is None or not self.transposed:
             return self.granularity
         return replace(self.granularity, axis=1 - axis % 2)
+
+    def qparams_bytes(self, shape: tuple[int, ...]) -> float:
+        """Bytes of scales and zero-points that a constant of a shape is stored with."""
+        format = self.quantizer.format
+        scheme = self.quantizer.scheme if isinstance(self.quantizer, Rounding) else ABSMAX
+        has_zeros = self.zero_point and not (scheme.symmetric and format.signed)
+        bits = _SCALE_BITS + has_zeros * format.bits
+        return math.prod(self.own_granularity.scale_shape(shape)) * bits / 8
 
     def shape(self, weight: Tensor) -> tuple[int, ...]:
         """Shape of the stored values."""

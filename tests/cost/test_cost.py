@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,25 @@ from onnxq.cost.cache import FILE
 from onnxq.cost.measure import by_node
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, infer_types, raise_opset
+from onnxq.ir.saving import constant_bytes
+from onnxq.passes.notes import node_name
 from onnxq.passes.static.placement import place
 from onnxq.passes.weights.quantize_weights import QuantizeWeights
+from onnxq.plan.apply import apply_precisions
+from onnxq.precision import Given, parse_precision
 from onnxq.runtime import NodeTime
 from onnxq.targets import load_target
-from tests.networks import CHANNELS, CLASSES, PIXELS, branches, chain, inputs, recurrent
+from tests.networks import (
+    CHANNELS,
+    CLASSES,
+    PIXELS,
+    branches,
+    chain,
+    inputs,
+    recurrent,
+    residual_products,
+    shared,
+)
 
 GRAPH = chain(3)
 PLACED = place(GRAPH, load_target("cpu-x64"))
@@ -68,16 +83,37 @@ def test_other_files_are_refused(text: str, part: str, tmp_path: Path) -> None:
 
 
 def test_bytes_are_those_of_the_weights() -> None:
-    found = size_costs(NODES, ["int8", "int4-weight"])
+    few = "static-bits{weight=int3}"
+    found = size_costs(NODES, ["int8", "int8-weight", "int4-weight", few], load_target("cpu-x64"))
     elements = CHANNELS * CHANNELS * 9
     assert found.nodes["conv1"] == {
         "float32": elements * 4,
-        "int8": elements,
-        "int4-weight": elements / 2,
+        "int8": elements + 4 * CHANNELS,
+        "int8-weight": elements + 4 * CHANNELS,
+        # An output of a convolution has a scale, and a zero-point of 4 bits.
+        "int4-weight": elements / 2 + CHANNELS * 4.5,
+        few: elements / 2 + 4 * CHANNELS,
     }
     assert found.nodes["head"]["float32"] == CHANNELS * CLASSES * 4
     assert found.nodes["residual"]["float32"] == 0
     assert not found.borders and found.kind == "size"
+
+
+@pytest.mark.parametrize("precision", [*load_target("cpu-x64").small[:6], "float16"])
+@pytest.mark.parametrize("make", [chain, shared, residual_products], ids=lambda make: make.__name__)
+def test_bytes_are_those_of_the_file(make: Callable[[], Graph], precision: str) -> None:
+    graph, target, parsed = make(), load_target("cpu-x64"), parse_precision(precision)
+    graph = raise_opset(graph, parsed.needed_opset(target))
+    placed = place(graph, target)
+    nodes = [node for node in graph.nodes() if not parsed.refusal(node, placed)]
+    costs = size_costs(nodes, [precision], target).nodes.values()
+    made = graph.copy()
+    apply_precisions(made, dict.fromkeys(map(node_name, nodes), precision), Given(target))
+    saved = sum(c["float32"] - c[precision] for c in costs)
+    assert saved > 0
+    left = constant_bytes(made) - (constant_bytes(graph) - saved)
+    # 16-bit floats halve biases, too.
+    assert left == 0 or (precision == "float16" and -200 < left < 0)
 
 
 def test_operations_are_counted() -> None:

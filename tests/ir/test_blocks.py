@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.ir import DataType, Graph, Tensor, TensorType, Value, infer_types
-from onnxq.ir.blocks import blocks, cuts, excerpt, repeated_blocks, without_weights
+from onnxq.ir.blocks import blocks, cuts, excerpt, repeated_blocks, representatives, without_weights
 from onnxq.ir.copying import reads
 from tests.helpers import run
+from tests.networks import residual_products
 
 
 def graph_of(text: str) -> Graph:
@@ -140,6 +141,15 @@ PAIR = """g (float[N, 4] x, float[4, 4] v, float[4, 4] w) => (y)
     { a = MatMul(x, v)  b = Softmax<axis = 1>(a)  c = Sub(b, a)  r = Reshape(c, same)  d = Add(r, x)
       e = MatMul(d, w)  f = Softmax<axis = 1>(e)  g = Sub(f, e)  s = Reshape(g, same)  y = Add(s, d)
     }"""
+
+
+def test_the_block_in_the_middle_stands_for_all() -> None:
+    found = {node.name: other.name for node, other in representatives(residual_products(5)).items()}
+    # The first block begins with what is given.
+    assert {name: found[name] for name in sorted(found) if "product" in name} == {
+        f"product{number}": "product3" for number in range(1, 5)
+    }
+    assert found["sum1"] == "sum3" and "head" not in found
 
 
 @pytest.mark.parametrize(

@@ -190,3 +190,27 @@ def test_out_of_time_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found is not None
     assert not found.exact
     assert 0 < found.loss <= 3.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.data())
+def test_room_is_kept(problem: Problem, data: st.DataObject) -> None:
+    items = tuple(
+        replace(item, choices=tuple(replace(c, bytes=data.draw(numbers)) for c in item.choices))
+        for item in problem.items
+    )
+    problem = replace(problem, items=items, room=data.draw(st.floats(0, 40)))
+    every = list(every_assignment(problem))
+    found = assign(problem)
+    if found is None:
+        assert not any(problem.bytes(chosen) <= problem.room - 1e-4 for chosen in every)
+        return
+    assert problem.bytes(found.precisions) <= problem.room + 1e-4
+    assert found.cost <= min((problem.cost(chosen) for chosen in every), default=np.inf) + 0.01
+
+
+def test_without_room_bytes_do_not_count() -> None:
+    item = Item("n", (Choice(FLOAT, 1.0, bytes=1e9), Choice("int8", 2.0, bytes=1.0)))
+    assert assign(Problem((item,))).precisions == {"n": FLOAT}
+    assert assign(Problem((item,), room=10.0)).precisions == {"n": "int8"}
+    assert assign(Problem((item,), room=0.5)) is None

@@ -101,6 +101,7 @@ def test_in_a_search_a_table_goes_with_the_product_that_reads_it(tmp_path: Path)
     )
     save(graph, tmp_path / "m.onnx")
     promise = {"min_sqnr": 20, "min_speedup": 0, "max_size_ratio": 0.4}
+    promise["precisions"] = ("int8", "int8-dynamic")
     made = optimize(tmp_path / "m.onnx", FEEDS, target="cpu-x64", **promise)  # type: ignore[arg-type]
     assert set(made.plan.precisions().values()) <= {"int8", "int8-dynamic"}
     assert stored_bytes(made.graph) < 1.2 * ROWS * 512

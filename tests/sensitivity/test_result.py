@@ -41,6 +41,20 @@ def test_round_trip(tmp_path: Path) -> None:
     assert Sensitivity.from_json(FOUND.to_json()).to_json() == FOUND.to_json()
 
 
+def test_methods_lower_the_losses_of_weights() -> None:
+    scaled = replace(FOUND, scales={"int8": 3.0, "int8-dynamic": 0.5})
+    found = scaled.with_gains({"int8": {"a": 10.0}})
+    a, b, c = found.nodes
+    # Of 3e-5 a third came from weights; 2.1e-5 are left, 6.1e-5 of 7e-5 in all.
+    assert a.losses == {"weights:int8": pytest.approx(1e-6), "activations:int8": 2e-5}
+    assert (b, c) == FOUND.nodes[1:]
+    assert found.scales["int8"] == pytest.approx(1 + 2 * 6.1 / 7)
+    assert found.scales["int8-dynamic"] == 0.5
+    whole = NodeSensitivity("a", "Conv", {"int8": 4.0}, {"int8": ("int8",)})
+    assert whole.with_gains({"int8": 20.0}).losses == {"int8": pytest.approx(0.04)}
+    assert whole.with_gains({"int8": 0.0}) == whole
+
+
 def test_ranking() -> None:
     assert FOUND.ranking("int8") == [("b", 4e-5), ("a", pytest.approx(3e-5))]
     assert FOUND.ranking("int8-dynamic") == [("c", 1e-7)]
