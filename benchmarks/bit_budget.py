@@ -105,10 +105,8 @@ class Bench:
         return self._kept(f"{ratio:.4g}", ratio, lambda: self._least(ratio))
 
     def _least(self, ratio: float) -> Plan | None:
-        problem = self._study.problem()
         search = Search(self._study, [Gate("size_ratio", ">=", ratio)])
-        chosen = search.fitting(problem, objective="loss")
-        return None if chosen is None else self._study.plan(problem, chosen, chosen)
+        return search.smallest_loss(self._study.problem())
 
     def _kept(self, name: str, asked: float, make: Callable[[], Plan | None]) -> Row | None:
         path = self._folder / f"{self._case.name}={name}.json"

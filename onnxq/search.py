@@ -38,8 +38,8 @@ REWRITTEN = "float, rewritten"
 ROUNDS = 4
 """Times that the budget of loss is tightened, or moved between what held and what did not."""
 
-_FITTINGS = 4
-"""Times that the room for weights is corrected, where a size is promised."""
+_FITTINGS = 8
+"""Times that the room for nodes is corrected, where a size is promised."""
 
 _SECONDS_EACH, _SECONDS_CLOSE = 0.25, 0.6
 """Time to measure each candidate for, and those again that are `_CLOSE` to the fastest."""
@@ -148,6 +148,7 @@ class Search:
         self._accuracy = tuple(g for g in gates if g.quantity not in ("speedup", "candidate_ms"))
         ratios = [g.bound for g in gates if g.quantity == "size_ratio"]
         self._bound: float | None = None
+        self._margin = 0.0
         if ratios:
             self._bound = model_bytes(self.job.source, self.job.path) / max(ratios)
         self._cheapest: dict[float, Assignment] = {}
@@ -173,8 +174,8 @@ class Search:
             raise InputError("no plan has all the precisions that are pinned; pin fewer nodes")
         self._propose_floats(program, free)
         if self._bound is not None:
-            chosen = self.fitting(program, objective="loss") or free
-            self._add("plan of least loss in so few bytes", chosen, program, free)
+            plan = self.smallest_loss(program) or self._plan(free, program, free)
+            self._make("plan of least loss in so few bytes", plan)
         self._propose(None, free)
         for precision in dict.fromkeys(self.job.precisions):
             chosen = uniform(program, precision)
@@ -222,8 +223,8 @@ class Search:
     def fitting(self, problem: Problem, **limits: Any) -> Assignment | None:
         """The best assignment, where a size is promised of those whose files are as small.
 
-        Beside its weights a file holds what depends on the assignment, so one is made with rounded
-        weights to see what is left for them.
+        A file holds more than its nodes account for, so one is made with rounded weights to see
+        what is left for these.
 
         Args:
             problem: The integer program.
@@ -234,18 +235,42 @@ class Search:
         """
         if self._bound is None:
             return assign(problem, **limits)
-        room, prepared = self._bound, self._study.prepared
+        bound, prepared = self._bound - self._margin, self._study.prepared
+        # With the lower room there is no assignment, with the upper one its file is too large.
+        lower, upper, room = 0.0, bound, bound
         for _ in range(_FITTINGS):
             chosen = assign(replace(problem, room=room), **limits)
-            if chosen is None:
+            if chosen is None and room == upper:
                 return None
+            if chosen is None:
+                lower, room = room, (room + upper) / 2
+                continue
             graph = prepared.graph.copy()
             given = Given(prepared.target, prepared.bounds())
             apply_precisions(graph, chosen.precisions, given)
-            excess = saved_bytes(graph) - self._bound
+            excess = saved_bytes(graph) - bound
             if excess <= 0:
                 return chosen
-            room -= excess
+            upper, room = room, room - excess
+            room = room if room > lower else (lower + upper) / 2
+        return None
+
+    def smallest_loss(self, problem: Problem) -> Plan | None:
+        """The plan of least loss whose file is as small as promised; None if there is none.
+
+        What methods add to a file, as biases, is left room for from then on.
+        """
+        assert self._bound is not None
+        for _ in range(_FITTINGS):
+            chosen = self.fitting(problem, objective="loss")
+            if chosen is None:
+                return None
+            plan = self._plan(chosen, problem, chosen)
+            graph, _ = apply_to(self._study.prepared, plan, self.job.context)
+            excess = saved_bytes(graph) - self._bound
+            if excess <= 0:
+                return plan
+            self._margin += excess
         return None
 
     def _report(self, candidate: Candidate) -> Report:

@@ -10,6 +10,7 @@ from pathlib import Path
 from onnxq.cost import Costs, Measurements, flops_costs, measure_costs, size_costs
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, Node, PassRecord
+from onnxq.ir.saving import saved_bytes
 from onnxq.job import Job
 from onnxq.passes.notes import BY_REQUEST, node_name
 from onnxq.passes.static.outermost import outermost
@@ -36,7 +37,7 @@ class Study:
         prepared: The model, with ranges.
         sensitivity: Predicted losses.
         costs: What nodes and borders cost.
-        sizes: Bytes of nodes, where a small file is promised.
+        sizes: Bytes of nodes in a file, where a small one is promised.
     """
 
     prepared: Prepared
@@ -247,16 +248,32 @@ def study(prepared: Prepared) -> Study:
         gained, untried = gains(prepared)
         losses = losses.with_gains(gained)
         losses = replace(losses, untried=(*losses.untried, *untried))
-    sizes = None
-    if prepared.job.options.max_size_ratio is not None:
-        nodes = list(prepared.nodes().values())
-        sizes = size_costs(nodes, prepared.precisions(), prepared.target)
+    sizes = None if prepared.job.options.max_size_ratio is None else find_sizes(prepared)
     return Study(prepared, losses, find_costs(prepared) if table is None else table, sizes)
 
 
 def weighs_size(job: Job) -> bool:
     """Whether bytes count, and so precisions of few bits, of which methods make something."""
     return job.options.max_size_ratio is not None or job.options.cost == "size"
+
+
+def find_sizes(prepared: Prepared) -> Costs:
+    """Bytes that nodes take in a file, by precision.
+
+    Those of their weights, and an equal share for each node of what else a precision adds to the
+    file: operators that quantize, their scales, names.
+    """
+    nodes, precisions = list(prepared.nodes().values()), prepared.precisions()
+    costs = size_costs(nodes, precisions, prepared.target)
+    sizes = {name: dict(own) for name, own in costs.nodes.items()}
+    before = saved_bytes(prepared.graph)
+    for precision, whole in whole_models(prepared).items():
+        having = [own for name, own in sizes.items() if precision in prepared.choices[name]]
+        weights = sum(own[precision] - own[FLOAT] for own in having)
+        share = (saved_bytes(whole) - before - weights) / len(having)
+        for own in having:
+            own[precision] += share
+    return replace(costs, nodes=sizes)
 
 
 def find_losses(prepared: Prepared) -> Sensitivity:

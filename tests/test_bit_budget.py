@@ -16,11 +16,11 @@ from onnxq.plan.apply import apply_precisions
 from onnxq.precision import Given
 from onnxq.prepare import observed, prepare
 from onnxq.search import Search
-from onnxq.study import Study, find_costs, find_losses, study
+from onnxq.study import Study, apply_to, find_losses, study
 from onnxq.targets import load_target
 from onnxq.tuning import gains
 from onnxq.verify import Gate
-from tests.networks import computed, residual_products
+from tests.networks import computed, inputs, residual_products
 
 __all__ = ["computed"]
 
@@ -101,6 +101,33 @@ def test_a_precision_that_another_one_beats_is_left_out(studied: Study) -> None:
     assert not replace(studied, sizes=None).dominated
 
 
+def test_all_nodes_in_a_precision_take_what_the_file_takes(studied: Study) -> None:
+    prepared, problem = studied.prepared, studied.problem()
+    before = to_proto(prepared.graph).ByteSize()
+    floats = problem.bytes(dict.fromkeys(prepared.choices, "float32"))
+    for precision in FEW:
+        every = dict.fromkeys(prepared.choices, precision)
+        made = prepared.graph.copy()
+        apply_precisions(made, every, Given(prepared.target))
+        grown = to_proto(made).ByteSize() - before
+        assert studied.problem().bytes(every) - floats == pytest.approx(grown)
+
+
+def test_what_methods_add_to_a_file_is_left_room_for(model: Path) -> None:
+    few, share = ("static-bits{weight=int4}", "static-bits{weight=int2}"), 0.21
+    options = Options(precisions=few, target="cpu-x64", cost="size", max_size_ratio=share)
+    with open_job(model, inputs(NETWORK, 32), options) as job:
+        found = study(observed(prepare(job)))
+        problem = found.problem()
+        search = Search(found, [Gate("size_ratio", ">=", 1 / share)])
+        rounded, plan = search.fitting(problem, objective="loss"), search.smallest_loss(problem)
+        assert rounded is not None and plan is not None
+        large, _ = apply_to(found.prepared, found.plan(problem, rounded, rounded), job.context)
+        small, _ = apply_to(found.prepared, plan, job.context)
+    bound = share * model.stat().st_size
+    assert to_proto(small).ByteSize() <= bound < to_proto(large).ByteSize()
+
+
 @pytest.mark.parametrize("ratio", [2.0, 4.0, 5.0, 6.0])
 def test_the_file_is_as_small_as_promised_and_hardly_smaller(studied: Study, ratio: float) -> None:
     search = Search(studied, [Gate("size_ratio", ">=", ratio)])
@@ -147,7 +174,3 @@ def test_a_size_that_cannot_be_kept_is_come_close_to(model: Path) -> None:
     found = sought(model, 100.0, precisions=FEW, min_sqnr=0)
     assert not found.passed
     assert {p for n, p in found.plan.precisions().items() if "product" in n} == {"int2-weight"}
-
-
-def test_costs_are_bytes_where_these_count_alone(studied: Study) -> None:
-    assert find_costs(studied.prepared).nodes == studied.sizes.nodes

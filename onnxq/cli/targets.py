@@ -130,7 +130,8 @@ def _rows(target: Target) -> Iterator[tuple[str, str]]:
     available = f"{target.provider}, available here with {target.backend}"
     yield "provider", _missing(target) or available
     yield "precisions", ", ".join(target.precisions)
-    yield "for small files", ", ".join(target.small) or "the same"
+    if target.small:
+        yield "small", f"{', '.join(target.small)} (where a size is promised)"
     if target.forms:
         yield "forms", ", ".join(target.forms)
     activations = _scheme(target.activation_format.name, target.activation_scheme)
