@@ -251,7 +251,9 @@ class Search:
             excess = saved_bytes(graph) - bound
             if excess <= 0:
                 return chosen
-            upper, room = room, room - excess
+            # Less than what was chosen takes, so that it is not chosen again.
+            upper = min(room, problem.bytes(chosen.precisions))
+            room = upper - excess
             room = room if room > lower else (lower + upper) / 2
         return None
 

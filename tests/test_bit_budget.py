@@ -8,19 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxq.ir import save, to_proto
+from onnxq.ir import Context, Graph, PassRecord, save, to_proto
 from onnxq.job import open_job
 from onnxq.optimization import Optimized, optimize
 from onnxq.options import Options
+from onnxq.plan import Plan
 from onnxq.plan.apply import apply_precisions
 from onnxq.precision import Given
-from onnxq.prepare import observed, prepare
+from onnxq.prepare import Prepared, observed, prepare
 from onnxq.search import Search
 from onnxq.study import Study, apply_to, find_losses, study
 from onnxq.targets import load_target
 from onnxq.tuning import gains
 from onnxq.verify import Gate
-from tests.networks import computed, inputs, residual_products
+from tests.networks import computed, residual_products
 
 __all__ = ["computed"]
 
@@ -113,19 +114,22 @@ def test_all_nodes_in_a_precision_take_what_the_file_takes(studied: Study) -> No
         assert studied.problem().bytes(every) - floats == pytest.approx(grown)
 
 
-def test_what_methods_add_to_a_file_is_left_room_for(model: Path) -> None:
-    few, share = ("static-bits{weight=int4}", "static-bits{weight=int2}"), 0.21
-    options = Options(precisions=few, target="cpu-x64", cost="size", max_size_ratio=share)
-    with open_job(model, inputs(NETWORK, 32), options) as job:
-        found = study(observed(prepare(job)))
-        problem = found.problem()
-        search = Search(found, [Gate("size_ratio", ">=", 1 / share)])
-        rounded, plan = search.fitting(problem, objective="loss"), search.smallest_loss(problem)
-        assert rounded is not None and plan is not None
-        large, _ = apply_to(found.prepared, found.plan(problem, rounded, rounded), job.context)
-        small, _ = apply_to(found.prepared, plan, job.context)
-    bound = share * model.stat().st_size
-    assert to_proto(small).ByteSize() <= bound < to_proto(large).ByteSize()
+def test_what_methods_add_to_a_file_is_left_room_for(
+    studied: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def padded(prepared: Prepared, plan: Plan, ctx: Context) -> tuple[Graph, list[PassRecord]]:
+        graph, records = apply_to(prepared, plan, ctx)
+        graph.model.doc_string = 2000 * "more "
+        return graph, records
+
+    monkeypatch.setattr("onnxq.search.apply_to", padded)
+    search = Search(studied, [Gate("size_ratio", ">=", 3.0)])
+    problem = studied.problem()
+    rounded, plan = search.fitting(problem, objective="loss"), search.smallest_loss(problem)
+    assert rounded is not None and plan is not None
+    graph, _ = padded(studied.prepared, plan, search.job.context)
+    assert to_proto(graph).ByteSize() <= search.job.path.stat().st_size / 3.0
+    assert plan.loss > rounded.loss
 
 
 @pytest.mark.parametrize("ratio", [2.0, 4.0, 5.0, 6.0])
@@ -152,15 +156,13 @@ def test_nothing_is_as_small(studied: Study) -> None:
 
 
 def test_the_search_mixes_bits_within_the_promise(model: Path) -> None:
-    found = sought(model, RATIO, precisions=FEW, min_sqnr=20)
+    # Nothing keeps this SQNR, so it is the nearest of those that are small.
+    found = sought(model, RATIO, precisions=FEW, min_sqnr=60)
     size, sqnr = found.report.size.ratio, found.report.sqnr_db
-    assert found.passed and size >= RATIO
-    chosen = found.plan.precisions()
-    # Where little is lost there are fewest bits.
-    assert chosen["product0"] == chosen["product1"] == "int2-weight" != chosen["head"]
-    for precision in FEW:
-        whole = sought(model, 1.0, recipe=precision, keep_failed=True, min_sqnr=-100.0).report
-        assert size > whole.size.ratio or sqnr > whole.sqnr_db + 3
+    assert size >= RATIO and not found.passed
+    assert len(set(found.plan.precisions().values()) & {*FEW}) > 1
+    others = [c.sqnr_db for c in found.report.candidates if c.label.startswith("all ")]
+    assert others and sqnr > max(db for db in others if db is not None)
 
 
 def test_the_target_says_what_is_small(model: Path) -> None:
