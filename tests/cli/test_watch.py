@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from disturbances import MODELS, NONE, Photographs, gain
 
 from onnxq.adaptive.bundle import Bundle
+from onnxq.runtime import Session
 from onnxq.watching import Watch, watch
 from tests.adaptive import fakes
 from tests.cli.conftest import Command
@@ -114,3 +116,29 @@ def test_what_is_no_bundle_and_data_that_does_not_fit(
     onnxq("watch", bundle, "--data", tmp_path / "other.npz").refused("other.npz", "'x'")
     (bundle / "factor1.onnx").write_bytes(b"")
     onnxq("watch", bundle, "--data", data).refused("factor1.onnx", "not what the bundle was made")
+
+
+@pytest.mark.slow
+def test_a_brighter_camera_is_noticed_and_adapted_to(onnxq: Command, tmp_path: Path) -> None:
+    dark, digits = gain(0.7), Photographs.of("digits_vit")
+    np.savez(tmp_path / "calibration.npz", **digits.usual(dark))
+    np.savez(tmp_path / "today.npz", **digits.stream([(200, dark, dark), (1000, NONE, NONE)]))
+    bundle = tmp_path / "bundle"
+    made = onnxq(
+        *("optimize", MODELS / "digits_vit.onnx", "--data", tmp_path / "calibration.npz"),
+        *("-o", tmp_path / "int8.onnx", "--recipe", "int8", "--adaptive", bundle),
+    )
+    assert made.code == 0
+    static = accuracy(tmp_path / "int8.onnx", digits.stream([(450, NONE, NONE)]))
+    found = onnxq("watch", bundle, "--data", tmp_path / "today.npz", "--json", "-")
+    assert found.code == 1
+    adaptive = Watch.from_json(found.out).adaptive
+    assert [own.kind for own in adaptive.happenings[:2]] == ["drift", "adapted"]
+    assert 200 < adaptive.happenings[0].request < adaptive.happenings[1].request < 700
+    last = [own.value for own in adaptive.stretches if own.first > 700]
+    assert static < 0.94 and np.mean([value for value in last if value is not None]) > 0.97
+
+
+def accuracy(model: Path, data: dict[str, np.ndarray]) -> float:
+    scores = Session(model).run({"image": data["image"]})["logits"]
+    return float((scores.argmax(1) == data["labels"]).mean())
