@@ -36,6 +36,9 @@ _SUBJECT, _SOURCE, _QUANTIZED, _STORE = "subject", "source.onnx", "quantized.onn
 _PATIENCE = timedelta(days=7)
 """A process that waits is told when another one ends: no time is too long."""
 
+_GLANCE = 0.5
+"""Seconds after which a process looks again whether the first one is there."""
+
 _Found = TypeVar("_Found")
 
 
@@ -300,24 +303,29 @@ def _work(folder: Path, rank: int) -> None:
     threading.Thread(target=_watch, args=(os.getppid(), folder), daemon=True).start()
     learner, count = _read(folder, rank)
     _ready(folder, rank).touch()
-    _join(folder, rank, count)
-    while True:
-        given: list[Any] = [None]
-        dist.scatter_object_list(given, src=0)
-        order: _Order = given[0]
-        if order.takes_numbers:
-            _share_numbers(learner.module)
-        if order.learns:
-            loss = learner.learn(order.feeds, order.done, order.samples)
-            _reduced(learner.module, loss)
-        else:
-            _summed(learner.judge(order.feeds))
+    try:
+        _join(folder, rank, count)
+        while True:
+            given: list[Any] = [None]
+            dist.scatter_object_list(given, src=0)
+            order: _Order = given[0]
+            if order.takes_numbers:
+                _share_numbers(learner.module)
+            if order.learns:
+                loss = learner.learn(order.feeds, order.done, order.samples)
+                _reduced(learner.module, loss)
+            else:
+                _summed(learner.judge(order.feeds))
+    except RuntimeError:
+        # If the first process was killed, `_watch` sees it and clears up.
+        time.sleep(2 * _GLANCE)
+        raise
 
 
 def _watch(first: int, folder: Path) -> None:
     """End with the first process, even if it was killed and could not say so."""
     while os.getppid() == first:
-        time.sleep(0.5)
+        time.sleep(_GLANCE)
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
