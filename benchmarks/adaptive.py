@@ -33,14 +33,14 @@ from memory import memory_bytes
 
 from onnxq import optimize, watch
 from onnxq.adaptive.bundle import Bundle
-from onnxq.adaptive.cascade import fitted, margins_of
+from onnxq.adaptive.cascade import margins_of
 from onnxq.adaptive.deployment import Deployment
+from onnxq.adaptive.fitting import fitted
 from onnxq.adaptive.judge import Amounts
 from onnxq.adaptive.parts import Parts
 from onnxq.adaptive.replay import Rules
 from onnxq.adaptive.serving import Sessions
 from onnxq.adaptive.session import AdaptiveSession
-from onnxq.adaptive.state import Generation
 from onnxq.adaptive.twin import Twin
 from onnxq.runtime import Session
 from onnxq.saved import SavedAsJson
@@ -349,7 +349,7 @@ def cascade(bench: Bench, model: str, samples: int) -> str:
     if found is None:
         return f"{model}: only float keeps an agreement of {PROMISED} for certain"
     margins = margins_of(bundle.facts.decisions, bundle.facts.outputs)
-    opened = [Sessions(bundle).make(Generation(0, Deployment(n))).session for n in _places(bundle)]
+    opened = [Sessions(bundle).session(Deployment(n)) for n in _places(bundle)]
     ask = [lambda fed, own=own: tuple(own.run(None, dict(fed))) for own in opened]
     ask.append(lambda fed: found.run([ask[n] for n in found.variants], fed, margins))
     seconds, agreed = np.zeros((len(ask), samples)), np.zeros((len(ask), samples), bool)

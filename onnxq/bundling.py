@@ -13,6 +13,8 @@ import numpy as np
 
 from onnxq.adaptive.baseline import Baseline, TensorBaseline
 from onnxq.adaptive.bundle import Bundle, BundleFacts, Variant, data_sha256
+from onnxq.adaptive.cascade import check_promised
+from onnxq.adaptive.fitting import fitted
 from onnxq.adaptive.scores import (
     KINDS,
     Scoring,
@@ -66,12 +68,19 @@ class Ladder:
     rungs: tuple[Rung, ...]
 
 
-def check_bundled(job: Job) -> None:
+def check_bundled(job: Job, promised: float | None = None) -> None:
     """Refuse before long work what no bundle can be made of.
 
+    Args:
+        job: What the models are to be made in.
+        promised: Agreement with float that a cascade of them is to keep; None without one.
+
     Raises:
-        InputError: the target's provider, which the variants are to be timed on, is not here.
+        InputError: the target's provider, which the variants are to be timed on, is not here, or
+            the held-out samples are too few for the promise.
     """
+    if promised is not None:
+        check_promised(promised, 0 if job.held_out is None else len(job.held_out))
     if missing := job.missing_provider():
         raise InputError(
             f"the variants of a bundle are timed on the target {job.target.name}, but {missing}; "
@@ -79,7 +88,13 @@ def check_bundled(job: Job) -> None:
         )
 
 
-def write_bundle(job: Job, ladder: Ladder, chosen: Graph, folder: str | os.PathLike[str]) -> Bundle:
+def write_bundle(
+    job: Job,
+    ladder: Ladder,
+    chosen: Graph,
+    folder: str | os.PathLike[str],
+    promised: float | None = None,
+) -> Bundle:
     """Write a bundle: the models that are worth having, float, and what is usual.
 
     A quantized model is worth having if it is faster than all that are nearer to the float model.
@@ -91,9 +106,11 @@ def write_bundle(job: Job, ladder: Ladder, chosen: Graph, folder: str | os.PathL
         ladder: The models.
         chosen: The one that kept its promise; the float model if it is none of the rungs.
         folder: Where to write.
+        promised: Agreement with float that a cascade of the models is to keep; None without one.
 
     Raises:
-        InputError: the folder cannot be written, or onnxruntime cannot run a model on the data.
+        InputError: the folder cannot be written, the outputs hold no decisions to promise, or
+            onnxruntime cannot run a model on the data.
     """
     job.progress.stage("making the bundle")
     made = job.folder / "bundle"
@@ -130,6 +147,9 @@ def write_bundle(job: Job, ladder: Ladder, chosen: Graph, folder: str | os.PathL
         outputs=tuple(value.name for value in ladder.floats.outputs),
     )
     bundle = Bundle(made, facts, Baseline(0, {}, {}))
+    if promised is not None and job.held_out is not None:
+        cascade = fitted(bundle, _single(job, job.held_out), promised, seed=job.options.seed)
+        bundle = replace(bundle, facts=replace(facts, cascade=cascade))
     return replace(bundle, baseline=_baseline(job, bundle, graphs[place])).save(folder)
 
 

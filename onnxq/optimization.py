@@ -67,6 +67,7 @@ def optimize(
     output: str | os.PathLike[str] | None = None,
     plan_output: str | os.PathLike[str] | None = None,
     adaptive: str | os.PathLike[str] | None = None,
+    cascade: float | None = None,
     eval_data: DataLike | None = None,
     keep_failed: bool = False,
     progress: Progress = SILENT,
@@ -90,6 +91,8 @@ def optimize(
         adaptive: Folder to write a bundle for adaptive sessions to, on the same conditions: the
             model, those that a search measured and that are faster or nearer to the float model,
             the float model, and what was usual of the data.
+        cascade: Share of decisions that are to be the float model's where models of the bundle
+            answer together, the cheapest as far as it is sure; one model answers if None.
         eval_data: Held-out samples; a part of ``data`` if None.
         keep_failed: Write even when a promise broke.
         progress: Told of stages.
@@ -106,6 +109,7 @@ def optimize(
         output=output,
         plan_output=plan_output,
         adaptive=adaptive,
+        cascade=cascade,
         eval_data=eval_data,
         keep_failed=keep_failed,
         progress=progress,
@@ -138,6 +142,7 @@ def made(
     output: str | os.PathLike[str] | None,
     plan_output: str | os.PathLike[str] | None,
     adaptive: str | os.PathLike[str] | None = None,
+    cascade: float | None = None,
     eval_data: DataLike | None,
     keep_failed: bool,
     progress: Progress,
@@ -157,6 +162,8 @@ def made(
         raise InputError(
             f"the plan's tensors go to '{beside}', as does the model; name another file"
         )
+    if cascade is not None and adaptive is None:
+        raise InputError("a cascade is of the models of a bundle; name its folder by --adaptive")
     if adaptive is not None:
         check_folder(Path(adaptive))
         if Path(adaptive).resolve() in {Path(f).resolve() for f in files if f is not None}:
@@ -165,7 +172,7 @@ def made(
     with open_job(model, data, options, eval_data=eval_data, progress=watch) as job:
         _check(job)
         if adaptive is not None:
-            check_bundled(job)
+            check_bundled(job, cascade)
         found = make(job)
         graph, report, plan = found.graph, found.report, found.plan
         report = replace(
@@ -194,7 +201,16 @@ def made(
                     "no bundle can be made: nothing in the model is quantized, so there is nothing "
                     "to adapt; leave --adaptive out"
                 )
-            write_bundle(job, found.ladder, graph, adaptive)
+            bundle = write_bundle(job, found.ladder, graph, adaptive, cascade)
+            if cascade is not None and bundle.facts.cascade is None:
+                report = replace(
+                    report,
+                    notes=(
+                        *report.notes,
+                        f"no cascade: only the float model keeps an agreement of {cascade:g} for "
+                        "certain, so sessions on the bundle answer by one model",
+                    ),
+                )
     written = Path(output) if is_kept and output is not None else None
     report = replace(
         report,

@@ -16,7 +16,6 @@ from onnxq.adaptive.deployment import Deployment, Reference, Sampled
 from onnxq.adaptive.qparams import fresh, quantizers
 from onnxq.adaptive.scores import DISAGREEMENT, ENTROPY, output_scores
 from onnxq.adaptive.serving import Sessions
-from onnxq.adaptive.state import Generation
 from onnxq.errors import InputError
 from onnxq.ir import load
 from onnxq.observe import Statistics
@@ -188,7 +187,7 @@ def _serving(bundle: Bundle) -> Callable[[Deployment], Answering]:
     sessions = Sessions(bundle)
 
     def opened(deployment: Deployment) -> Answering:
-        session = sessions.make(Generation(0, deployment)).session
+        session = sessions.session(deployment)
         return lambda feeds: tuple(session.run(None, dict(feeds)))
 
     return opened

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxq.adaptive.baseline import Baseline
+from onnxq.adaptive.cascade import Cascade
 from onnxq.adaptive.deployment import Deployment
 from onnxq.errors import InputError
 from onnxq.saved import SavedAsJson
@@ -74,6 +75,7 @@ class BundleFacts(SavedAsJson):
         threads: Threads inside one operator.
         baseline_sha256: Hash of ``baseline.json``.
         outputs: Names of the model's outputs in order.
+        cascade: Which variants answer each request; None where one answers all.
     """
 
     schema = "onnxq/bundle/1"
@@ -90,6 +92,7 @@ class BundleFacts(SavedAsJson):
     threads: int
     baseline_sha256: str = ""
     outputs: tuple[str, ...] = ()
+    cascade: Cascade | None = None
 
 
 @dataclass(frozen=True)

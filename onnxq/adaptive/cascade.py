@@ -8,7 +8,7 @@ least what was promised, with 95 % confidence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -16,11 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from onnxq.adaptive.bundle import Bundle
-from onnxq.adaptive.deployment import Deployment
 from onnxq.adaptive.scores import agreement
-from onnxq.adaptive.serving import Sessions
-from onnxq.adaptive.state import Generation
 from onnxq.errors import InputError
 from onnxq.runtime.specs import Array
 from onnxq.verify.decisions import Decision
@@ -91,14 +87,16 @@ class Cascade:
         is one sample.
 
         Args:
-            answering: The variants of the cascade, in its order.
+            answering: The variants of the cascade, in its order; the last ones of them, where the
+                cheapest are not to be asked.
             feeds: The request.
             margins: Gives the margin of each sample of an answer, see `margins_of`.
         """
         given = answering[0](feeds)
         count = _count(feeds, given)
         unsure = np.arange(count)
-        for threshold, ask in zip(self.thresholds, answering[1:], strict=True):
+        thresholds = self.thresholds[len(self.variants) - len(answering) :]
+        for threshold, ask in zip(thresholds, answering[1:], strict=True):
             if count == 1:
                 if margins(given).min() >= threshold:
                     break
@@ -241,19 +239,9 @@ def fit(tried: Tried, promised: float) -> Cascade | None:
     Raises:
         InputError: no share can be promised with so few samples.
     """
-    if not 0 < promised < 1:
-        raise InputError(
-            f"an agreement of {promised:g} cannot be promised; give one within 0 and 1"
-        )
     count = tried.margins.shape[1]
+    check_promised(promised, count)
     first, second = tried.part(slice(0, count // 2)), tried.part(slice(count // 2, None))
-    tested = count - count // 2
-    if _upper(0, tested) > 1 - promised:
-        needed = 2 * int(np.ceil(np.log(_ERROR) / np.log(promised)))
-        raise InputError(
-            f"an agreement of {promised:g} cannot be proved with {count} samples; give {needed} or "
-            "more, or promise less"
-        )
     found: list[tuple[float, int, Cascade]] = []
     for at, cascade in enumerate(_chains(first, promised)):
         found.append((first.outcome(cascade.variants, cascade.path[-1])[1], at, cascade))
@@ -262,28 +250,22 @@ def fit(tried: Tried, promised: float) -> Cascade | None:
     return None
 
 
-def fitted(
-    bundle: Bundle, samples: Iterable[Mapping[str, Array]], promised: float
-) -> Cascade | None:
-    """The cheapest cascade of a bundle's variants that keeps a promise, see `fit`.
-
-    Args:
-        bundle: Whose variants they are, as fast as it says.
-        samples: Feeds of single samples that nothing was calibrated with, in random order.
-        promised: Smallest share of decisions that are to be the float model's.
+def check_promised(promised: float, count: int) -> None:
+    """Find out before long work whether so many samples can prove a promise.
 
     Raises:
-        InputError: the outputs decide nothing, there are too few samples, or a model cannot be run.
+        InputError: they cannot, or nothing like that can be promised.
     """
-    facts, sessions = bundle.facts, Sessions(bundle)
-    fed = list(samples)
-    answers, names = [], list[str]()
-    for place in range(len(facts.variants)):
-        serving = sessions.make(Generation(0, Deployment(place)))
-        names = list(serving.outputs)
-        answers.append([tuple(serving.session.run(None, dict(feeds))) for feeds in fed])
-    speedups = [variant.speedup for variant in facts.variants]
-    return fit(Tried.of(facts.decisions, names, answers, speedups), promised)
+    if not 0 < promised < 1:
+        raise InputError(
+            f"an agreement of {promised:g} cannot be promised; give one within 0 and 1"
+        )
+    if _upper(0, count - count // 2) > 1 - promised:
+        needed = 2 * int(np.ceil(np.log(_ERROR) / np.log(promised)))
+        raise InputError(
+            f"an agreement of {promised:g} cannot be proved with {count} samples; give {needed} or "
+            "more, or promise less"
+        )
 
 
 def _chains(tried: Tried, promised: float) -> Iterator[Cascade]:

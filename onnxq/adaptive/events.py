@@ -15,12 +15,16 @@ from onnxq.plain import entry
 
 LOGGER = logging.getLogger("onnxq.adaptive")
 
-Kind = Literal["drift", "adapted", "declined", "rolled-back", "followed", "recovered", "fault"]
+Kind = Literal[
+    "drift", "adapted", "declined", "rolled-back", "stricter", "followed", "recovered", "fault"
+]
 """What can happen.
 
 ``drift``: requests are no longer what they were. ``adapted``: another model answers from now on.
 ``declined``: there was drift, and nothing better was found. ``rolled-back``: what an adaptation
-brought was worse, and the model before it answers again. ``followed``: another worker changed
+brought was worse, and the model before it answers again. ``stricter``: answers of
+a cascade differed from the float model's more often than was promised, so its thresholds rose.
+``followed``: another worker changed
 what answers. ``fault``: something failed, requests are answered as before. ``recovered``: it
 works again.
 """

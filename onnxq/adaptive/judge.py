@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from onnxq.adaptive.bundle import Bundle
+from onnxq.adaptive.cascade import Keeping
 from onnxq.adaptive.deployment import Deployment, Reference, Sampled
 from onnxq.adaptive.events import Journal, Kind
 from onnxq.adaptive.parts import Gathering, Outputs, Parts, Verdict
 from onnxq.adaptive.sampling import Sampling
+from onnxq.adaptive.scores import agreement
 from onnxq.adaptive.serving import Serving
 from onnxq.runtime.specs import Array
 
@@ -78,12 +80,20 @@ class Judge:
         parts: What watches and adapts.
         known: What `statistics` gave in an earlier run; None without one.
         amounts: How many requests are sampled for what.
+        keeping: Keeps up the promise of the cascade that answers; None where none does.
     """
 
     def __init__(
-        self, bundle: Bundle, host: Host, parts: Parts, known: Any, amounts: Amounts
+        self,
+        bundle: Bundle,
+        host: Host,
+        parts: Parts,
+        known: Any,
+        amounts: Amounts,
+        keeping: Keeping | None = None,
     ) -> None:
         self._bundle, self._host, self._parts, self._amounts = bundle, host, parts, amounts
+        self._keeping = keeping
         self._twin = parts.twin(bundle)
         self._monitor = parts.monitor(bundle, known)
         self._since = 0
@@ -97,6 +107,7 @@ class Judge:
             return
         reference = self._twin.run(sampled.feeds)
         self._monitor.see(sampled, reference, now)
+        self._keep_up(sampled, reference)
         self._step(sampled, reference)
 
     def statistics(self) -> Any:
@@ -116,6 +127,19 @@ class Judge:
             (replace(kept, correct=correct) if kept.request == request else kept, reference)
             for kept, reference in self._held_back
         ]
+
+    def _keep_up(self, sampled: Sampled, reference: Reference) -> None:
+        if self._keeping is None:
+            return
+        facts, cascade = self._bundle.facts, self._keeping.cascade
+        agreed = agreement(facts.decisions, facts.outputs, reference.outputs, sampled.served) == 1.0
+        if self._keeping.see(agreed):
+            self._host.journal.tell(
+                "stricter",
+                f"fewer than the promised {100 * cascade.promised:g} % of the cascade's answers "
+                "decided as the float model; more requests are passed on from now on",
+                thresholds=list(self._keeping.cascade.thresholds),
+            )
 
     def _watch(self, *, anew: bool) -> None:
         """Wait for an alarm; from what is usual from now on, or from what was."""

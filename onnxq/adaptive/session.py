@@ -38,6 +38,9 @@ class AdaptiveSession:
     longer what the model was calibrated for, another model is made, tried on recent requests
     against the float model, and answers from the next request on.
 
+    A bundle that was made with a promised agreement (``--cascade``) answers by the cheapest variant
+    that is sure, sample by sample; then results are those of no single model.
+
     Args:
         bundle: The folder that `onnxq optimize --adaptive` wrote, or an opened one.
         sampling: Share of the requests that are looked at; many of them on suspicion.
@@ -99,11 +102,14 @@ class AdaptiveSession:
             )
 
         clock = clock or Clock()
+        sessions = Sessions(opened, sess_options, providers)
         self._worker = Worker(
-            Sessions(opened, sess_options, providers),
+            sessions,
             Sampling(sampling, seed, clock.steady),
             open_state,
-            lambda worker, known: Judge(opened, worker, making, known, amounts or Amounts()),
+            lambda worker, known: Judge(
+                opened, worker, making, known, amounts or Amounts(), sessions.keeping
+            ),
             time_share=time_share,
             clock=clock,
             intervals=intervals or Intervals(),

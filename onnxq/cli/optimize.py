@@ -25,9 +25,9 @@ EXAMPLES = """examples:
 NEEDS = "model --data --output"
 TAKES = (
     "--eval --recipe --target --calibrator --methods --max-drop --min-agreement --min-speedup "
-    "--min-sqnr --max-size-ratio --keep-failed --plan-out --adaptive --pin --work-dir --metric "
-    "--calibration-samples --time-budget --keep-overridable --opset --seed --memory-limit --report "
-    f"--threads --batch-size --throughput --latency-of {IMAGES}"
+    "--min-sqnr --max-size-ratio --keep-failed --plan-out --adaptive --cascade --pin --work-dir "
+    "--metric --calibration-samples --time-budget --keep-overridable --opset --seed --memory-limit "
+    f"--report --threads --batch-size --throughput --latency-of {IMAGES}"
 )
 MAKES_MODEL = True
 
@@ -40,6 +40,7 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         parsed.data,
         given(parsed),
         adaptive=parsed.adaptive,
+        cascade=parsed.cascade,
         progress=progress,
         **ends,
     )

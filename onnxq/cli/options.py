@@ -177,6 +177,13 @@ _DECLARED: Mapping[str, Keywords] = {
         "write a bundle for adaptive sessions: the model, variants of it, and what is usual",
         group="plan",
     ),
+    "--cascade": _value(
+        "SHARE",
+        "let the bundle's models answer together, the cheapest as far as it is sure, so that this "
+        "share of decisions is float's, as 0.995",
+        values.part,
+        group="plan",
+    ),
     "--pin": _values(
         "PATTERN=P",
         "precision of the nodes whose name matches, as 'head*=float32'",

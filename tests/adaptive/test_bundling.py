@@ -167,6 +167,28 @@ def test_a_bundle_and_a_file_cannot_have_one_place(taken: str, tmp_path: Path) -
         optimize("no model", "no data", adaptive=place, **{taken: place})
 
 
+def test_a_cascade_of_the_bundle_is_fitted_to_held_out_samples(
+    samples: dict[str, Array], tmp_path: Path
+) -> None:
+    optimize(MODELS / "digits_resnet.onnx", samples, adaptive=tmp_path / "b", cascade=0.8, **FAST)
+    found = Bundle.load(tmp_path / "b").facts.cascade
+    assert found is not None
+    assert (found.promised, found.variants[0]) == (0.8, 0)
+    assert found.proved >= 0.8 and found.samples == 24
+
+
+def test_a_cascade_that_cannot_be_is_found_before_long_work(
+    samples: dict[str, Array], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="name its folder by --adaptive"):
+        optimize("no model", "no data", cascade=0.9)
+    with pytest.raises(InputError, match=r"0\.999 cannot be proved with \d+ samples; give 5990"):
+        optimize(
+            MODELS / "digits_resnet.onnx", samples, adaptive=tmp_path / "b", cascade=0.999, **FAST
+        )
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.slow
 def test_a_search_leaves_a_ladder_and_cifar_in_another_light_is_noticed(
     tmp_path: Path, corpus: Path

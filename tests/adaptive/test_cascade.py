@@ -16,9 +16,9 @@ from onnxq.adaptive.cascade import (
     Outputs,
     Tried,
     fit,
-    fitted,
     margins_of,
 )
+from onnxq.adaptive.fitting import fitted
 from onnxq.errors import InputError
 from onnxq.verify.decisions import Decision
 from onnxq.verify.result import NEIGHBOUR
@@ -106,7 +106,7 @@ def test_so_few_samples_prove_nothing() -> None:
 
 def test_fitted_to_the_variants_of_a_bundle(tmp_path: Path) -> None:
     bundle = plain_bundle(tmp_path)
-    decisions = replace(bundle.facts, decisions=(CLASSES,))
+    decisions = replace(bundle.facts, decisions=(CLASSES,), outputs=("y",))
     fed = [{"x": x[None]} for x in inputs(chain(), 200)["x"]]
     # The two have other weights: what is faster decides otherwise.
     assert fitted(replace(bundle, facts=decisions), fed, 0.95) is None
