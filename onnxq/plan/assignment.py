@@ -7,7 +7,11 @@ stays within a budget; or the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -238,6 +242,33 @@ def pareto_front(
     return front
 
 
+@contextlib.contextmanager
+def _standard_output_unused() -> Iterator[None]:
+    """Keep what is printed away from standard output, where a report may go as JSON.
+
+    HiGHS, as scipy 1.17 has it, prints a line of its own now and then, whatever its options say
+    (``HighsMipSolverData::transformNewIntegerFeasibleSolution tmpSolver.run();``).
+    """
+    sys.stdout.flush()
+    try:
+        before = os.dup(1)
+    except OSError:
+        # There is no standard output.
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, TypeError):
+            # What C has buffered is written only then; Windows has no library of all names.
+            ctypes.CDLL(None).fflush(None)
+        os.dup2(before, 1)
+        os.close(before)
+        os.close(nowhere)
+
+
 @dataclass(frozen=True)
 class _Solution:
     """What HiGHS says: its status (0 optimal, 1 out of time, 2 impossible) and the variables."""
@@ -294,13 +325,14 @@ class _Program:
         size = max(float(np.abs(goal).max()), 1e-300)
         integral = np.zeros(len(goal), dtype=np.int64)
         integral[: self._borders] = 1
-        result = milp(
-            goal / size,
-            integrality=integral,
-            bounds=Bounds(0, 1),
-            constraints=LinearConstraint(_matrix(rows, len(goal)), low, high) if rows else None,
-            options={"time_limit": time_limit, "mip_rel_gap": _GAP},
-        )
+        with _standard_output_unused():
+            result = milp(
+                goal / size,
+                integrality=integral,
+                bounds=Bounds(0, 1),
+                constraints=LinearConstraint(_matrix(rows, len(goal)), low, high) if rows else None,
+                options={"time_limit": time_limit, "mip_rel_gap": _GAP},
+            )
         return _Solution(int(result.status), result.x)
 
     def assignment(self, x: npt.NDArray[np.float64], *, exact: bool) -> Assignment:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -174,6 +176,21 @@ def test_thousand_nodes_are_solved_exactly() -> None:
     assert found.loss <= budget * (1 + 1e-6)
     # A tenth of the loss still buys most of what int8 saves.
     assert found.cost < 0.55 * float(costs.sum())
+
+
+def test_what_the_solver_prints_does_not_reach_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def loud(*program: object, **options: object) -> object:
+        os.write(1, b"a line of the solver's own")
+        ctypes.CDLL(None).printf(b"and one that C buffers")
+        return milp(*program, **options)
+
+    milp = assignment.milp
+    monkeypatch.setattr(assignment, "milp", loud)
+    assert assign(chain([0.1, 0.2], border=0.3)) is not None
+    os.write(1, b"ours")
+    assert capfd.readouterr().out == "ours"
 
 
 def test_out_of_time_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
