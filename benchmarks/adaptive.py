@@ -360,15 +360,17 @@ def cascade(bench: Bench, model: str, samples: int) -> str:
             answers[place] = ask[place](fed)[0].argmax()
             seconds[place, at] = time.perf_counter() - started
         agreed[:, at] = [answers[n] == answers[len(opened) - 1] for n in range(len(ask))]
+    # What takes longest is what other work on the machine interrupted.
+    mean = 1000 * np.sort(seconds, axis=1)[:, : samples * 98 // 100].mean(axis=1)
     names = [*(variant.name for variant in bundle.variants), "the cascade"]
     told = "; ".join(
-        f"{name}: {100 * agreed[n].mean():.2f} % agree, mean {1000 * seconds[n].mean():.4f} ms"
+        f"{name}: {100 * agreed[n].mean():.2f} % agree, mean {mean[n]:.4f} ms"
         for n, name in enumerate(names)
     )
     used = ", ".join(bundle.variants[n].name for n in found.variants)
     return (
         f"{model}: promised {100 * PROMISED:.1f} %, proved {100 * found.proved:.2f} %, of {used}; "
-        f"on {samples} other photographs {told}"
+        f"on {samples} other photographs (mean time of the fastest 98 of 100) {told}"
     )
 
 
