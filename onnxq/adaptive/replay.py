@@ -184,7 +184,9 @@ def replay(
     """Ask a session one sample after the other, and note what it sees and does.
 
     Every request that is picked is judged before the next one is asked, and all clocks go by the
-    number of requests, so that the same samples and rules give the same result.
+    number of requests, so that the same samples and rules give the same result. Looking at requests
+    takes no time by these clocks: a session that would look at fewer, as they come too fast for
+    its share of the time, does not show here.
 
     Args:
         bundle: What answers.

@@ -19,7 +19,7 @@ def test_all_numbers_are_those_of_the_session(tmp_path: Path) -> None:
 
     registry = prometheus.CollectorRegistry()
     made = bundle(tmp_path / "bundle")
-    options = {"parts": parts(), "amounts": FEW, "intervals": OFTEN}
+    options = {"parts": parts(), "amounts": FEW, "intervals": OFTEN, "time_share": 1.0}
     with AdaptiveSession(made, sampling=1.0, state=tmp_path / "s", **options) as session:
         registry.register(SessionMetrics(session))
         for value in (1.0, *[20.0] * 20):
