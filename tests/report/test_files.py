@@ -41,6 +41,7 @@ KEYS: dict[str, str | None] = {
     "peak_stage": None,
     "agreement": "value samples positions confidence decisions kl",
     "training": None,
+    "untried": "what reason",
 }
 
 
