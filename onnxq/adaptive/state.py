@@ -28,6 +28,7 @@ _TABLES = (
     " reason TEXT NOT NULL, worker TEXT NOT NULL, time REAL NOT NULL)",
     "CREATE TABLE statistics (worker TEXT PRIMARY KEY, body TEXT NOT NULL, time REAL NOT NULL)",
 )
+_MAGIC = b"SQLite format 3\0"
 _BUSY_SECONDS = 2.0
 _STATE = "the file of the state"
 
@@ -181,7 +182,11 @@ class State:
             order = "SELECT worker, body, time FROM statistics ORDER BY time DESC, worker"
             for worker, body, saved in file.execute(order).fetchall():
                 if not alive(worker, saved):
-                    file.execute("DELETE FROM statistics WHERE worker = ?", (worker,))
+                    # They stay there until they are replaced: the heir, too, may be killed.
+                    file.execute(
+                        "UPDATE OR REPLACE statistics SET worker = ? WHERE worker = ?",
+                        (self._journal.worker, worker),
+                    )
                     return _parsed(body)
             return None
 
@@ -207,7 +212,7 @@ class State:
                 *(_DamagedError, _ForeignError, InputError),
                 *(sqlite3.Error, OSError),
             ) as error:
-                if not _is_damage(error) or not self._set_aside(self.path, seen, error):
+                if not _is_damage(error, self.path) or not self._set_aside(self.path, seen, error):
                     self._journal.fault(
                         _STATE,
                         f"{_STATE} '{self.path}' cannot be used ({error}); what is learned stays "
@@ -221,8 +226,11 @@ class State:
     @contextmanager
     def _opened(self, path: Path) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)) as file:
-            (version,) = file.execute("PRAGMA user_version").fetchone()
-            if version == 0:
+            # Before anything is written: the file may be another application's.
+            file.execute("BEGIN")
+            is_new = _is_new(file)
+            file.execute("COMMIT")
+            if is_new:
                 _begin_log(file)
             file.execute("PRAGMA synchronous=NORMAL")
             file.execute("BEGIN IMMEDIATE")
@@ -237,13 +245,12 @@ class State:
 
     def _check(self, file: sqlite3.Connection) -> None:
         """Make the tables of a new file; see to it that an old one is of this bundle."""
-        (version,) = file.execute("PRAGMA user_version").fetchone()
-        if version == 0:
+        if _is_new(file):
             for table in _TABLES:
                 file.execute(table)
             file.execute("INSERT INTO bundle VALUES (?)", (self._bundle,))
             file.execute(f"PRAGMA user_version={_VERSION}")
-        elif version != _VERSION:
+        elif (version := _version(file)) != _VERSION:
             raise _ForeignError(f"it has version {version}, not {_VERSION}")
         elif file.execute("SELECT identity FROM bundle").fetchall() != [(self._bundle,)]:
             raise _ForeignError("it belongs to another bundle")
@@ -322,12 +329,36 @@ def _parsed(text: str) -> Any:
         raise _DamagedError(f"an entry is no JSON: {error}") from error
 
 
-def _is_damage(error: Exception) -> bool:
+def _version(file: sqlite3.Connection) -> int:
+    (version,) = file.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _is_new(file: sqlite3.Connection) -> bool:
+    """Whether nothing is in the file yet; in a transaction, as others may begin it.
+
+    Raises:
+        _ForeignError: another application's tables are.
+    """
+    version, tables = _version(file), {n for (n,) in file.execute("SELECT name FROM sqlite_master")}
+    if not version and not tables:
+        return True
+    if not version or "bundle" not in tables:
+        raise _ForeignError("it holds something else")
+    return False
+
+
+def _is_damage(error: Exception, path: Path) -> bool:
     if not isinstance(error, sqlite3.Error):
         return isinstance(error, _DamagedError | InputError)
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    if code == sqlite3.SQLITE_NOTADB:
+        # What never was one is somebody's.
+        with suppress(OSError), path.open("rb") as content:
+            return content.read(len(_MAGIC)) == _MAGIC
+        return False
     # What SQLite calls just an error is a table or column that is missing.
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR)
 
 
 def _begin_log(file: sqlite3.Connection) -> None:

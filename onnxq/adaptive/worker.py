@@ -180,6 +180,8 @@ class Worker:
         self._waiting: deque[int] = deque()
         self._thread: threading.Thread | None = None
         self._judge: Judging | None = None
+        # What was taken over, until what judges is made of it.
+        self._inherited: Any = None
         self._retry = 0.0
         self._failures = self._successes = 0
         self._offset = self._clock.wall() - self._clock.steady()
@@ -347,7 +349,10 @@ class Worker:
                 if self._clock.steady() < self._retry:
                     self.counts.failed += 1
                     return
-                self._judge = self._make_judge(self, self.state.inherit(self._is_at_work))
+                if self._inherited is None:
+                    self._inherited = self.state.inherit(self._is_at_work)
+                self._judge = self._make_judge(self, self._inherited)
+                self._inherited = None
             action(self._judge)
         except Exception as error:
             self.counts.failed += 1

@@ -500,6 +500,22 @@ class TestFaults:
         assert ask(session, 20.0, 50) == [1.0] * 50
         assert len(tried) == len(caplog.records) == 1
 
+    def test_a_monitor_that_cannot_be_made_at_first(self, opened: Open) -> None:
+        known = []
+
+        def monitor(bundle: Bundle, before: Any) -> Any:
+            known.append(before)
+            if len(known) == 2:
+                raise MemoryError("no room")
+            return fakes.Monitor(before)
+
+        first = opened(parts=parts(monitor=monitor))
+        ask(first, times=3)
+        first.close()
+        second = opened(parts=parts(monitor=monitor), intervals=Intervals(retry=0.0))
+        ask(second, times=2)
+        assert known == [None, {"seen": 3}, {"seen": 3}]
+
     def test_adapting_that_crashes(self, opened: Open, caplog: pytest.LogCaptureFixture) -> None:
         def broken(*args: Any) -> Any:
             raise ZeroDivisionError("nothing to divide by")
@@ -515,7 +531,7 @@ class TestFaults:
         session = opened()
         ask(session, 20.0, 8)
         for path in bundle.folder.glob("*.sqlite*"):
-            path.write_bytes(b"?" * 10_000)
+            path.write_bytes(b"SQLite format 3\0" + b"?" * 10_000)
         assert ask(session, 20.0, 3) == [2.0] * 3
         session.close()
         assert len(caplog.records) == 1 and "is damaged" in caplog.text

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from onnxq.adaptive.deployment import Deployment, TensorQParams
@@ -108,17 +109,50 @@ def test_in_memory_it_is_the_same_without_a_file() -> None:
     assert state.statistics() == {} and state.inherit(lambda worker, saved: False) is None
 
 
+def test_statistics_that_were_taken_over_outlive_an_heir_that_is_killed_at_once(
+    path: Path,
+) -> None:
+    opened(path, "dead")[0].save({"of": "dead"})
+    for heir in ("first", "second"):
+        state, _ = opened(path, heir)
+        assert state.inherit(lambda worker, saved, heir=heir: worker == heir) == {"of": "dead"}
+    state.save({"of": "second"})
+    assert opened(path, "third")[0].inherit(lambda worker, saved: False) == {"of": "second"}
+
+
 def test_statistics_of_who_is_no_more_are_taken_over_once(path: Path) -> None:
     for time, worker in enumerate(["dead long ago", "dead", "alive"]):
         opened(path, worker, wall=lambda time=time: float(time))[0].save({"of": worker})
-    state, _ = opened(path, "me")
-    assert state.inherit(lambda worker, saved: worker == "alive") == {"of": "dead"}
-    assert state.inherit(lambda worker, saved: worker == "alive") == {"of": "dead long ago"}
-    assert state.inherit(lambda worker, saved: worker == "alive") is None
+    for heir, expected in (
+        ("me", {"of": "dead"}),
+        ("you", {"of": "dead long ago"}),
+        ("they", None),
+    ):
+        alive = {"alive", "me", "you"}
+        state, _ = opened(path, heir)
+        assert state.inherit(lambda worker, saved, alive=alive: worker in alive) == expected
 
 
 def spoil_header(path: Path) -> None:
-    path.write_bytes(b"no database, but long enough to look like one" * 100)
+    content = path.read_bytes()
+    # The size of pages.
+    path.write_bytes(content[:16] + b"\xff\xff" + content[18:])
+
+
+def replace_by_arrays(path: Path) -> None:
+    path.unlink()
+    np.savez(path.with_suffix(".npz"), x=np.zeros(1000))
+    path.with_suffix(".npz").rename(path)
+
+
+def replace_by_application(*statements: str) -> Callable[[Path], None]:
+    def alter(path: Path) -> None:
+        path.unlink()
+        with closing(sqlite3.connect(path)) as file, file:
+            for statement in statements:
+                file.execute(statement)
+
+    return alter
 
 
 def spoil_page(path: Path) -> None:
@@ -165,6 +199,12 @@ def test_a_damaged_file_is_set_aside_and_told_once(
     [
         (run_sql("UPDATE bundle SET identity = 'b'"), "belongs to another bundle"),
         (run_sql("PRAGMA user_version = 8"), "version 8"),
+        (replace_by_arrays, "not a database"),
+        (replace_by_application("CREATE TABLE events (at TEXT)"), "something else"),
+        (
+            replace_by_application("CREATE TABLE users (name TEXT)", "PRAGMA user_version = 1"),
+            "something else",
+        ),
     ],
 )
 def test_a_file_of_somebody_else_is_left_alone(
@@ -175,7 +215,7 @@ def test_a_file_of_somebody_else_is_left_alone(
     before = path.read_bytes()
     state, _ = opened(path)
     assert change(state, OTHER) == state.save()
-    assert path.read_bytes() == before
+    assert path.read_bytes() == before and not list(path.parent.glob("*.damaged-*"))
     assert len(caplog.records) == 1 and why in caplog.text
 
 
