@@ -25,6 +25,8 @@ from onnxq.adaptive.scores import (
     streams,
     usual_of,
 )
+from onnxq.adaptive.serving import Sessions
+from onnxq.adaptive.state import Generation
 from onnxq.adaptive.twin import Twin, quantized, watched
 from onnxq.data import Dataset
 from onnxq.data.dataset import CALIBRATION_LIMIT
@@ -224,15 +226,12 @@ def _bag(
 ) -> dict[str, tuple[float, ...]]:
     """The scores of held-out samples by stream."""
     assert job.held_out is not None
-    backend, facts, scoring = load_backend(job.target.backend), bundle.facts, Scoring(tensors)
-    served = backend.session(
-        bundle.model(facts.chosen), provider=facts.provider, threads=facts.threads
-    )
+    facts, scoring = bundle.facts, Scoring(tensors)
+    served = Sessions(bundle).make(Generation(0, bundle.deployment)).session
     bag, usual = defaultdict(list), as_arrays(usual_of(tensors))
     for feeds in _single(job, job.held_out.take(CALIBRATION_LIMIT)):
-        reference, answer = twin.run(feeds), served.run(feeds)
+        reference, answered = twin.run(feeds), served.run(facts.outputs, feeds)
         away = deviations(scoring.scores(scoring.see(reference.tensors)), *usual)
-        answered = [answer[name] for name in facts.outputs]
         own = output_scores(facts.decisions, facts.outputs, reference.outputs, answered)
         for stream, score in {**streams(away), **own}.items():
             bag[stream].append(score)

@@ -16,6 +16,7 @@ from onnxq.adaptive.deployment import Deployment, Reference, Sampled
 from onnxq.adaptive.qparams import fresh, quantizers
 from onnxq.adaptive.scores import DISAGREEMENT, ENTROPY, output_scores
 from onnxq.adaptive.serving import Sessions
+from onnxq.adaptive.state import Generation
 from onnxq.errors import InputError
 from onnxq.ir import load
 from onnxq.observe import Statistics
@@ -129,7 +130,7 @@ def adapt(
     Raises:
         InputError: the float model is missing or was changed.
     """
-    serve = serve or _serving(bundle)
+    serve = serve or serving(Sessions(bundle))
     judged = _Judged.of(bundle, [reference.outputs for _, reference in held_back])
     if all(sampled.deployment == live for sampled, _ in held_back):
         answers = [sampled.served for sampled, _ in held_back]
@@ -183,11 +184,11 @@ def worse(
     )
 
 
-def _serving(bundle: Bundle) -> Callable[[Deployment], Answering]:
-    sessions = Sessions(bundle)
+def serving(sessions: Sessions) -> Callable[[Deployment], Answering]:
+    """Opens deployments as they would answer, by a cascade where that answers."""
 
     def opened(deployment: Deployment) -> Answering:
-        session = sessions.session(deployment)
+        session = sessions.make(Generation(0, deployment)).session
         return lambda feeds: tuple(session.run(None, dict(feeds)))
 
     return opened

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +81,8 @@ class Cascade:
         answering: Sequence[Answering],
         feeds: Mapping[str, Array],
         margins: Callable[[Outputs], Floats],
+        *,
+        is_split: bool = True,
     ) -> Outputs:
         """Answer a request; what a variant is not sure of is asked the next one, sample by sample.
 
@@ -91,9 +94,11 @@ class Cascade:
                 cheapest are not to be asked.
             feeds: The request.
             margins: Gives the margin of each sample of an answer, see `margins_of`.
+            is_split: Whether a variant may be asked a part of the samples; where not, as by models
+                of batches of a fixed size, a request is one sample.
         """
         given = answering[0](feeds)
-        count = _count(feeds, given)
+        count = _count(feeds, given) if is_split else 1
         unsure = np.arange(count)
         thresholds = self.thresholds[len(self.variants) - len(answering) :]
         for threshold, ask in zip(thresholds, answering[1:], strict=True):
@@ -102,6 +107,8 @@ class Cascade:
                     break
                 given = ask(feeds)
                 continue
+            if not count:
+                break
             sure = margins(_taken(given, unsure, count)) >= threshold
             unsure = unsure[~sure]
             if not len(unsure):
@@ -330,19 +337,46 @@ class Keeping:
     _error: float = field(default=_ERROR / 2, repr=False)
 
     def see(self, agreed: bool) -> bool:
-        """Take in whether a sampled answer decided as float; whether the thresholds rose."""
+        """Take in whether a sampled answer decided as float.
+
+        Returns:
+            Whether the promise is seen to be broken now; then the thresholds have risen, if there
+            are higher ones.
+        """
         self.seen += 1
         self.wrong += not agreed
         if self.seen < self._check:
             return False
         least = _lower(self.wrong, self.seen, self._error)
         self._check, self._error = 2 * self._check, self._error / 2
-        if least <= 1 - self.cascade.promised or self.cascade.at == 0:
+        if least <= 1 - self.cascade.promised:
             return False
-        self.cascade = self.cascade.stricter()
+        if self.cascade.at:
+            self._begin(self.cascade.stricter())
+        return True
+
+    def to_plain(self) -> dict[str, int]:
+        """What goes on after a restart."""
+        return {"at": self.cascade.at, "seen": self.seen, "wrong": self.wrong}
+
+    def go_on(self, known: Any) -> None:
+        """Go on from what `to_plain` gave; what is something else is not used."""
+        try:
+            at, seen, wrong = (known[name] for name in ("at", "seen", "wrong"))
+            is_known = 0 <= at <= self.cascade.at and 0 <= wrong <= seen
+        except (KeyError, TypeError):
+            return
+        if not is_known:
+            return
+        self._begin(replace(self.cascade, at=at))
+        self.seen, self.wrong = seen, wrong
+        while self._check <= seen:
+            self._check, self._error = 2 * self._check, self._error / 2
+
+    def _begin(self, cascade: Cascade) -> None:
+        self.cascade = cascade
         self.seen = self.wrong = 0
         self._check, self._error = _FIRST_CHECK, _ERROR / 2
-        return True
 
 
 def _upper(wrong: int, count: int) -> float:

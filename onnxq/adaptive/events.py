@@ -22,11 +22,10 @@ Kind = Literal[
 
 ``drift``: requests are no longer what they were. ``adapted``: another model answers from now on.
 ``declined``: there was drift, and nothing better was found. ``rolled-back``: what an adaptation
-brought was worse, and the model before it answers again. ``stricter``: answers of
-a cascade differed from the float model's more often than was promised, so its thresholds rose.
-``followed``: another worker changed
-what answers. ``fault``: something failed, requests are answered as before. ``recovered``: it
-works again.
+brought was worse, and the model before it answers again. ``stricter``: answers of a cascade
+differed from the float model's more often than was promised; its thresholds rose, if there were
+higher ones. ``followed``: another worker changed what answers. ``fault``: something failed,
+requests are answered as before. ``recovered``: it works again.
 """
 
 _MOST = 10_000

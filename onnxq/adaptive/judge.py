@@ -95,7 +95,10 @@ class Judge:
         self._bundle, self._host, self._parts, self._amounts = bundle, host, parts, amounts
         self._keeping = keeping
         self._twin = parts.twin(bundle)
-        self._monitor = parts.monitor(bundle, known)
+        known = known if isinstance(known, Mapping) else {}
+        self._monitor = parts.monitor(bundle, known.get("monitor"))
+        if keeping is not None:
+            keeping.go_on(known.get("cascade"))
         self._since = 0
         self._held_back: list[tuple[Sampled, Reference]] = []
         self._watch(anew=False)
@@ -112,7 +115,8 @@ class Judge:
 
     def statistics(self) -> Any:
         """What goes on after a restart."""
-        return self._monitor.to_plain()
+        kept = {} if self._keeping is None else {"cascade": self._keeping.to_plain()}
+        return {"monitor": self._monitor.to_plain(), **kept}
 
     def followed(self) -> None:
         """Begin anew with what another worker made."""
@@ -134,10 +138,16 @@ class Judge:
         facts, cascade = self._bundle.facts, self._keeping.cascade
         agreed = agreement(facts.decisions, facts.outputs, reference.outputs, sampled.served) == 1.0
         if self._keeping.see(agreed):
+            is_raised = self._keeping.cascade.at < cascade.at
             self._host.journal.tell(
                 "stricter",
                 f"fewer than the promised {100 * cascade.promised:g} % of the cascade's answers "
-                "decided as the float model; more requests are passed on from now on",
+                "decided as the float model; "
+                + (
+                    "more requests are passed on from now on"
+                    if is_raised
+                    else "no higher thresholds are known; make the bundle again with data of today"
+                ),
                 thresholds=list(self._keeping.cascade.thresholds),
             )
 

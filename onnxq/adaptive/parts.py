@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from onnxq.adaptive.adapt import Gathered, adapt, worse
+from onnxq.adaptive.adapt import Gathered, adapt, serving, worse
 from onnxq.adaptive.bundle import Bundle
 from onnxq.adaptive.deployment import Deployment, Reference, Sampled
 from onnxq.adaptive.monitor import Monitor, check_false_alarms
+from onnxq.adaptive.serving import Sessions
 from onnxq.adaptive.twin import Twin
 from onnxq.runtime.specs import Array
 
@@ -119,8 +121,15 @@ class Parts:
     worse: Callable[[Bundle, Sequence[Outputs], Sequence[Outputs], Sequence[Outputs]], str]
 
 
-def default_parts(seed: int, false_alarms_per_day: float) -> Parts:
+def default_parts(
+    seed: int, false_alarms_per_day: float, sessions: Sessions | None = None
+) -> Parts:
     """What there is for every bundle.
+
+    Args:
+        seed: Of what is left to chance.
+        false_alarms_per_day: How often drift may be seen where there is none.
+        sessions: Makes what is tried before it answers; sessions as the bundle says if None.
 
     Raises:
         InputError: so few false alarms cannot be kept.
@@ -132,6 +141,6 @@ def default_parts(seed: int, false_alarms_per_day: float) -> Parts:
             bundle, known, seed=seed, false_alarms_per_day=false_alarms_per_day
         ),
         Gathered,
-        adapt,
+        adapt if sessions is None else partial(adapt, serve=serving(sessions)),
         worse,
     )

@@ -213,7 +213,6 @@ def _noise(ours: Array, theirs: Array) -> float:
         return float(not np.array_equal(ours, theirs))
     if ours.shape != theirs.shape:
         return math.inf
-    signal, noise = (
-        float(np.mean(np.square(side, dtype=np.float64))) for side in (ours, ours - theirs)
-    )
+    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+    signal, noise = (float(np.mean(np.square(side))) for side in (ours, ours - theirs))
     return noise / signal if signal else float(noise > 0)

@@ -45,6 +45,11 @@ class Serving:
         return self.generation.deployment
 
 
+def takes_batches(session: ort.InferenceSession) -> bool:
+    """Whether the first axis of all inputs is of any size: samples lie along it."""
+    return all(arg.shape and not isinstance(arg.shape[0], int) for arg in session.get_inputs())
+
+
 class CascadeSession:
     """Answers as a cascade, in the place of an `onnxruntime.InferenceSession`.
 
@@ -65,6 +70,7 @@ class CascadeSession:
         self._last, self._keeping, self._margins = sessions[-1], keeping, margins
         self._sessions = sessions
         self._outputs = [output.name for output in self._last.get_outputs()]
+        self._is_split = takes_batches(self._last)
 
     def run(
         self,
@@ -82,7 +88,9 @@ class CascadeSession:
             lambda feeds, session=session: tuple(session.run(None, feeds, run_options))
             for session in self._sessions
         ]
-        given = self._keeping.cascade.run(answering, input_feed, self._margins)
+        given = self._keeping.cascade.run(
+            answering, input_feed, self._margins, is_split=self._is_split
+        )
         return [given[self._outputs.index(name)] for name in names]
 
     def __getattr__(self, name: str) -> Any:
@@ -114,6 +122,7 @@ class Sessions:
 
         Where the bundle has a cascade, that answers. After a change what was changed takes its
         variant's place in it, and cheaper variants are not asked any more: they were left behind.
+        A variant that is not in the cascade then answers alone.
 
         Args:
             generation: What it is to answer for.
@@ -128,7 +137,8 @@ class Sessions:
         else:
             variants = self.keeping.cascade.variants
             if deployment != self.bundle.deployment:
-                variants = tuple(v for v in variants if v >= deployment.variant) or variants[-1:]
+                kept = tuple(v for v in variants if v >= deployment.variant)
+                variants = kept if deployment.variant in kept else (deployment.variant,)
             parts = [deployment if v == deployment.variant else Deployment(v) for v in variants]
             session = CascadeSession(
                 [self.session(part, feeds) for part in parts],

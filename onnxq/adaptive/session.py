@@ -23,7 +23,7 @@ from onnxq.adaptive.events import Journal, said
 from onnxq.adaptive.judge import Amounts, Judge
 from onnxq.adaptive.parts import Parts, default_parts
 from onnxq.adaptive.sampling import Sampling
-from onnxq.adaptive.serving import Serving, Sessions
+from onnxq.adaptive.serving import Serving, Sessions, takes_batches
 from onnxq.adaptive.state import State
 from onnxq.adaptive.worker import Clock, Intervals, Worker
 from onnxq.plain import to_plain
@@ -83,7 +83,8 @@ class AdaptiveSession:
         # Processes that have not heard of a new bundle in the folder keep theirs apart.
         path = Path(state or opened.folder / f"state-{identity[:12]}.sqlite")
         is_kept = state is not None or os.access(opened.folder, os.W_OK)
-        making = parts or default_parts(seed, false_alarms_per_day)
+        sessions = Sessions(opened, sess_options, providers)
+        making = parts or default_parts(seed, false_alarms_per_day, sessions)
 
         def open_state(journal: Journal) -> State:
             if not is_kept:
@@ -102,7 +103,6 @@ class AdaptiveSession:
             )
 
         clock = clock or Clock()
-        sessions = Sessions(opened, sess_options, providers)
         self._worker = Worker(
             sessions,
             Sampling(sampling, seed, clock.steady),
@@ -114,9 +114,7 @@ class AdaptiveSession:
             clock=clock,
             intervals=intervals or Intervals(),
         )
-        self._is_split = all(
-            arg.shape and not isinstance(arg.shape[0], int) for arg in self.get_inputs()
-        )
+        self._is_split = takes_batches(self._worker.live.session)
         self._local = threading.local()
         # Whoever forgets to close a session leaves no thread behind.
         self._finalizer = weakref.finalize(self, self._worker.stop)

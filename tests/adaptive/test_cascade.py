@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -172,6 +173,44 @@ def test_a_promise_that_holds_is_kept_without_a_change() -> None:
 def test_thresholds_rise_where_the_promise_breaks() -> None:
     kept, generator = keeping(), np.random.default_rng(0)
     rose = [kept.see(bool(agreed)) for agreed in generator.random(3000) < 0.9]
-    assert rose.index(True) == 255
-    assert kept.cascade.thresholds == (3.0,) and sum(rose) == 2
+    assert [at for at, broken in enumerate(rose) if broken] == [255, 511, 767, 1023, 1535, 2559]
+    assert kept.cascade.thresholds == (3.0,)
     assert kept.cascade.stricter() == kept.cascade
+
+
+def test_what_was_seen_of_a_promise_goes_on_after_a_restart() -> None:
+    generator = np.random.default_rng(0)
+    answers = [bool(agreed) for agreed in generator.random(1500) < 0.95]
+    whole, cut = keeping(), keeping()
+    rose = [whole.see(agreed) for agreed in answers]
+    rose_again = []
+    for agreed in answers:
+        known = json.loads(json.dumps(cut.to_plain()))
+        cut = keeping()
+        cut.go_on(known)
+        rose_again.append(cut.see(agreed))
+    assert rose_again == rose and any(rose)
+    assert cut.to_plain() == whole.to_plain()
+
+
+@pytest.mark.parametrize("known", [None, {}, "text", {"at": 9, "seen": 1, "wrong": 0}])
+def test_what_is_no_record_of_a_promise_is_not_used(known: object) -> None:
+    kept = keeping()
+    kept.go_on(known)
+    assert kept == keeping()
+
+
+def test_an_empty_batch_is_answered_by_the_first_variant() -> None:
+    cascade = Cascade((0, 1), ((1.0,),), 0, 0.9, 0.9, 100, 0.5)
+    asked = [Asked(1), Asked(2)]
+    feeds = {"x": np.zeros((0, 5), np.float32)}
+    y, _ = cascade.run(asked, feeds, margins_of([CLASSES], ["y", "total"]))
+    assert y.shape == (0, 5) and asked[1].samples == 0
+
+
+def test_a_batch_that_cannot_be_split_is_one_sample() -> None:
+    cascade = Cascade((0, 1), ((1.0,),), 0, 0.9, 0.9, 100, 0.5)
+    asked = [Asked(1), Asked(2)]
+    feeds = {"x": np.array([[5, 0, 0, 0, 0], [0.5, 0, 0, 0, 0]], np.float32)}
+    y, _ = cascade.run(asked, feeds, margins_of([CLASSES], ["y", "total"]), is_split=False)
+    np.testing.assert_array_equal(y, feeds["x"] * 2)

@@ -16,6 +16,7 @@ from onnxq.adaptive.bundle import Bundle, BundleFacts
 from onnxq.adaptive.deployment import Deployment, Reference, Sampled
 from onnxq.adaptive.monitor import Monitor, Verdict
 from onnxq.adaptive.scores import (
+    DISAGREEMENT,
     KINDS,
     STREAMS,
     Scoring,
@@ -280,3 +281,9 @@ def test_what_came_lately_is_counted() -> None:
     monitor, source = Monitor(BUNDLE), Source(14)
     list(watch(monitor, stream(source, 10)))
     assert monitor.lately.counts.sum(axis=1).tolist() == [2560, 2560]
+
+
+def test_how_far_unsigned_outputs_are_from_floats() -> None:
+    ours, theirs = np.full((1, 4), 100, np.uint8), np.full((1, 4), 101, np.uint8)
+    found = output_scores((), ("y",), (ours,), (theirs,))
+    assert found[DISAGREEMENT] == pytest.approx(1e-4)
