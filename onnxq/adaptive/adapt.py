@@ -128,7 +128,7 @@ def adapt(
         serve: Opens a deployment; as the bundle says if None.
 
     Raises:
-        InputError: the float model is missing or was changed.
+        InputError: what answers was not what answered these requests, and cannot be opened.
     """
     serve = serve or serving(Sessions(bundle))
     judged = _Judged.of(bundle, [reference.outputs for _, reference in held_back])
@@ -248,9 +248,8 @@ class _Judged:
     @classmethod
     def of(cls, bundle: Bundle, references: Sequence[Outputs]) -> _Judged:
         decisions = [d for d in bundle.facts.decisions if d.kind != NEIGHBOUR]
-        names = [v.name for v in load(bundle.model(len(bundle.variants) - 1)).outputs]
         bags = (np.array(bundle.baseline.bag.get(k, ())) for k in (DISAGREEMENT, ENTROPY))
-        return cls(decisions, names, references, *bags)
+        return cls(decisions, bundle.facts.outputs, references, *bags)
 
     def errors(self, answers: Sequence[Outputs]) -> Floats:
         """How far each answer is from the float model's."""

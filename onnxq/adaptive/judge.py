@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from onnxq.adaptive.bundle import Bundle
 from onnxq.adaptive.cascade import Keeping
 from onnxq.adaptive.deployment import Deployment, Reference, Sampled
-from onnxq.adaptive.events import Journal, Kind
+from onnxq.adaptive.events import Journal, Kind, said
 from onnxq.adaptive.parts import Gathering, Outputs, Parts, Verdict
 from onnxq.adaptive.sampling import Sampling
 from onnxq.adaptive.scores import agreement
@@ -21,6 +21,9 @@ _DENSE = 0.5
 
 _SUSPECTED = 20
 """Requests that are sampled so before suspicion has to be renewed."""
+
+_MOST_TRIES = 3
+"""Times that adapting, or the proof of it, may fail on new requests each time."""
 
 
 @dataclass(frozen=True)
@@ -165,9 +168,7 @@ class Judge:
         verdict, sampling = self._monitor.verdict(), self._host.sampling
         if verdict.alarm:
             self._host.journal.tell("drift", verdict.reason, **verdict.details())
-            fit = self._parts.gather()
-            self._step = lambda *request: self._gather(verdict, fit, *request)
-            sampling.denser(_DENSE, self._amounts.gathered)
+            self._begin_gathering(verdict)
         elif verdict.suspicious and not sampling.is_dense:
             sampling.denser(_DENSE, _SUSPECTED)
 
@@ -176,8 +177,18 @@ class Judge:
         if not self._host.sampling.is_dense:
             self._host.sampling.denser(_DENSE, missing)
 
+    def _begin_gathering(self, verdict: Verdict, tries: int = 1) -> None:
+        fit, self._held_back = self._parts.gather(), []
+        self._step = lambda *request: self._gather(verdict, fit, tries, *request)
+        self._host.sampling.denser(_DENSE, self._amounts.gathered)
+
     def _gather(
-        self, verdict: Verdict, fit: Gathering, sampled: Sampled, reference: Reference
+        self,
+        verdict: Verdict,
+        fit: Gathering,
+        tries: int,
+        sampled: Sampled,
+        reference: Reference,
     ) -> None:
         held_back = self._held_back
         self._hurry(self._amounts.gathered - fit.requests - len(held_back))
@@ -189,18 +200,37 @@ class Judge:
         if fit.requests + len(held_back) < self._amounts.gathered:
             return
         before = self._host.live.deployment
+        try:
+            found = self._parts.adapt(self._bundle, before, verdict, fit, held_back)
+        except Exception:
+            if tries < _MOST_TRIES:
+                # The drift is not usual before it is known what to do about it.
+                self._begin_gathering(verdict, tries + 1)
+            else:
+                self._watch(anew=True)
+                self._host.journal.tell(
+                    "declined", f"adapting failed {tries} times; what answers stays as it is"
+                )
+            raise
         self._watch(anew=True)
-        found = self._parts.adapt(self._bundle, before, verdict, fit, held_back)
         if found.deployment is None:
             self._host.journal.tell("declined", found.reason)
         elif self._host.change(found.deployment, "adapted", found.reason, sampled.feeds):
             self._since = self._host.sampling.asked
-            tried: list[_Tried] = []
-            self._step = lambda *request: self._prove(before, tried, *request)
-            self._host.sampling.denser(_DENSE, self._amounts.prove)
+            self._begin_proving(before)
+
+    def _begin_proving(self, before: Deployment, tries: int = 1) -> None:
+        tried: list[_Tried] = []
+        self._step = lambda *request: self._prove(before, tried, tries, *request)
+        self._host.sampling.denser(_DENSE, self._amounts.prove)
 
     def _prove(
-        self, before: Deployment, tried: list[_Tried], sampled: Sampled, reference: Reference
+        self,
+        before: Deployment,
+        tried: list[_Tried],
+        tries: int,
+        sampled: Sampled,
+        reference: Reference,
     ) -> None:
         answer = self._host.answer_before(sampled.feeds)
         if answer is None:
@@ -210,13 +240,19 @@ class Judge:
         tried.append(_Tried(answer, sampled.served, reference.outputs))
         if len(tried) < self._amounts.prove:
             return
+        try:
+            reason = self._parts.worse(
+                self._bundle,
+                [one.before for one in tried],
+                [one.after for one in tried],
+                [one.reference for one in tried],
+            )
+        except Exception as error:
+            if tries < _MOST_TRIES:
+                self._begin_proving(before, tries + 1)
+                raise
+            reason = f"it could not be found out whether it is worse ({said(error)})"
         self._watch(anew=False)
-        reason = self._parts.worse(
-            self._bundle,
-            [one.before for one in tried],
-            [one.after for one in tried],
-            [one.reference for one in tried],
-        )
         if reason and self._host.change(before, "rolled-back", reason, sampled.feeds):
             self._watch(anew=True)
 

@@ -16,7 +16,6 @@ from onnxq.adaptive.deployment import Deployment, Reference, Sampled, TensorQPar
 from onnxq.adaptive.qparams import quantizers
 from onnxq.adaptive.scores import output_scores
 from onnxq.adaptive.twin import Twin
-from onnxq.errors import InputError
 from onnxq.ir import Graph, load, save
 from onnxq.observe.observer import RangeObserver
 from onnxq.runtime import Session
@@ -63,7 +62,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     scores = [output_scores(DECISIONS, ["y"], *pair) for pair in pairs]
     bag = {kind: tuple(own[kind] for own in scores) for kind in scores[0]}
     tensors = tuple(dict.fromkeys(q.root for q in quantizers(graphs["int8"]).values()))
-    facts = BundleFacts(tuple(variants), 1, DECISIONS, tensors, {}, "onnxruntime", "cpu", 1)
+    facts = BundleFacts(
+        tuple(variants), 1, DECISIONS, tensors, {}, "onnxruntime", "cpu", 1, "", ("y",)
+    )
     return Bundle(folder, facts, Baseline(80, {}, bag))
 
 
@@ -203,8 +204,22 @@ def test_a_damaged_variant_is_passed_over(bundle: Bundle, tmp_path: Path) -> Non
     assert found.deployment == Deployment(2)
     assert any("is not what the bundle was made with" in tried for tried in found.tried)
     (tmp_path / "float.onnx").unlink()
-    with pytest.raises(InputError, match="lacks"):
-        adapt(damaged, stream.live, Drift(), stream.fit, stream.held)
+    found = adapt(damaged, stream.live, Drift(), stream.fit, stream.held)
+    assert found.deployment is None and "does not exist" in found.tried[-1]
+
+
+def test_a_float_model_that_was_replaced_is_not_in_the_way(bundle: Bundle, tmp_path: Path) -> None:
+    """What it says of requests is known already."""
+    for variant in bundle.variants:
+        (tmp_path / variant.file).write_bytes((bundle.folder / variant.file).read_bytes())
+    replaced = replace(bundle, folder=tmp_path)
+    stream = Stream(bundle, louder)
+    (tmp_path / "float.onnx").write_bytes(b"another model")
+    found = adapt(replaced, stream.live, Drift(), stream.fit, stream.held)
+    assert found.tried == ("variant 'int8' with fresh qparams: taken",)
+    fed = samples(60, 5)
+    other, int8, floats = (answers(bundle.model(place), fed) for place in range(3))
+    assert worse(replaced, int8, other, floats).startswith("what answers now is further")
 
 
 def test_what_is_worse_beyond_noise(bundle: Bundle) -> None:

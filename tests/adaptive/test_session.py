@@ -516,14 +516,47 @@ class TestFaults:
         ask(second, times=2)
         assert known == [None, {"seen": 3}, {"seen": 3}]
 
-    def test_adapting_that_crashes(self, opened: Open, caplog: pytest.LogCaptureFixture) -> None:
+    def test_adapting_that_crashes(self, opened: Open) -> None:
         def broken(*args: Any) -> Any:
             raise ZeroDivisionError("nothing to divide by")
 
         session = opened(parts=parts(adapt=broken))
         assert ask(session, 20.0, 50) == [1.0] * 50
-        assert kinds(session.events()) == ["drift", "fault", "recovered"]
-        assert len(caplog.records) == 1
+        told = ["fault", "recovered"]
+        assert kinds(session.events()) == ["drift", *told, *told, "declined", *told]
+        assert "adapting failed 3 times" in session.events()[5]["reason"]
+
+    def test_adapting_that_crashes_once(self, opened: Open) -> None:
+        failed: list[int] = []
+
+        def broken_once(bundle: Bundle, live: Deployment, verdict: Any, fit: Any, held: Any) -> Any:
+            assert (fit.requests, len(held)) == (2, 4)
+            if not failed:
+                failed.append(1)
+                raise MemoryError("no room")
+            return fakes.step_up(bundle, live)
+
+        session = opened(parts=parts(adapt=broken_once))
+        assert ask(session, 20.0, 20) == [1.0] * 13 + [2.0] * 7
+        assert kinds(session.events()) == ["drift", "fault", "recovered", "adapted"]
+
+    @pytest.mark.parametrize("failures", [1, 3])
+    def test_a_proof_that_crashes(self, opened: Open, failures: int) -> None:
+        proofs: list[int] = []
+
+        def worse(*args: Any) -> str:
+            proofs.append(1)
+            if len(proofs) <= failures:
+                raise MemoryError("no room")
+            return "twice as far from float"
+
+        session = opened(parts=parts(worse=worse))
+        # Four requests are asked for each proof.
+        asked = 4 * min(failures + 1, 3)
+        assert ask(session, 20.0, 30) == [1.0] * 7 + [2.0] * asked + [1.0] * (23 - asked)
+        why = "twice as far" if failures == 1 else "could not be found out whether it is worse"
+        (back,) = [event for event in session.events() if event["kind"] == "rolled-back"]
+        assert why in back["reason"]
 
     def test_a_state_file_that_is_damaged(
         self, opened: Open, bundle: Bundle, caplog: pytest.LogCaptureFixture
