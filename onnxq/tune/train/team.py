@@ -271,7 +271,8 @@ def _read(folder: Path, rank: int) -> tuple[Learner, int]:
 
 def _started(folder: Path, rank: int, log: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", __name__, str(folder), str(rank)]
+    # Without -P, files in the working folder would be taken for modules.
+    command = [sys.executable, "-P", "-m", __name__, str(folder), str(rank), str(os.getpid())]
     with log.open("wb") as file:
         return subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
@@ -296,11 +297,11 @@ def _refuse_ended(
             ) from cause
 
 
-def _work(folder: Path, rank: int) -> None:
-    """Compute what the first process says until it ends."""
+def _work(folder: Path, rank: int, first: int) -> None:
+    """Compute what the first process, which may be gone by now, says until it ends."""
     # Whoever interrupts a training means the first process, which ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_watch, args=(os.getppid(), folder), daemon=True).start()
+    threading.Thread(target=_watch, args=(first, folder), daemon=True).start()
     learner, count = _read(folder, rank)
     _ready(folder, rank).touch()
     try:
@@ -331,4 +332,4 @@ def _watch(first: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _work(Path(sys.argv[1]), int(sys.argv[2]))
+    _work(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

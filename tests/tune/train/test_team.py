@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +97,45 @@ def test_a_process_that_cannot_begin_is_named(
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(InputError, match=r"process 2 of 2 .*\(code 1\)"):
         trained(small(), data, processes=2)
+
+
+ORPHANING = """
+import os, signal, sys
+from pathlib import Path
+from onnxq.tune.train.team import _started
+folder = Path(sys.argv[1])
+print(_started(folder, 1, folder / "1.log").pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_process_ends_though_the_first_was_killed_before_it_began(tmp_path: Path) -> None:
+    folder = tmp_path / "team"
+    folder.mkdir()
+    # Whoever reads it waits for ever.
+    os.mkfifo(folder / "source.onnx")
+    command = [sys.executable, "-c", ORPHANING, str(folder)]
+    began = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    assert began.returncode == -signal.SIGKILL
+    try:
+        end = time.monotonic() + 120
+        while folder.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not folder.exists()
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(int(began.stdout), signal.SIGKILL)
+
+
+def test_files_in_the_working_folder_are_no_modules(
+    data: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pickle.py").write_text("raise SystemExit('no module')")
+    model = small()
+    monkeypatch.chdir(tmp_path)
+    found = trained(model, data, processes=2, epochs=1)
+    assert found.report.training is not None and found.report.training.epochs == 1
 
 
 def test_feeds_are_split_only_where_the_model_may_be_fed_less() -> None:
