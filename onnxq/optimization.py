@@ -299,7 +299,7 @@ def _searched(job: Job) -> Found:
     kept = with_gates(replace(baseline, candidates=facts, untried=untried), gates)
     may_be_float = all(precision == FLOAT for precision in prepared.pinned.values())
     if not report.passed and kept.passed and may_be_float:
-        return Found(job.source, kept, _left_alone(job), ladder)
+        return Found(job.source, kept, replace(_left_alone(job), untried=untried), ladder)
     losses, chosen = found.sensitivity.losses(), winner.plan.precisions()
     layers = tuple(
         replace(layer, sensitivity=losses[layer.node].get(chosen[layer.node], 0.0))

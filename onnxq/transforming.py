@@ -114,5 +114,4 @@ def _methods(job: Job) -> list[Transformation]:
         named = [*job.precisions, *(pin.precision for pin in job.pins)]
         wanted = tuple(m for text in named for m in parse_precision(text).transformations)
     methods = [parse_method(m) for m in dict.fromkeys(wanted)] if wanted != NO_METHODS else []
-    found = [m for m in methods if isinstance(m, Transformation)]
-    return sorted(found, key=lambda m: -m.promise) if job.time.is_limited else found
+    return [m for m in methods if isinstance(m, Transformation)]

@@ -114,13 +114,15 @@ def gains(prepared: Prepared) -> tuple[dict[str, dict[str, float]], tuple[Untrie
     """By how many dB methods lower the error of what nodes give, by precision and node name.
 
     Of blocks that occur several times one is tuned for all, with all others in float, one
-    precision after the other. What no time was left for comes with it.
+    precision after the other. What no time was left for comes with it; all together may take half
+    of it, so that some is left for tuning what is chosen.
 
     Raises:
         InputError: onnxruntime cannot run the model on the data.
     """
     found: dict[str, dict[str, float]] = {}
     untried: list[Untried] = []
+    prepared = replace(prepared, job=replace(prepared.job, time=prepared.job.time.share(_SHARE)))
     repeated = representatives(prepared.graph)
     like = {n: node_name(repeated.get(node, node)) for n, node in prepared.nodes().items()}
     for precision in prepared.precisions():

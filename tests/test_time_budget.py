@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from onnxq.errors import InputError
 from onnxq.ir import save
+from onnxq.job import open_job
 from onnxq.optimization import optimize
+from onnxq.options import Options
 from onnxq.plan import Plan
 from onnxq.planning import apply_plan, make_plan
 from onnxq.precision.int4_weight import Int4Weight
+from onnxq.prepare import Prepared, prepare
 from onnxq.time_budget import TIME_BUDGET, TimeBudget, Untried
+from onnxq.transforming import _methods
+from onnxq.tuning import gains
 from tests.networks import chain, computed, inputs
 
 __all__ = ["computed"]
@@ -164,6 +170,29 @@ def test_what_was_cut_short_is_not_kept_for_others(
     ticking(math.inf)
     assert not planned(model, **given).untried
     assert [*(tmp_path / "work").glob("sensitivity-*")]
+
+
+def test_methods_that_build_on_each_other_keep_their_order() -> None:
+    wanted = ("rotate", "smooth-quant", "awq")
+    for seconds in (None, 1e6):
+        job = SimpleNamespace(methods=wanted, time=TimeBudget(seconds))
+        assert [method.name for method in _methods(job)] == [*wanted]  # type: ignore[arg-type]
+
+
+def test_what_methods_gain_leaves_half_of_the_time_for_using_them(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = []
+
+    def tune(prepared: Prepared, *wanted: object, **options: object) -> dict[str, object]:
+        ends.append(prepared.job.time._end)
+        return {}
+
+    monkeypatch.setattr("onnxq.tuning.tune", tune)
+    monkeypatch.setattr("onnxq.job.TimeBudget", lambda _: TimeBudget(100, lambda: 20.0))
+    with open_job(model, DATA, Options(max_size_ratio=0.2, time_budget=1)) as job:
+        gains(prepare(job))
+        assert len(ends) > 5 and {*ends} == {20.0 + 50.0} and job.time._end == 120.0
 
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, math.nan])

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -27,6 +28,9 @@ Wanted = Callable[["Choice"], bool]
 
 _NOTHING = 1e-300
 """Budgets below count as 0: their reciprocals overflow."""
+
+_REDIRECTING = threading.Lock()
+"""Standard output belongs to the process, not to a thread."""
 
 _GAP = 1e-4
 """Relative distance from the optimum at which an assignment counts as best: costs are measured to
@@ -249,24 +253,26 @@ def _standard_output_unused() -> Iterator[None]:
     HiGHS, as scipy 1.17 has it, prints a line of its own now and then, whatever its options say
     (``HighsMipSolverData::transformNewIntegerFeasibleSolution tmpSolver.run();``).
     """
-    sys.stdout.flush()
-    try:
-        before = os.dup(1)
-    except OSError:
-        # There is no standard output.
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError, TypeError):
-            # What C has buffered is written only then; Windows has no library of all names.
-            ctypes.CDLL(None).fflush(None)
-        os.dup2(before, 1)
-        os.close(before)
-        os.close(nowhere)
+    with _REDIRECTING:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            before = os.dup(1)
+        except OSError:
+            # There is no standard output, as in a service.
+            yield
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError, TypeError):
+                # What C has buffered is written only then; Windows has no library of all names.
+                ctypes.CDLL(None).fflush(None)
+            os.dup2(before, 1)
+            os.close(before)
+            os.close(nowhere)
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,20 @@ class NodeSensitivity:
 
     def with_gains(self, gains: Mapping[str, float]) -> NodeSensitivity:
         """The same with weights, or all where that is not told apart, that lose less by some dB."""
-        losses = dict(self.losses)
+        losses, precisions = dict(self.losses), dict(self.precisions)
         for precision, gain in gains.items():
+            parts = []
             for part in self.precisions.get(precision, ()):
-                if part.startswith("weights:") or part == precision:
-                    losses[part] = self.losses[part] * 10 ** (-gain / 10)
-        return replace(self, losses=losses)
+                if gain and (part.startswith("weights:") or part == precision):
+                    # Precisions share parts, and methods gain in one what they do not in another.
+                    tuned = f"{part} tuned for {precision}"
+                    losses[tuned] = self.losses[part] * 10 ** (-gain / 10)
+                    parts.append(tuned)
+                else:
+                    parts.append(part)
+            if parts:
+                precisions[precision] = tuple(parts)
+        return replace(self, losses=losses, precisions=precisions)
 
     def part(self, precision: str, kind: str) -> float | None:
         """Loss of the ``weights`` or the ``activations`` alone; None if it is not known."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -189,6 +190,21 @@ def test_what_the_solver_prints_does_not_reach_standard_output(
     milp = assignment.milp
     monkeypatch.setattr(assignment, "milp", loud)
     assert assign(chain([0.1, 0.2], border=0.3)) is not None
+    os.write(1, b"ours")
+    assert capfd.readouterr().out == "ours"
+
+
+def test_there_need_not_be_a_standard_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    assert assign(chain([0.1, 0.2], border=0.3)) is not None
+
+
+def test_threads_leave_standard_output_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(lambda _: assign(chain([0.1, 0.2], border=0.3)), range(40))]
+    assert None not in found
     os.write(1, b"ours")
     assert capfd.readouterr().out == "ours"
 

@@ -46,13 +46,24 @@ def test_methods_lower_the_losses_of_weights() -> None:
     found = scaled.with_gains({"int8": {"a": 10.0}})
     a, b, c = found.nodes
     # Of 3e-5 a third came from weights; 2.1e-5 are left, 6.1e-5 of 7e-5 in all.
-    assert a.losses == {"weights:int8": pytest.approx(1e-6), "activations:int8": 2e-5}
+    assert a.loss("int8") == pytest.approx(2.1e-5)
+    assert a.part("int8", "weights") == pytest.approx(1e-6)
+    assert a.part("int8", "activations") == 2e-5
     assert (b, c) == FOUND.nodes[1:]
     assert found.scales["int8"] == pytest.approx(1 + 2 * 6.1 / 7)
     assert found.scales["int8-dynamic"] == 0.5
     whole = NodeSensitivity("a", "Conv", {"int8": 4.0}, {"int8": ("int8",)})
-    assert whole.with_gains({"int8": 20.0}).losses == {"int8": pytest.approx(0.04)}
+    assert whole.with_gains({"int8": 20.0}).loss("int8") == pytest.approx(0.04)
     assert whole.with_gains({"int8": 0.0}) == whole
+
+
+@pytest.mark.parametrize("gains", [{"int8": 10.0, "int8-dynamic": 0.0}, {"int8": 10.0}])
+def test_what_methods_gain_in_one_precision_is_no_gain_in_another(gains: dict[str, float]) -> None:
+    shared = {"int8": ("weights:int8", "activations:int8"), "int8-dynamic": ("weights:int8",)}
+    node = NodeSensitivity("a", "Gemm", {"weights:int8": 1.0, "activations:int8": 2.0}, shared)
+    for order in (gains, dict(reversed(gains.items()))):
+        found = node.with_gains(order)
+        assert (found.loss("int8"), found.loss("int8-dynamic")) == (2.1, 1.0)
 
 
 def test_ranking() -> None:
