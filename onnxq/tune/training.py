@@ -37,8 +37,10 @@ class TrainOptions:
         lr: Largest learning rate, relative to the size of what is learned: of a channel's weights
             the root of their mean square, of biases a tenth of that, of steps a tenth of each. At 0
             that of `rate`.
-        optimizer: ``adamw``, or ``sgd`` with momentum.
-        weight_decay: Of weights.
+        optimizer: ``adamw``, or ``sgd`` with momentum, whose gradients are those by what is learned
+            as a multiple of its size.
+        weight_decay: Of weights, apart from gradients: an update takes away the learning rate times
+            this part of each.
         schedule: ``cosine`` falls to 0; ``one-cycle`` rises for long and falls further.
         warmup: Share of all updates in which the learning rate rises.
         augment: What is done to images at random: ``flip`` (left and right), ``crop`` (moved by up

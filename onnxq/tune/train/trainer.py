@@ -24,9 +24,16 @@ from onnxq.tune.training import EpochFacts, TrainingFacts, TrainOptions
 
 _MOMENTUM = 0.9
 
+_SHARED = 0.1
+"""Steps and biases learn so much slower than weights: each moves many numbers at once. With
+cifar_resnet20 in 2 and 2 bits biases as fast as weights lead to 33 % of right decisions."""
+
+_DEGREES = {"adamw": 1, "sgd": 2}
+"""What makes an update relative: Adam's is the rate itself, whatever the size, and has to be
+multiplied by it; a gradient is the smaller the larger what it is of, and takes the square."""
 
 Sized = tuple[nn.Parameter, torch.Tensor]
-"""A parameter, and what its updates are multiplied by."""
+"""A parameter, and the size that its updates are relative to."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +58,18 @@ class Trainer:
         self._learner = learner
         self._module = learner.module
         self._options = options
-        rest = [*parameters.biases, *parameters.steps]
-        self._sized = [*parameters.weights, *rest]
-        decays = {"weight_decay": options.weight_decay}
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p, _ in parameters.weights], **decays},
-            {"params": [p for p, _ in rest], "weight_decay": 0.0},
+        self._decaying = [p for p, _ in parameters.weights]
+        rest, degree = [*parameters.biases, *parameters.steps], _DEGREES[options.optimizer]
+        self._factors = [
+            *((p, size**degree) for p, size in parameters.weights),
+            *((p, _SHARED * size**degree) for p, size in rest),
         ]
-        groups = [group for group in groups if group["params"]]
+        trained = [p for p, _ in self._factors]
         self._optimizer: torch.optim.Optimizer = (
-            torch.optim.AdamW(groups, lr=options.lr)
+            torch.optim.Adam(trained, lr=options.lr)
             if options.optimizer == "adamw"
-            else torch.optim.SGD(groups, lr=options.lr, momentum=_MOMENTUM, nesterov=True)
+            else torch.optim.SGD(trained, lr=options.lr, momentum=_MOMENTUM, nesterov=True)
         )
-
         self._fresh = copy.deepcopy(self._optimizer.state_dict())
 
     def run(
@@ -193,18 +198,20 @@ class Trainer:
         """One update, none where the loss is not finite; gives its mean loss and its samples."""
         options = self._options
         done = step / (options.epochs * per_epoch)
-        for group in self._optimizer.param_groups:
-            group["lr"] = options.lr * factor(options.schedule, done, options.warmup)
+        (group,) = self._optimizer.param_groups
+        group["lr"] = lr = options.lr * factor(options.schedule, done, options.warmup)
         feeds = [train.feed(p, augment, (options.seed, step)) for p in parts]
         count = sum(feed.valid for feed in feeds)
         total = self._learner.learn(feeds, done, count)
         if not math.isfinite(total):
             return total, count
-        before = [p.detach().clone() for p, _ in self._sized]
-        self._optimizer.step()
         with torch.no_grad():
-            for (parameter, size), old in zip(self._sized, before, strict=True):
-                torch.lerp(old, parameter, size, out=parameter)
+            for weight in self._decaying:
+                weight.mul_(1 - lr * options.weight_decay)
+            before = [p.detach().clone() for p, _ in self._factors]
+            self._optimizer.step()
+            for (parameter, by), old in zip(self._factors, before, strict=True):
+                torch.lerp(old, parameter, by, out=parameter)
         return total, count
 
     def _judge(self, state: State, held_out: Samples, epoch: int, loss: float | None) -> float:

@@ -28,9 +28,9 @@ from onnxq.tune.train.executor import Executor
 from onnxq.tune.train.learner import Judgement, Learner
 from onnxq.tune.train.objectives import task_loss
 from onnxq.tune.train.quantized import QuantizedModule
-from onnxq.tune.train.samples import Feed, augmenting
+from onnxq.tune.train.samples import Feed, Samples, augmenting
 from onnxq.tune.train.schedules import factor
-from onnxq.tune.train.trainer import Trainer
+from onnxq.tune.train.trainer import Parameters, Trainer
 from onnxq.tune.tuned import to_bytes
 from tests.networks import CLASSES, chain, computed, inputs, shared
 
@@ -178,6 +178,47 @@ def test_updates_are_relative_to_the_size_of_a_channel(
         # The first update of Adam is the learning rate, whatever the gradient.
         furthest = change.abs().amax((1, 2, 3))
         np.testing.assert_allclose(furthest.numpy(), 0.01 * size.numpy(), rtol=0.01)
+
+
+class Pulled:
+    """A learner whose gradients are given."""
+
+    def __init__(self, module: torch.nn.ParameterDict, gradients: dict[str, torch.Tensor]) -> None:
+        self.module, self._gradients = module, gradients
+
+    def learn(self, feeds: Any, done: float, samples: int) -> float:
+        for name, gradient in self._gradients.items():
+            self.module[name].grad = gradient.clone()
+        return 1.0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_two_updates_are_what_they_are_by_hand(optimizer: Any) -> None:
+    """Weights decay as they are; what gradients change is relative to sizes."""
+    torch.manual_seed(0)
+    numbers = {name: torch.randn(2, 3).double() for name in ("weight", "bias", "step")}
+    size = {name: torch.rand(2, 3).double() for name in numbers}
+    gradients = {name: torch.randn(2, 3).double() for name in numbers}
+    module = torch.nn.ParameterDict({k: torch.nn.Parameter(v.clone()) for k, v in numbers.items()})
+    given = Parameters(*([(module[name], size[name])] for name in numbers))
+    lr, decay = 0.02, 0.3
+    options = TrainOptions(optimizer=optimizer, lr=lr, weight_decay=decay, warmup=0, epochs=10**9)
+    learner: Any = Pulled(module, gradients)
+    trainer = Trainer(learner, given, options)
+    samples = Samples([Batch({"x": np.zeros((1, 1), np.float32)}, None, 1, 1)], True)
+    for step in range(2):
+        trainer._update(samples, [[0]], step, 1, None)
+    for name, rate in (("weight", lr), ("bias", lr / 10), ("step", lr / 10)):
+        g, wanted = gradients[name], numbers[name]
+        # Of gradients that stay, Adam's averages are the gradient and its square. The momentum is
+        # 1, then 1.9 of them, and Nesterov's update looks ahead by 0.9 of that.
+        by_adam, by_sgd = [g.sign(), g.sign()], [g * (1 + 0.9 * 1), g * (1 + 0.9 * 1.9)]
+        for move in by_adam if optimizer == "adamw" else by_sgd:
+            if name == "weight":
+                wanted = wanted * (1 - lr * decay)
+            by = size[name] if optimizer == "adamw" else size[name].square()
+            wanted = wanted - rate * by * move
+        torch.testing.assert_close(module[name].detach(), wanted, rtol=1e-5, atol=1e-8)
 
 
 def test_a_weight_that_two_nodes_read_learns_once(data: dict[str, np.ndarray]) -> None:
