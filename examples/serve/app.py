@@ -33,9 +33,9 @@ class Question(BaseModel):
 
 
 class Feedback(BaseModel):
-    """Whether the answer to a request was right."""
+    """Whether the answer to a request was right, by what `/predict` called it."""
 
-    request: int
+    request: str
     correct: bool
 
 
@@ -57,7 +57,7 @@ app = FastAPI(lifespan=lifespan)
 # Functions without `async` run in threads: a prediction holds up no other request.
 @app.post("/predict")
 def predict(question: Question) -> dict[str, Any]:
-    """Answer, with a number for `/feedback`."""
+    """Answer, with a name for `/feedback`."""
     session: AdaptiveSession = app.state.session
     try:
         feeds = {n: np.array(v, app.state.dtypes[n]) for n, v in question.inputs.items()}
@@ -67,13 +67,22 @@ def predict(question: Question) -> dict[str, Any]:
         raise HTTPException(422, f"the inputs do not fit: {error}") from error
     names = (output.name for output in session.get_outputs())
     outputs = {name: answer.tolist() for name, answer in zip(names, answers, strict=True)}
-    return {"request": session.request, "outputs": outputs}
+    # Every worker process counts from 1.
+    return {"request": f"{session.worker}-{session.request}", "outputs": outputs}
 
 
 @app.post("/feedback", status_code=204)
 def feedback(said: Feedback) -> None:
-    """Take to heart whether an answer was right."""
-    app.state.session.feedback(said.request, said.correct)
+    """Take to heart whether an answer of this worker was right."""
+    session: AdaptiveSession = app.state.session
+    worker, _, number = said.request.rpartition("-")
+    if worker != session.worker or not number.isdecimal():
+        raise HTTPException(
+            421,
+            f"request '{said.request}' was not answered by this worker, '{session.worker}'; send "
+            "feedback to the worker whose name the request begins with",
+        )
+    session.feedback(int(number), said.correct)
 
 
 @app.get("/events")

@@ -25,6 +25,9 @@ _SUSPECTED = 20
 _MOST_TRIES = 3
 """Times that adapting, or the proof of it, may fail on new requests each time."""
 
+_MOST_SAID = 1 << 16
+"""Requests of which it is known that something was said of their answer."""
+
 
 @dataclass(frozen=True)
 class Amounts:
@@ -103,6 +106,7 @@ class Judge:
         if keeping is not None:
             keeping.go_on(known.get("cascade"))
         self._since = 0
+        self._said: set[int] = set()
         self._held_back: list[tuple[Sampled, Reference]] = []
         self._watch(anew=False)
 
@@ -126,14 +130,26 @@ class Judge:
         self._watch(anew=True)
 
     def feedback(self, request: int, correct: bool) -> None:
-        """Take to heart what somebody says of an answer, if it is one of what answers now."""
-        if request <= self._since:
+        """Take to heart what somebody says of an answer, if it is one of what answers now.
+
+        Only once of each, and not of requests that nobody asked.
+        """
+        if not self._since < request <= self._host.sampling.asked or request in self._said:
             return
+        self._said.add(request)
+        if len(self._said) > _MOST_SAID:
+            # What is said late of requests before these might have been said before.
+            self._since = sorted(self._said)[_MOST_SAID // 2]
+            self._said = {own for own in self._said if own > self._since}
         self._monitor.feedback(correct)
         self._held_back = [
             (replace(kept, correct=correct) if kept.request == request else kept, reference)
             for kept, reference in self._held_back
         ]
+
+    def _begin_listening(self) -> None:
+        """From the next request on, to what is said of answers."""
+        self._since, self._said = self._host.sampling.asked, set()
 
     def _keep_up(self, sampled: Sampled, reference: Reference) -> None:
         if self._keeping is None:
@@ -158,7 +174,7 @@ class Judge:
         """Wait for an alarm; from what is usual from now on, or from what was."""
         if anew:
             self._monitor.renew()
-            self._since = self._host.sampling.asked
+            self._begin_listening()
         self._held_back = []
         self._step: Callable[[Sampled, Reference], None] = self._watching
         self._host.forget_before()
@@ -216,7 +232,7 @@ class Judge:
         if found.deployment is None:
             self._host.journal.tell("declined", found.reason)
         elif self._host.change(found.deployment, "adapted", found.reason, sampled.feeds):
-            self._since = self._host.sampling.asked
+            self._begin_listening()
             self._begin_proving(before)
 
     def _begin_proving(self, before: Deployment, tries: int = 1) -> None:

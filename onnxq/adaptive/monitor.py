@@ -96,10 +96,10 @@ class Verdict:
     Attributes:
         alarm: Whether they are no longer what they were.
         suspicious: Whether it is worth while to look at more of them.
-        kind: Stream with the most evidence: of `STREAMS`, ``entropy``, ``classes``,
-            ``disagreement``, or ``feedback``.
-        evidence: Of that stream, and of what it takes to raise an alarm.
-        threshold: What it takes.
+        kind: Stream whose evidence is nearest to an alarm, or farthest beyond: of `STREAMS`,
+            ``entropy``, ``classes``, ``disagreement``, or ``feedback``.
+        evidence: Of that stream.
+        threshold: What raises an alarm there.
         tensors: Those that drifted, the farthest first.
         agreement: Share of late decisions that equal float's; None where nothing is decided.
         entropy: Of the float model's late decisions in the mean; None where there are none.
@@ -176,6 +176,7 @@ class _State:
         usual_entropy: Of the float model's decisions, in the mean.
         samples: Seen since what is usual became so.
         all_samples: Seen in all, for their number a day.
+        all_said: Answers of which somebody said whether they were right, in all.
         seconds: In which these were seen.
         agreement: Of late answers.
         entropy: Of the float model's late decisions.
@@ -190,6 +191,7 @@ class _State:
     entropy: _Mean = field(default_factory=_Mean)
     samples: int = 0
     all_samples: int = 0
+    all_said: int = 0
     seconds: float = 0.0
 
 
@@ -197,14 +199,15 @@ class Monitor:
     """Looks at one sampled request after the other; has no thread and no clock.
 
     Whatever the streams of scores are like, they raise false alarms at most as often as was asked
-    for: the detector of each has its share of them. The number of samples a day is as measured.
+    for: the detector of each has its share of them. The numbers of samples and of answers that
+    somebody judges a day are as measured.
 
     Args:
         bundle: What was usual at first.
         known: What `to_plain` gave in an earlier run; None without one. That of another bundle, or
             of another version, is not used.
         seed: Ties are broken by.
-        false_alarms_per_day: That all streams may raise together.
+        false_alarms_per_day: That all streams of this monitor may raise together.
     """
 
     def __init__(
@@ -275,35 +278,43 @@ class Monitor:
         for stream, score in {**streams(away), **own}.items():
             self._place(stream, score)
         self._kept.append((scores, own))
-        if not self._alarmed and self._evidence()[1] >= self.threshold:
+        if not self._alarmed and self._is_enough():
             # What was before the change is not to be what is usual next.
             self._alarmed = True
             self._kept.clear()
 
     def feedback(self, correct: bool) -> None:
         """Take in whether an answer was right, as somebody says."""
+        self._state.all_said += 1
         self._place(FEEDBACK, float(not correct))
 
     def _place(self, stream: str, score: float) -> None:
         own = self._state.streams[stream]
         own.detector.see(own.pool.place(score, self._chance))
 
-    @property
-    def threshold(self) -> float:
-        """Evidence that raises an alarm: samples between false ones, of each stream."""
+    def _threshold(self, stream: str) -> float:
+        """Evidence that raises an alarm: scores of a stream between its false ones."""
         state = self._state
-        a_day = _DAY * state.all_samples / max(state.seconds, 1.0)
+        scores = state.all_said if stream == FEEDBACK else state.all_samples
+        a_day = _DAY * scores / max(state.seconds, 1.0)
         return max(_SHORTEST, a_day / self._false_alarms) * len(state.streams)
 
-    def _evidence(self) -> tuple[str, float]:
-        """The stream with the most evidence, and that."""
-        values = {name: own.detector.value for name, own in self._state.streams.items()}
-        return max(values.items(), key=lambda item: item[1])
+    def _evidence(self) -> tuple[str, float, float]:
+        """The stream whose evidence is nearest to an alarm, that, and what raises one there."""
+        found = [
+            (name, own.detector.value, self._threshold(name))
+            for name, own in self._state.streams.items()
+        ]
+        return max(found, key=lambda own: own[1] / own[2])
+
+    def _is_enough(self) -> bool:
+        _, evidence, threshold = self._evidence()
+        return evidence >= threshold
 
     def verdict(self) -> Verdict:
         """What is thought now; an alarm stays until `renew`."""
-        state, threshold = self._state, self.threshold
-        kind, evidence = self._evidence()
+        state = self._state
+        kind, evidence, threshold = self._evidence()
         alarm = self._alarmed or evidence >= threshold
         tensors = self._drifted() if alarm else ()
         return Verdict(

@@ -48,7 +48,8 @@ class AdaptiveSession:
             fast, fewer are looked at. 1 is no limit.
         state: File of what survives a restart and is shared with other processes on the bundle; in
             the bundle's folder by default. Where it cannot be written, everything stays in memory.
-        false_alarms_per_day: How often drift may be seen where there is none.
+        false_alarms_per_day: How often this session may see drift where there is none. Each process
+            on the bundle looks at its own requests, with detectors of its own, and may as often.
         seed: Of the choice of requests, and of everything else that is left to chance.
         sess_options: As `onnxruntime.InferenceSession` takes them; the bundle's number of threads
             by default.
@@ -122,9 +123,17 @@ class AdaptiveSession:
 
     @property
     def request(self) -> int:
-        """Number of this thread's last request, for `feedback`; 0 before the first."""
+        """Number of this thread's last request, for `feedback`; 0 before the first.
+
+        Every process counts its own: with `worker` it says which request of all it is.
+        """
         number: int = getattr(self._local, "request", 0)
         return number
+
+    @property
+    def worker(self) -> str:
+        """Name of this session in this process, as in `events`; another one after each start."""
+        return self._worker.journal.worker
 
     def run(
         self,
@@ -206,10 +215,14 @@ class AdaptiveSession:
         return self._worker.live.session.get_session_options()
 
     def feedback(self, request: int, correct: bool) -> None:
-        """Say whether an answer was right.
+        """Say whether an answer was right, once, in the process that gave it.
+
+        What is said again, of requests that were not asked, and of those before the last change or
+        drift, is not taken in.
 
         Args:
-            request: What `request` was after it was asked.
+            request: What `request` was after it was asked, in this process (see `worker`): another
+                one has requests of the same number.
             correct: Whether it was.
         """
         self._worker.feedback(request, bool(correct))

@@ -199,6 +199,27 @@ def test_feedback_is_a_stream_of_its_own() -> None:
     assert verdict.alarm and verdict.kind == "feedback"
 
 
+def test_feedback_on_every_request_raises_no_more_alarms_than_asked_for() -> None:
+    """One request in 50 is sampled; 2,000 samples are a day, of which 2 alarms are asked for."""
+    monitor, source, alarms = Monitor(BUNDLE, false_alarms_per_day=2.0), Source(16), 0
+    rng = np.random.default_rng(16)
+    for at in range(2000):
+        monitor.see(*source.sample(), at * 43.2)
+        for correct in rng.uniform(size=50) < 0.9:
+            monitor.feedback(bool(correct))
+        verdict = monitor.verdict()
+        if verdict.alarm:
+            alarms += verdict.kind == "feedback"
+            monitor.renew()
+    assert alarms <= 2
+    for _ in range(400):
+        monitor.feedback(False)
+    verdict = monitor.verdict()
+    streams = len(BUNDLE.baseline.bag) + 1
+    assert verdict.alarm and verdict.kind == "feedback"
+    assert verdict.threshold == pytest.approx(100_400 / 2 * streams, rel=0.01)
+
+
 def test_suspicion_comes_before_an_alarm() -> None:
     monitor, source = Monitor(BUNDLE), Source(7)
     list(watch(monitor, stream(source, 40)))
@@ -262,14 +283,14 @@ def test_few_samples_a_day_are_no_reason_for_many_alarms() -> None:
     monitor, source = Monitor(BUNDLE, false_alarms_per_day=100.0), Source(12)
     for hour in range(24):
         monitor.see(*source.sample(), hour * 3600.0)
-    assert monitor.threshold == 100.0 * len(BUNDLE.baseline.bag) + 100.0
+    assert monitor.verdict().threshold == 100.0 * len(BUNDLE.baseline.bag) + 100.0
 
 
 def test_the_threshold_follows_the_rate_of_samples() -> None:
     monitor, source = Monitor(BUNDLE, false_alarms_per_day=2.0), Source(13)
     list(watch(monitor, stream(source, 101)))
     streams = len(BUNDLE.baseline.bag) + 1
-    assert monitor.threshold == pytest.approx(8640 * 1.01 / 2 * streams)
+    assert monitor.verdict().threshold == pytest.approx(8640 * 1.01 / 2 * streams)
 
 
 def test_no_false_alarms_at_all_cannot_be_promised() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from onnxq.adaptive import judge
 from onnxq.adaptive import worker as workers
 from onnxq.adaptive.bundle import Bundle
 from onnxq.adaptive.deployment import Deployment
@@ -131,6 +132,7 @@ def test_a_sudden_change_is_seen_adapted_to_and_told(opened: Open) -> None:
     assert events[0]["details"] == {"tensors": ["x"]}
     assert events[1]["reason"] == "a step up the ladder"
     assert events[1]["details"] == {"generation": 1}
+    assert {event["worker"] for event in events} == {session.worker}
     assert abs(events[1]["time"] - time.time()) < 60
     assert session.statistics()["variant"] == 1
     assert session.statistics()["generation"] == 1
@@ -265,10 +267,27 @@ def test_feedback_is_taken_in_where_it_is_of_what_answers(opened: Open) -> None:
     session.feedback(9, False)
     ask(session)
     session.feedback(session.request, True)
-    session.feedback(10**9, True)
     session.flush()
-    assert monitor.said == [False, True, True]
-    assert session.statistics()["feedback"] == 5
+    assert monitor.said == [False, True]
+    assert session.statistics()["feedback"] == 4
+
+
+def test_feedback_counts_once_and_only_of_requests_that_were_asked(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "_MOST_SAID", 4)
+    monitor = fakes.Monitor()
+    session = opened(parts=parts(monitor=lambda bundle, known: monitor))
+    ask(session, 1.0, 10)
+    for request in (0, -1, 11, 10**9):
+        session.feedback(request, True)
+    session.flush()
+    assert monitor.said == []
+    # More than are remembered, and all of them again.
+    for request in (2, 1, *range(3, 11), *range(1, 11)):
+        session.feedback(request, False)
+    session.flush()
+    assert monitor.said == [False] * 10
 
 
 def test_callers_may_change_their_arrays_at_once(opened: Open) -> None:
