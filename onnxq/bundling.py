@@ -155,6 +155,22 @@ def write_bundle(
     return replace(bundle, baseline=_baseline(job, bundle, graphs[place])).save(folder)
 
 
+def told(bundle: Bundle, promised: float) -> str:
+    """What became of a promised agreement, in a sentence."""
+    cascade = bundle.facts.cascade
+    if cascade is None:
+        return (
+            f"No cascade: only the float model keeps an agreement of {promised:g} for certain, so "
+            "sessions on the bundle answer by one model."
+        )
+    names = ", ".join(f"'{bundle.variants[place].name}'" for place in cascade.variants)
+    return (
+        f"Sessions on the bundle answer by {names}: at least {100 * cascade.proved:.2f} % of the "
+        f"decisions are float's (95 % confidence, {cascade.samples} samples), in "
+        f"{cascade.cost:.2f} of its time."
+    )
+
+
 _Sized = tuple[Rung, float, Report | None]
 """A rung, how many times as fast as float it is, and how near to it; None for float itself."""
 

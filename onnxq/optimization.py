@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.adaptive.bundle import check_folder
-from onnxq.bundling import Ladder, Rung, check_bundled, write_bundle
+from onnxq.bundling import Ladder, Rung, check_bundled, told, write_bundle
 from onnxq.data import DataLike, Dataset
 from onnxq.errors import InputError, NothingToQuantizeError
 from onnxq.ir import Graph, ModelLike, save
@@ -202,15 +202,8 @@ def made(
                     "to adapt; leave --adaptive out"
                 )
             bundle = write_bundle(job, found.ladder, graph, adaptive, cascade)
-            if cascade is not None and bundle.facts.cascade is None:
-                report = replace(
-                    report,
-                    notes=(
-                        *report.notes,
-                        f"no cascade: only the float model keeps an agreement of {cascade:g} for "
-                        "certain, so sessions on the bundle answer by one model",
-                    ),
-                )
+            if cascade is not None:
+                report = replace(report, notes=(*report.notes, told(bundle, cascade)))
     written = Path(output) if is_kept and output is not None else None
     report = replace(
         report,

@@ -170,10 +170,13 @@ def test_a_bundle_and_a_file_cannot_have_one_place(taken: str, tmp_path: Path) -
 def test_a_cascade_of_the_bundle_is_fitted_to_held_out_samples(
     samples: dict[str, Array], tmp_path: Path
 ) -> None:
-    optimize(MODELS / "digits_resnet.onnx", samples, adaptive=tmp_path / "b", cascade=0.8, **FAST)
+    made = optimize(
+        MODELS / "digits_resnet.onnx", samples, adaptive=tmp_path / "b", cascade=0.8, **FAST
+    )
     found = Bundle.load(tmp_path / "b").facts.cascade
     assert found is not None
     assert (found.promised, found.variants[0]) == (0.8, 0)
+    assert made.report.notes[-1].startswith("Sessions on the bundle answer by 'int8': at least 8")
     assert found.proved >= 0.8 and found.samples == 24
 
 
