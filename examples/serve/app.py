@@ -92,6 +92,13 @@ def events() -> list[dict[str, Any]]:
     return found
 
 
+@app.get("/tensors")
+def tensors() -> dict[str, dict[str, float]]:
+    """Where values of tensors lay lately, in the requests of all workers."""
+    found: dict[str, dict[str, float]] = app.state.session.tensors()
+    return found
+
+
 @app.get("/metrics")
 def metrics() -> Response:
     """For Prometheus."""

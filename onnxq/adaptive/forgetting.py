@@ -32,16 +32,6 @@ class Forgotten:
     samples: int = 0
     since: int = 0
 
-    @property
-    def weight(self) -> float:
-        """How many samples are remembered; faded ones count for less."""
-        return self.samples / _UNITS
-
-    @property
-    def counts(self) -> npt.NDArray[np.float64]:
-        """What was counted; faded values count for less."""
-        return self.parts / _UNITS
-
     def add(self, counts: Counts) -> None:
         """Take in a sample."""
         if self.since >= self.half_life:

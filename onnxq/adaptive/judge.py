@@ -273,6 +273,11 @@ class Judge:
             self._watch(anew=True)
 
 
+def monitored(known: Any) -> Any:
+    """What the monitor knows, of what `Judge.statistics` gave; None where it is not there."""
+    return known.get("monitor") if isinstance(known, Mapping) else None
+
+
 @dataclass(frozen=True)
 class _Tried:
     """A request that both what answers and what answered before were asked."""

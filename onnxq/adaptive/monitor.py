@@ -25,6 +25,7 @@ from onnxq.adaptive.scores import (
     STREAMS,
     Floats,
     Scoring,
+    Seen,
     agreement,
     as_arrays,
     as_usual,
@@ -231,7 +232,7 @@ class Monitor:
         )
         with suppress(InputError):
             # None, as anything else, is no state.
-            earlier = read(_State, known, "the statistics of an earlier run")
+            earlier = _read(known)
             if _shape(earlier) == _shape(self._state):
                 self._state = earlier
         self._chance = random.Random(f"{seed}/{self._state.all_samples}")
@@ -244,11 +245,6 @@ class Monitor:
         self._near, self._weights = np.zeros_like(self._usual[0]), 0.0
         self._alarmed = False
         self._kept: deque[tuple[Floats, dict[str, float]]] = deque(maxlen=_KEPT)
-
-    @property
-    def lately(self) -> Forgotten:
-        """Values of all tensors of late samples in the cells of `Scoring`."""
-        return self._state.lately
 
     def see(self, sampled: Sampled, reference: Reference, now: float) -> None:
         """Look at a request.
@@ -381,6 +377,34 @@ class Monitor:
         return to_plain(self._state)
 
 
+def lately(bundle: Bundle, known: Iterable[Any]) -> dict[str, dict[str, float]]:
+    """Where values of tensors lay lately, by what several monitors saw.
+
+    Args:
+        bundle: What the monitors were of.
+        known: What `to_plain` of each gave; what is of another version is passed over.
+
+    Returns:
+        By tensor the shares of its values below and above what the model can hold, and the distance
+        of their distribution from the baseline's, from 0 to 1; nothing where nothing was seen.
+    """
+    scoring = Scoring(bundle.baseline.tensors)
+    all_seen = Forgotten(_LATELY, np.zeros_like(scoring.usual))
+    for own in known:
+        with suppress(InputError, ValueError):
+            all_seen = all_seen.merge(_read(own).lately)
+    if not all_seen.samples:
+        return {}
+    # Together they have no smallest and largest value, and nothing is said of these.
+    ends = np.zeros(len(scoring.names), np.int32)
+    scores = scoring.scores(Seen(all_seen.parts, ends, ends))
+    told = [(at, kind) for at, kind in enumerate(KINDS) if kind != "unused"]
+    return {
+        name: {kind: float(row[at]) for at, kind in told}
+        for name, row in zip(scoring.names, scores, strict=True)
+    }
+
+
 def check_false_alarms(a_day: float) -> None:
     """Find out before work begins whether so few false alarms can be kept.
 
@@ -392,6 +416,11 @@ def check_false_alarms(a_day: float) -> None:
             f"{a_day:g} false alarms a day cannot be kept, because chance can look like drift; "
             "give a number above 0, however small"
         )
+
+
+def _read(known: Any) -> _State:
+    earlier: _State = read(_State, known, "the statistics of an earlier run")
+    return earlier
 
 
 def _shape(state: _State) -> object:

@@ -20,7 +20,8 @@ from onnxq.adaptive.binding import Binding
 from onnxq.adaptive.bundle import Bundle
 from onnxq.adaptive.deployment import Sampled
 from onnxq.adaptive.events import Journal, said
-from onnxq.adaptive.judge import Amounts, Judge
+from onnxq.adaptive.judge import Amounts, Judge, monitored
+from onnxq.adaptive.monitor import lately
 from onnxq.adaptive.parts import Parts, default_parts
 from onnxq.adaptive.sampling import Sampling
 from onnxq.adaptive.serving import Serving, Sessions, takes_batches
@@ -80,6 +81,7 @@ class AdaptiveSession:
         intervals: Intervals | None = None,
     ) -> None:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        self._bundle = opened
         identity = _identity(opened)
         # Processes that have not heard of a new bundle in the folder keep theirs apart.
         path = Path(state or opened.folder / f"state-{identity[:12]}.sqlite")
@@ -245,6 +247,19 @@ class AdaptiveSession:
             "generation": worker.live.generation.number,
             "variant": worker.live.deployment.variant,
         }
+
+    def tensors(self) -> dict[str, dict[str, float]]:
+        """Where values of the tensors that are quantized lay lately, in all workers' requests.
+
+        These are requests that were looked at and saved by now; older ones count less and less.
+
+        Returns:
+            By tensor the shares of its values ``below`` and ``above`` what the bundle's models can
+            hold as they were made, and the ``distance`` of their distribution from the one it had
+            then, from 0 to 1.
+        """
+        saved = self._worker.state.statistics().values()
+        return lately(self._bundle, map(monitored, saved))
 
     def flush(self) -> None:
         """Wait until all that was sampled has been judged, and what follows from it is done."""

@@ -92,6 +92,7 @@ class State:
         self._lock = threading.RLock()
         self._known = self._first
         self._kept: list[Event] = []
+        self._own: str | None = None
 
     def newest(self) -> Generation:
         """The newest generation that is known, by whatever worker."""
@@ -131,6 +132,7 @@ class State:
             The newest generation.
         """
         body = None if statistics is None else json.dumps(finite(to_plain(statistics)))
+        self._own = body or self._own
 
         def write(file: sqlite3.Connection) -> Generation:
             self._catch_up(file, self._known)
@@ -166,10 +168,17 @@ class State:
 
     def statistics(self) -> dict[str, Any]:
         """Statistics that workers saved, by worker."""
+
+        def saved(file: sqlite3.Connection) -> dict[str, Any]:
+            rows = file.execute("SELECT worker, body FROM statistics ORDER BY worker").fetchall()
+            return {worker: _parsed(body) for worker, body in rows}
+
+        found: dict[str, Any] = {}
         with suppress(_UnavailableError):
-            rows = self._use(lambda f: f.execute("SELECT worker, body FROM statistics").fetchall())
-            return {worker: json.loads(body) for worker, body in rows}
-        return {}
+            found = self._use(saved)
+        # Where the file cannot be written they are in memory alone.
+        own = {} if self._own is None else {self._journal.worker: json.loads(self._own)}
+        return {**found, **own}
 
     def inherit(self, alive: Callable[[str, float], bool]) -> Any:
         """Take over the newest statistics of a worker that is no more; None without any.

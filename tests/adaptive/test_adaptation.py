@@ -98,6 +98,8 @@ def adapted(
             if number == before + 500:
                 assert [event["kind"] for event in session.events()] == ["drift", "adapted"]
         assert [event["kind"] for event in session.events()] == ["drift", "adapted"]
+    # Beyond what the models can hold as they were made, in the dark.
+    assert max(own["above"] + own["below"] for own in session.tensors().values()) > 0.05
     ends = [{n: float(np.mean(own[before + 500 :])) for n, own in k.items()} for k in (right, away)]
     return ends[0], ends[1]
 

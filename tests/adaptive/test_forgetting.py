@@ -9,6 +9,8 @@ import pytest
 from onnxq.adaptive.forgetting import Forgotten
 from onnxq.plain import read, to_plain
 
+UNITS = 1 << 20
+
 
 def seen(count: int, seed: int, half_life: int = 4) -> Forgotten:
     rng, own = np.random.default_rng(seed), Forgotten(half_life, np.zeros((2, 5), np.int64))
@@ -22,8 +24,8 @@ def test_each_halving_counts_what_was_before_for_half() -> None:
     for count in range(1, 8):
         own.add(np.array([count]))
     # Two halvings, before the fourth and before the seventh.
-    assert own.counts.tolist() == [(1 + 2 + 3) / 4 + (4 + 5 + 6) / 2 + 7]
-    assert own.weight == 3 / 4 + 3 / 2 + 1
+    assert (own.parts / UNITS).tolist() == [(1 + 2 + 3) / 4 + (4 + 5 + 6) / 2 + 7]
+    assert own.samples / UNITS == 3 / 4 + 3 / 2 + 1
 
 
 def test_merging_is_exact_in_any_order() -> None:
@@ -41,7 +43,7 @@ def test_what_is_faded_is_gone_at_last() -> None:
     own.add(np.array([1]))
     for _ in range(30):
         own.add(np.array([0]))
-    assert own.counts.tolist() == [0.0]
+    assert own.parts.tolist() == [0]
 
 
 def test_it_round_trips_and_refuses_other_tensors() -> None:

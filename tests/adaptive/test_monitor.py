@@ -14,7 +14,7 @@ import pytest
 from onnxq.adaptive.baseline import Baseline, TensorBaseline
 from onnxq.adaptive.bundle import Bundle, BundleFacts
 from onnxq.adaptive.deployment import Deployment, Reference, Sampled
-from onnxq.adaptive.monitor import Monitor, Verdict
+from onnxq.adaptive.monitor import Monitor, Verdict, lately
 from onnxq.adaptive.scores import (
     DISAGREEMENT,
     KINDS,
@@ -298,10 +298,22 @@ def test_no_false_alarms_at_all_cannot_be_promised() -> None:
         Monitor(BUNDLE, false_alarms_per_day=0.0)
 
 
-def test_what_came_lately_is_counted() -> None:
-    monitor, source = Monitor(BUNDLE), Source(14)
-    list(watch(monitor, stream(source, 10)))
-    assert monitor.lately.counts.sum(axis=1).tolist() == [2560, 2560]
+def test_where_values_lay_lately_is_told_of_all_workers_together() -> None:
+    """As counting the values of all their samples at once tells."""
+    sources = [(Source(14), gained(1.0), 30), (Source(15), gained(3.0), 10)]
+    known, values = [None, {"streams": 3}], []
+    for source, change, count in sources:
+        monitor, samples = Monitor(BUNDLE), [*stream(source, count, change)]
+        list(watch(monitor, iter(samples)))
+        known.append(json.loads(json.dumps(monitor.to_plain())))
+        values += [reference.tensors["b"] for _, reference in samples]
+    found, one = lately(BUNDLE, known), lately(BUNDLE, known[:3])
+    high = BUNDLE.baseline.tensors["b"].high
+    assert found["b"]["above"] == pytest.approx((np.concatenate(values) > high).mean(), abs=0.002)
+    assert found["b"]["above"] > 0.02 > one["b"]["above"]
+    assert found["a"]["distance"] > one["a"]["distance"] > 0
+    assert found["b"]["below"] == 0
+    assert lately(BUNDLE, known[:2]) == {}
 
 
 def test_how_far_unsigned_outputs_are_from_floats() -> None:

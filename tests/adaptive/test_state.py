@@ -106,7 +106,8 @@ def test_in_memory_it_is_the_same_without_a_file() -> None:
     journal.tell("drift", "darker")
     assert state.newest() == made == Generation(1, OTHER, "better")
     assert reasons(state) == ["brighter", "darker"]
-    assert state.statistics() == {} and state.inherit(lambda worker, saved: False) is None
+    assert state.statistics() == {"me": {"requests": 5}}
+    assert state.inherit(lambda worker, saved: False) is None
 
 
 def test_statistics_that_were_taken_over_outlive_an_heir_that_is_killed_at_once(
@@ -192,6 +193,15 @@ def test_a_damaged_file_is_set_aside_and_told_once(
     assert len(list(path.parent.glob("*.damaged-*[0-9]"))) == 1
     state.save()
     assert opened(path)[0].events()[0].kind == "fault"
+
+
+def test_statistics_that_are_damaged_set_the_file_aside(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened(path, "another")[0].save({"requests": 5})
+    run_sql("UPDATE statistics SET body = '{'")(path)
+    assert opened(path)[0].statistics() == {}
+    assert "no JSON" in caplog.text
 
 
 @pytest.mark.parametrize(
