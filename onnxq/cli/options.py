@@ -299,8 +299,8 @@ _DECLARED: Mapping[str, Keywords] = {
     ),
     "--processes": _training(
         "N",
-        "processes that compute an update together (default 1); the result is the same but for "
-        "rounding",
+        "processes that compute an update together (default 1); but for rounding the result is the "
+        "same, where no loss is relative to a batch (--features, outputs that decide nothing)",
         values.positive,
     ),
     "--resume": _training(

@@ -53,7 +53,9 @@ class TrainOptions:
         mixed_precision: Compute products in bfloat16, where that is faster: on CUDA, and on
             processors that have it.
         processes: How many compute an update together, each its share of it. What they learn is
-            what one process learns, but for rounding.
+            what one process learns, but for rounding; only distances relative to a batch
+            (``features``, outputs that decide nothing) are relative to a share, or to one of the
+            parts of ``accumulate``.
         checkpoint_every: Updates between checkpoints; one is made after each epoch, too.
         seed: Of order and augmentation.
     """

@@ -87,7 +87,8 @@ class Objective:
         total = torch.zeros((), device=next(iter(outputs.values())).device)
         if self._kind != "distill":
             assert feed.labels is not None
-            total = total + task_loss({k: feed.trim(v) for k, v in outputs.items()}, feed.labels)
+            of_labels = task_loss({k: feed.trim(v) for k, v in outputs.items()}, feed.labels)
+            total = total + feed.label_weight * of_labels
         if self._teacher is not None:
             with torch.no_grad():
                 wanted = self._teacher(feed.feeds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +33,8 @@ class Feed:
         size: Samples with these.
         is_divisible: Whether a model may as well be fed them a few at a time.
         is_part: Whether other processes have other parts of what was one feed.
+        label_weight: What the loss of the labels counts beside the feed's other losses: see
+            `weighted`.
     """
 
     feeds: Mapping[str, torch.Tensor]
@@ -41,6 +43,15 @@ class Feed:
     size: int
     is_divisible: bool = False
     is_part: bool = False
+    label_weight: float = 1.0
+
+    @property
+    def labelled(self) -> int:
+        """How many labels say something."""
+        if self.labels is None:
+            return 0
+        are_numbers = self.labels.is_floating_point()
+        return self.labels.numel() if are_numbers else int((self.labels >= 0).sum())
 
     def trim(self, output: torch.Tensor) -> torch.Tensor:
         """An output without what belongs to copies."""
@@ -60,10 +71,27 @@ class Feed:
         sizes = [len(part) for part in np.array_split(np.arange(self.size), count)]
         columns = {name: tensor.split(sizes) for name, tensor in self.feeds.items()}
         labels = [None] * count if self.labels is None else self.labels.split(sizes)
-        return [
-            Feed({n: parts[i] for n, parts in columns.items()}, labels[i], size, size, True, True)
+        weight = self.label_weight
+        return weighted(
+            Feed({n: t[i] for n, t in columns.items()}, labels[i], size, size, True, True, weight)
             for i, size in enumerate(sizes)
-        ]
+        )
+
+
+def weighted(feeds: Iterable[Feed]) -> list[Feed]:
+    """Parts of what is one batch, whose labels count alike wherever they are.
+
+    A part's losses are means, and count by its samples; that of labels leaves out the negative
+    ones, and has to count by those that it is the mean of.
+    """
+    feeds = list(feeds)
+    labelled, samples = sum(f.labelled for f in feeds), sum(f.valid for f in feeds)
+    if not labelled:
+        return feeds
+    shares = [f.labelled / labelled * samples / f.valid for f in feeds]
+    return [
+        replace(f, label_weight=f.label_weight * by) for f, by in zip(feeds, shares, strict=True)
+    ]
 
 
 class Samples:

@@ -17,7 +17,7 @@ from onnxq.errors import InputError
 from onnxq.progress import Progress
 from onnxq.tune.train.checkpoints import Checkpoints, State
 from onnxq.tune.train.learner import Learner
-from onnxq.tune.train.samples import Augment, Samples
+from onnxq.tune.train.samples import Augment, Samples, weighted
 from onnxq.tune.train.schedules import factor
 from onnxq.tune.train.team import LostProcessError
 from onnxq.tune.training import EpochFacts, TrainingFacts, TrainOptions
@@ -200,7 +200,7 @@ class Trainer:
         done = step / (options.epochs * per_epoch)
         (group,) = self._optimizer.param_groups
         group["lr"] = lr = options.lr * factor(options.schedule, done, options.warmup)
-        feeds = [train.feed(p, augment, (options.seed, step)) for p in parts]
+        feeds = weighted(train.feed(p, augment, (options.seed, step)) for p in parts)
         count = sum(feed.valid for feed in feeds)
         total = self._learner.learn(feeds, done, count)
         if not math.isfinite(total):

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch", reason='needs torch: pip install "onnxq[tra
 
 from onnxq import InputError, Optimized, train
 from onnxq.ir import infer_types, to_proto
-from onnxq.tune.train.samples import Feed
+from onnxq.tune.train.samples import Feed, weighted
 from onnxq.tune.train.team import Team
 from tests.networks import CLASSES, chain, computed, inputs
 
@@ -60,6 +60,16 @@ def test_two_processes_have_the_curve_of_one(data: dict[str, np.ndarray]) -> Non
     assert curve(two) == pytest.approx(curve(one), rel=1e-4)
     scores = [[e.score for e in f.report.training.history] for f in (one, two) if f.report.training]
     assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("options", [{"processes": 2}, {"accumulate": 3}])
+def test_labels_count_alike_wherever_they_are(
+    data: dict[str, np.ndarray], options: dict[str, int]
+) -> None:
+    few = {**data, "labels": np.where(np.arange(67) % 5 < 3, -1, data["labels"])}
+    given = {"loss": "task", "epochs": 1, "metric": "sqnr", "max_drop": None, "min_sqnr": -100.0}
+    whole, parts = (trained(small(), few, **given, **o) for o in ({}, options))
+    assert curve(parts) == pytest.approx(curve(whole), rel=1e-4)
 
 
 @pytest.mark.slow
@@ -147,3 +157,16 @@ def test_feeds_are_split_only_where_the_model_may_be_fed_less() -> None:
     assert second.labels is not None and second.labels.tolist() == [3, 4]
     assert len(Feed({"x": x}, None, 5, 5).split(2)) == 1
     assert len(feed.split(6)) == 1
+
+
+def test_a_part_counts_by_its_labels() -> None:
+    labels = torch.tensor([[0, 1, 2], [-1, -1, 3], [-1, -1, -1]])
+    feed = Feed({"x": torch.zeros(3, 3)}, labels, 3, 3, is_divisible=True)
+    # Of parts of 2 samples and 1: losses count by samples, those of labels by labels.
+    assert [p.label_weight * p.valid for p in feed.split(2)] == pytest.approx([3, 0])
+    assert [p.label_weight * p.valid for p in feed.split(3)] == pytest.approx([2.25, 0.75, 0])
+    again = weighted(feed.split(3)[:2])
+    assert [p.label_weight for p in again] == pytest.approx([2.25 * 1.5, 0.75 * 0.5])
+    for labels in (torch.zeros(3, 3), torch.full((3,), -1)):
+        feed = Feed({"x": torch.zeros(3, 3)}, labels, 3, 3, is_divisible=True)
+        assert [p.label_weight for p in feed.split(2)] == pytest.approx([1, 1])
