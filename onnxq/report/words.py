@@ -243,5 +243,6 @@ def training(facts: TrainingFacts) -> tuple[str, str]:
         came = f"held-out accuracy {share(was.score)} -> {share(best.score)}"
     what = f"{facts.method}, {count(facts.epochs, 'epoch')}"
     samples = count(facts.samples, "sample")
-    where = f"{samples}, {duration(facts.seconds)} on {facts.device}"
+    changed = f" changed at random ({', '.join(facts.augment)})" if facts.augment else ""
+    where = f"{samples}{changed}, {duration(facts.seconds)} on {facts.device}"
     return what, f"{came} (epoch {facts.best}; {where})"

@@ -45,7 +45,8 @@ class TrainOptions:
         warmup: Share of all updates in which the learning rate rises.
         augment: What is done to images at random: ``flip`` (left and right), ``crop`` (moved by up
             to an eighth, filled up with zeros). ``auto`` is those under which the float model
-            decides most images as before, where it decides about images, and ``none`` nothing.
+            decides most images as before, in every class, where it decides about images, and
+            ``none`` nothing.
         held_out: Share of the training data that nothing is trained on. It says which epoch was
             best.
         patience: Stop after so many epochs that were no better; never at 0.
@@ -169,7 +170,11 @@ class EpochFacts:
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """How a model was trained; ``best`` is the epoch whose numbers it has, 0 for untrained."""
+    """How a model was trained.
+
+    ``best`` is the epoch whose numbers it has, 0 for untrained; ``augment`` what was done to
+    images.
+    """
 
     method: str
     loss: str
@@ -180,3 +185,4 @@ class TrainingFacts:
     seconds: float
     device: str
     history: tuple[EpochFacts, ...]
+    augment: tuple[str, ...] = ()

@@ -219,7 +219,10 @@ def test_training_is_drawn_and_listed() -> None:
     assert ["1", "0.4", "0.25", "90.00 %", "0.0005"] in page.rows
     # From 0 to the largest loss: half as high is half way up.
     assert "46.0,14.0 516.0,99.0" in html
-    assert "80.00 % -> 90.00 % (epoch 1; 640 samples, 12.5 s on cpu)" in page.text
+    assert (
+        "80.00 % -> 90.00 % (epoch 1; 640 samples changed at random (flip, crop), 12.5 s on cpu)"
+        in page.text
+    )
     assert "Training" not in to_html(a_report())
 
 

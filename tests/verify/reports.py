@@ -39,6 +39,7 @@ TRAINING = TrainingFacts(
         EpochFacts(1, 0.4, 0.25, 0.9, 5e-4),
         EpochFacts(2, 0.3, math.inf, 0.0, 0.0),
     ),
+    ("flip", "crop"),
 )
 
 

@@ -41,7 +41,10 @@ from onnxq.tune.training import (
 
 _EPOCHS = 10
 _TRIED, _AGREEING = 256, 0.7
-"""An augmentation is tried on so many images, and taken if so many are decided as before."""
+"""An augmentation is tried on so many images, and taken if so many are decided as before..."""
+
+_SEEN, _OF_EACH = 8, 0.5
+"""... and so many of those of each class that it was tried on so often."""
 
 _SHOWING = 1024
 """So many samples show the statistics that BatchNormalization begins with."""
@@ -70,7 +73,7 @@ class Lesson:
     Args:
         source: The float graph that a plan is applied to.
         data: Samples to train on; part of them is held out.
-        options: How to train.
+        options: How to train. The attribute of this name has what ``auto`` came to.
 
     Raises:
         InputError: an operator has no gradients, the device is not there, or the labels are not
@@ -79,7 +82,7 @@ class Lesson:
 
     def __init__(self, source: Graph, data: Dataset, options: TrainOptions) -> None:
         options.check()
-        self._options = options
+        self.options = options
         self._source = source
         self._device = find_device(options.device)
         self.teacher = Executor(source)
@@ -93,12 +96,14 @@ class Lesson:
                 lambda batch: self.teacher({k: to_torch(a) for k, a in batch.feeds.items()}),
             )
         self._train, self._held_out = samples.split(options.held_out, options.seed)
-        names = self._suited() if options.augment == AUTO else options.augment
-        self._augment = augmenting(() if names == NONE else names, samples.first)
+        if options.augment == AUTO:
+            self.options = options = replace(options, augment=self._suited() or NONE)
+        names = () if options.augment == NONE else options.augment
+        self._augment = augmenting(names, samples.first)
         if not options.epochs:
             updates = self._train.updates(options.batch_size)
             epochs = max(_EPOCHS, -(-FEWEST_UPDATES // updates))
-            self._options = replace(options, epochs=epochs)
+            self.options = replace(options, epochs=epochs)
 
     def fit(
         self,
@@ -130,7 +135,7 @@ class Lesson:
         Raises:
             InputError: there is nothing to train; also see `Trainer.run`, `Checkpoints` and `team`.
         """
-        options = self._options
+        options = self.options
         checkpoints = Checkpoints(folder, {**options.basis(), **basis})
         shifts = {name: own[BIAS] for name, own in tuned.items() if BIAS in own}
         known = grids(precisions, target)
@@ -169,14 +174,25 @@ class Lesson:
             plain = scores()
             if plain.ndim != 2 or plain.shape[1] < 2:
                 return ()
-            same = {n: torch.eq(plain.argmax(1), scores(n).argmax(1)) for n in AUGMENTATIONS}
-        return tuple(n for n, each in same.items() if float(each.double().mean()) >= _AGREEING)
+            return tuple(n for n in AUGMENTATIONS if _agree(plain.argmax(1), scores(n).argmax(1)))
 
     def _few(self) -> Iterator[Feed]:
         """Feeds that show the statistics of what is computed."""
-        updates = self._train.epoch(None, self._options.batch_size)
-        for parts in islice(updates, -(-_SHOWING // self._options.batch_size)):
+        updates = self._train.epoch(None, self.options.batch_size)
+        for parts in islice(updates, -(-_SHOWING // self.options.batch_size)):
             yield from map(self._train.feed, parts)
+
+
+def _agree(before: torch.Tensor, after: torch.Tensor) -> bool:
+    """Whether an augmentation leaves most decisions as they were, in every class."""
+    stay = torch.eq(before, after).double()
+    classes, own = before.unique(return_inverse=True)
+    seen, staying = (
+        torch.zeros(len(classes), dtype=stay.dtype, device=stay.device).index_add(0, own, each)
+        for each in (torch.ones_like(stay), stay)
+    )
+    enough = (staying >= _OF_EACH * seen) | (seen < _SEEN)
+    return bool(stay.mean() >= _AGREEING) and bool(enough.all())
 
 
 def _added(begun: Tensors, learned: Tensors) -> Tensors:

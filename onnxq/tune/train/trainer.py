@@ -20,7 +20,7 @@ from onnxq.tune.train.learner import Learner
 from onnxq.tune.train.samples import Augment, Samples, weighted
 from onnxq.tune.train.schedules import factor
 from onnxq.tune.train.team import LostProcessError
-from onnxq.tune.training import EpochFacts, TrainingFacts, TrainOptions
+from onnxq.tune.training import NONE, EpochFacts, TrainingFacts, TrainOptions
 
 _MOMENTUM = 0.9
 
@@ -141,6 +141,7 @@ class Trainer:
             state["seconds"] + time.perf_counter() - started,
             str(self._learner.device),
             history,
+            () if options.augment == NONE else options.augment,
         )
 
     def _begun(self, held_out: Samples) -> State:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from onnxq import InputError, Optimized, TrainOptions, apply_plan, save, train, training
 from onnxq.data import Batch, read
-from onnxq.ir import Graph, infer_types, load, to_proto
+from onnxq.ir import DataType, Graph, ModelInfo, TensorType, infer_types, load, to_proto
 from onnxq.plan import Pin, Plan
 from onnxq.runtime import Session
 from onnxq.tune.train import fitting, learner
@@ -249,6 +249,47 @@ def test_an_augmentation_is_taken_if_the_model_decides_as_before(
     assert given[-1] == ("crop",)
     fitting.Lesson(graph, digits, TrainOptions(augment=("none",)))
     assert given[-1] == ()
+
+
+def arrows() -> tuple[Graph, dict[str, np.ndarray]]:
+    """A float model of 10 classes of images, two of which are mirrored arrows."""
+    graph = Graph("arrows", model=ModelInfo(8, {"": 17}))
+    x = graph.add_input("x", TensorType(DataType.FLOAT, ("N", 1, 16, 16)))
+    rng = np.random.default_rng(0)
+    patterns = rng.standard_normal((10, 1, 16, 16)).astype(np.float32)
+    patterns[2:] += patterns[2:, :, :, ::-1]
+    patterns[1] = patterns[0, :, :, ::-1]
+    flat = graph.add("Flatten", [x]).output
+    weight = graph.constant(patterns.reshape(10, -1).T / 256, "w")
+    y = graph.add("Gemm", [flat, weight], name="head").output
+    graph.rename(y, "y")
+    graph.add_output(y)
+    infer_types(graph)
+    labels = np.arange(200) % 10
+    noise = 0.1 * rng.standard_normal((200, 1, 16, 16))
+    return graph, {"x": (patterns[labels] + noise).astype(np.float32), "labels": labels}
+
+
+def test_an_augmentation_that_changes_a_class_is_not_taken() -> None:
+    graph, given = arrows()
+    mirrored = Session(to_proto(graph)).run({"x": given["x"][..., ::-1].copy()})["y"].argmax(1)
+    assert (mirrored == given["labels"]).mean() == 0.8
+    lesson = fitting.Lesson(graph, read(given, Session(to_proto(graph)).inputs), TrainOptions())
+    assert "flip" not in lesson.options.augment
+    others = {name: array[given["labels"] > 1] for name, array in given.items()}
+    lesson = fitting.Lesson(graph, read(others, Session(to_proto(graph)).inputs), TrainOptions())
+    assert "flip" in lesson.options.augment
+
+
+def test_facts_and_checkpoints_have_what_was_done_to_images(tmp_path: Path) -> None:
+    graph, given = arrows()
+    given = {name: array[given["labels"] > 1] for name, array in given.items()}
+    facts = trained(graph, given, epochs=1, folder=tmp_path).report.training
+    assert facts is not None and "flip" in facts.augment
+    with pytest.raises(InputError, match="another augment"):
+        trained(graph, given, epochs=1, folder=tmp_path, augment=("none",))
+    again = trained(graph, given, epochs=1, folder=tmp_path, augment=facts.augment)
+    assert again.report.training is not None and again.report.training.augment == facts.augment
 
 
 def test_steps_stay_without_lsq(network: Graph, data: dict[str, np.ndarray]) -> None:
