@@ -47,7 +47,7 @@ _SEEN, _OF_EACH = 8, 0.5
 """... and so many of those of each class that it was tried on so often."""
 
 _SHOWING = 1024
-"""So many samples show the statistics that BatchNormalization begins with."""
+"""So many samples, drawn by the seed, show the statistics that BatchNormalization begins with."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ class Lesson:
             progress: Told of epochs.
 
         Raises:
-            InputError: there is nothing to train; also see `Trainer.run`, `Checkpoints` and `team`.
+            InputError: there is nothing to train, or no BatchNormalization that could live; also
+                see `Trainer.run`, `Checkpoints` and `team`.
         """
         options = self.options
         checkpoints = Checkpoints(folder, {**options.basis(), **basis})
@@ -149,6 +150,11 @@ class Lesson:
             raise InputError(
                 "nothing is left to train: no weight is stored as integers that a plan of static "
                 "integers holds; take away some pins"
+            )
+        if norms and not own.module.norms:
+            raise InputError(
+                "no BatchNormalization can live: none is behind a layer that has integers with a "
+                "scale for each channel, read by it alone, and a bias; leave --batch-norm out"
             )
         if own.module.norms:
             with own.module.measuring():
@@ -178,7 +184,8 @@ class Lesson:
 
     def _few(self) -> Iterator[Feed]:
         """Feeds that show the statistics of what is computed."""
-        updates = self._train.epoch(None, self.options.batch_size)
+        order = np.random.RandomState(self.options.seed)
+        updates = self._train.epoch(order, self.options.batch_size)
         for parts in islice(updates, -(-_SHOWING // self.options.batch_size)):
             yield from map(self._train.feed, parts)
 

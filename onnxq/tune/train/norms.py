@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from onnxq.errors import InputError
 from onnxq.ir import Graph
-from onnxq.passes.notes import node_name
 from onnxq.tune.train.straight_through import at_least
 
 _EPSILON = 1e-5
@@ -150,7 +149,7 @@ def _around(x: Tensor) -> tuple[int, ...]:
 
 
 def normalized(graph: Graph) -> tuple[str, ...]:
-    """Names of the convolutions and products that BatchNormalization alone reads.
+    """What convolutions and products that BatchNormalization alone reads are called once folded.
 
     Raises:
         InputError: there are none.
@@ -160,7 +159,8 @@ def normalized(graph: Graph) -> tuple[str, ...]:
         if node.is_op("Conv", "ConvTranspose", "Gemm"):
             readers = [use.node for use in node.output.uses]
             if len(readers) == 1 and readers[0].is_op("BatchNormalization"):
-                found.append(node_name(node))
+                # Without a name of its own, what it is folded into is called by what both give.
+                found.append(node.name or readers[0].output.name)
     if not found:
         raise InputError(
             "the model has no BatchNormalization behind a Conv, ConvTranspose or Gemm that could "

@@ -77,15 +77,22 @@ class Team(Learner):
         """See `Learner.learn`.
 
         Raises:
-            LostProcessError: another process ended; no parameter was changed.
+            LostProcessError: another process ended; parameters and statistics are as before.
         """
         order = _Order((), done, samples, learns=True, takes_numbers=True)
+        statistics = _statistics(self.module)
+        before = [n.clone() for n in statistics]
 
         def together() -> float:
             share = self._tell(order, feeds)
             return _reduced(self.module, self._own.learn(share, done, samples))
 
-        return self._watched(together)
+        try:
+            return self._watched(together)
+        except LostProcessError:
+            for number, old in zip(statistics, before, strict=True):
+                number.copy_(old)
+            raise
 
     def judge(self, feeds: Iterable[Feed]) -> Judgement:
         """See `Learner.judge`.
@@ -193,10 +200,13 @@ def _trained(module: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
+def _statistics(module: QuantizedModule) -> list[torch.Tensor]:
+    return [n for norm in module.norms.values() for n in norm.statistics]
+
+
 def _share_numbers(module: QuantizedModule) -> None:
     """Give all processes the numbers of the first."""
-    statistics = [n for norm in module.norms.values() for n in norm.statistics]
-    numbers = [*(p.detach() for p in _trained(module)), *statistics]
+    numbers = [*(p.detach() for p in _trained(module)), *_statistics(module)]
     flat = torch.cat([n.reshape(-1) for n in numbers]).cpu()
     dist.broadcast(flat, 0)
     for number, found in zip(numbers, flat.split([n.numel() for n in numbers]), strict=True):

@@ -99,8 +99,10 @@ class Trainer:
         per_epoch = train.updates(options.batch_size)
         found = checkpoints.load()
         state = self._begun(held_out) if found is None else self._restored(found)
-        while not self._is_over(state, per_epoch):
-            epoch, done = divmod(state["step"], per_epoch)
+        while not self._is_over(state):
+            # An epoch is over when it was judged, which is the last that can be broken off.
+            epoch = len(state["history"]) - 1
+            done = state["step"] - epoch * per_epoch
             progress.stage(_told(epoch, options.epochs, state["history"]), per_epoch)
             order = np.random.RandomState([options.seed, epoch])
             updates = list(train.epoch(order, options.batch_size, options.accumulate))
@@ -122,7 +124,11 @@ class Trainer:
                 if not is_last and state["step"] % options.checkpoint_every == 0:
                     self._keep(state, checkpoints, started)
             mean = state["loss"] / max(state["samples"], 1)
-            held_out_loss = self._judge(state, held_out, epoch + 1, mean)
+            try:
+                held_out_loss = self._judge(state, held_out, epoch + 1, mean)
+            except LostProcessError:
+                self._keep(state, checkpoints, started)
+                raise
             if not math.isfinite(held_out_loss):
                 self._keep(self._best_of(state, per_epoch), checkpoints, started)
                 raise _not_finite(held_out_loss, f"on held-out data after epoch {epoch + 1}", state)
@@ -182,11 +188,11 @@ class Trainer:
         history = state["history"][: epoch + 1]
         return {**state, "step": epoch * per_epoch, "loss": 0.0, "samples": 0, "history": history}
 
-    def _is_over(self, state: State, per_epoch: int) -> bool:
+    def _is_over(self, state: State) -> bool:
         options, epochs = self._options, len(state["history"]) - 1
         waited = epochs - state["best"]["epoch"]
         is_stuck = options.patience > 0 and waited >= options.patience
-        return is_stuck or state["step"] >= options.epochs * per_epoch
+        return is_stuck or epochs >= options.epochs
 
     def _update(
         self,

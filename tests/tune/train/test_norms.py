@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,16 @@ torch = pytest.importorskip("torch", reason='needs torch: pip install "onnxq[tra
 
 from torch.nn import functional
 
-from onnxq import InputError, Optimized, train
+from onnxq import InputError, Optimized, Options, TrainOptions, train
+from onnxq.data import read
 from onnxq.ir import Graph, infer_types, to_proto
+from onnxq.plan import Pin
 from onnxq.runtime import Session
-from onnxq.tune.train import learner
+from onnxq.tune.train import fitting, learner
 from onnxq.tune.train.norms import LiveNorm, normalized
 from onnxq.tune.train.quantized import QuantizedModule
+from onnxq.tune.train.samples import Feed
+from onnxq.tune.train.team import Team
 from onnxq.tune.train.trainer import Trainer
 from onnxq.tune.tuned import to_bytes
 from tests.networks import CHANNELS, CLASSES, chain, computed, inputs
@@ -175,3 +182,52 @@ def test_a_model_without_it_says_so(data: dict[str, np.ndarray]) -> None:
     with pytest.raises(InputError, match=r"has no BatchNormalization.*--batch-norm"):
         trained(chain(), data)
     assert normalized(normed()) == tuple(f"conv{i}" for i in range(4))
+
+
+def test_layers_without_names_live_as_well(data: dict[str, np.ndarray]) -> None:
+    graph = normed()
+    for node in graph.nodes():
+        node.name = ""
+    found = trained(graph, data, epochs=1)
+    assert any("lived behind 4 of the 4" in note for note in found.report.notes)
+
+
+def test_where_no_layer_can_let_it_live_it_says_so(data: dict[str, np.ndarray]) -> None:
+    in_float = Options(pins=(Pin("conv*", "float32"),))
+    with pytest.raises(InputError, match=r"no BatchNormalization can live.*--batch-norm"):
+        trained(normed(), data, options=in_float)
+
+
+def test_statistics_begin_with_samples_of_the_whole_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "_SHOWING", 32)
+    graph = normed()
+    arrays = {**inputs(graph, 96), "labels": np.repeat(np.arange(CLASSES), 96 // CLASSES)}
+    data = read(arrays, Session(to_proto(graph)).inputs)
+    shown = []
+    for seed in (0, 0, 1):
+        lesson = fitting.Lesson(graph, data, TrainOptions(batch_size=16, seed=seed))
+        feeds = list(lesson._few())
+        assert [feed.valid for feed in feeds] == [16, 16]
+        shown.append(torch.cat([feed.labels for feed in feeds if feed.labels is not None]))
+        assert len(shown[-1].unique()) == CLASSES
+    assert torch.equal(shown[0], shown[1]) and not torch.equal(shown[0], shown[2])
+
+
+def test_an_update_that_a_process_was_lost_in_leaves_no_statistics(
+    data: dict[str, np.ndarray], modules: list[QuantizedModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn, before = Team.learn, list[torch.Tensor]()
+
+    def losing(self: Team, feeds: list[Feed], done: float, samples: int) -> float:
+        before[:] = (b.clone() for b in modules[0].buffers())
+        # The first layers have moved theirs when the process ends.
+        (*_, last) = modules[0].norms.values()
+        last.register_forward_pre_hook(
+            lambda *_: os.kill(self._others[0].pid, signal.SIGKILL) or time.sleep(0.5)
+        )
+        return learn(self, feeds, done, samples)
+
+    monkeypatch.setattr(Team, "learn", losing)
+    with pytest.raises(InputError, match=r"process 2 of 2 .*\(by SIGKILL\)"):
+        trained(normed(), data, processes=2)
+    torch.testing.assert_close(list(modules[0].buffers()), before, rtol=0, atol=0)

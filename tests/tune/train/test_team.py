@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ torch = pytest.importorskip("torch", reason='needs torch: pip install "onnxq[tra
 
 from onnxq import InputError, Optimized, train
 from onnxq.ir import infer_types, to_proto
+from onnxq.tune.train.learner import Judgement
 from onnxq.tune.train.samples import Feed, weighted
 from onnxq.tune.train.team import Team
 from tests.networks import CLASSES, chain, computed, inputs
@@ -99,6 +101,29 @@ def test_what_was_learned_before_a_process_was_lost_is_kept(
         trained(small(), data, processes=2, epochs=3, folder=tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert state["step"] == 5
+
+
+def test_an_epoch_that_was_not_judged_is_judged_when_training_goes_on(
+    data: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(small(), data, processes=2)
+    assert whole.report.training is not None
+    judge, judged = Team.judge, 0
+
+    def losing(self: Team, feeds: Iterable[Feed]) -> Judgement:
+        nonlocal judged
+        judged += 1
+        if judged == 2:
+            os.kill(self._others[0].pid, signal.SIGKILL)
+        return judge(self, feeds)
+
+    monkeypatch.setattr(Team, "judge", losing)
+    with pytest.raises(InputError, match=r"process 2 of 2 .*\(by SIGKILL\)"):
+        trained(small(), data, processes=2, folder=tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["step"] == whole.report.training.steps / 2 and len(state["history"]) == 1
+    broken = trained(small(), data, processes=2, folder=tmp_path)
+    assert curve(broken) == curve(whole)
 
 
 def test_a_process_that_cannot_begin_is_named(
