@@ -123,11 +123,12 @@ def test_what_promises_most_is_tried_first(
     assert "mse" in {node.method for node in plan.nodes}
 
 
+@pytest.mark.usefixtures("computed")
 def test_all_is_tried_or_listed_and_the_plan_makes_the_same_bytes(
     model: Path, ticking: Ticking, tmp_path: Path
 ) -> None:
     tried = []
-    for looks in range(12):
+    for looks in (0, 1, 2, 3, 5, 8, 11):
         ticking(looks)
         paths = {"output": tmp_path / "q.onnx", "plan_output": tmp_path / "plan.toml"}
         made = optimize(model, DATA, recipe="int4-weight", time_budget=1, **paths, **ANYTHING)
