@@ -20,7 +20,7 @@ from onnxq.data import read
 from onnxq.ir import Graph, infer_types, to_proto
 from onnxq.plan import Pin
 from onnxq.runtime import Session
-from onnxq.tune.train import fitting, learner
+from onnxq.tune.train import fitting
 from onnxq.tune.train.norms import LiveNorm, normalized
 from onnxq.tune.train.quantized import QuantizedModule
 from onnxq.tune.train.samples import Feed
@@ -28,6 +28,7 @@ from onnxq.tune.train.team import Team
 from onnxq.tune.train.trainer import Trainer
 from onnxq.tune.tuned import to_bytes
 from tests.networks import CHANNELS, CLASSES, chain, computed, inputs
+from tests.tune.train.recording import record
 
 __all__ = ["computed"]
 
@@ -69,14 +70,7 @@ def trained(graph: Graph, data: dict[str, np.ndarray], **options: Any) -> Optimi
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> list[QuantizedModule]:
     """The modules that are trained from here on."""
-    found: list[QuantizedModule] = []
-
-    def kept(*arguments: Any, **named: Any) -> QuantizedModule:
-        found.append(QuantizedModule(*arguments, **named))
-        return found[-1]
-
-    monkeypatch.setattr(learner, "QuantizedModule", kept)
-    return found
+    return record(monkeypatch)
 
 
 def a_norm() -> LiveNorm:

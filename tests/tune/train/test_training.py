@@ -23,16 +23,16 @@ from onnxq.data import Batch, read
 from onnxq.ir import DataType, Graph, ModelInfo, TensorType, infer_types, load, to_proto
 from onnxq.plan import Pin, Plan
 from onnxq.runtime import Session
-from onnxq.tune.train import fitting, learner
+from onnxq.tune.train import fitting
 from onnxq.tune.train.executor import Executor
 from onnxq.tune.train.learner import Judgement, Learner
 from onnxq.tune.train.objectives import task_loss
-from onnxq.tune.train.quantized import QuantizedModule
 from onnxq.tune.train.samples import Feed, Samples, augmenting
 from onnxq.tune.train.schedules import factor
 from onnxq.tune.train.trainer import Parameters, Trainer
 from onnxq.tune.tuned import to_bytes
 from tests.networks import CLASSES, chain, computed, inputs, shared
+from tests.tune.train.recording import record
 
 __all__ = ["computed"]
 
@@ -64,18 +64,6 @@ def data(network: Graph) -> dict[str, np.ndarray]:
 def trained(graph: Graph, data: dict[str, np.ndarray], **options: object) -> Optimized:
     given = {"epochs": 2, "batch_size": 8, "lr": 1e-3, **QUICK, **options}
     return train(to_proto(graph).SerializeToString(), data, **given)  # type: ignore[arg-type]
-
-
-def record(monkeypatch: pytest.MonkeyPatch) -> list[QuantizedModule]:
-    """The modules that are trained from here on."""
-    modules: list[QuantizedModule] = []
-
-    def kept(*arguments: Any, **named: Any) -> QuantizedModule:
-        modules.append(QuantizedModule(*arguments, **named))
-        return modules[-1]
-
-    monkeypatch.setattr(learner, "QuantizedModule", kept)
-    return modules
 
 
 def test_the_plan_makes_the_same_bytes_and_holds_what_was_learned(
