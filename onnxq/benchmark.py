@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ from onnxq.data import DataLike, read
 from onnxq.errors import InputError
 from onnxq.ir import load
 from onnxq.progress import SILENT, Progress
-from onnxq.runtime import TensorSpec, load_backend
+from onnxq.runtime import ErrorAccumulator, TensorSpec, load_backend
 from onnxq.verify.facts import model_bytes
+
+NATIVE = "onnxruntime"
+"""The backend that others are held against."""
 
 OPEN_DIMENSION = 16
 """Size that random inputs have where the model leaves a dimension other than the first open."""
@@ -23,7 +28,11 @@ OPEN_DIMENSION = 16
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One model on one provider; ``speedup`` is the first model's time over this one's."""
+    """One model on one provider; ``speedup`` is the first model's time over this one's.
+
+    ``sqnr_db`` is of the outputs, against those of the same model in onnxruntime on the CPU
+    provider, where another backend ran it: the least of all outputs.
+    """
 
     model: str
     provider: str
@@ -33,6 +42,7 @@ class BenchRow:
     speedup: float
     runs: int
     bytes: int
+    sqnr_db: float | None = None
 
 
 def bench(
@@ -40,7 +50,7 @@ def bench(
     *,
     data: DataLike | None = None,
     providers: Sequence[str] = ("cpu",),
-    backend: str = "onnxruntime",
+    backend: str = NATIVE,
     threads: int = 1,
     seconds: float = 3.0,
     batch_size: int = 1,
@@ -66,36 +76,53 @@ def bench(
     paths = [Path(m) for m in models]
     sizes = [model_bytes(load(path), path) for path in paths]
     known: dict[tuple[TensorSpec, ...], dict[str, np.ndarray]] = {}
-    rows, runs = [], load_backend(backend)
-    for provider in providers:
-        progress.stage(f"measuring latency on {provider}")
-        sessions = [runs.session(path, provider=provider, threads=threads) for path in paths]
-        for session in sessions:
-            # Models of one interface get the same feed; data may be readable only once.
-            if session.inputs in known:
-                continue
-            known[session.inputs] = (
-                random_feeds(session.inputs, batch_size=batch_size, seed=seed)
-                if data is None
-                else next(read(data, session.inputs, batch_size=batch_size).batches()).feeds
-            )
-        feeds = [known[session.inputs] for session in sessions]
-        for session, fed, path in zip(sessions, feeds, paths, strict=True):
-            try:
-                session.run(fed)
-            except InputError as error:
-                if data is not None:
-                    raise
-                raise InputError(
-                    f"'{path}' cannot be run on random inputs ({error}); give samples with --data"
-                ) from error
-        timings = runs.time(sessions, feeds, seconds=seconds)
-        rows += [
-            BenchRow(str(path), provider, **vars(timing), bytes=size)
-            for path, size, timing in zip(paths, sizes, timings, strict=True)
-        ]
+    rows: list[BenchRow] = []
+    with contextlib.closing(load_backend(backend)) as runs:
+        for provider in providers:
+            progress.stage(f"measuring latency on {provider}")
+            sessions = [runs.session(path, provider=provider, threads=threads) for path in paths]
+            for session in sessions:
+                # Models of one interface get the same feed; data may be readable only once.
+                if session.inputs in known:
+                    continue
+                known[session.inputs] = (
+                    random_feeds(session.inputs, batch_size=batch_size, seed=seed)
+                    if data is None
+                    else next(read(data, session.inputs, batch_size=batch_size).batches()).feeds
+                )
+            feeds = [known[session.inputs] for session in sessions]
+            found = []
+            for session, fed, path in zip(sessions, feeds, paths, strict=True):
+                try:
+                    found.append(session.run(fed))
+                except InputError as error:
+                    if data is not None:
+                        raise
+                    raise InputError(
+                        f"'{path}' cannot be run on random inputs ({error}); give samples with "
+                        "--data"
+                    ) from error
+            agreements = [
+                None if backend == NATIVE else _sqnr_db(path, fed, outputs)
+                for path, fed, outputs in zip(paths, feeds, found, strict=True)
+            ]
+            timings = runs.time(sessions, feeds, seconds=seconds)
+            rows += [
+                BenchRow(str(path), provider, **vars(timing), bytes=size, sqnr_db=agreement)
+                for path, size, timing, agreement in zip(
+                    paths, sizes, timings, agreements, strict=True
+                )
+            ]
     progress.finish()
     return rows
+
+
+def _sqnr_db(
+    path: Path, feeds: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+) -> float:
+    errors = ErrorAccumulator()
+    errors.add(load_backend(NATIVE).session(path).run(feeds), outputs)
+    return min((error.sqnr_db for error in errors.result()), default=math.inf)
 
 
 def random_feeds(

@@ -138,3 +138,11 @@ def toml_text(name: str, package: str, what: str) -> str:
     if name in built_in(package):
         return (files(package) / f"{name}.toml").read_text(encoding="utf-8")
     return read_text(name, what)
+
+
+def cache_folder() -> Path:
+    """What is kept for all runs: in ``$ONNXQ_CACHE``, or the user's cache folder."""
+    if own := os.environ.get("ONNXQ_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "onnxq"

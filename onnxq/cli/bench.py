@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from onnxq.benchmark import BenchRow, bench
-from onnxq.cli.terminal import Outcome, table
+from onnxq.benchmark import NATIVE, BenchRow, bench
+from onnxq.cli.terminal import EXIT_GATE, Outcome, table
+from onnxq.errors import InputError
 from onnxq.progress import Progress
 from onnxq.report import words
 
@@ -15,11 +16,15 @@ HELP = "measure the latency of several models in turn, as ratios to the first"
 EXAMPLES = """examples:
   onnxq bench model.onnx model.int8.onnx
   onnxq bench model.onnx model.int8.onnx --data samples.npz --batch-size 8 --threads 2
+  onnxq bench model.onnx model.int8.onnx --web
 """
 
 NEEDS = "models"
-TAKES = "--data --seconds --provider --threads --batch-size"
+TAKES = "--data --web --seconds --provider --threads --batch-size"
 CHANGES = {"--data": {"help": "samples to feed (default: random inputs)"}}
+
+SAME_DB = 30.0
+"""SQNR from which outputs in a browser count as those of the CPU provider."""
 
 _UNSTEADY = (
     "The machine was busy: trust the speedups, which are of runs in turn, more than the times."
@@ -29,10 +34,13 @@ _UNSTEADY = (
 def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
     batch_size = parsed.batch_size or 1
+    if parsed.web and parsed.provider:
+        raise InputError("--web is on the provider wasm; leave --provider out")
     rows = bench(
         parsed.models,
         data=parsed.data,
-        providers=parsed.provider or ("cpu",),
+        providers=("wasm",) if parsed.web else parsed.provider or ("cpu",),
+        backend="onnxruntime-web" if parsed.web else NATIVE,
         threads=parsed.threads,
         seconds=parsed.seconds,
         batch_size=batch_size,
@@ -44,7 +52,8 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         "batch_size": batch_size,
         "rows": [dataclasses.asdict(row) for row in rows],
     }
-    cells = (
+    headings = ["model", "provider", "median", "10 % to 90 %", "speedup", "size"]
+    cells = [
         (
             row.model,
             row.provider,
@@ -52,12 +61,24 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
             f"{words.significant(row.p10_ms)} to {words.milliseconds(row.p90_ms)}",
             f"{words.ratio(row.speedup)}x",
             words.size(row.bytes),
+            *(() if row.sqnr_db is None else (words.decibels(row.sqnr_db),)),
         )
         for row in rows
-    )
-    headings = ("model", "provider", "median", "10 % to 90 %", "speedup", "size")
-    shown = table(cells, headings, align="<>>>>", fold=True)
+    ]
+    if parsed.web:
+        headings.append("SQNR to cpu")
+    shown = table(cells, headings, align="<>>>>>", fold=True)
+    if differing := [row.model for row in rows if not _agrees(row)]:
+        ending = (
+            f"In the browser '{differing[0]}' computes something else than on the CPU: less than "
+            f"{SAME_DB:.0f} dB."
+        )
+        return Outcome(body, shown, ending, EXIT_GATE)
     return Outcome(body, shown, _UNSTEADY if _is_unsteady(rows) else "")
+
+
+def _agrees(row: BenchRow) -> bool:
+    return row.sqnr_db is None or row.sqnr_db >= SAME_DB
 
 
 def _is_unsteady(rows: list[BenchRow]) -> bool:

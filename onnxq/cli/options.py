@@ -313,6 +313,9 @@ _DECLARED: Mapping[str, Keywords] = {
         "execution provider to measure on: cpu, cuda, openvino, ...; default cpu",
         type=str,
     ),
+    "--web": _switch(
+        "run them in onnxruntime-web (wasm) in a browser, and hold outputs against the CPU's"
+    ),
     "--seconds": _value(
         "S", "time to spend on each provider (default 3)", values.seconds, default=3.0
     ),

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from onnxq.runtime import load_backend
+from onnxq.saved import cache_folder
 
 FILE = "costs.sqlite"
 
@@ -23,13 +24,13 @@ class Measurements:
     threads, the backend's version, and what was measured. Several processes may share the file.
 
     Args:
-        folder: Where the file lies; `default_folder` if None. A folder that cannot be written to
+        folder: Where the file lies; `cache_folder` if None. A folder that cannot be written to
             costs the memory, not the run: measurements are then kept for this run only.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._fresh: dict[str, dict[str, float]] = {}
-        self._path: Path | None = (folder or default_folder()) / FILE
+        self._path: Path | None = (folder or cache_folder()) / FILE
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._open() as connection:
@@ -74,14 +75,6 @@ class Measurements:
                 yield connection
         finally:
             connection.close()
-
-
-def default_folder() -> Path:
-    """Where measurements are kept: ``$ONNXQ_CACHE``, or the user's cache folder."""
-    if own := os.environ.get("ONNXQ_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "onnxq"
 
 
 def machine(provider: str, threads: int, backend: str = "onnxruntime") -> dict[str, str]:

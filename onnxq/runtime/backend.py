@@ -107,6 +107,9 @@ class Backend(ABC):
 
     time = staticmethod(interleaved)
 
+    def close(self) -> None:  # noqa: B027
+        """Let go of what sessions ran in, if it was more than this process."""
+
 
 def available_backends() -> dict[str, type[Backend]]:
     """Backends by name: those in modules of this package, and those of entry points.

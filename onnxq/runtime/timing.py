@@ -15,10 +15,12 @@ from onnxq.runtime.specs import Array, Runnable
 Feeds = Mapping[str, Array]
 Clock = Callable[[], float]
 
-_SHORTEST_SLOT = 0.002
-_FEWEST_ROUNDS = 5
+SHORTEST_SLOT = 0.002
+"""Seconds that the inferences of a slot fill."""
 
-_LONGEST_WARMUP = 0.1
+FEWEST_ROUNDS = 5
+
+LONGEST_WARMUP = 0.1
 """Seconds after which a session is warm, however few its inferences."""
 
 
@@ -79,19 +81,19 @@ def interleaved(
             for session, feed in zip(sessions, per_session, strict=True)
         ]
         times = _rounds(sessions, per_session, repeats, rounds, seconds, clock)
-    return _timings(times, repeats)
+    return summarized(times, repeats)
 
 
 def _repeats(session: Runnable, feed: Feeds, warmup: int, clock: Clock) -> int:
     """Warm a session up and return how many inferences fill a slot."""
-    shortest, end = math.inf, perf_counter() + _LONGEST_WARMUP
+    shortest, end = math.inf, perf_counter() + LONGEST_WARMUP
     for number in range(max(1, warmup)):
         if number and perf_counter() > end:
             break
         start = clock()
         session.run(feed)
         shortest = min(shortest, clock() - start)
-    return max(1, math.ceil(_SHORTEST_SLOT / max(shortest, 1e-6)))
+    return max(1, math.ceil(SHORTEST_SLOT / max(shortest, 1e-6)))
 
 
 def _rounds(
@@ -104,7 +106,7 @@ def _rounds(
 ) -> Array:
     """Return seconds per inference, [rounds, sessions]."""
     count = len(sessions)
-    fewest = _FEWEST_ROUNDS if rounds is None else max(1, rounds)
+    fewest = FEWEST_ROUNDS if rounds is None else max(1, rounds)
     end = perf_counter() + seconds if rounds is None else 0.0
     times: list[list[float]] = []
     while len(times) < fewest or perf_counter() < end:
@@ -120,8 +122,8 @@ def _rounds(
     return np.asarray(times, dtype=np.float64)
 
 
-def _timings(times: Array, repeats: Sequence[int]) -> list[Timing]:
-    """Summarise seconds per inference, [rounds, sessions]."""
+def summarized(times: Array, repeats: Sequence[int]) -> list[Timing]:
+    """Summarise seconds per inference, [rounds, sessions], and the inferences of their slots."""
     p10, median, p90 = np.percentile(times * 1e3, [10, 50, 90], axis=0)
     return [
         Timing(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxq.benchmark import BenchRow
 from onnxq.cli import main
 from onnxq.runtime import Backend, Timing
 from tests.cli.conftest import Command
@@ -49,6 +50,7 @@ def test_json(onnxq: Command, case: Case) -> None:
     rows = body["rows"]
     assert isinstance(rows, list)
     keys = {"model", "provider", "median_ms", "p10_ms", "p90_ms", "speedup", "runs", "bytes"}
+    keys |= {"sqnr_db"}
     assert all(set(row) == keys for row in rows)
     assert [row["model"] for row in rows] == [str(case.model), str(case.candidate)]
     assert [row["bytes"] for row in rows] == [
@@ -89,3 +91,21 @@ def test_progress_shows_a_provider_as_it_is(
     assert main(["bench", str(case.model), "--provider", "[/b]"]) == 2
     assert "measuring latency on [/b]" in terminal.getvalue()
     assert "onnxq: error: provider '[/b]'" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("sqnr_db", "code"), [(30.0, 0), (29.9, 1)])
+def test_other_outputs_in_a_browser_are_a_failure(
+    onnxq: Command, case: Case, monkeypatch: pytest.MonkeyPatch, sqnr_db: float, code: int
+) -> None:
+    def measured(models: list[str], **options: object) -> list[BenchRow]:
+        assert (options["backend"], options["providers"]) == ("onnxruntime-web", ("wasm",))
+        return [BenchRow(models[0], "wasm", 4.0, 1.0, 9.0, 1.0, 10, 99, sqnr_db)]
+
+    monkeypatch.setattr("onnxq.cli.bench.bench", measured)
+    found = onnxq("bench", "a.onnx", "--web")
+    assert found.code == code and f"{sqnr_db} dB" in found.out
+    assert ("'a.onnx' computes something else" in found.out) == bool(code)
+
+
+def test_a_browser_has_its_own_provider(onnxq: Command, case: Case) -> None:
+    onnxq("bench", case.model, "--web", "--provider", "cpu").refused("--web", "--provider")
