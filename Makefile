@@ -11,11 +11,11 @@ OLDEST := constraints/oldest.txt
 PIP := -m pip install --quiet --disable-pip-version-check
 # Constraints as variables hold for the environments that pip builds packages in, too.
 held_to = PIP_CONSTRAINT=$(1) PIP_BUILD_CONSTRAINT=$(1)
-resolve = echo "setuptools>=77" | UV_CUSTOM_COMPILE_COMMAND="make constraints" \
+resolve = printf '%s\n' "setuptools>=77" "build>=1.2" | UV_CUSTOM_COMPILE_COMMAND="make constraints" \
 	$(BIN)/uv pip compile pyproject.toml - --quiet --upgrade \
 	--universal --python-version 3.11 --no-annotate
 
-.PHONY: help demo test slow lint compat oldest newest constraints clean
+.PHONY: help demo test slow lint release-check compat oldest newest constraints clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -24,6 +24,7 @@ help:
 	@echo "make test         the tests"
 	@echo "make slow         the tests marked slow (those on a model corpus need ONNXQ_CORPUS)"
 	@echo "make lint         ruff and mypy"
+	@echo "make release-check  build sdist and wheel, and run the main job from them in a clean environment"
 	@echo "make oldest       the tests with the oldest dependencies that pyproject.toml allows, with coverage"
 	@echo "make newest       the tests with the newest ones there are"
 	@echo "make compat       both"
@@ -41,7 +42,7 @@ $(VENV)/.installed: pyproject.toml $(PINNED) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(call held_to,$(PINNED)) $(BIN)/python $(PIP) --editable ".[test,lint,train]"
+	$(call held_to,$(PINNED)) $(BIN)/python $(PIP) --editable ".[test,lint,train]" build
 	@touch $@
 
 $(VENV)-oldest/.installed: pyproject.toml $(OLDEST) | $(VENV)-oldest/bin/python
@@ -63,6 +64,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Modules of deleted files would stay in build/lib, and come into the wheel.
+release-check: $(VENV)/.installed-dev
+	rm -rf build/release build/lib build/bdist.*
+	$(call held_to,$(PINNED)) $(BIN)/python -m build --outdir build/release . >build/release.log
+	$(call held_to,$(PINNED)) $(BIN)/python -m build --wheel --outdir build/release/tree . \
+		>>build/release.log
+	$(BIN)/python .ci/release.py build/release $(PINNED)
 
 compat: oldest newest
 
