@@ -18,7 +18,11 @@ from onnxq.planning import make_plan
 from onnxq.precision.int4_weight import Int4Weight
 from onnxq.tune import Layer, Tuner, available_methods, parse_method
 from onnxq.tune.weight_matrix import matrix_of
-from tests.networks import chain, inputs
+from tests.networks import chain, computed, inputs
+
+__all__ = ["computed"]
+
+pytestmark = pytest.mark.usefixtures("computed")
 
 NETWORK = chain(2)
 DATA = inputs(NETWORK, 16)

@@ -40,9 +40,13 @@ from onnxq.runtime import (
 from onnxq.verify import Reference
 from onnxq.verify.result import MetricFacts
 from onnxq.verify.workload import single_feed
-from tests.networks import chain, inputs
+from tests.networks import chain, computed, inputs
 from tests.quantization import run_reference
 from tests.verify.reports import a_report
+
+__all__ = ["computed"]
+
+pytestmark = pytest.mark.usefixtures("computed")
 
 optimize = partial(optimize_by_recipe, recipe="int8")
 """These tests are about static integers; those of the search are in test_mixed.py."""

@@ -18,6 +18,11 @@ from onnxq.plan.apply import float_passes
 from onnxq.recipe import Recipe, built_in_recipes, load_recipe
 from onnxq.runtime import Backend, Session, integer_operators, interleaved
 from tests.helpers import RUNTIME
+from tests.networks import computed
+
+__all__ = ["computed"]
+
+pytestmark = pytest.mark.usefixtures("computed")
 
 
 @pytest.mark.parametrize("name", built_in_recipes())

@@ -22,7 +22,11 @@ from onnxq.prepare import observed, prepare
 from onnxq.time_budget import TimeBudget, Untried
 from onnxq.tune import Change, Subject, Transformation, available_methods, parse_method
 from tests.helpers import assert_equivalent
-from tests.networks import chain, inputs, shared
+from tests.networks import chain, computed, inputs, shared
+
+__all__ = ["computed"]
+
+pytestmark = pytest.mark.usefixtures("computed")
 
 NETWORK = chain(4, planted=1)
 DATA = inputs(NETWORK, 16)

@@ -21,8 +21,12 @@ from onnxq.quant import ABSMAX, ZERO_POINT
 from onnxq.runtime import integer_operators
 from onnxq.targets import load_target
 from tests.helpers import assert_same_graph
-from tests.networks import chain
+from tests.networks import chain, computed
 from tests.quantization import Bounds, quantized, run_optimized, same_bounds
+
+__all__ = ["computed"]
+
+pytestmark = pytest.mark.usefixtures("computed")
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 

@@ -105,6 +105,7 @@ def test_a_truncated_model(refuse, case: Case, tmp_path: Path, share: float) -> 
     refuse(str(path), model=path)
 
 
+@pytest.mark.slow
 def test_a_model_cut_off_anywhere_near_its_ends(onnxq: Command, case: Case, tmp_path: Path) -> None:
     """Where a message's field ends the rest still parses, so every byte there is tried."""
     whole = case.model.read_bytes()

@@ -326,7 +326,11 @@ def test_an_interrupt_ends_with_130(
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="signals are POSIX's")
-@pytest.mark.parametrize("again", [False, True], ids=["once", "again while cleaning up"])
+@pytest.mark.parametrize(
+    "again",
+    [pytest.param(False, marks=pytest.mark.slow), True],
+    ids=["once", "again while cleaning up"],
+)
 @pytest.mark.parametrize("asked", ["SIGINT", "SIGTERM"])
 def test_signals_leave_nothing_in_a_process_of_its_own(
     case: Case, tmp_path: Path, asked: str, again: bool
@@ -381,7 +385,9 @@ def test_handlers_of_signals_are_put_back(
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes of a POSIX shell")
 @pytest.mark.parametrize(
-    "arguments", [("--nodes",), ("--json", "-"), ("-h",)], ids=["table", "json", "help"]
+    "arguments",
+    [("--nodes",), pytest.param(("--json", "-"), marks=pytest.mark.slow), ("-h",)],
+    ids=["table", "json", "help"],
 )
 def test_a_reader_that_leaves_is_no_error(case: Case, arguments: tuple[str, ...]) -> None:
     reading, writing = os.pipe()

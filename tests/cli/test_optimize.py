@@ -17,6 +17,11 @@ from onnxq.verify import Report
 from tests.cli.conftest import Command, Outcome
 from tests.cli.models import SAMPLES, Case, images
 from tests.cli.test_terminal import pretend
+from tests.networks import computed
+
+__all__ = ["computed"]
+
+pytestmark = pytest.mark.usefixtures("computed")
 
 REPORT_KEYS = {
     "schema": None,

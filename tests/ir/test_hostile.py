@@ -238,11 +238,11 @@ def _assert_flips(bases: list[Path], seeds: range, folder: Path) -> None:
 
 
 def test_flipped_bits(bases: list[Path], tmp_path: Path) -> None:
-    _assert_flips(bases, range(300), tmp_path)
+    _assert_flips(bases, range(100), tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(300, 5300, 1000))
+@pytest.mark.parametrize("first", range(100, 3100, 1000))
 def test_many_flipped_bits(bases: list[Path], first: int, tmp_path: Path) -> None:
     _assert_flips(bases, range(first, first + 1000), tmp_path)
 
@@ -736,6 +736,7 @@ def test_external_data_of_attributes(places: Path, tmp_path: Path) -> None:
 # The watchman is watched
 
 
+@pytest.mark.slow
 def test_a_crash_a_hang_and_a_leak_would_be_noticed(
     bases: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

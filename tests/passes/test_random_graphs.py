@@ -321,7 +321,7 @@ def square_feeds(flag: bool) -> dict[str, np.ndarray]:
     return feeds | {"c": np.array(flag)}
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(square_graphs(), st.permutations(default_passes()), st.booleans())
 def test_all_default_passes_in_any_order(graph: Graph, order: list[Pass], flag: bool) -> None:
     feeds = square_feeds(flag)

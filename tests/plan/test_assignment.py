@@ -118,7 +118,7 @@ def test_front_is_ordered_and_starts_at_the_cheapest(problem: Problem) -> None:
         assert second.cost >= first.cost - 1e-6
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(problems(), st.floats(0.1, 30), st.sampled_from(["cost", "loss"]))
 def test_heuristic_keeps_the_budget(problem: Problem, budget: float, objective: str) -> None:
     found = assignment._tightened(assignment._Program(problem), objective, budget, 10.0)

@@ -11,8 +11,12 @@ from onnxq import apply_plan, make_plan, optimize
 from onnxq.ir import DataType, Graph, save
 from onnxq.verify.precision import describe
 from tests.helpers import run
-from tests.networks import inputs, products
+from tests.networks import computed, inputs, products
 from tests.passes.weights.stored import normal, sqnr, stored_bytes, with_constants
+
+__all__ = ["computed"]
+
+pytestmark = pytest.mark.usefixtures("computed")
 
 ROWS, COLUMNS, OUTPUTS = 60, 32, 24
 FEEDS = {"i": np.random.default_rng(0).integers(0, ROWS, (40, 8))}

@@ -12,7 +12,11 @@ from onnxq.precision import parse_precision, searchable
 from onnxq.runtime import optimized_operators
 from onnxq.verify.precision import describe
 from tests.helpers import random_feeds
-from tests.networks import chain
+from tests.networks import chain, computed
+
+__all__ = ["computed"]
+
+pytestmark = pytest.mark.usefixtures("computed")
 
 PROMISE = {"min_sqnr": -100, "min_speedup": 0, "output": None, "target": "cpu-x64"}
 

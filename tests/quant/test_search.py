@@ -440,6 +440,7 @@ def test_mse_needs_two_trials() -> None:
         MeanSquaredError(trials=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", SCALE_SEARCHES.values(), ids=SCALE_SEARCHES.keys())
 @pytest.mark.parametrize(
     "granularity", [per_channel(0), per_block(1, 100), per_block(0, 32)], ids=str

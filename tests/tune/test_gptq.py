@@ -346,6 +346,7 @@ print(sha256({"n": Gptq().tune(of, seen(of, feed("MatMul", weight, rng, 700)))})
 """
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_no_bit() -> None:
     found = set()
     for threads in ("1", "2", "5"):

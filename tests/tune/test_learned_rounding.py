@@ -123,6 +123,7 @@ print(sha256({"n": tensors}))
 """
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_no_bit() -> None:
     found = set()
     for threads in ("1", "3"):

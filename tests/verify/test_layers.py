@@ -130,6 +130,7 @@ def _status(field: str) -> int:
     return int(size) * 1024
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells of peaks")
 def test_no_more_than_a_segments_values_are_in_memory() -> None:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

@@ -20,7 +20,12 @@ from onnxq.targets import load_target
 from onnxq.tune.train.fitting import grids
 from onnxq.tune.train.quantized import QuantizedModule
 from tests.helpers import RUNTIME, random_feeds
+from tests.networks import computed
 from tests.quantization import observed_bounds
+
+__all__ = ["computed"]
+
+pytestmark = pytest.mark.usefixtures("computed")
 
 TARGET = load_target("cpu-x64")
 MEDIAN, LARGEST = 0.01, 0.05

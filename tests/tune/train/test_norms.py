@@ -138,6 +138,7 @@ def test_the_model_computes_what_was_trained(
     assert any("lived behind 4 of the 4" in note for note in found.report.notes)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_statistics_of_one(data: dict[str, np.ndarray]) -> None:
     curves = []
     for processes in (1, 2):
@@ -207,6 +208,7 @@ def test_statistics_begin_with_samples_of_the_whole_data(monkeypatch: pytest.Mon
     assert torch.equal(shown[0], shown[1]) and not torch.equal(shown[0], shown[2])
 
 
+@pytest.mark.slow
 def test_an_update_that_a_process_was_lost_in_leaves_no_statistics(
     data: dict[str, np.ndarray], modules: list[QuantizedModule], monkeypatch: pytest.MonkeyPatch
 ) -> None:

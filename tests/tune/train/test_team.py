@@ -64,6 +64,7 @@ def test_two_processes_have_the_curve_of_one(data: dict[str, np.ndarray]) -> Non
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"processes": 2}, {"accumulate": 3}])
 def test_labels_count_alike_wherever_they_are(
     data: dict[str, np.ndarray], options: dict[str, int]
@@ -84,6 +85,7 @@ def test_on_a_residual_network() -> None:
         assert curve(several) == pytest.approx(curve(found[0]), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_what_was_learned_before_a_process_was_lost_is_kept(
     data: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +105,7 @@ def test_what_was_learned_before_a_process_was_lost_is_kept(
     assert state["step"] == 5
 
 
+@pytest.mark.slow
 def test_an_epoch_that_was_not_judged_is_judged_when_training_goes_on(
     data: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +147,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_process_ends_though_the_first_was_killed_before_it_began(tmp_path: Path) -> None:
     folder = tmp_path / "team"
