@@ -62,7 +62,7 @@ def bench(
     Args:
         models: Paths; the first is what the others are compared with.
         data: Samples, of which the first batch is fed; random inputs if None.
-        providers: Execution providers to measure on.
+        providers: Execution providers to measure on, with options as ``openvino{device_type=GPU}``.
         backend: What runs the models.
         threads: Threads inside one operator.
         seconds: Time to spend on each provider.

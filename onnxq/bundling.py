@@ -144,7 +144,7 @@ def write_bundle(
         found.tensors,
         found.unmatched,
         job.target.backend,
-        job.target.provider,
+        job.provider,
         job.options.threads,
         outputs=tuple(value.name for value in ladder.floats.outputs),
     )
@@ -179,7 +179,7 @@ def _sized(job: Job, ladder: Ladder, floats: Path) -> list[_Sized]:
     """The rungs with what they are worth, timed in turn with the float model."""
     backend, options = load_backend(job.target.backend), job.options
     sessions = [
-        backend.session(path, provider=job.target.provider, threads=options.threads)
+        backend.session(path, provider=job.provider, threads=options.threads)
         for path in (floats, *(rung.path for rung in ladder.rungs))
     ]
     timings = backend.time(sessions, job.one.feeds, seconds=_SECONDS_EACH * len(sessions))

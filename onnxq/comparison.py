@@ -47,7 +47,7 @@ def compare(
         candidate: The model to judge, with the same inputs and outputs.
         data: Samples, see `onnxq.data.read`.
         metric: Name of the metric; chosen by the labels if None.
-        providers: Execution providers to measure on.
+        providers: Execution providers to measure on, with options as ``openvino{device_type=GPU}``.
         gates: Promises, as ``"drop<=0.01"``.
         threads: Threads inside one operator.
         images: How to read a folder of images.

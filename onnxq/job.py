@@ -27,6 +27,7 @@ from onnxq.recipe import Recipe, load_recipe
 from onnxq.runtime import TensorSpec, as_stored, load_backend
 from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.pool import model_room
+from onnxq.runtime.providers import with_options
 from onnxq.targets import Target, load_target
 from onnxq.time_budget import TimeBudget
 from onnxq.tune import parse_methods
@@ -120,7 +121,7 @@ class Job:
             room=model_room(self.options.memory_limit),
             metric=self.options.metric,
             backend=self.target.backend,
-            provider="cpu" if self.missing_provider() else self.target.provider,
+            provider="cpu" if self.missing_provider() else self.provider,
             folder=self.folder,
         )
 
@@ -128,6 +129,11 @@ class Job:
     def context(self) -> Context:
         """What passes share."""
         return Context(self.options.debug)
+
+    @cached_property
+    def provider(self) -> str:
+        """What the target's backend is to run models on, with the options it is given."""
+        return with_options(self.target.provider, self.options.provider_options)
 
     def missing_provider(self) -> str:
         """Why the target's provider is not there; empty if it is."""
@@ -158,6 +164,8 @@ def open_job(
     """
     recipe, target = load_recipe(options.recipe), load_target(options.target)
     time = _time(options.time_budget)
+    if options.provider_options:
+        load_backend(target.backend).check(with_options(target.provider, options.provider_options))
     calibrator = parse_calibrator(options.calibrator or recipe.calibrator)
     for text in filter(None, (target.passes, target.finish, *target.forms)):
         parse_passes(text)

@@ -23,6 +23,7 @@ class Options:
     Attributes:
         recipe: A `Recipe`, or the name or file of one.
         target: Where the model is to run: a name or file; ``auto`` is this machine's processor.
+        provider_options: What the target's execution provider is told, as ``device_type=GPU``.
         calibrator: How ranges are found, as ``percentile{percentile=99.9}``; the recipe's if None.
         precisions: What a search may choose from; the recipe's or the target's if empty.
         methods: Tuners that may be used: ``auto`` for those that precisions name, ``none``, or
@@ -63,6 +64,7 @@ class Options:
 
     recipe: str | Recipe = DEFAULT_RECIPE
     target: str = "auto"
+    provider_options: Sequence[str] = ()
     calibrator: str | None = None
     precisions: Sequence[str] = ()
     methods: str | Sequence[str] | None = None

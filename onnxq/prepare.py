@@ -202,7 +202,7 @@ def float_form(
     if not is_measured or job.missing_provider():
         return form, ()
     folder = None if options.work_folder is None else Path(options.work_folder)
-    bench = Bench(job.target.backend, job.target.provider, options.threads, Measurements(folder))
+    bench = Bench(job.target.backend, job.provider, options.threads, Measurements(folder))
     trial = Trial(
         job.target,
         lambda: job.one.feeds,

@@ -43,7 +43,7 @@ def verify(
             CompareOptions(
                 metric=job.options.metric,
                 backend=job.target.backend,
-                providers=("cpu" if missing else job.target.provider,),
+                providers=("cpu" if missing else job.provider,),
                 threads=job.options.threads,
                 layers=full and not is_float,
                 latency=full and not missing,

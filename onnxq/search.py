@@ -408,7 +408,7 @@ class Search:
         sizes = {at: constant_bytes(c.graph) for at, c in enumerate(candidates)}
         for group in at_a_time(sizes, MODELS_BYTES):
             sessions = [
-                backend.session(path, provider=job.target.provider, threads=threads)
+                backend.session(path, provider=job.provider, threads=threads)
                 for path in (job.runs, *(candidates[at].path for at in group))
             ]
             timings = backend.time(sessions, job.one.feeds, seconds=seconds * len(sessions))

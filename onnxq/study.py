@@ -340,7 +340,7 @@ def find_costs(prepared: Prepared) -> Costs:
         whole_models(prepared),
         job.one.feeds,
         backend=job.target.backend,
-        provider=job.target.provider,
+        provider=job.provider,
         threads=options.threads,
         model_sha256=job.sha256,
         measurements=Measurements(None if folder is None else Path(folder)),

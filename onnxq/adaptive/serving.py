@@ -20,7 +20,7 @@ from onnxq.ir import load, to_proto
 from onnxq.ir.loading import read_bytes
 from onnxq.runtime.failures import RUNTIME_FAILURES, one_sentence
 from onnxq.runtime.files import ModelFiles
-from onnxq.runtime.providers import provider_options, resolve_provider
+from onnxq.runtime.providers import provider_arguments
 from onnxq.runtime.session import serialized
 from onnxq.runtime.specs import Array
 
@@ -200,8 +200,7 @@ class Sessions:
             options = ort.SessionOptions()
             options.intra_op_num_threads = facts.threads
         if providers is None:
-            name = resolve_provider(facts.provider)
-            providers = [(name, provider_options(name, facts.threads))]
+            providers = [provider_arguments(facts.provider, facts.threads)]
         return ort.InferenceSession(source, options, providers=providers)
 
 

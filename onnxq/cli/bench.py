@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 
 from onnxq.benchmark import NATIVE, BenchRow, bench
+from onnxq.cli.options import providers
 from onnxq.cli.terminal import EXIT_GATE, Outcome, table
 from onnxq.errors import InputError
 from onnxq.progress import Progress
@@ -20,7 +21,7 @@ EXAMPLES = """examples:
 """
 
 NEEDS = "models"
-TAKES = "--data --web --seconds --provider --threads --batch-size"
+TAKES = "--data --web --seconds --provider --provider-option --threads --batch-size"
 CHANGES = {"--data": {"help": "samples to feed (default: random inputs)"}}
 
 SAME_DB = 30.0
@@ -39,7 +40,7 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
     rows = bench(
         parsed.models,
         data=parsed.data,
-        providers=("wasm",) if parsed.web else parsed.provider or ("cpu",),
+        providers=("wasm",) if parsed.web else providers(parsed),
         backend="onnxruntime-web" if parsed.web else NATIVE,
         threads=parsed.threads,
         seconds=parsed.seconds,

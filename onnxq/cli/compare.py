@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onnxq.cli.options import IMAGES, image_options
+from onnxq.cli.options import IMAGES, image_options, providers
 from onnxq.cli.terminal import EXIT_GATE, EXIT_OK, Outcome
 from onnxq.comparison import compare
 from onnxq.progress import Progress
@@ -26,8 +26,8 @@ examples:
 
 NEEDS = "float candidate --data"
 TAKES = (
-    "--metric --gate --samples --no-layers --junit --report --provider --threads --batch-size "
-    f"--throughput --latency-of {IMAGES}"
+    "--metric --gate --samples --no-layers --junit --report --provider --provider-option --threads "
+    f"--batch-size --throughput --latency-of {IMAGES}"
 )
 CHANGES = {"--data": {"help": "samples; of data with a split of its own the held-out part is used"}}
 
@@ -41,7 +41,7 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         parsed.candidate,
         parsed.data,
         metric=parsed.metric,
-        providers=parsed.provider or ("cpu",),
+        providers=providers(parsed),
         gates=parsed.gate or (),
         threads=parsed.threads,
         images=image_options(parsed),

@@ -24,10 +24,11 @@ EXAMPLES = """examples:
 
 NEEDS = "model --data --output"
 TAKES = (
-    "--eval --recipe --target --calibrator --methods --max-drop --min-agreement --min-speedup "
-    "--min-sqnr --max-size-ratio --keep-failed --plan-out --adaptive --cascade --pin --work-dir "
-    "--metric --calibration-samples --time-budget --keep-overridable --opset --seed --memory-limit "
-    f"--report --threads --batch-size --throughput --latency-of {IMAGES}"
+    "--eval --recipe --target --provider-option --calibrator --methods --max-drop "
+    "--min-agreement --min-speedup --min-sqnr --max-size-ratio --keep-failed --plan-out "
+    "--adaptive --cascade --pin --work-dir --metric --calibration-samples --time-budget "
+    "--keep-overridable --opset --seed --memory-limit --report --threads --batch-size "
+    f"--throughput --latency-of {IMAGES}"
 )
 MAKES_MODEL = True
 

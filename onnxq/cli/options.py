@@ -18,6 +18,7 @@ from onnxq.observe import CALIBRATORS
 from onnxq.options import DEFAULT_RECIPE, Options
 from onnxq.precision import searchable
 from onnxq.recipe import built_in_recipes
+from onnxq.runtime.providers import provider_alias, with_options
 from onnxq.sensitivity.loss import PROXIES
 from onnxq.targets import available_targets
 from onnxq.training import BITS
@@ -316,6 +317,12 @@ _DECLARED: Mapping[str, Keywords] = {
     "--web": _switch(
         "run them in onnxruntime-web (wasm) in a browser, and hold outputs against the CPU's"
     ),
+    "--provider-option": _values(
+        "K=V",
+        "tell the execution provider this, as device_type=GPU",
+        dest="provider_options",
+        type=str,
+    ),
     "--seconds": _value(
         "S", "time to spend on each provider (default 3)", values.seconds, default=3.0
     ),
@@ -360,8 +367,9 @@ IMAGES = " ".join(name for name in _NAMED if name.startswith("--image"))
 """How a folder of images becomes input."""
 
 STUDY = (
-    "--precision --recipe --target --calibrator --methods --samples --keep-overridable "
-    f"--opset --seed --memory-limit --work-dir --threads --batch-size --latency-of {IMAGES}"
+    "--precision --recipe --target --provider-option --calibrator --methods --samples "
+    "--keep-overridable --opset --seed --memory-limit --work-dir --threads --batch-size "
+    f"--latency-of {IMAGES}"
 )
 """How a model is read, rewritten and observed."""
 
@@ -410,6 +418,20 @@ def given(parsed: argparse.Namespace, **more: Any) -> Options:
     found = {k: v for k, v in vars(parsed).items() if k in known and v is not None}
     images = image_options(parsed) if parsed.data else None
     return Options(**found, **more, images=images, debug=debug_level())
+
+
+def providers(parsed: argparse.Namespace) -> tuple[str, ...]:
+    """The providers that were named, those but the CPU with the options that were given.
+
+    Raises:
+        InputError: there are options, but no provider that could take them.
+    """
+    named, options = parsed.provider or ("cpu",), parsed.provider_options or ()
+    are_cpu = [provider_alias(name) == "cpu" for name in named]
+    return tuple(
+        name if is_cpu and not all(are_cpu) else with_options(name, options)
+        for name, is_cpu in zip(named, are_cpu, strict=True)
+    )
 
 
 def image_options(parsed: argparse.Namespace) -> ImageOptions | None:

@@ -68,6 +68,7 @@ def _facts(target: Target) -> dict[str, Any]:
         "backend": target.backend,
         "provider": target.provider,
         "available": not _missing(target),
+        "measured": target.measured,
         "opset": target.opset,
         "activations": {"format": target.activation_format.name, **vars(target.activation_scheme)},
         "weights": {
@@ -103,11 +104,12 @@ def _overview(targets: list[Target]) -> Table:
             target.activation_format.name if target.has_integer_kernels else "float",
             ", ".join(_weight_formats(target)),
             f"{target.provider}{', not here' * bool(_missing(target))}",
+            "yes" if target.measured else "no",
             target.description,
         )
         for target in targets
     )
-    return table(rows, ("target", "activations", "weights", "provider", ""))
+    return table(rows, ("target", "activations", "weights", "provider", "measured", ""))
 
 
 def _weight_formats(target: Target) -> list[str]:
@@ -129,6 +131,7 @@ def _rows(target: Target) -> Iterator[tuple[str, str]]:
     yield "target", f"{target.name}: {target.description}"
     available = f"{target.provider}, available here with {target.backend}"
     yield "provider", _missing(target) or available
+    yield "measured", target.measured or "no: written by documentation, not run where it is for"
     yield "precisions", ", ".join(target.precisions)
     if target.small:
         yield "small", f"{', '.join(target.small)} (where a size is promised)"

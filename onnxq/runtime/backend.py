@@ -55,6 +55,14 @@ class Backend(ABC):
     def missing(self, provider: str) -> str:
         """Say why models cannot run on a provider here; empty if they can."""
 
+    def check(self, provider: str) -> None:
+        """Find out before long work whether a provider that is here takes its options.
+
+        Raises:
+            InputError: it does not.
+        """
+        return
+
     @abstractmethod
     def session(
         self, model: ModelLike, *, provider: str = "cpu", threads: int = 1, pooled: bool = False
@@ -63,7 +71,7 @@ class Backend(ABC):
 
         Args:
             model: Path or serialized model.
-            provider: Where to run it.
+            provider: Where to run it, with options as `openvino{device_type=GPU}`.
             threads: Threads inside one operator.
             pooled: Whether it may share memory with other such sessions, as nobody times it.
 

@@ -11,8 +11,10 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
+import onnx.parser
 import onnxruntime as ort
 
+from onnxq.errors import InputError
 from onnxq.ir.loading import ModelLike
 from onnxq.runtime.backend import Backend, NodeTime
 from onnxq.runtime.operators import INTEGER_OPERATORS, optimized_operators
@@ -21,6 +23,7 @@ from onnxq.runtime.session import Session
 from onnxq.runtime.specs import Array
 
 _SUFFIX = "_kernel_time"
+_SMALLEST = '<ir_version: 8, opset_import: ["": 13]> g (float[1] x) => (float[1] y) { y = Relu(x) }'
 
 
 class Onnxruntime(Backend):
@@ -37,6 +40,15 @@ class Onnxruntime(Backend):
     def missing(self, provider: str) -> str:
         """See `Backend.missing`."""
         return missing_provider(provider)
+
+    def check(self, provider: str) -> None:
+        """See `Backend.check`: a model of one operator is loaded."""
+        if self.missing(provider):
+            return
+        try:
+            Session(onnx.parser.parse_model(_SMALLEST), provider=provider)
+        except InputError as error:
+            raise InputError(f"provider '{provider}' does not take its options: {error}") from error
 
     def session(
         self, model: ModelLike, *, provider: str = "cpu", threads: int = 1, pooled: bool = False

@@ -1,10 +1,18 @@
-"""Names of onnxruntime's execution providers."""
+"""onnxruntime's execution providers: their names, and the options they are given.
+
+A provider is told by a text: its short or full name, with options as ``openvino{device_type=GPU}``.
+"""
 
 from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Mapping
 
 import onnxruntime as ort
 
 from onnxq.errors import InputError
+from onnxq.registry import split_forms
 
 _SUFFIX = "ExecutionProvider"
 _OTHER_NAMES = {"directml": "dml", "onednn": "dnnl"}
@@ -17,19 +25,51 @@ _PACKAGES = {
 }
 """Packages that take the place of ``onnxruntime`` and bring a provider."""
 
+_CPU = "CPUExecutionProvider"
+_OPENVINO = "OpenVINOExecutionProvider"
+
+_FORM = re.compile(r"\s*([\w-]+)\s*(?:\{(.*)\})?\s*", re.DOTALL)
+_BARE = re.compile(r"[^\s,'\"{}\[\]()\\]+")
+
 
 def available_providers() -> tuple[str, ...]:
     """Return the full names of the providers that the installed onnxruntime offers."""
     return tuple(ort.get_available_providers())
 
 
-def provider_alias(name: str) -> str:
+def provider_alias(text: str) -> str:
     """Return the short lower-case name of a provider: `cuda` for `CUDAExecutionProvider`."""
-    return name.removesuffix(_SUFFIX).lower()
+    return _parted(text)[0].removesuffix(_SUFFIX).lower()
 
 
-def missing_provider(name: str) -> str:
-    """Say why a provider, given by its short or full name, is not there; empty if it is."""
+def with_options(provider: str, options: Iterable[str]) -> str:
+    """The text of a provider with further options, each as ``key=value``.
+
+    Raises:
+        InputError: an option has no value, or the CPU provider is given one.
+    """
+    name, known = _parted(provider)
+    for option in options:
+        key, separator, value = option.partition("=")
+        if not (separator and key.strip()):
+            raise InputError(
+                f"cannot read the provider option '{option}'; write KEY=VALUE, as device_type=GPU"
+            )
+        known[key.strip()] = value.strip()
+    if not known:
+        return name
+    if _alias(name) == "cpu":
+        raise InputError(
+            f"the CPU provider takes no options, but is given {', '.join(known)}; name the "
+            "provider they are for"
+        )
+    written = (f"{k}={v if _BARE.fullmatch(v) else repr(v)}" for k, v in known.items())
+    return f"{name}{{{', '.join(written)}}}"
+
+
+def missing_provider(text: str) -> str:
+    """Say why a provider is not in the installed onnxruntime; empty if it is."""
+    name = _parted(text)[0]
     alias = _alias(name)
     available = sorted(provider_alias(full) for full in available_providers())
     if alias in available:
@@ -43,24 +83,53 @@ def missing_provider(name: str) -> str:
     return sentence
 
 
-def resolve_provider(name: str) -> str:
-    """Return the full name of a provider given by its short or full name, in any case.
+def resolve_provider(text: str) -> str:
+    """Return the full name of a provider, whose name may be in any case.
 
     Raises:
         InputError: the installed onnxruntime does not offer that provider.
     """
-    if missing := missing_provider(name):
+    if missing := missing_provider(text):
         raise InputError(missing)
-    return {provider_alias(full): full for full in available_providers()}[_alias(name)]
+    return {provider_alias(full): full for full in available_providers()}[_alias(_parted(text)[0])]
 
 
-def provider_options(full_name: str, threads: int) -> dict[str, str]:
-    """Options that make a provider keep to a session's settings.
+def provider_arguments(text: str, threads: int) -> tuple[str, dict[str, str]]:
+    """A provider's full name and its options, as `onnxruntime.InferenceSession` takes them.
 
-    OpenVINO takes all processors whatever the session says of threads; 0 leaves it that.
+    OpenVINO takes all processors whatever the session says of threads, so it is told of them, too;
+    0 leaves it all.
+
+    Raises:
+        InputError: the installed onnxruntime does not offer that provider.
     """
-    own = full_name == "OpenVINOExecutionProvider" and threads
-    return {"num_of_threads": str(threads)} if own else {}
+    full_name, options = resolve_provider(text), _parted(text)[1]
+    if full_name == _OPENVINO and threads:
+        options = {"num_of_threads": str(threads), **options}
+    return full_name, options
+
+
+def on_processor(full_name: str, options: Mapping[str, str]) -> bool:
+    """Whether a provider computes on the processor and, with one thread, in the calling one.
+
+    OpenVINO does both unless its options name another device (seen in onnxruntime-openvino 1.24).
+    """
+    is_openvino = full_name == _OPENVINO and options.get("num_of_threads") == "1"
+    return full_name == _CPU or (is_openvino and options.get("device_type", "CPU") == "CPU")
+
+
+def _parted(text: str) -> tuple[str, dict[str, str]]:
+    """Name and options of a provider."""
+    matched = _FORM.fullmatch(text)
+    if matched is None:
+        raise InputError(f"cannot read the provider '{text}'; write name or name{{option=value}}")
+    options = {}
+    for part in split_forms(matched[2] or ""):
+        key, separator, value = (s.strip() for s in part.partition("="))
+        if not (key and separator):
+            raise InputError(f"the provider '{text}' has an option without a value: '{part}'")
+        options[key] = ast.literal_eval(value) if value[:1] in ("'", '"') else value
+    return matched[1], options
 
 
 def _alias(name: str) -> str:

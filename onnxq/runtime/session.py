@@ -20,7 +20,7 @@ from onnxq.ir.loading import ModelLike
 from onnxq.runtime.backend import COMPILED
 from onnxq.runtime.failures import RUNTIME_FAILURES, one_sentence
 from onnxq.runtime.pool import SHARED_ARENA, share_arena
-from onnxq.runtime.providers import provider_alias, provider_options, resolve_provider
+from onnxq.runtime.providers import on_processor, provider_alias, provider_arguments
 from onnxq.runtime.specs import Array, TensorSpec, dtype_of
 
 Optimization = Literal["all", "basic", "none"]
@@ -48,8 +48,8 @@ class Session:
     Args:
         model: path of the file (also one whose weights lie in external files), the file's bytes,
             or a ModelProto.
-        provider: short (`cpu`, `cuda`, `openvino`, ...) or full name of an execution provider;
-            what it cannot run falls to the CPU.
+        provider: short (`cpu`, `cuda`, `openvino`, ...) or full name of an execution provider,
+            with options as `openvino{device_type=GPU}`; what it cannot run falls to the CPU.
         threads: threads inside one operator; 0 lets onnxruntime choose.
         optimization: how far onnxruntime may rewrite the graph.
         config: onnxruntime's session configuration entries.
@@ -75,7 +75,7 @@ class Session:
         record: bool = False,
         pooled: bool = False,
     ) -> None:
-        full_name = resolve_provider(provider)
+        full_name, own_options = provider_arguments(provider, threads)
         self._label = model_label(model)
         source = _source(model, self._label)
         if pooled:
@@ -93,7 +93,7 @@ class Session:
             self._session = ort.InferenceSession(
                 source,
                 options,
-                providers=[(full_name, provider_options(full_name, threads))],
+                providers=[(full_name, own_options)],
                 enable_fallback=0,
             )
         except RUNTIME_FAILURES as error:
@@ -106,6 +106,7 @@ class Session:
                 "check its driver and libraries"
             )
         self._provider = full_name
+        self._provider_options = own_options
         self._threads = threads
         unranked = _unranked(source, [*self._session.get_inputs(), *self._session.get_outputs()])
         self._inputs = tuple(_spec(arg, unranked) for arg in self._session.get_inputs())
@@ -127,7 +128,7 @@ class Session:
     @property
     def runs_in_caller(self) -> bool:
         """Whether all work is done on the thread that calls `run`."""
-        return self._threads == 1 and self._provider == "CPUExecutionProvider"
+        return self._threads == 1 and on_processor(self._provider, self._provider_options)
 
     @property
     def provider(self) -> str:

@@ -128,6 +128,8 @@ class Target:
             measures what each region gains by it.
         operators: Rules by operator type.
         reasons: Why operators that one might expect are left in float here.
+        measured: With which versions and on which processor what the table says was measured;
+            empty if it was written by documentation alone.
     """
 
     name: str
@@ -149,6 +151,8 @@ class Target:
     forms: tuple[str, ...]
     operators: Mapping[str, OperatorRule]
     reasons: Mapping[str, str]
+    # Says nothing of what is computed, so tables that differ in it are equal.
+    measured: str = field(default="", repr=False)
 
     @property
     def label(self) -> str:
@@ -286,6 +290,7 @@ class _Table:
     everything: bool = False
     contrib: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
+    measured: str = ""
 
 
 @cache
@@ -309,7 +314,7 @@ def _entries(of: str, text: str) -> dict[str, Any]:
     """A table's entries over those of the built-in one it ``extends``.
 
     It has operators in addition to the other's, ``without`` some of those; any other entry
-    takes the place of the other's.
+    takes the place of the other's. What was measured of the other was not measured of it.
     """
     table = read_toml(text, of)
     base = table.pop("extends", None)
@@ -321,7 +326,7 @@ def _entries(of: str, text: str) -> dict[str, Any]:
                 f"entry 'extends' of {of} takes the name of a built-in target, not {base!r}; "
                 f"there are {', '.join(available_targets())}"
             )
-        below = _entries(of, _text(base))
+        below = {k: v for k, v in _entries(of, _text(base)).items() if k != "measured"}
         table = {**below, **table, "operators": {**below["operators"], **own}}
     for op_type in left_out:
         if op_type not in table.get("operators", {}):

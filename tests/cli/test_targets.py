@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import onnx
+import onnxruntime as ort
 import pytest
 
 from onnxq.runtime import available_providers, missing_provider
@@ -23,11 +24,11 @@ def test_the_list_names_every_target(onnxq: Command) -> None:
     found = onnxq("targets")
     assert (found.code, found.err) == (0, "")
     lines = found.out.splitlines()
-    assert lines[0].split() == ["target", "activations", "weights", "provider"]
+    assert lines[0].split() == ["target", "activations", "weights", "provider", "measured"]
     rows = {line.split()[0]: line for line in lines[1:-2] if not line.startswith(" ")}
     assert set(rows) == set(available_targets())
-    assert rows["tensorrt"].split()[1:6] == ["int8", "int8", "tensorrt,", "not", "here"]
-    assert rows["cpu-x64"].split()[1:4] == ["uint8", "int8", "cpu"]
+    assert rows["tensorrt"].split()[1:7] == ["int8", "int8", "tensorrt,", "not", "here", "no"]
+    assert rows["cpu-x64"].split()[1:5] == ["uint8", "int8", "cpu", "yes"]
     assert rows["cuda"].split()[1:4] == ["float", "int4,", "int3,"]
     assert lines[-1] == f"auto is {load_target('auto').name} on this machine."
 
@@ -55,6 +56,8 @@ def test_a_name_shows_what_is_special(onnxq: Command) -> None:
     assert "one scale for the weight; also of two activations" in qnn
     assert "reduced range" in onnxq("targets", "cpu-x64-avx2").out
     assert "it has no integer kernels" in onnxq("targets", "cuda").out
+    assert "not run where it is for" in onnxq("targets", "coreml").out
+    assert "measured     onnxruntime-openvino 1.24.1" in onnxq("targets", "openvino").out
 
 
 def test_json(onnxq: Command, tmp_path: Path) -> None:
@@ -68,6 +71,7 @@ def test_json(onnxq: Command, tmp_path: Path) -> None:
     assert facts["tensorrt"]["operators"]["Add"]["role"] == "residual"
     assert facts["qnn-a16"]["activations"]["format"] == "uint16"
     assert facts["tensorrt"]["bias"] == "float"
+    assert facts["openvino"]["measured"] and not facts["directml"]["measured"]
     one = json.loads(onnxq("targets", "qnn", "--json", "-").out)
     assert one["targets"] == [facts["qnn"]]
 
@@ -94,7 +98,7 @@ def test_a_file_is_shown_and_checked(onnxq: Command, tmp_path: Path) -> None:
 
 
 def test_an_unknown_target(onnxq: Command) -> None:
-    onnxq("targets", "tpu").refused("no target 'tpu'", "available: auto, cpu-arm")
+    onnxq("targets", "tpu").refused("no target 'tpu'", "available: auto, coreml")
 
 
 @pytest.mark.parametrize("target", ["qnn", "tensorrt", "openvino"])
@@ -139,6 +143,29 @@ def test_what_cannot_be_done_without_the_device(
     found = onnxq("optimize", case.model, "--data", case.data, "-o", out, *arguments)
     found.refused(*parts)
     assert not out.exists()
+
+
+def test_providers_are_told_their_options(
+    onnxq: Command, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = ("optimize", case.model, "--data", case.data, "-o", tmp_path / "out.onnx")
+    onnxq(*made, "--provider-option", "a=b").refused("the CPU provider takes no options")
+    openvino = (*made, "--target", "openvino", "--provider-option")
+    onnxq(*openvino, "a").refused("provider option 'a'; write KEY=VALUE")
+    bench = ("bench", case.model, "--seconds", "0.01", "--provider-option", "a=b")
+    onnxq(*bench).refused("the CPU provider takes no options")
+    asked: list[tuple[str, dict[str, str]]] = []
+
+    def session(*_: object, providers: list[tuple[str, dict[str, str]]], **__: object) -> None:
+        asked.extend(providers)
+        raise RuntimeError("no such option")
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["OpenVINOExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    onnxq(*openvino, "a=b").refused("provider 'openvino{a=b}' does not take its options")
+    onnxq(*bench, "--provider", "openvino").refused("no such option")
+    told = {"num_of_threads": "1", "a": "b"}
+    assert asked == [("OpenVINOExecutionProvider", told)] * 2
 
 
 def test_a_plan_for_a_device_needs_costs_that_can_be_had(

@@ -25,7 +25,7 @@ from onnxq.runtime import (
     load_backend,
     optimized_operators,
 )
-from onnxq.runtime.providers import provider_options
+from onnxq.runtime.providers import on_processor, provider_arguments, with_options
 from onnxq.verify.facts import model_facts, versions
 
 openvino = pytest.mark.skipif(
@@ -164,10 +164,38 @@ def test_what_a_provider_compiled_is_counted_apart(
     assert (facts.compiled, facts.integer_operators) == (2, {"QLinearConv": 1})
 
 
-def test_a_provider_is_told_how_many_threads_to_use() -> None:
-    assert provider_options("OpenVINOExecutionProvider", 3) == {"num_of_threads": "3"}
-    assert provider_options("OpenVINOExecutionProvider", 0) == {}
-    assert provider_options("CPUExecutionProvider", 3) == {}
+def test_a_provider_is_told_how_many_threads_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert provider_arguments("cpu", 3) == ("CPUExecutionProvider", {})
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["OpenVINOExecutionProvider"])
+    full, told = provider_arguments("openvino", 3)
+    assert (full, told) == ("OpenVINOExecutionProvider", {"num_of_threads": "3"})
+    assert provider_arguments("OpenVINO", 0) == (full, {})
+    assert provider_arguments("openvino{num_of_threads=2}", 3) == (full, {"num_of_threads": "2"})
+
+
+def test_options_are_part_of_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["OpenVINOExecutionProvider"])
+    shapes = {"device_type": "GPU.0", "shapes": "x:[1,3], y:'z'", "empty": ""}
+    text = with_options("openvino{device_type=CPU}", [f"{k}={v}" for k, v in shapes.items()])
+    assert provider_arguments(text, 0) == ("OpenVINOExecutionProvider", shapes)
+    assert with_options("openvino", ()) == "openvino"
+    for wrong in ("device_type", "=GPU"):
+        with pytest.raises(InputError, match="write KEY=VALUE"):
+            with_options("openvino", [wrong])
+    with pytest.raises(InputError, match="CPU provider takes no options, but is given a"):
+        with_options("cpu", ["a=b"])
+    for wrong in ("openvino{a}", "openvino{", ""):
+        with pytest.raises(InputError, match="provider"):
+            provider_arguments(wrong, 1)
+
+
+def test_one_thread_of_openvino_is_the_calling_one() -> None:
+    one = {"num_of_threads": "1"}
+    assert on_processor("OpenVINOExecutionProvider", one)
+    assert on_processor("CPUExecutionProvider", {})
+    assert not on_processor("OpenVINOExecutionProvider", {**one, "device_type": "GPU"})
+    assert not on_processor("OpenVINOExecutionProvider", {})
+    assert not on_processor("CUDAExecutionProvider", one)
 
 
 @openvino
@@ -179,6 +207,9 @@ def test_openvino_runs_and_counts_what_it_compiled(model: Path) -> None:
     x = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
     compiled, plain = (Session(model, provider=p).run({"x": x})["y"] for p in ("openvino", "cpu"))
     np.testing.assert_allclose(compiled, plain, rtol=1e-5)
+    assert Session(model, provider="openvino").runs_in_caller
+    with pytest.raises(InputError, match=r"does not take its options.*nonsense"):
+        load_backend("onnxruntime").check("openvino{nonsense=1}")
     rows = bench([model], providers=("cpu", "openvino"), seconds=0.01)
     assert [row.provider for row in rows] == ["cpu", "openvino"]
     # No operator of its own is left in the profile.

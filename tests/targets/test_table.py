@@ -123,7 +123,7 @@ def test_the_digest_is_of_the_contents(tmp_path: Path) -> None:
         (("[operators]", "[reasons]"), "lacks the entry 'operators'|'reasons.Conv' .* a text"),
         (
             ('description = "a chip"', 'extends = "tpu"'),
-            "'extends' .* not 'tpu'; there are cpu-arm",
+            "'extends' .* not 'tpu'; there are coreml, cpu-arm",
         ),
         (('description = "a chip"', 'without = ["Add"]'), "'without' .* names Add, which is not"),
         (("[activation]", "[activation"), "is not valid TOML"),

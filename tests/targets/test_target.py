@@ -32,7 +32,17 @@ def _rule(name: str, op_type: str) -> OperatorRule:
 
 def test_the_tables_there_are() -> None:
     named = {"cpu-x64", "cpu-arm", "cuda", "tensorrt", "openvino", "qnn", "generic"}
-    assert named | {"cpu-x64-avx2", "qnn-a16"} == set(NAMES)
+    others = {"cpu-x64-avx2", "qnn-a16", "directml", "coreml", "xnnpack"}
+    assert named | others == set(NAMES)
+
+
+def test_a_table_says_whether_it_was_measured() -> None:
+    measured = {name for name in NAMES if load_target(name).measured}
+    assert measured == {"cpu-x64", "openvino", "generic"}
+    # What extends another one was not measured with it.
+    assert parse_target("mine", 'extends = "openvino"').measured == ""
+    told = parse_target("mine", 'extends = "openvino"\nmeasured = "here"')
+    assert told.measured == "here" and told.digest == load_target("openvino").digest
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,7 +54,10 @@ def test_a_table_is_whole(name: str) -> None:
     assert target.bias in get_args(BiasRule)
     assert target.activation_format in FORMATS.values()
     assert not target.weight_scheme.symmetric or target.weight_format.signed
-    full_names = ("cpu", "cuda", "tensorrt", "openvino", "qnn")
+    full_names = (
+        *("cpu", "cuda", "tensorrt", "openvino", "qnn"),
+        *("directml", "coreml", "xnnpack"),
+    )
     assert target.provider in full_names
     for text in (target.passes, target.finish):
         passes = parse_passes(text) if text else ()
@@ -191,7 +204,9 @@ def test_auto_is_this_processor(
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(InputError, match="no target 'tpu'; available: auto, cpu-arm, cpu-x64"):
+    with pytest.raises(
+        InputError, match="no target 'tpu'; available: auto, coreml, cpu-arm, cpu-x64"
+    ):
         load_target("tpu")
 
 
