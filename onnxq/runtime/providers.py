@@ -28,7 +28,7 @@ _PACKAGES = {
 _CPU = "CPUExecutionProvider"
 _OPENVINO = "OpenVINOExecutionProvider"
 
-_FORM = re.compile(r"\s*([\w-]+)\s*(?:\{(.*)\})?\s*", re.DOTALL)
+_FORM = re.compile(r"\s*([^{}]*?)\s*(?:\{(.*)\})?\s*", re.DOTALL)
 _BARE = re.compile(r"[^\s,'\"{}\[\]()\\]+")
 
 
