@@ -21,7 +21,7 @@ from onnxq.plan import Plan
 from onnxq.plan.apply import float_graph
 from onnxq.precision import FLOAT
 from onnxq.prepare import Prepared, float_form, observed, prepare
-from onnxq.progress import SILENT, PeakWatch, Progress
+from onnxq.progress import SILENT, PeakWatch, Progress, expect
 from onnxq.promise import promise
 from onnxq.proof import verify
 from onnxq.report.certainty import certainty
@@ -246,8 +246,16 @@ def _check_decisions(job: Job, held_out: Dataset) -> None:
         promise(found, options)
 
 
+_OBSERVING = ("rewriting", "transforming", "calibrating", "tuning")
+
+
+def _proving(job: Job) -> tuple[str, ...]:
+    return "verifying", f"measuring latency on {job.target.provider}", "comparing layers"
+
+
 def _planned(job: Job) -> Found:
     """The plan that the recipe is, applied and verified."""
+    expect(job.progress, (*_OBSERVING, "quantizing", *_proving(job)))
     prepared = observed(prepare(job))
     plan = uniform_plan(prepared, job.recipe.precision)
     found = proven(prepared, plan)
@@ -273,6 +281,9 @@ def proven(prepared: Prepared, plan: Plan) -> Found:
 
 def _searched(job: Job) -> Found:
     """The model that a search over precisions finds; the float one if nothing is better."""
+    learning = ("analysing sensitivity", "measuring costs", "measuring candidates")
+    first, proving = _proving(job)[:2], _proving(job)
+    expect(job.progress, (*first, "comparing forms", *_OBSERVING, *learning, *proving))
     baseline = verify(job, job.path)
     gates = promise(baseline, job.options)
     try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 
 class Progress(Protocol):
@@ -19,6 +19,20 @@ class Progress(Protocol):
         """All stages are over."""
 
 
+@runtime_checkable
+class Foreseeing(Progress, Protocol):
+    """Progress that also shows what is to come."""
+
+    def expect(self, names: Sequence[str]) -> None:
+        """These stages are likely to come, in this order; some may be left out, others added."""
+
+
+def expect(progress: Progress, names: Sequence[str]) -> None:
+    """Tell which stages are to come, if that is shown."""
+    if isinstance(progress, Foreseeing):
+        progress.expect(names)
+
+
 class PeakWatch:
     """Passes on what it is told, and notes in which stage memory was highest.
 
@@ -32,6 +46,10 @@ class PeakWatch:
         self._peak = peak
         self._highest = peak()
         self._running, self._found = "reading", ""
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Passed on."""
+        expect(self._inner, names)
 
     def stage(self, name: str, total: int | None = None) -> None:
         """A stage begins, so the one before it is over."""

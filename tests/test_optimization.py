@@ -252,6 +252,9 @@ def test_the_number_of_calibration_samples(model: Path) -> None:
         def __init__(self) -> None:
             self.totals = {}
 
+        def expect(self, names: list[str]) -> None:
+            self.expected = list(names)
+
         def stage(self, name: str, total: int | None = None) -> None:
             self.totals[name] = total
 
@@ -271,6 +274,9 @@ def test_the_number_of_calibration_samples(model: Path) -> None:
         optimize(model, {"x": x}, progress=recorder, **FAST, **options)  # type: ignore[arg-type]
         assert (recorder.totals["calibrating"], recorder.totals["verifying"]) == wanted
     assert list(recorder.totals)[:4] == ["rewriting", "calibrating", "quantizing", "verifying"]
+    # All of it was foreseen, in this order.
+    foreseen = iter(recorder.expected)
+    assert all(stage in foreseen for stage in recorder.totals)
 
 
 def test_a_fixed_batch_is_fed_as_it_is() -> None:

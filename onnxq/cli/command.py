@@ -125,7 +125,9 @@ def _terminable() -> Iterator[None]:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        parsed, unknown = _parser().parse_known_args(arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        # Without a command there is nothing to do but to say what could be done.
+        parsed, unknown = parser().parse_known_args(given or ["-h"])
         if unknown:
             parsed.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     except SystemExit as leaving:
@@ -141,16 +143,17 @@ def _run(arguments: Sequence[str] | None) -> int:
     return found.code
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     from onnxq import __version__
 
-    parser = _Parser(
+    found = _Parser(
         prog="onnxq",
         description="Quantize ONNX models, and prove the result against the float model.",
         epilog="`onnxq COMMAND -h` explains a command.",
     )
-    parser.add_argument("--version", action="version", version=f"onnxq {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    found.add_argument("--version", action="version", version=f"onnxq {__version__}")
+    commands = found.add_subparsers(metavar="COMMAND", required=True)
     for module in COMMANDS:
         name = module.__name__.rpartition(".")[2]
         command = commands.add_parser(
@@ -163,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         declare(command, module.NEEDS, module.TAKES, getattr(module, "CHANGES", {}))
         makes_model = getattr(module, "MAKES_MODEL", False)
         command.set_defaults(run=module.run, parser=command, makes_model=makes_model)
-    return parser
+    return found
 
 
 def _fail(code: int, sentence: str) -> int:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console, JustifyMethod, RenderableType
@@ -22,7 +23,7 @@ from onnxq.errors import InputError
 from onnxq.plain import finite
 from onnxq.progress import SILENT, Progress
 from onnxq.report.text import grid
-from onnxq.report.words import printable
+from onnxq.report.words import duration, printable
 from onnxq.saved import write_text
 
 EXIT_OK, EXIT_GATE, EXIT_INPUT = 0, 1, 2
@@ -171,14 +172,20 @@ def show_live(progress: Progress, what: RenderableType) -> None:
 
 
 class _Bars(Bars):
-    """Bars, and what stands above them."""
+    """Bars, what stands above them, and the stages that are over and to come."""
 
     above: RenderableType | None = None
+    over: Mapping[str, float] = MappingProxyType({})
+    to_come: Sequence[str] = ()
 
     def get_renderables(self) -> Iterable[RenderableType]:
         if self.above is not None:
             yield self.above
+        for name, seconds in self.over.items():
+            yield Text(f"{printable(name)}: {duration(seconds)}", "dim")
         yield from super().get_renderables()
+        for name in dict.fromkeys(self.to_come):
+            yield Text(f"{printable(name)}: to come", "dim")
 
 
 class _Percentage(ProgressColumn):
@@ -189,14 +196,23 @@ class _Percentage(ProgressColumn):
 
 
 class _Stages:
-    """Shows one stage at a time."""
+    """Shows one stage at a time, those before and after it too if they are foreseen."""
 
     def __init__(self, bars: _Bars) -> None:
         self._bars = bars
         self._task: TaskID | None = None
+        self._over: dict[str, float] | None = None
+
+    def expect(self, names: Sequence[str]) -> None:
+        self._over, self._bars.to_come = {}, tuple(names)
+        self._bars.over = self._over
 
     def stage(self, name: str, total: int | None = None) -> None:
         self.finish()
+        to_come = self._bars.to_come
+        if name in to_come:
+            # What was to come before it was left out.
+            self._bars.to_come = to_come[to_come.index(name) + 1 :]
         self._task = self._bars.add_task(name, total=total)
 
     def advance(self, done: int) -> None:
@@ -208,6 +224,13 @@ class _Stages:
         self._bars.refresh()
 
     def finish(self) -> None:
-        if self._task is not None:
-            self._bars.remove_task(self._task)
-            self._task = None
+        if self._task is None:
+            return
+        task = next(task for task in self._bars.tasks if task.id == self._task)
+        self._bars.remove_task(self._task)
+        self._task = None
+        if self._over is not None:
+            # A stage may come again and again.
+            self._over[task.description] = self._over.get(task.description, 0.0) + (
+                task.elapsed or 0.0
+            )

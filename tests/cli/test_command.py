@@ -435,3 +435,9 @@ def test_a_full_disk_behind_standard_output_is_one_sentence(case: Case) -> None:
     assert found.returncode == 2
     assert found.stderr.startswith("onnxq: error: cannot write to standard output: ")
     assert found.stderr.count("\n") == 1
+
+
+def test_without_a_command_it_prints_its_help(onnxq: Command) -> None:
+    alone, asked = onnxq(), onnxq("-h")
+    assert alone == asked and alone.code == 0
+    assert all(name in alone.out for name in NAMES)

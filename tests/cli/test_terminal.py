@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from onnxq.cli.terminal import NARROWEST, WIDTH, emit, progress, show, show_live, table, write_json
 from onnxq.errors import InputError
-from onnxq.progress import SILENT
+from onnxq.progress import SILENT, expect
 
 
 class Terminal(io.StringIO):
@@ -60,6 +61,28 @@ def test_a_finished_stage_is_shown_no_more(monkeypatch: pytest.MonkeyPatch) -> N
         stages.advance(8)
     assert "counting" not in terminal.getvalue()
     assert "100 %" not in terminal.getvalue()
+
+
+def test_stages_that_are_over_and_to_come_are_shown_where_they_are_foreseen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = pretend(monkeypatch, "stderr")
+    with progress(parsed()) as stages:
+        expect(stages, ("verifying", "forms", "[b]left[/b]", "costs", "verifying", "layers"))
+        for name in ("verifying", "forms", "costs", "surprise", "forms", "verifying"):
+            stages.stage(name)
+        terminal.truncate(0)
+        stages.stage("last", 4)
+        stages.advance(1)
+    expect(SILENT, ("nobody sees it",))
+    uncoloured = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[\r\0]", "\n", uncoloured)
+    drawn = [line.strip() for line in shown.splitlines() if line.strip()]
+    (*_, start) = (at for at, line in enumerate(drawn) if line.startswith("verifying:"))
+    *over, bar, to_come = drawn[start : start + 6]
+    assert [line.split(":")[0] for line in over] == ["verifying", "forms", "costs", "surprise"]
+    assert all(line.endswith(("s", "ms")) for line in over)
+    assert bar.startswith("last") and to_come == "layers: to come"
 
 
 def test_what_is_known_so_far_stands_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
