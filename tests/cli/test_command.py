@@ -117,7 +117,6 @@ def test_the_console_script_is_main() -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ((), ("COMMAND", "`onnxq -h`")),
         (("frobnicate",), ("frobnicate", "optimize", "`onnxq -h`")),
         (("inspect",), ("MODEL", "`onnxq inspect -h`")),
         (("inspect", "m.onnx", "--frobnicate"), ("--frobnicate",)),
