@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from onnxq.precision import require_searchable
 from onnxq.progress import SILENT, Progress
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.runtime import TensorSpec, as_stored, load_backend
+from onnxq.runtime.executor import IN_PROCESS, Executor, open_executor
 from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.pool import model_room
 from onnxq.runtime.providers import with_options
@@ -62,6 +63,7 @@ class Job:
         methods: Tuners that may be used, `AUTOMATIC`, or `NO_METHODS`.
         options: What else the user wants.
         progress: Told of stages.
+        executor: Where work is done that can be spread.
         time: How long optional work may take.
         notes: What to say of the model in the report.
     """
@@ -83,6 +85,7 @@ class Job:
     methods: tuple[str, ...]
     options: Options
     progress: Progress
+    executor: Executor = IN_PROCESS
     time: TimeBudget = field(default_factory=TimeBudget)
     notes: tuple[str, ...] = ()
 
@@ -182,7 +185,7 @@ def open_job(
         require_searchable(precisions)
     else:
         precisions = (recipe.precision,)
-    with as_file(model) as (path, folder):
+    with as_file(model) as (path, folder), _executor(options, folder) as executor:
         source = load(path)
         files = ModelFiles(folder)
         runs = files.beside(source, path)
@@ -221,9 +224,25 @@ def open_job(
             methods,
             options,
             progress,
+            executor,
             time,
             notes,
         )
+
+
+def _executor(options: Options, folder: Path) -> AbstractContextManager[Executor]:
+    if options.scheduler is not None and options.work_folder is None:
+        raise InputError(
+            "workers on other machines need a folder that all of them see: name it by --work-dir"
+        )
+    shared = folder if options.work_folder is None else Path(options.work_folder)
+    return open_executor(
+        options.workers,
+        options.scheduler,
+        shared / "spread",
+        memory_limit=options.memory_limit,
+        hangs_after=options.hangs_after,
+    )
 
 
 def _time(minutes: float | None) -> TimeBudget:

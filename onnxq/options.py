@@ -11,6 +11,7 @@ from onnxq.cost import Costs
 from onnxq.data import ImageOptions
 from onnxq.plan import Pin
 from onnxq.recipe import Recipe
+from onnxq.runtime.executor import HANGS_AFTER
 
 CostKind = Literal["latency", "size", "flops"]
 DEFAULT_RECIPE = "mixed"
@@ -58,6 +59,10 @@ class Options:
             of it, or of the machine's memory if None, are observed and verified in segments.
         threads: Threads inside one operator, for latency.
         seed: Chooses the held-out part, and samples where only some are used.
+        workers: Processes to spread work over, which are started on this machine; none if None.
+            What they find out does not depend on how many they are.
+        scheduler: Address of a Dask scheduler with workers to spread work over, instead.
+        hangs_after: Seconds in which no worker gives anything, after which they count as hung.
         work_folder: Where to keep what was found out, for another run; nowhere if None.
         debug: Level of the passes' log, see `onnxq.ir.Context`.
     """
@@ -90,5 +95,8 @@ class Options:
     memory_limit: int | None = None
     threads: int = 1
     seed: int = 0
+    workers: int | None = None
+    scheduler: str | None = None
+    hangs_after: float = HANGS_AFTER
     work_folder: str | os.PathLike[str] | None = None
     debug: int = 0

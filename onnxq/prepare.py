@@ -262,6 +262,7 @@ def find_ranges(prepared: Prepared, *, histograms: bool = False) -> Ranges:
             histograms=histograms,
             memory_limit=job.options.memory_limit,
             model_sha256=job.sha256,
+            executor=job.executor,
             progress=job.progress,
         )
 

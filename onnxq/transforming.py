@@ -83,6 +83,7 @@ def transform(
                 needs,
                 memory_limit=job.options.memory_limit,
                 seed=job.options.seed,
+                executor=job.executor,
             )
         changes = method.transform(subject, observations)
         entries = tuple(

@@ -343,6 +343,7 @@ class _Work:
             needs,
             memory_limit=options.memory_limit,
             seed=options.seed,
+            executor=self._prepared.job.executor,
         )
 
     @property

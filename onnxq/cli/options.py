@@ -18,6 +18,7 @@ from onnxq.observe import CALIBRATORS
 from onnxq.options import DEFAULT_RECIPE, Options
 from onnxq.precision import searchable
 from onnxq.recipe import built_in_recipes
+from onnxq.runtime.executor import HANGS_AFTER
 from onnxq.runtime.providers import provider_alias, with_options
 from onnxq.sensitivity.loss import PROXIES
 from onnxq.targets import available_targets
@@ -230,6 +231,24 @@ _DECLARED: Mapping[str, Keywords] = {
         "tried then depends on the clock, and plan and report say what was not (default: no limit)",
         values.seconds,
     ),
+    "--workers": _value(
+        "N",
+        "spread work over so many processes of this machine, of one thread each; the result is the "
+        "same for any number (default: this process alone)",
+        values.positive,
+    ),
+    "--scheduler": _value(
+        "ADDRESS",
+        "spread work over the workers of a Dask scheduler, as tcp://HOST:PORT or tls://HOST:PORT; "
+        "all machines have to see --work-dir and the data under the same names",
+    ),
+    "--hangs-after": _value(
+        "S",
+        "seconds in which no worker gives anything, after which they count as hung and others do "
+        f"their part (default {HANGS_AFTER:g})",
+        values.seconds,
+        default=HANGS_AFTER,
+    ),
     "--keep-overridable": _switch(
         "keep weights that are all listed as inputs overridable; they are made constants without it"
     ),
@@ -368,7 +387,8 @@ IMAGES = " ".join(name for name in _NAMED if name.startswith("--image"))
 
 STUDY = (
     "--precision --recipe --target --provider-option --calibrator --methods --samples "
-    "--keep-overridable --opset --seed --memory-limit --work-dir --threads --batch-size "
+    "--keep-overridable --opset --seed --memory-limit --workers --scheduler --hangs-after "
+    "--work-dir --threads --batch-size "
     f"--latency-of {IMAGES}"
 )
 """How a model is read, rewritten and observed."""

@@ -80,6 +80,7 @@ class ArraySource(Source):
         self.samples = np.repeat([part.layout.samples for part in parts], counts).astype(np.int64)
         first = parts[0]
         self.labels_ndim = first.labels_ndim
+        self.stacked = first.layout.size or 1
         for part in parts[1:]:
             if (part.layout.size is None) != (first.layout.size is None):
                 raise InputError(

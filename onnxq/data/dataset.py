@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +21,28 @@ Indices = npt.NDArray[np.int64]
 CALIBRATION_LIMIT = 512
 """Most samples that a split takes for calibration unless told otherwise."""
 
+SHARD_SAMPLES = 32
+"""Samples of a shard, but for whole batches: few enough that several workers have something to do,
+and many beside what is found out of them."""
+
+
+class Origin(ABC):
+    """By what a source is opened in any process: a frozen dataclass."""
+
+    @abstractmethod
+    def open(self) -> Source:
+        """The source."""
+
+    @abstractmethod
+    def settled(self) -> Self:
+        """The same with what changes when what is read changes."""
+
+
+@lru_cache(maxsize=4)
+def opened(origin: Origin) -> Source:
+    """The source of an origin, one for all that refer to it."""
+    return origin.open()
+
 
 class Source(ABC):
     """Where samples come from: a sequence of units, each one sample or one whole feed.
@@ -27,12 +52,28 @@ class Source(ABC):
         samples: Number of samples in each unit.
         split: The source's own split, one entry per unit: 0 calibration, 1 held-out.
         labels_ndim: Number of dimensions of a batch's labels; None without labels.
+        stacked: Units that are stacked to a batch.
+        origin: By what another process opens it; None where only this one can.
     """
 
     name: str
     samples: Indices
     split: Array | None = None
     labels_ndim: int | None = None
+    stacked: int = 1
+    origin: Origin | None = None
+
+    def __reduce__(self) -> Any:
+        """Go to other processes as what opens the same source there."""
+        if self.origin is None:
+            raise TypeError(f"{self.name} is in the memory of one process")
+        return opened, (self.origin.settled(),)
+
+    def fingerprint(self) -> object:
+        """What stands for all its samples."""
+        if self.origin is None:
+            raise TypeError(f"{self.name} is in the memory of one process")
+        return self.origin.settled()
 
     @abstractmethod
     def batches(self, units: Indices) -> Iterator[Batch]:
@@ -106,6 +147,31 @@ class Dataset:
         """Return the samples that another dataset of the same source has not."""
         return Dataset(self._source, np.setdiff1d(self._units, other._units))
 
+    def shards(self) -> list[Dataset]:
+        """Return the samples in parts of about `SHARD_SAMPLES`, each of whole batches.
+
+        They depend on the data alone, not on who works on them.
+        """
+        parts: list[list[int]] = [[]]
+        count, step = 0, self._source.stacked
+        for start in range(0, len(self._units), step):
+            batch = self._units[start : start + step]
+            if count >= SHARD_SAMPLES:
+                parts.append([])
+                count = 0
+            parts[-1] += batch.tolist()
+            count += int(self._source.samples[batch].sum())
+        return [Dataset(self._source, np.array(part, np.int64)) for part in parts]
+
+    @property
+    def origin(self) -> Origin | None:
+        """By what another process opens the source of the samples; None if only this one can."""
+        return self._source.origin
+
+    def fingerprint(self) -> object:
+        """What stands for all samples."""
+        return self._source.fingerprint(), self._units
+
     def in_parts(self, rows: int, inputs: Sequence[Fed]) -> Dataset:
         """Return the same samples, at most so many in a batch where a model leaves it open."""
         return Dataset(_Divided(self._source, rows, inputs), self._units)
@@ -166,15 +232,63 @@ class Dataset:
         return order[:taken], order[taken:]
 
 
+def in_turn(shards: Sequence[Dataset]) -> Iterator[tuple[int, Batch]]:
+    """The batches of some shards of one dataset, rising, with the place of each one's shard.
+
+    Units that are batches by themselves are read in one pass: some sources begin anew each time.
+    """
+    if not shards:
+        return
+    source = shards[0]._source
+    if source.stacked > 1:
+        for place, shard in enumerate(shards):
+            yield from ((place, batch) for batch in shard.batches())
+        return
+    stops = np.cumsum([len(shard) for shard in shards])
+    done = place = 0
+    for batch in source.batches(np.concatenate([shard._units for shard in shards])):
+        yield place, batch
+        done += batch.valid
+        place += done == stops[place]
+
+
+@dataclass(frozen=True)
+class _Input:
+    """An input of a model, without the model."""
+
+    name: str
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True)
+class _Parted(Origin):
+    """By what a `_Divided` is opened."""
+
+    inner: Origin
+    rows: int
+    inputs: tuple[_Input, ...]
+
+    def open(self) -> Source:
+        return _Divided(opened(self.inner), self.rows, self.inputs)
+
+    def settled(self) -> Self:
+        return replace(self, inner=self.inner.settled())
+
+
 class _Divided(Source):
     """A source whose batches are given out in parts where a model's inputs allow it."""
 
     def __init__(self, source: Source, rows: int, inputs: Sequence[Fed]) -> None:
         self.name, self.samples = source.name, source.samples
         self.split, self.labels_ndim = source.split, source.labels_ndim
+        self.stacked = source.stacked
         self._source = source
         self._rows = rows
-        self._inputs = tuple(inputs)
+        self._inputs = tuple(
+            _Input(i.name, None if i.shape is None else (*i.shape,)) for i in inputs
+        )
+        if source.origin is not None:
+            self.origin = _Parted(source.origin, rows, self._inputs)
 
     def batches(self, units: Indices) -> Iterator[Batch]:
         for batch in self._source.batches(units):

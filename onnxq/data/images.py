@@ -81,6 +81,7 @@ class ImageSource(Source):
         self._target = _target(inputs, options)
         first = inputs[0].shape[0] if inputs[0].shape else None
         self._size = max(1, first) if isinstance(first, int) else batch_size
+        self.stacked = self._size
         self._fill = isinstance(first, int)
         self._paths, self._labels = _list_images(folder)
         self.samples = np.ones(len(self._paths), dtype=np.int64)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from onnxq.data.arrays import folder_source, mapping_source, read_npz
-from onnxq.data.dataset import Dataset, Source
+from onnxq.data.dataset import Dataset, Origin, Source
 from onnxq.data.feeds import FeedReader, iterable_source
 from onnxq.data.functions import failure, is_function_name, load_function
 from onnxq.data.images import ImageOptions, ImageSource, has_images
@@ -69,10 +70,53 @@ def read(
     if isinstance(data, Dataset):
         dataset = data
     elif isinstance(data, str | Path):
-        dataset = Dataset(_from_path(data, inputs, size, images, samples))
+        dataset = Dataset(_located(data, inputs, size, images, samples))
     else:
         dataset = Dataset(_from_memory("the data", data, inputs, size, samples))
     return dataset if samples is None else dataset.take(samples)
+
+
+@dataclass(frozen=True)
+class Located(Origin):
+    """Data at a path, which any process opens by itself.
+
+    Attributes:
+        state: Of each file its name, size and time of the last change; empty where nobody asked.
+    """
+
+    data: str | Path
+    inputs: tuple[TensorSpec, ...]
+    batch_size: int
+    images: ImageOptions | None
+    samples: int | None
+    state: tuple[tuple[str, int, int], ...] = ()
+
+    def open(self) -> Source:
+        """See `Origin`."""
+        return _located(self.data, self.inputs, self.batch_size, self.images, self.samples)
+
+    def settled(self) -> Self:
+        """See `Origin`."""
+        path = Path(self.data)
+        files = [path] if path.is_file() else sorted(path.rglob("*"))
+        stats = [(file, file.stat()) for file in files if file.is_file()]
+        state = tuple((str(f.relative_to(path)), s.st_size, s.st_mtime_ns) for f, s in stats)
+        return replace(self, state=state)
+
+
+def _located(
+    data: str | Path,
+    inputs: Sequence[TensorSpec],
+    batch_size: int,
+    images: ImageOptions | None,
+    samples: int | None,
+) -> Source:
+    source = _from_path(data, inputs, batch_size, images, samples)
+    if Path(data).exists():
+        # What a function gives depends on the process that calls it.
+        where = str(Path(data).resolve())
+        source.origin = Located(where, tuple(inputs), batch_size, images, samples)
+    return source
 
 
 def _from_path(

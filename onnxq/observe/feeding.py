@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
 from onnxq.data import Dataset
 from onnxq.data.batch import Batch
+from onnxq.data.dataset import in_turn
 from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph
 from onnxq.ir.lifting import lift
@@ -50,81 +52,104 @@ class Feeding:
 
     Attributes:
         graph: The float model. What bodies compute may be observed, too, see `lift`.
-        data: Samples to run it on.
-        observers: Those of each tensor, by name.
-        positions: Place of each sample in the whole data, rising.
+        shards: Samples to run it on, see `Dataset.shards`.
+        tensors: Names of what is observed.
+        positions: Place of each sample of all shards in the whole data, rising.
         folder: Where model files may be put.
         threads: Threads inside one operator.
         progress: Told of samples fed. Where memory makes several passes over the data necessary, a
             sample counts once in each.
-        samples: Number of samples fed so far, in the pass that went furthest.
+        samples: Number of samples fed in the last run, in the pass that went furthest.
+        chosen: Numbers of the shards that are fed in it, rising.
+        observers: Those of each tensor in it, by name.
     """
 
     graph: Graph
-    data: Dataset
-    observers: Mapping[str, Sequence[Observer]]
+    shards: Sequence[Dataset]
+    tensors: Sequence[str]
     positions: Indices
     folder: Path
     threads: int
     progress: Progress
     samples: int = 0
+    chosen: Sequence[int] = ()
+    observers: Mapping[str, Sequence[Observer]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.graph = self.graph.copy()
-        lift(self.graph, self.observers)
+        lift(self.graph, self.tensors)
         # Inputs with a default value are not fed; they are given out like any other tensor.
         fed = {value.name for value in self.graph.inputs if value.data is None}
-        self._made = [name for name in self.observers if name not in fed]
+        self._made = [name for name in self.tensors if name not in fed]
         self._files = ModelFiles(self.folder)
+        for value in map(self.graph.values.__getitem__, self._made):
+            if not value.is_output:
+                self.graph.add_output(value)
+        self._whole: Graph | None = None
+        self._session: Session | None = None
+        self._grouped: Sequence[_Group] = ()
 
-    def run(self, memory_limit: int | None = None) -> Iterator[Sequence[str]]:
+    def run(
+        self,
+        chosen: Sequence[int],
+        observers: Mapping[str, Sequence[Observer]],
+        memory_limit: int | None = None,
+    ) -> Iterator[Sequence[str]]:
         """Show all values; gives the names of tensors as soon as all of theirs were shown.
+
+        Args:
+            chosen: Numbers of the shards to feed, rising.
+            observers: Those of each tensor, by name.
+            memory_limit: Bytes that it may take; the same in all runs.
 
         Raises:
             InputError: the limit is too small for some tensor, or onnxruntime cannot run the
                 model on the data.
         """
-        whole, session = None, None
-        groups = [_Group([*self.observers], self._made, None)]
-        if self._made:
-            for value in map(self.graph.values.__getitem__, self._made):
-                if not value.is_output:
-                    self.graph.add_output(value)
+        self.chosen, self.observers, self.samples = chosen, observers, 0
+        count = sum(len(self.shards[number]) for number in chosen)
         room = model_room(memory_limit)
         if self._made and constant_bytes(self.graph) > room:
+            self.progress.stage("calibrating", count)
             self._feed_in_segments(room // 2)
-            yield [*self.observers]
+            yield [*self.tensors]
             return
+        if not self._grouped:
+            self._make_ready(memory_limit)
+        self.progress.stage("calibrating", len(self._grouped) * count)
+        for number, group in enumerate(self._grouped):
+            if self._whole is not None and group.made and (len(self._grouped) > 1 or not number):
+                self._session = self._cut(self._whole, group.made)
+            self._feed(self._session if group.made else None, group, number * count)
+            yield group.names
+
+    def _make_ready(self, memory_limit: int | None) -> None:
+        """Load the model, and decide what is observed at a time."""
         if self._made and memory_limit is None:
-            session = self._files.session(
+            self._session = self._files.session(
                 self.graph, threads=self.threads, config=_YIELDING, pooled=True
             )
         elif self._made:
             # What is given out decides what onnxruntime may fuse, and so the last digits of all
             # values. The model is optimized once, with everything given out, and cut up then: the
             # groups' values are those of one pass with all tensors.
-            whole = self._files.optimized(self.graph)
-            self._files.share(whole)
-        if memory_limit is not None:
-            groups = self._groups(whole, memory_limit)
-        self.progress.stage("calibrating", len(groups) * len(self.data))
-        for number, group in enumerate(groups):
-            if whole is not None:
-                session = self._cut(whole, group.made) if group.made else None
-            self._feed(session, group, number * len(self.data))
-            yield group.names
+            self._whole = self._files.optimized(self.graph)
+            self._files.share(self._whole)
+        if memory_limit is None:
+            self._grouped = [_Group(self.tensors, self._made, None)]
+        else:
+            self._grouped = self._groups(self._whole, memory_limit)
 
     def _feed_in_segments(self, limit: int) -> None:
         """Pass over the data once, the model in segments whose weights take no more bytes."""
-        self.progress.stage("calibrating", len(self.data))
         segmented = Segmented(self.graph, self._files, limit, outputs=())
-        fed = [name for name in self.observers if name not in self._made]
+        fed = [name for name in self.tensors if name not in self._made]
         last = len(segmented.segments) - 1
         done = 0
 
         def see(place: int, part: _Part, made: Mapping[str, Array]) -> None:
             nonlocal done
-            shown = {name: made[name] for name in made if name in self.observers}
+            shown = {name: made[name] for name in made if name in self.tensors}
             if place == 0:
                 shown |= {name: part.batch.feeds[name] for name in fed}
             self._show_all(part, shown)
@@ -160,7 +185,8 @@ class Feeding:
             shapes = {n: graph.add("Shape", [graph.values[n]]).output for n in self._made}
             names = {name: shape.name for name, shape in shapes.items()}
             session = self._as_optimized(graph.extract(graph.inputs, shapes.values()))
-        part = next(self._parts(_Group((), (), 1), session))
+        # The same for whoever feeds some of the shards.
+        part = next(self._parts(_Group((), (), 1), session, [0]))
         batch = part.batch
         if session is not None:
             found = session.run(batch.feeds, [*names.values()])
@@ -232,12 +258,20 @@ class Feeding:
                 raise InputError(f"tensor '{name}' cannot be observed {error}") from error
             if part.is_last:
                 observer.end_batch()
+            if part.ends_shard:
+                observer.end_shard()
 
-    def _parts(self, group: _Group, session: Session | None = None) -> Iterator[_Part]:
+    def _parts(
+        self, group: _Group, session: Session | None = None, chosen: Sequence[int] | None = None
+    ) -> Iterator[_Part]:
         """What is fed at a time: parts of batches where something is computed of them."""
-        rows, first = group.rows, 0
         inputs = [value for value in self.graph.inputs if value.data is None]
-        for batch in self.data.batches():
+        firsts = list(accumulate(map(len, self.shards), initial=0))
+        numbers = self.chosen if chosen is None else chosen
+        before, rows, first = -1, group.rows, 0
+        for place, batch in in_turn([self.shards[number] for number in numbers]):
+            if place != before:
+                before, rows, first = place, group.rows, firsts[numbers[place]]
             parts = [batch]
             if self._made and batch.is_divisible(inputs):
                 if rows is None:
@@ -245,8 +279,10 @@ class Feeding:
                     rows = _rows_that_fit(session, batch, group.made)
                 parts = [*batch.parts(max(rows, _SMALLEST_PART))]
             for number, part in enumerate(parts, start=1):
-                yield _Part(part, first, number == len(parts))
-                first += part.valid
+                following, is_last = first + part.valid, number == len(parts)
+                is_end = is_last and following == firsts[numbers[place] + 1]
+                yield _Part(part, first, is_last, is_end)
+                first = following
 
 
 @dataclass(frozen=True)
@@ -257,11 +293,13 @@ class _Part:
         batch: The feeds.
         first: Number of samples before it.
         is_last: Whether it completes the batch.
+        ends_shard: Whether it completes the shard.
     """
 
     batch: Batch
     first: int
     is_last: bool
+    ends_shard: bool
 
 
 def _computed(

@@ -45,10 +45,10 @@ class GramMatrix:
 
 
 class GramObserver(Observer):
-    """Sums XᵀX, exact products of float32 numbers added up in float64.
+    """Sums XᵀX, exact products of float32 numbers added up in float64, shard by shard.
 
     The same samples in the same order give the same bits however they are cut into batches.
-    Another order changes the last digits, as does merging shards: floating-point sums do.
+    Another order changes the last digits, as do other shards: floating-point sums do.
 
     Args:
         windows: The windows of a convolution; None for rows along the last axis.
@@ -56,6 +56,7 @@ class GramObserver(Observer):
 
     def __init__(self, windows: Windows | None = None) -> None:
         self._windows = windows
+        self._shards: GramMatrix | None = None
         self._sum: Float64Array | None = None
         self._block = np.zeros((0, 0, 0))
         self._filled = 0
@@ -75,13 +76,14 @@ class GramObserver(Observer):
         groups, count, columns = rows.shape
         if not count or not columns:
             return
+        known = self._sum if self._shards is None else self._shards.matrix
+        if known is not None and known.shape != (groups, columns, columns):
+            raise ValueError(
+                f"by rows: they have {columns} columns, and had {known.shape[-1]} before"
+            )
         if self._sum is None:
             self._sum = np.zeros((groups, columns, columns))
             self._block = np.empty((groups, _rows_at_a_time(groups * columns), columns))
-        elif self._sum.shape != (groups, columns, columns):
-            raise ValueError(
-                f"by rows: they have {columns} columns, and had {self._sum.shape[-1]} before"
-            )
         self._rows += count
         done = 0
         while done < count:
@@ -93,20 +95,25 @@ class GramObserver(Observer):
                 self._sum += _gram(self._block)
                 self._filled = 0
 
+    def end_shard(self) -> None:
+        """Add the shard's matrix to that of those before."""
+        self._shards, self._sum, self._filled, self._rows = self.result(), None, 0, 0
+
     def result(self) -> GramMatrix | None:
         """The matrix so far."""
         if self._sum is None:
-            return None
-        return GramMatrix(self._sum + _gram(self._block[:, : self._filled]), self._rows)
+            return self._shards
+        own = GramMatrix(self._sum + _gram(self._block[:, : self._filled]), self._rows)
+        return own if self._shards is None else self._shards.merge(own)
 
     def bytes_for(self, shape: tuple[int, ...]) -> int:
-        """The sum, a product to add to it, two blocks of rows, and padded values."""
+        """Two sums, a product to add to one, two blocks of rows, and padded values."""
         if self._windows is None:
             groups, columns, padded = 1, math.prod(shape[-1:]), 0
         else:
             groups, padded = self._windows.group, 8 * math.prod(shape)
             columns = math.prod(self._windows.kernel_shape) * math.prod(shape[1:2]) // groups
-        rows = 2 * (columns + _rows_at_a_time(groups * columns))
+        rows = 3 * columns + 2 * _rows_at_a_time(groups * columns)
         return 8 * groups * columns * rows + padded
 
 

@@ -28,9 +28,9 @@ from onnxq.needs import (
     SamplesOf,
 )
 from onnxq.observe.gram import GramMatrix
-from onnxq.observe.observer import Result
+from onnxq.observe.observer import BatchEnds, Result
 from onnxq.observe.sampling import SampledRows, SampledValues
-from onnxq.observe.statistics import ChannelStatistics, Moving, Statistics
+from onnxq.observe.statistics import ChannelStatistics, Statistics
 from onnxq.plain import finite, read, to_plain
 from onnxq.runtime.specs import Array
 from onnxq.saved import read_text, write_text
@@ -39,7 +39,7 @@ _SCHEMA, _FACTS, _ARRAYS = "onnxq/observations/1", "observations.json", "arrays.
 _ALIGNMENT = 64
 _ANSWERS: dict[type[Need], type[Any]] = {
     RangeOf: Statistics,
-    MovingRangeOf: Moving,
+    MovingRangeOf: BatchEnds,
     ChannelsOf: ChannelStatistics,
     GramOf: GramMatrix,
     CrossGramOf: GramMatrix,
@@ -69,7 +69,7 @@ class Observations:
     def get(self, need: Need) -> Any:
         """What answers a need, or None where it was not observed, or the tensor had no value.
 
-        `Statistics` answer a `RangeOf`, and so on, `Moving`, `ChannelStatistics`, `GramMatrix`,
+        `Statistics` answer a `RangeOf`, and so on, `BatchEnds`, `ChannelStatistics`, `GramMatrix`,
         `SampledRows` and `SampledValues`; they may hold more than was asked for, as further rows.
         """
         if need in self.results:
@@ -79,7 +79,9 @@ class Observations:
     def statistics(self) -> dict[str, Statistics]:
         """What `RangeOf` and `MovingRangeOf` found out, by tensor."""
         moving = {
-            need.tensor: found for need, found in self.results.items() if isinstance(found, Moving)
+            need.tensor: found.moving()
+            for need, found in self.results.items()
+            if isinstance(found, BatchEnds)
         }
         return {
             need.tensor: replace(found, moving=moving.get(need.tensor))
@@ -123,8 +125,8 @@ def merge_observations(
 ) -> Observations:
     """What one pass over all shards' samples would have found out.
 
-    Bit for bit whatever the order of the shards, but for the moving average and, in their last
-    digits, the sums of channels and of Gram matrices.
+    Bit for bit where the shards are those of `Dataset.shards` in their order. Another order changes
+    only the moving average and, in their last digits, the sums of channels and of Gram matrices.
 
     Args:
         shards: Observations of the same needs on different samples.
@@ -213,8 +215,8 @@ def _read(entry: Mapping[str, Any], stored: Array) -> tuple[Need, Result]:
     asked = dict(entry["need"])
     kind = _KINDS[asked.pop("kind")]
     need, answer, body = read(kind, asked, "a need"), _ANSWERS[kind], entry["result"]
-    if answer is Statistics:
-        return need, read(Statistics, body, f"what was seen of '{need.tensor}'")
+    if answer in (Statistics, BatchEnds):
+        return need, read(answer, body, f"what was seen of '{need.tensor}'")
     values = {k: _mapped(stored, v) if isinstance(v, dict) else v for k, v in body.items()}
     return need, answer(**values)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import numpy as np
@@ -48,6 +48,9 @@ class Observer(ABC):
 
     def end_batch(self) -> None:  # noqa: B027, few have anything to do
         """Say that a batch is complete."""
+
+    def end_shard(self) -> None:  # noqa: B027, few have anything to do
+        """Say that a shard of the data is complete: what floats add up to depends on where."""
 
     @property
     def is_complete(self) -> bool:
@@ -109,9 +112,34 @@ class RangeObserver(Observer):
         return 0 if self._tally is None else TABLE_BYTES
 
 
+@dataclass(frozen=True)
+class BatchEnds:
+    """Smallest and largest value of each batch, in their order.
+
+    Attributes:
+        momentum: Weight of a new batch in their moving average.
+        ends: The values.
+    """
+
+    momentum: float
+    ends: tuple[tuple[float, float], ...]
+
+    def merge(self, other: BatchEnds) -> BatchEnds:
+        """Those of the batches of both, of which these come first."""
+        return BatchEnds(self.momentum, self.ends + other.ends)
+
+    def moving(self) -> Moving:
+        """Their moving average."""
+        (low, high), *others = self.ends
+        m = self.momentum
+        for lower, upper in others:
+            low, high = (1 - m) * low + m * lower, (1 - m) * high + m * upper
+        return Moving(m, low, high, len(self.ends))
+
+
 @dataclass
 class MovingObserver(Observer):
-    """Moving average of the batches' ends: see `Moving` for what it depends on.
+    """The batches' ends, whose moving average is wanted.
 
     Attributes:
         momentum: Weight of a new batch.
@@ -119,7 +147,7 @@ class MovingObserver(Observer):
 
     momentum: float
     _batch: tuple[float, float] | None = None
-    _moving: Moving | None = None
+    _ends: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, values: Array, samples: Indices) -> None:
         """Take in values of any shape."""
@@ -130,19 +158,14 @@ class MovingObserver(Observer):
             self._batch = (float(np.minimum(before_low, low)), float(np.maximum(before_high, high)))
 
     def end_batch(self) -> None:
-        """Move the average on."""
-        if self._batch is None:
-            return
-        low, high = self._batch
-        before, m = self._moving, self.momentum
-        if before is not None:
-            low, high = (1 - m) * before.min + m * low, (1 - m) * before.max + m * high
-        self._moving = Moving(m, low, high, 1 if before is None else before.batches + 1)
+        """Note the ends."""
+        if self._batch is not None:
+            self._ends.append(self._batch)
         self._batch = None
 
-    def result(self) -> Moving | None:
-        """The average after the last batch."""
-        return self._moving
+    def result(self) -> BatchEnds | None:
+        """All ends so far."""
+        return BatchEnds(self.momentum, tuple(self._ends)) if self._ends else None
 
 
 @dataclass
@@ -156,6 +179,7 @@ class Folding(Observer):
 
     find: Callable[[Array, Indices], Result]
     memory: Callable[[tuple[int, ...]], int]
+    _shards: Result | None = None
     _seen: Result | None = None
 
     def add(self, values: Array, samples: Indices) -> None:
@@ -164,9 +188,15 @@ class Folding(Observer):
             seen = self.find(values, samples)
             self._seen = seen if self._seen is None else self._seen.merge(seen)
 
+    def end_shard(self) -> None:
+        """Merge what was found out of the shard with what was before."""
+        self._shards, self._seen = self.result(), None
+
     def result(self) -> Result | None:
         """What was merged."""
-        return self._seen
+        if self._shards is None or self._seen is None:
+            return self._seen or self._shards
+        return self._shards.merge(self._seen)
 
     def bytes_for(self, shape: tuple[int, ...]) -> int:
         """As given."""

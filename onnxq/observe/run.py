@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from onnxq.data import Dataset
+from onnxq.data.shared import shared
 from onnxq.errors import InputError
 from onnxq.ir import Graph
 from onnxq.ir.lifting import nested_values
@@ -27,13 +32,21 @@ from onnxq.needs import (
 from onnxq.observe.calibrators import Calibrator, parse_calibrator
 from onnxq.observe.feeding import Feeding
 from onnxq.observe.gram import GramObserver
-from onnxq.observe.observations import Observations, gathered
-from onnxq.observe.observer import Folding, MovingObserver, Observer, RangeObserver, Result
+from onnxq.observe.observations import Observations, gathered, merge_observations
+from onnxq.observe.observer import (
+    Folding,
+    Indices,
+    MovingObserver,
+    Observer,
+    RangeObserver,
+    Result,
+)
 from onnxq.observe.ranges import Ranges
 from onnxq.observe.sampling import SampledRows, SamplesObserver
 from onnxq.observe.statistics import ChannelStatistics
 from onnxq.progress import SILENT, Progress
 from onnxq.quant import UINT8, ZERO_POINT, Format, Scheme
+from onnxq.runtime.executor import IN_PROCESS, Executor, Work
 from onnxq.runtime.pool import processors
 
 
@@ -48,6 +61,7 @@ def observe(
     model_sha256: str = "",
     seed: int = 0,
     threads: int | None = None,
+    executor: Executor = IN_PROCESS,
     progress: Progress = SILENT,
 ) -> Observations:
     """Find out what is needed of a graph's tensors by running it over data once.
@@ -55,6 +69,9 @@ def observe(
     Values are handed to observers and dropped, so memory does not grow with the number of samples.
     Only what the needs ask for is computed, and the data is not read where there are none, nor
     further than needed where only its first samples are.
+
+    Sums are those of the data's shards (`Dataset.shards`), added up in their order, so it makes no
+    difference who observes which of them.
 
     Args:
         graph: The float model.
@@ -71,6 +88,7 @@ def observe(
         model_sha256: Hash to note in the result.
         seed: Which rows are drawn.
         threads: Threads inside one operator; all processors when None.
+        executor: Where shards are observed.
         progress: Told of the stage ``calibrating`` and of samples.
 
     Raises:
@@ -88,20 +106,91 @@ def observe(
             raise InputError(f"the model has no tensor '{need.tensor}' to observe; check the name")
     if not kept:
         return Observations(0, {}, model_sha256, seed)
+    shards = data.shards()
+    numbers = _needed(shards, kept)
     places = np.arange(len(data)) if positions is None else np.asarray(positions, np.int64)
-    # What is still mapped cannot be removed everywhere.
-    with TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as name:
-        scratch = Path(name)
+    if not executor.is_spread:
+        work = Observing(
+            *(graph, shards, kept, places, memory_limit, model_sha256, seed, threads),
+            folder=None if folder is None else Path(folder),
+            progress=progress,
+        )
+        (found,) = executor.map(work, executor.alone(numbers))
+        return found
+    assert executor.folder is not None
+    shards = shared(data, executor.folder).shards()
+    settings = (memory_limit, model_sha256, seed, threads)
+    work = Observing(graph, shards, kept, places, *settings, in_files=True)
+    progress.stage("calibrating", len(numbers))
+    parts = []
+    for number, part in enumerate(executor.map(work, executor.alone(numbers)), start=1):
+        parts.append(part)
+        progress.advance(number)
+    return merge_observations(parts, folder)
+
+
+@dataclass(frozen=True)
+class Observing(Work[Sequence[int], Observations]):
+    """Observes some of the shards of data.
+
+    Attributes:
+        graph: The float model.
+        shards: All shards.
+        needs: What to find out.
+        positions: Places of all samples in the whole data.
+        memory_limit: As of `observe`.
+        model_sha256: As of `observe`.
+        seed: As of `observe`.
+        threads: As of `observe`.
+        folder: As of `observe`.
+        in_files: Whether to put results without a folder into files until the next are wanted.
+        progress: As of `observe`.
+    """
+
+    graph: Graph
+    shards: Sequence[Dataset]
+    needs: Sequence[Need]
+    positions: Indices
+    memory_limit: int | None
+    model_sha256: str
+    seed: int
+    threads: int | None
+    folder: Path | None = field(default=None, compare=False)
+    in_files: bool = field(default=False, compare=False)
+    progress: Progress = field(default=SILENT, compare=False)
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[Sequence[int]], Observations]]:
+        """See `Work`."""
+        # What is still mapped cannot be removed everywhere.
+        with TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as name:
+            folder, scratch = Path(name), Path(name) / "shards"
+            feeding = Feeding(
+                self.graph,
+                self.shards,
+                [*dict.fromkeys(need.tensor for need in self.needs)],
+                self.positions,
+                folder,
+                self.threads or processors(),
+                self.progress,
+            )
+
+            def observe_shards(chosen: Sequence[int]) -> Observations:
+                shutil.rmtree(scratch, ignore_errors=True)
+                scratch.mkdir(exist_ok=True)
+                return self._observe(feeding, scratch, chosen)
+
+            yield observe_shards
+
+    def _observe(self, feeding: Feeding, scratch: Path, chosen: Sequence[int]) -> Observations:
         observers: dict[str, dict[Need, Observer]] = {}
-        for number, need in enumerate(kept):
-            observer = _observer(need, seed, scratch / f"samples-{number}")
+        for number, need in enumerate(self.needs):
+            observer = _observer(need, self.seed, scratch / f"samples-{number}")
             observers.setdefault(need.tensor, {})[need] = observer
         shown = {tensor: list(of.values()) for tensor, of in observers.items()}
-        count = threads or processors()
-        feeding = Feeding(graph, data, shown, places, scratch, count, progress)
 
         def found() -> Iterator[tuple[Need, Result]]:
-            for names in feeding.run(memory_limit):
+            for names in feeding.run(chosen, shown, self.memory_limit):
                 for tensor in names:
                     # Nothing holds them any longer: the next tensors' observers take the memory.
                     del shown[tensor]
@@ -109,9 +198,18 @@ def observe(
 
         return gathered(
             found(),
-            lambda results: Observations(feeding.samples, results, model_sha256, seed),
-            folder,
+            lambda results: Observations(feeding.samples, results, self.model_sha256, self.seed),
+            scratch / "found" if self.in_files else self.folder,
         )
+
+
+def _needed(shards: Sequence[Dataset], needs: Sequence[Need]) -> list[int]:
+    """Numbers of the shards that have to be read: the first ones where first samples are wanted."""
+    count = max((n.count for n in needs if isinstance(n, SamplesOf)), default=0)
+    if not all(isinstance(need, SamplesOf) for need in needs):
+        return [*range(len(shards))]
+    ends = accumulate(map(len, shards))
+    return [number for number, end in enumerate(ends) if end - len(shards[number]) < count]
 
 
 def calibrate(
@@ -126,6 +224,7 @@ def calibrate(
     memory_limit: int | None = None,
     model_sha256: str = "",
     threads: int | None = None,
+    executor: Executor = IN_PROCESS,
     progress: Progress = SILENT,
 ) -> Ranges:
     """Find the ranges of some tensors of a graph by running it over data once.
@@ -144,6 +243,7 @@ def calibrate(
         memory_limit: As of `observe`.
         model_sha256: Hash to note in the result.
         threads: Threads inside one operator; all processors when None.
+        executor: As of `observe`.
         progress: As of `observe`.
 
     Raises:
@@ -160,6 +260,7 @@ def calibrate(
         memory_limit=memory_limit,
         model_sha256=model_sha256,
         threads=threads,
+        executor=executor,
         progress=progress,
     )
     return Ranges.choose(

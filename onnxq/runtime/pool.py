@@ -86,8 +86,19 @@ def give_back() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
+_most = 0
+
+
+def use_processors(count: int) -> None:
+    """Let `processors` be no more than so many, where several processes share a machine."""
+    global _most
+    _most = count
+
+
 def processors() -> int:
     """Number of processors that this process may use."""
+    if _most:
+        return _most
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxq.observe import Statistics
-from onnxq.observe.observer import MovingObserver, Observer, RangeObserver
+from onnxq.observe.observer import BatchEnds, MovingObserver, Observer, RangeObserver
 
 
 def shown(observer: Observer, batches: Sequence[np.ndarray], first: int = 0) -> Observer:
@@ -29,4 +29,5 @@ def observed(
     assert isinstance(seen, Statistics)
     if momentum is None:
         return seen
-    return replace(seen, moving=shown(MovingObserver(momentum), batches).result())
+    ends = shown(MovingObserver(momentum), batches).result()
+    return replace(seen, moving=ends.moving() if isinstance(ends, BatchEnds) else None)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from onnxq.data import Dataset, read
+from onnxq.data import Batch, Dataset, read
+from onnxq.data.dataset import Source
 from onnxq.errors import InputError
 from onnxq.ir import Graph, to_proto
 from onnxq.needs import (
@@ -26,6 +28,7 @@ from onnxq.needs import (
 )
 from onnxq.observe import GramMatrix, Observations, merge_observations, observe
 from onnxq.runtime import Session
+from tests.runtime.spreading import Spread
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N, 2, 6] x, int64[N, 2] i) => (float[N, 2, 4] y)
@@ -97,23 +100,29 @@ def test_all_needs_in_one_pass() -> None:
     assert found.get(NEEDS[9]).flat.dtype == np.int64
     statistics = found.statistics()
     assert set(statistics) == {"h", "y"} and statistics["h"].moving is None
-    assert statistics["y"].moving == found.get(NEEDS[2])
+    assert statistics["y"].moving == found.get(NEEDS[2]).moving()
 
 
-class Unreadable(Dataset):
-    def batches(self) -> object:  # type: ignore[override]
-        raise AssertionError("nothing needs the data")
+class Noting(Source):
+    """Notes the sizes of the batches that are read of another source."""
+
+    def __init__(self, inner: Source) -> None:
+        self.name, self.samples, self.stacked = inner.name, inner.samples, inner.stacked
+        self.inner, self.sizes = inner, list[int]()
+
+    def batches(self, units: np.ndarray) -> Iterator[Batch]:
+        for batch in self.inner.batches(units):
+            self.sizes.append(batch.size)
+            yield batch
 
 
 def test_nothing_is_fed_that_nothing_needs(tmp_path: Path) -> None:
     graph = _graph()
-    data = _data(graph)
-    unreadable = Unreadable(data._source)
+    source = Noting(_data(graph)._source)
     for folder in (None, tmp_path / "none"):
-        found = observe(graph, unreadable, [], folder=folder, memory_limit=1)
+        found = observe(graph, Dataset(source), [], folder=folder, memory_limit=1)
         assert found == Observations() and not (tmp_path / "none").exists()
-    with pytest.raises(AssertionError, match="nothing needs"):
-        observe(graph, unreadable, [RangeOf("x")])
+    assert not source.sizes
 
 
 def test_an_input_alone_needs_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,19 +140,27 @@ def test_an_input_alone_needs_no_session(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_no_more_is_fed_than_the_first_samples_need() -> None:
-    graph, fed = _graph(), []
-
-    class Noting(Dataset):
-        def batches(self) -> object:  # type: ignore[override]
-            for batch in super().batches():
-                fed.append(batch.size)
-                yield batch
-
-    data = Noting(_data(graph, 2)._source)
+    graph = _graph()
+    source = Noting(_data(graph, 2)._source)
+    data, fed = Dataset(source), source.sizes
     found = observe(graph, data, [SamplesOf("x", 3)])
     assert sum(fed) <= 6 and found.samples == 4 and len(found.get(SamplesOf("x", 3))) == 3
     observe(graph, data, [SamplesOf("x", 3), RangeOf("x")])
     assert sum(fed) >= 13
+
+
+def test_several_processes_find_the_same_bits_in_any_order(tmp_path: Path) -> None:
+    graph, rng = _graph(), np.random.default_rng(0)
+    arrays = _arrays(75) | {"x": rng.standard_normal((75, 2, 6)).astype(np.float32)}
+    np.savez(tmp_path / "data.npz", **arrays)
+    given = read(tmp_path / "data.npz", Session(to_proto(graph)).inputs, batch_size=8)
+    for data in (_data(graph, 8, **arrays), given):
+        for limit in (None, (4 << 20) + (1 << 16)):
+            here = observe(graph, data, NEEDS, memory_limit=limit, threads=1)
+            spread = Spread(tmp_path / "spread", seed=3)
+            found = observe(graph, data, NEEDS, memory_limit=limit, threads=1, executor=spread)
+            assert _everything(found) == _everything(here)
+            assert spread.done == 3
 
 
 def test_what_another_need_covers_is_found_once() -> None:

@@ -1,0 +1,339 @@
+"""Work spread over the workers of a Dask cluster, which the extra ``cluster`` installs.
+
+What goes through the scheduler are names alone: workers read what to do from files in a folder that
+all machines see, open models and data themselves, and put results into files by their keys.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import queue
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from threading import RLock
+from typing import Any, ClassVar, TypeVar
+
+import dask
+from distributed import Client, Future, KilledWorker, LocalCluster, get_worker
+
+from onnxq.errors import InputError
+from onnxq.ir.saving import replacing
+from onnxq.runtime import pool
+from onnxq.runtime.executor import Executor, Work
+from onnxq.runtime.sharing import Sharing, loads
+from onnxq.runtime.store import Store
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_TRIES = 3
+"""Times that an item is tried whose worker has trouble of its own, as a full disk, or hangs."""
+
+_LOOKS = 5
+"""Times that workers are looked at before one counts as hung."""
+
+_ANSWERS_WITHIN = 30.0
+"""Seconds in which a scheduler that was started again, or a first worker, has to be there."""
+
+_SETTINGS = {
+    # Workers that may die with one item.
+    "distributed.scheduler.allowed-failures": 6,
+    # Nothing that workers hold can be spilled, and one that pauses would never go on.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": 0.95,
+}
+
+Connect = Callable[[], Client]
+
+
+@contextmanager
+def connected(
+    workers: int | None, scheduler: str | None, memory_limit: int | None
+) -> Iterator[Connect]:
+    """What connects to a cluster: one that is there, or one of processes that end afterwards.
+
+    A cluster that is started listens on the loopback interface only, and has no web page.
+
+    Raises:
+        InputError: nothing answers at the address.
+    """
+    with ExitStack() as stack, dask.config.set(_SETTINGS):
+        for name in ("distributed", "distributed.nanny", "distributed.scheduler"):
+            stack.enter_context(_quiet(name))
+        address: Any = scheduler
+        if address is None:
+            address = stack.enter_context(
+                LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    dashboard_address=None,
+                    memory_limit=memory_limit or 0,
+                    silence_logs=logging.CRITICAL,
+                )
+            )
+        clients: list[Client] = []
+
+        def connect() -> Client:
+            if clients and clients[-1].status == "running":
+                return clients[-1]
+            try:
+                client = Client(address, timeout=_ANSWERS_WITHIN, set_as_default=False)
+            except (OSError, ValueError, TypeError) as error:
+                raise InputError(
+                    f"no Dask scheduler answers at '{scheduler}' ({_told(error)}); check the "
+                    "address and, where it uses TLS, the settings of distributed.comm.tls"
+                ) from error
+            clients.append(client)
+            stack.callback(_close, client)
+            return client
+
+        connect()
+        yield connect
+
+
+class Cluster(Executor):
+    """Does work on the workers of a Dask cluster, each item by one thread.
+
+    Args:
+        connect: Gives a client.
+        folder: A folder that all machines see under this name.
+        hangs_after: Seconds without any result after which workers count as hung.
+    """
+
+    is_spread: ClassVar[bool] = True
+
+    def __init__(self, connect: Connect, folder: Path, hangs_after: float) -> None:
+        self.folder: Path = folder.resolve()
+        self._connect = connect
+        self._hangs_after = hangs_after
+
+    def map(self, work: Work[T, R], items: Sequence[T]) -> Iterator[R]:
+        """See `Executor`; results that are in the folder already are not found again."""
+        sharing = Sharing(self.folder)
+        name = sharing.fingerprint(work)
+        path = self.folder / "work" / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                file.write(sharing.dump(work))
+        except OSError as error:
+            raise _no_room(self.folder, error) from error
+        store = Store(self.folder / "results")
+        keys = [f"{name}-{sharing.fingerprint(item)[:16]}" for item in items]
+        named = dict(zip(keys, items, strict=True))
+        run = _Map(self._connect, self._hangs_after, store, str(path), named)
+        try:
+            for key in keys:
+                run.wait_for(key)
+                yield store.get(key)
+        finally:
+            run.cancel()
+        if not work.is_kept:
+            for key in keys:
+                store.drop(key)
+            path.unlink(missing_ok=True)
+
+
+class _Map:
+    """The items of one call of `Cluster.map` on their way."""
+
+    def __init__(
+        self,
+        connect: Connect,
+        hangs_after: float,
+        store: Store,
+        work: str,
+        items: dict[str, Any],
+    ) -> None:
+        self._connect, self._hangs_after, self._store = connect, hangs_after, store
+        self._work, self._items = work, items
+        self._futures: dict[str, Future] = {}
+        self._done: queue.SimpleQueue[tuple[str, Future]] = queue.SimpleQueue()
+        self._tries: dict[str, int] = {}
+        self._bound: dict[str, Collection[str]] = {}
+        self._at: dict[str, tuple[frozenset[str], float]] = {}
+        self._seen = time.monotonic()
+        self._missing = {key for key in items if key not in store}
+        self._workers()
+        for key in items:
+            if key in self._missing:
+                self._submit(key)
+
+    def wait_for(self, key: str) -> None:
+        """Return when an item is done.
+
+        Raises:
+            InputError: it cannot be done.
+        """
+        while key in self._missing:
+            with suppress(queue.Empty):
+                done, future = self._done.get(timeout=self._hangs_after / _LOOKS)
+                if self._futures.get(done) is future:
+                    self._take(done, future)
+            if time.monotonic() - self._seen >= self._hangs_after / _LOOKS:
+                self._look()
+
+    def cancel(self) -> None:
+        """Let what is not done be."""
+        if self._futures:
+            with suppress(Exception):
+                self._connect().cancel([*self._futures.values()])
+
+    def _take(self, key: str, future: Future) -> None:
+        del self._futures[key]
+        self._bound.pop(key, None)
+        if future.status == "finished":
+            self._missing.discard(key)
+            return
+        if future.status in ("cancelled", "lost"):
+            # The scheduler was lost, and with it what it knew.
+            self._workers()
+            self._submit(key)
+            return
+        error = future.exception()
+        if isinstance(error, KilledWorker):
+            raise InputError(
+                "workers ended one after another with the same item; it may need more memory "
+                "than --memory-limit allows, and the workers' logs may say more"
+            ) from error
+        if not isinstance(error, OSError | MemoryError):
+            raise error
+        self._count(key, f"a worker could not do its part ({_told(error)})")
+        self._submit(key, [w for w in self._workers() if w != getattr(error, "worker", "")])
+
+    def _look(self) -> None:
+        """Find workers that have been at the same items for too long."""
+        self._seen = now = time.monotonic()
+        before, self._at = self._at, {}
+        try:
+            held = self._connect().processing()
+        except (OSError, RuntimeError):
+            # The client is about to find a scheduler again, or to give up.
+            return
+        ours = {future.key: key for key, future in self._futures.items()}
+        for worker, futures in held.items():
+            keys = frozenset(ours[key] for key in futures if key in ours)
+            since = before[worker][1] if before.get(worker, ("",))[0] == keys else now
+            self._at[worker] = keys, since
+            if keys and now - since >= self._hangs_after:
+                self._move(worker, keys)
+        workers = self._workers()
+        for key, bound in list(self._bound.items()):
+            if not {*bound} & {*workers}:
+                # Dask would wait for those to come back.
+                self._submit(key)
+
+    def _move(self, hung: str, keys: Collection[str]) -> None:
+        """Give the items of a worker that hangs to others, and start the worker again."""
+        del self._at[hung]
+        for key in keys:
+            self._count(key, f"a worker gave nothing in {self._hangs_after:g} seconds")
+        others = [worker for worker in self._workers() if worker != hung]
+        for key in keys if others else ():
+            self._submit(key, others)
+        with suppress(Exception):
+            # One without a nanny cannot be.
+            self._connect().restart_workers([hung], timeout=_ANSWERS_WITHIN, raise_for_error=False)
+
+    def _count(self, key: str, why: str) -> None:
+        self._tries[key] = self._tries.get(key, 1) + 1
+        if self._tries[key] > _TRIES:
+            raise InputError(f"{why}, {_TRIES} times; what is done is kept in the work folder")
+
+    def _submit(self, key: str, workers: Sequence[str] = ()) -> None:
+        """Send an item on its way: to some workers, or to any."""
+        future = self._connect().submit(
+            *(run_item, self._work, self._items[key], key),
+            # A key of an earlier try would be taken for that.
+            key=f"{key}-{time.monotonic_ns()}",
+            workers=workers or None,
+            pure=False,
+        )
+        self._futures[key] = future
+        self._bound.pop(key, None)
+        if workers:
+            self._bound[key] = workers
+        future.add_done_callback(lambda done: self._done.put((key, done)))
+
+    def _workers(self) -> list[str]:
+        """Addresses of the workers there are, of which one at least is waited for."""
+        until = time.monotonic() + _ANSWERS_WITHIN
+        while True:
+            with suppress(OSError, RuntimeError):
+                client = self._connect()
+                if found := sorted(client.scheduler_info(n_workers=-1)["workers"]):
+                    return found
+            if time.monotonic() > until:
+                raise InputError("the cluster has no workers; start some with `dask worker`")
+            time.sleep(0.1)
+
+
+class _Opened:
+    """The work that this process did last, which is kept open for further items."""
+
+    lock: ClassVar[RLock] = RLock()
+    name: ClassVar[str] = ""
+    stack: ClassVar[ExitStack] = ExitStack()
+    run: ClassVar[Callable[[Any], Any]]
+
+
+def run_item(work: str, item: Any, key: str) -> None:
+    """Do one item on a worker, unless its result is there, and put that into the folder.
+
+    Args:
+        work: File of the work.
+        item: The item.
+        key: Key of its result.
+    """
+    store = Store(Path(work).parents[1] / "results")
+    if key in store:
+        return
+    # One thread at a time: so many workers, so many processors.
+    with _Opened.lock:
+        pool.use_processors(1)
+        if _Opened.name != work:
+            _Opened.stack.close()
+            _Opened.name = ""
+            opened = loads(Path(work).read_bytes()).open()
+            _Opened.run = _Opened.stack.enter_context(opened)
+            _Opened.name = work
+        try:
+            store.put(key, _Opened.run(item))
+        except (OSError, MemoryError) as error:
+            vars(error)["worker"] = get_worker().address
+            raise
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """What goes wrong on the way is ours to tell, or to put right."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _close(client: Client) -> None:
+    with suppress(Exception):
+        client.close(timeout=5)
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return os.strerror(errno.ENOSPC)
+    return str(error) or type(error).__name__
+
+
+def _no_room(folder: Path, error: OSError) -> InputError:
+    return InputError(f"the folder '{folder}' cannot be written to: {_told(error)}; make room")

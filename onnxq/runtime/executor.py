@@ -1,0 +1,114 @@
+"""Work on many items, in this process or spread over others: what comes out is the same."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import ClassVar, Generic, TypeVar
+
+from onnxq.errors import InputError
+from onnxq.runtime.parallel import in_order
+from onnxq.runtime.pool import processors
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+HANGS_AFTER = 900.0
+"""Seconds in which no worker gives anything, after which those that are at work count as hung."""
+
+
+class Work(ABC, Generic[T, R]):
+    """What is done with each of some items: a dataclass of all that it depends on.
+
+    The same item gives the same result in whatever process and order.
+
+    Class variables:
+        is_reentrant: Whether several threads may do it at a time.
+        is_kept: Whether results are kept in the work folder once all were taken, for another run.
+    """
+
+    is_reentrant: ClassVar[bool] = False
+    is_kept: ClassVar[bool] = False
+
+    @abstractmethod
+    def open(self) -> AbstractContextManager[Callable[[T], R]]:
+        """Make ready what all items need; gives what is called for each."""
+
+
+class Executor(ABC):
+    """Where work is done.
+
+    Attributes:
+        is_spread: Whether it is done in other processes, which open data and models themselves.
+        folder: A folder that all of these see; None where there is none.
+    """
+
+    is_spread: ClassVar[bool] = False
+    folder: Path | None = None
+
+    @abstractmethod
+    def map(self, work: Work[T, R], items: Sequence[T]) -> Iterator[R]:
+        """The results of all items, in the order of the items.
+
+        Raises:
+            InputError: some item cannot be done.
+        """
+
+    def alone(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Numbers of shards as they are to be done: together here, one by one elsewhere."""
+        return [[number] for number in numbers] if self.is_spread else [list(numbers)]
+
+
+class InProcess(Executor):
+    """Does work in this process, on its processors."""
+
+    def map(self, work: Work[T, R], items: Sequence[T]) -> Iterator[R]:
+        """See `Executor`."""
+        with work.open() as run:
+            workers = processors() if work.is_reentrant else 1
+            for _, found in in_order(run, items, workers):
+                yield found
+
+
+IN_PROCESS = InProcess()
+
+
+@contextmanager
+def open_executor(
+    workers: int | None,
+    scheduler: str | None,
+    folder: Path,
+    *,
+    memory_limit: int | None = None,
+    hangs_after: float = HANGS_AFTER,
+) -> Iterator[Executor]:
+    """Where work is to be done: here, in processes of this machine, or on a cluster.
+
+    Args:
+        workers: Number of processes to start on this machine.
+        scheduler: Address of a Dask scheduler.
+        folder: A folder that all processes see under this name.
+        memory_limit: Bytes that each of the processes that are started may hold.
+        hangs_after: See `HANGS_AFTER`.
+
+    Raises:
+        InputError: both are asked for, Dask is missing, or nothing answers at the address.
+    """
+    if workers is None and scheduler is None:
+        yield IN_PROCESS
+        return
+    if workers is not None and scheduler is not None:
+        raise InputError(
+            "workers are started here or found at a scheduler; name --workers or --scheduler"
+        )
+    try:
+        from onnxq.runtime import cluster
+    except ImportError as error:
+        raise InputError(
+            f"several workers need the package {error.name}; install them with "
+            "`pip install onnxq[cluster]`"
+        ) from error
+    with cluster.connected(workers, scheduler, memory_limit) as connect:
+        yield cluster.Cluster(connect, folder, hangs_after)

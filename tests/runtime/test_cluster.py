@@ -1,0 +1,179 @@
+"""Workers that die, hang or have no room: the results are those of one process, each once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from onnxq.errors import InputError
+from onnxq.runtime.executor import IN_PROCESS, Executor, open_executor
+from onnxq.runtime.store import Store
+from tests.runtime.cluster_work import Squares
+
+distributed = pytest.importorskip("distributed")
+pytestmark = [
+    pytest.mark.slow,
+    # What workers that are killed leave behind is seen by the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+NUMBERS = [*range(12)]
+SQUARES = [n * n for n in NUMBERS]
+
+
+@pytest.fixture(scope="module")
+def executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
+    folder = tmp_path_factory.mktemp("spread")
+    cluster = importlib.import_module("onnxq.runtime.cluster")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(cluster._SETTINGS, "distributed.scheduler.allowed-failures", 2)
+        yield from _opened(folder)
+
+
+def _opened(folder: Path) -> Iterator[Executor]:
+    with open_executor(2, None, folder, hangs_after=6) as opened:
+        yield opened
+
+
+@pytest.fixture
+def noted(tmp_path: Path) -> Path:
+    folder = tmp_path / "noted"
+    folder.mkdir()
+    return folder
+
+
+def test_results_come_in_order_and_nothing_is_left(executor: Executor, noted: Path) -> None:
+    assert list(IN_PROCESS.map(Squares(noted), NUMBERS)) == SQUARES
+    assert list(executor.map(Squares(noted), NUMBERS)) == SQUARES
+    assert executor.folder is not None
+    assert not list((executor.folder / "results").iterdir())
+
+
+@pytest.mark.parametrize("trouble", ["killed", "stopped", "disk"])
+def test_what_a_worker_cannot_do_another_one_does(
+    trouble: str, executor: Executor, noted: Path
+) -> None:
+    assert list(executor.map(Squares(noted, trouble), NUMBERS)) == SQUARES
+    tried = list(noted.glob("3-*"))
+    # One that was stopped may come to an end when it is told to.
+    assert len(tried) == 2 or trouble == "stopped"
+    assert len({file.name.split("-")[2] for file in tried}) == len(tried) or trouble == "disk"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ("always killed", "workers ended one after another"),
+        ("always disk", r"No space left on device.*3 times"),
+        ("refused", "three cannot be squared"),
+    ],
+)
+def test_what_nobody_can_do_is_said_in_a_sentence(
+    trouble: str, said: str, executor: Executor, noted: Path
+) -> None:
+    with pytest.raises(InputError, match=said):
+        list(executor.map(Squares(noted, trouble), NUMBERS))
+
+
+def test_workers_killed_at_random_change_nothing(executor: Executor, noted: Path) -> None:
+    over = threading.Event()
+
+    def kill() -> None:
+        for _ in range(2):
+            if over.wait(1.5):
+                return
+            pids = {int(f.name.split("-")[2]) for f in noted.iterdir()}
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        found = list(executor.map(Squares(noted, seconds=0.4), NUMBERS))
+    finally:
+        over.set()
+        killer.join()
+    assert found == SQUARES
+
+
+def test_a_run_that_was_broken_off_goes_on(executor: Executor, noted: Path) -> None:
+    taken = []
+    for square in executor.map(Squares(noted), NUMBERS):
+        taken.append(square)
+        if len(taken) == 5:
+            break
+    before = {file.name for file in noted.iterdir()}
+    assert list(executor.map(Squares(noted), NUMBERS)) == SQUARES
+    done = {int(name.split("-")[0]) for name in before}
+    again = {int(f.name.split("-")[0]) for f in noted.iterdir() if f.name not in before}
+    assert not {0, 1, 2, 3, 4} & again and done | again == {*NUMBERS}
+
+
+def test_a_second_result_leaves_the_first(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results")
+    store.put("key", 1)
+    store.put("key", 2)
+    assert store.get("key") == 1 and "other" not in store
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["key"]
+
+
+def _started(command: list[str], **options: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli." + command[0], *command[1:]],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def test_a_scheduler_that_is_restarted_is_found_again(tmp_path: Path, noted: Path) -> None:
+    port = 18700 + os.getpid() % 1000
+    address = f"tcp://127.0.0.1:{port}"
+
+    def start() -> list[subprocess.Popen[bytes]]:
+        scheduler = ["dask_scheduler", "--host", "127.0.0.1", "--port", str(port)]
+        return [
+            _started([*scheduler, "--no-dashboard"]),
+            _started(["dask_worker", address, "--nthreads", "1", "--no-dashboard"]),
+        ]
+
+    running = start()
+    try:
+        with open_executor(None, address, tmp_path / "spread", hangs_after=60) as executor:
+            found = []
+            for square in executor.map(Squares(noted, seconds=0.2), NUMBERS):
+                found.append(square)
+                if len(found) == 3:
+                    for process in running:
+                        process.kill()
+                        process.wait()
+                    time.sleep(0.5)
+                    running = start()
+        assert found == SQUARES
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def test_where_no_scheduler_is_a_sentence_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxq.runtime.cluster._ANSWERS_WITHIN", 0.5)
+    with (
+        pytest.raises(InputError, match=r"no Dask scheduler answers at 'tcp://127\.0\.0\.1:9'"),
+        open_executor(None, "tcp://127.0.0.1:9", tmp_path),
+    ):
+        pass
