@@ -159,7 +159,7 @@ class _Pickler(pickle.Pickler):
             case Value():
                 return _value_of, (obj.graph, obj.name)
             case MappingProxyType():
-                return MappingProxyType, (dict(obj),)
+                return _read_only, (dict(obj),)
         return NotImplemented
 
 
@@ -207,6 +207,10 @@ def _graph_at(main: Graph, place: int) -> Graph:
 
 def _node_at(main: Graph, place: int) -> Node:
     return _nodes(main)[place]
+
+
+def _read_only(what: dict[Any, Any]) -> Mapping[Any, Any]:
+    return MappingProxyType(what)
 
 
 def _value_of(graph: Graph, name: str) -> Value:
