@@ -298,6 +298,7 @@ def find_losses(prepared: Prepared) -> Sensitivity:
             model_sha256=job.sha256,
             progress=job.progress,
             time=job.time.share(_SHARE),
+            executor=job.executor,
         ),
         lambda found: not found.untried,
         calibrator=prepared.ranges.calibrator,

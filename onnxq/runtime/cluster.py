@@ -115,7 +115,8 @@ class Cluster(Executor):
         self._connect = connect
         self._hangs_after = hangs_after
 
-    def map(self, work: Work[T, R], items: Sequence[T]) -> Iterator[R]:
+    @contextmanager
+    def open(self, work: Work[T, R]) -> Iterator[Callable[[Sequence[T]], Iterator[R]]]:
         """See `Executor`; results that are in the folder already are not found again."""
         sharing = Sharing(self.folder)
         name = sharing.fingerprint(work)
@@ -127,19 +128,25 @@ class Cluster(Executor):
         except OSError as error:
             raise _no_room(self.folder, error) from error
         store = Store(self.folder / "results")
-        keys = [f"{name}-{sharing.fingerprint(item)[:16]}" for item in items]
-        named = dict(zip(keys, items, strict=True))
-        run = _Map(self._connect, self._hangs_after, store, str(path), named)
-        try:
-            for key in keys:
-                run.wait_for(key)
-                yield store.get(key)
-        finally:
-            run.cancel()
+        taken: list[str] = []
+
+        def do(items: Sequence[T]) -> Iterator[R]:
+            keys = [f"{name}-{sharing.fingerprint(item)[:16]}" for item in items]
+            named = dict(zip(keys, items, strict=True))
+            run = _Map(self._connect, self._hangs_after, store, str(path), named)
+            try:
+                for key in keys:
+                    run.wait_for(key)
+                    yield store.get(key)
+            finally:
+                run.cancel()
+            taken.extend(keys)
+
+        yield do
+        # What comes to an end otherwise goes on from there.
         if not work.is_kept:
-            for key in keys:
+            for key in taken:
                 store.drop(key)
-            path.unlink(missing_ok=True)
 
 
 class _Map:

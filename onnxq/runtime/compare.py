@@ -76,6 +76,14 @@ class _Sums:
         self.noise += _product(difference, difference)
         self.max_abs = max(self.max_abs, float(difference.max()), -float(difference.min()))
 
+    def merge(self, other: _Sums) -> None:
+        self.signal += other.signal
+        self.candidate += other.candidate
+        self.product += other.product
+        self.noise += other.noise
+        self.max_abs = max(self.max_abs, other.max_abs)
+        self.incomparable |= other.incomparable
+
     def result(self, name: str) -> OutputError:
         if self.incomparable:
             return OutputError(name, -math.inf, 0.0, math.inf)
@@ -129,6 +137,11 @@ class ErrorAccumulator:
                     sums.add(ours[leaf], theirs[leaf])
                 else:
                     sums.incomparable = True
+
+    def merge(self, other: ErrorAccumulator) -> None:
+        """Add what another one was told."""
+        for name, sums in other._sums.items():
+            self._sums.setdefault(name, _Sums()).merge(sums)
 
     def result(self) -> list[OutputError]:
         """Return one error per output, in the order in which the outputs were first seen."""

@@ -49,12 +49,25 @@ class Executor(ABC):
     folder: Path | None = None
 
     @abstractmethod
+    def open(
+        self, work: Work[T, R]
+    ) -> AbstractContextManager[Callable[[Sequence[T]], Iterator[R]]]:
+        """Make work ready; gives what does some items, and then others.
+
+        It gives their results in the order of the items.
+
+        Raises:
+            InputError: some item cannot be done.
+        """
+
     def map(self, work: Work[T, R], items: Sequence[T]) -> Iterator[R]:
         """The results of all items, in the order of the items.
 
         Raises:
             InputError: some item cannot be done.
         """
+        with self.open(work) as do:
+            yield from do(items)
 
     def alone(self, numbers: Sequence[int]) -> list[list[int]]:
         """Numbers of shards as they are to be done: together here, one by one elsewhere."""
@@ -64,12 +77,12 @@ class Executor(ABC):
 class InProcess(Executor):
     """Does work in this process, on its processors."""
 
-    def map(self, work: Work[T, R], items: Sequence[T]) -> Iterator[R]:
+    @contextmanager
+    def open(self, work: Work[T, R]) -> Iterator[Callable[[Sequence[T]], Iterator[R]]]:
         """See `Executor`."""
         with work.open() as run:
             workers = processors() if work.is_reentrant else 1
-            for _, found in in_order(run, items, workers):
-                yield found
+            yield lambda items: (found for _, found in in_order(run, items, workers))
 
 
 IN_PROCESS = InProcess()

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from onnxq.data import Batch, Dataset
+from onnxq.data.shared import shared
 from onnxq.errors import InputError
 from onnxq.ir import Graph, Node, Value
 from onnxq.ir.saving import constant_bytes
-from onnxq.ir.segments import cut
-from onnxq.ir.segments import whole as all_of
 from onnxq.ir.sizes import value_bytes
 from onnxq.passes.notes import node_name
 from onnxq.precision import Part, Scene, parse_precision, require_searchable
 from onnxq.progress import SILENT, Progress
 from onnxq.runtime import ErrorAccumulator
-from onnxq.runtime.files import ModelFiles
-from onnxq.runtime.parallel import in_order
-from onnxq.runtime.pool import RUN_BYTES, processors
-from onnxq.sensitivity.loss import PROXIES, Losses, losses
+from onnxq.runtime.executor import IN_PROCESS, Executor
+from onnxq.runtime.pool import RUN_BYTES
+from onnxq.sensitivity.asking import Asked, Asking
+from onnxq.sensitivity.loss import PROXIES, Losses
 from onnxq.sensitivity.perturbed import Perturbed
 from onnxq.sensitivity.result import NodeSensitivity, Sensitivity
-from onnxq.sensitivity.running import STATIONS, Key, Runner, Sessions
+from onnxq.sensitivity.running import STATIONS, Key
 from onnxq.time_budget import TimeBudget, Untried
 
 Method = Literal["suffix", "exhaustive"]
@@ -83,6 +80,7 @@ def analyse(
     model_sha256: str = "",
     progress: Progress = SILENT,
     time: TimeBudget | None = None,
+    executor: Executor = IN_PROCESS,
 ) -> Sensitivity:
     """Predict what each node's quantization costs, one node at a time.
 
@@ -114,6 +112,7 @@ def analyse(
         model_sha256: Hash to note in the result.
         progress: Told of the samples done.
         time: After which no more samples are drawn; unlimited if None.
+        executor: Where perturbed models run.
 
     Raises:
         InputError: an unknown precision or proxy, or onnxruntime cannot run the model on the data.
@@ -143,12 +142,11 @@ def analyse(
     constants = constant_bytes(graph)
     affordable = EXACT_BYTES // max(1, taken + constants)
     if method == "exhaustive":
-        segments, through = [all_of(graph)], None
+        segments, through = None, None
     elif len(groups) <= affordable:
-        segments, through = cut(graph, [*nodes], STATIONS, scene.placed.integer.values()), None
+        segments, through = STATIONS, None
     else:
-        count = max(STATIONS, min(MAX_SEGMENTS, constants // SEGMENT_BYTES))
-        segments = cut(graph, [*nodes], count, scene.placed.integer.values())
+        segments = max(STATIONS, min(MAX_SEGMENTS, constants // SEGMENT_BYTES))
         through = max(FEWEST_EXACT, affordable // STATIONS)
     progress.stage("analysing sensitivity", len(samples))
     found = {key: _Sample() for key in groups}
@@ -157,19 +155,22 @@ def analyse(
     together = {text: _Together(proxy) for text in models}
     seen, done, reliability, is_certain = 0, 0, 0.0, False
     untried: tuple[Untried, ...] = ()
-    with ModelFiles.temporary() as files:
-        runner = Runner(segments, [v.name for v in graph.outputs], Sessions(files, scene))
-        perturbed = Perturbed(runner, through)
-        for batches in _rounds(samples.batches(), *rounds):
-            references = runner.start(batches)
-            judge = partial(_judged, runner, proxy, batches, references)
-            for key, judged in () if is_certain else perturbed.losses(groups, judge):
+    if executor.folder is not None:
+        samples = shared(samples, executor.folder)
+    work = Asking(graph, scene, samples, groups, models, proxy, segments)
+    with executor.open(work) as do:
+        perturbed = Perturbed(through)
+        start = stop = 0
+        while groups and seen < len(samples):
+            start, stop = stop, stop + rounds[bool(stop)]
+            asked = Asked(do, [*groups], [*models], (start, stop))
+            for key, judged in () if is_certain else perturbed.losses([*groups], asked):
                 for of_batch in judged:
                     found[key].add(of_batch)
-            for (text, _), outputs in in_order(runner.run_whole, models.items(), processors()):
-                for batch, ours, theirs in zip(batches, references, outputs, strict=True):
-                    together[text].add(batch.trim(ours), batch.trim(theirs), batch.valid)
-            seen += sum(batch.valid for batch in batches)
+            for text, answers in asked.together():
+                for answer in answers:
+                    together[text].add(*answer)
+            seen += sum(asked.valid)
             progress.advance(seen)
             if not is_certain:
                 done, reliability = seen, _reliability(found)
@@ -215,9 +216,9 @@ class _Together:
         self._errors = ErrorAccumulator()
         self._sample = _Sample()
 
-    def add(self, exact: Mapping[str, Any], ours: Mapping[str, Any], valid: int) -> None:
-        self._errors.add(exact, ours)
-        self._sample.add(losses(self._proxy, exact, ours, valid))
+    def add(self, errors: ErrorAccumulator, found: Losses) -> None:
+        self._errors.merge(errors)
+        self._sample.add(found)
 
     @property
     def is_known(self) -> bool:
@@ -284,32 +285,9 @@ def _scales(
     return {t: whole[t] / sums[t] for t in together if sums[t] > 0 and math.isfinite(whole[t])}
 
 
-def _judged(
-    runner: Runner,
-    proxy: str,
-    batches: Sequence[Batch],
-    references: Sequence[Mapping[str, np.ndarray]],
-    perturbation: tuple[Key, Sequence[Part]],
-) -> list[Losses]:
-    """The losses of each of some batches with a node perturbed."""
-    outputs = runner.run(*perturbation)
-    return [
-        losses(proxy, batch.trim(ours), batch.trim(theirs), batch.valid)
-        for batch, ours, theirs in zip(batches, references, outputs, strict=True)
-    ]
-
-
 def _rows(graph: Graph, inputs: Sequence[Value], batch: Batch) -> tuple[int, int]:
     """Samples that run together, and the bytes of all values of one, or of a fixed batch."""
     is_open = batch.is_divisible(inputs)
     feeds = (batch.rows(0, 1) if is_open else batch).feeds
     taken = sum(value_bytes(graph, {name: a.shape for name, a in feeds.items()}).values())
     return 1 if is_open and taken > _LARGE else CHUNK, taken
-
-
-def _rounds(batches: Iterator[Batch], first: int, later: int) -> Iterator[list[Batch]]:
-    """Some batches first, then others, so many at a time."""
-    size = first
-    while some := list(islice(batches, size)):
-        yield some
-        size = later

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from onnxq.precision import Part
-from onnxq.runtime.parallel import in_order
-from onnxq.runtime.pool import processors
+from onnxq.sensitivity.asking import Asked
 from onnxq.sensitivity.loss import Losses
-from onnxq.sensitivity.running import Key, Runner
-
-Judge = Callable[[tuple[Key, Sequence[Part]]], list[Losses]]
-
-_TINY = 1e-30
+from onnxq.sensitivity.running import Key
 
 
 class Perturbed:
@@ -26,34 +20,29 @@ class Perturbed:
     taken to lose by it what they are off.
 
     Args:
-        runner: What runs the model.
         through: Perturbations that run through, for each station; all if None.
     """
 
-    def __init__(self, runner: Runner, through: int | None) -> None:
-        self._runner = runner
+    def __init__(self, through: int | None) -> None:
         self._through = through
         self._picked: dict[int, list[Key]] = {}
 
-    def losses(
-        self, groups: Mapping[Key, Sequence[Part]], judge: Judge
-    ) -> Iterator[tuple[Key, list[Losses]]]:
-        """Each perturbation with its losses for each of the runner's batches.
+    def losses(self, keys: Sequence[Key], asked: Asked) -> Iterator[tuple[Key, list[Losses]]]:
+        """Each perturbation with its losses for each of some batches.
 
         Args:
-            groups: The perturbations.
-            judge: Gives the losses of one that runs through.
+            keys: The perturbations.
+            asked: What is known of them.
         """
         if self._through is None:
-            yield from _judged(groups, judge)
+            yield from asked.losses(keys)
             return
         stations: dict[int, dict[Key, list[float]]] = {}
-        for (key, _), errors in in_order(self._errors, groups.items(), processors()):
-            stations.setdefault(self._runner.station(key), {})[key] = errors
+        for key, (station, errors) in asked.errors(keys):
+            stations.setdefault(station, {})[key] = errors
         for station, off in stations.items():
             self._picked.setdefault(station, _spread(off, self._through))
-        through = {key: groups[key] for keys in self._picked.values() for key in keys}
-        known = dict(_judged(through, judge))
+        known = dict(asked.losses([key for own in self._picked.values() for key in own]))
         for station, off in stations.items():
             picked = self._picked[station]
             like = known[picked[0]]
@@ -68,20 +57,6 @@ class Perturbed:
                 ]
                 yield key, known.get(key, estimated)
 
-    def _errors(self, perturbation: tuple[Key, Sequence[Part]]) -> list[float]:
-        """How far values are off at the next station, for each batch."""
-        return [
-            sum(_row_error(exact[name], ours[name]) for name in exact)
-            for exact, ours in self._runner.run_to_station(*perturbation)
-        ]
-
-
-def _judged(
-    groups: Mapping[Key, Sequence[Part]], judge: Judge
-) -> Iterator[tuple[Key, list[Losses]]]:
-    for (key, _), found in in_order(judge, groups.items(), processors()):
-        yield key, found
-
 
 def _spread(errors: Mapping[Key, Sequence[float]], count: int) -> list[Key]:
     """So many perturbations, evenly from the smallest error to the largest."""
@@ -94,18 +69,3 @@ def _gain(pairs: Iterable[tuple[float, float]]) -> float:
     """Loss over error in the geometric mean, of those perturbations that lose anything."""
     ratios = [loss / error for error, loss in pairs if loss > 0 and error > 0]
     return float(np.exp(np.mean(np.log(ratios)))) if ratios else 0.0
-
-
-def _row_error(exact: np.ndarray, ours: np.ndarray) -> float:
-    """Power of the error over that of the value, each row by itself, in the mean.
-
-    What follows normalizes rows, and one of them, as a decoder's first token, may be larger than
-    all others by orders of magnitude. Rows of little power, as of zeros, count by the median's.
-    """
-    if exact.dtype.kind != "f" or not exact.size:
-        return 0.0
-    exact, ours = (v.reshape(-1, v.shape[-1] if v.ndim else 1) for v in (exact, ours))
-    power = np.square(exact, dtype=np.float64).sum(axis=1)
-    least = np.median(power) or power.mean()
-    off = np.square(exact - ours, dtype=np.float64).sum(axis=1)
-    return float((off / np.maximum(power, max(float(least), _TINY))).mean())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,16 +24,21 @@ class Spread(Executor):
         self._random = random.Random(seed)
         self.done = 0
 
-    def map(self, work: Work[Any, Any], items: Sequence[Any]) -> Iterator[Any]:
+    @contextmanager
+    def open(self, work: Work[Any, Any]) -> Iterator[Callable[[Sequence[Any]], Iterator[Any]]]:
         """See `Executor`."""
         sharing, store = Sharing(self.folder), Store(self.folder / "results")
         name, dumped = sharing.fingerprint(work), sharing.dump(work)
-        keys = [f"{name}-{sharing.fingerprint(item)}" for item in items]
         with loads(dumped).open() as run:
-            for place in self._random.sample(range(len(items)), len(items)):
-                store.put(keys[place], run(items[place]))
-                self.done += 1
-        yield from map(store.get, keys)
+
+            def do(items: Sequence[Any]) -> Iterator[Any]:
+                keys = [f"{name}-{sharing.fingerprint(item)}" for item in items]
+                for place in self._random.sample(range(len(items)), len(items)):
+                    store.put(keys[place], run(items[place]))
+                    self.done += 1
+                yield from map(store.get, keys)
+
+            yield do
 
 
 def one_thread(monkeypatch: Any) -> None:

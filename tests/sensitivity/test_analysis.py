@@ -24,6 +24,7 @@ from onnxq.sensitivity.running import Key, Runner
 from onnxq.targets import load_target
 from tests.helpers import run
 from tests.networks import chain, choices, dataset, inputs, scene, whole
+from tests.runtime.spreading import Spread
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -56,6 +57,19 @@ def test_agrees_with_one_node_at_a_time_on_a_trained_network() -> None:
     assert agreement >= 0.9
     worst = [set(sorted(names, key=lambda n: -each[n])[:10]) for each in (ours, theirs)]
     assert len(worst[0] & worst[1]) >= 8
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_several_processes_find_the_same_in_any_order(
+    is_large: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if is_large:
+        request.getfixturevalue("through")
+    graph = chain(8)
+    here = analysed(graph, "int8", "int4-weight")
+    spread = Spread(tmp_path, seed=1)
+    assert analysed(graph, "int8", "int4-weight", executor=spread).to_json() == here.to_json()
+    assert spread.done > 10
 
 
 @pytest.fixture
