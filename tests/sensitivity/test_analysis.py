@@ -66,9 +66,9 @@ def test_several_processes_find_the_same_in_any_order(
     if is_large:
         request.getfixturevalue("through")
     graph = chain(8)
-    here = analysed(graph, "int8", "int4-weight")
+    here = analysed(graph)
     spread = Spread(tmp_path, seed=1)
-    assert analysed(graph, "int8", "int4-weight", executor=spread).to_json() == here.to_json()
+    assert analysed(graph, executor=spread).to_json() == here.to_json()
     assert spread.done > 10
 
 
