@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +20,8 @@ from onnxq.ir.stored import keep_readable
 from onnxq.observe import Calibrator, parse_calibrator
 from onnxq.options import Options
 from onnxq.passes.cleanup.constant_initializers import settle_overridable
-from onnxq.plan import Pin
+from onnxq.plan import Pin, Plan
+from onnxq.plan.apply import check_made_for
 from onnxq.precision import require_searchable
 from onnxq.progress import SILENT, Progress
 from onnxq.recipe import Recipe, load_recipe
@@ -66,6 +67,7 @@ class Job:
         executor: Where work is done that can be spread.
         time: How long optional work may take.
         notes: What to say of the model in the report.
+        candidates: Plans that a search tries beside its own, by name.
     """
 
     path: Path
@@ -88,6 +90,7 @@ class Job:
     executor: Executor = IN_PROCESS
     time: TimeBudget = field(default_factory=TimeBudget)
     notes: tuple[str, ...] = ()
+    candidates: Mapping[str, Plan] = field(default_factory=dict)
 
     @property
     def one(self) -> Batch:
@@ -179,6 +182,7 @@ def open_job(
             "precisions to choose from are for a search, and the recipe gives all nodes one; leave "
             "them out, or use the recipe 'mixed'"
         )
+    candidates = _candidates(options, recipe, target)
     if recipe.is_search:
         small = () if options.max_size_ratio is None else target.small
         precisions = tuple(options.precisions) or recipe.precisions or (*target.precisions, *small)
@@ -186,6 +190,8 @@ def open_job(
     else:
         precisions = (recipe.precision,)
     with as_file(model) as (path, folder), _executor(options, folder) as executor:
+        for name, plan in candidates.items():
+            check_made_for(plan, file_sha256(path), name)
         source = load(path)
         files = ModelFiles(folder)
         runs = files.beside(source, path)
@@ -227,6 +233,7 @@ def open_job(
             executor,
             time,
             notes,
+            candidates,
         )
 
 
@@ -243,6 +250,34 @@ def _executor(options: Options, folder: Path) -> AbstractContextManager[Executor
         memory_limit=options.memory_limit,
         hangs_after=options.hangs_after,
     )
+
+
+def _candidates(options: Options, recipe: Recipe, target: Target) -> dict[str, Plan]:
+    """The plans that are tried beside a search's own, by name.
+
+    Raises:
+        InputError: the recipe is no search, or a plan is for another target or cannot be read.
+    """
+    if options.candidates and not recipe.is_search:
+        raise InputError(
+            "plans to try are for a search, and the recipe gives all nodes one precision; leave "
+            "--candidate out, or use the recipe 'mixed'"
+        )
+    found = {}
+    for at, given in enumerate(options.candidates, 1):
+        name, plan = f"plan {at}", given
+        if not isinstance(plan, Plan):
+            name, plan = f"plan {os.fspath(plan)}", Plan.load(plan)
+        if plan.target != target.name:
+            raise InputError(
+                f"{name} is for the target '{plan.target}', not for '{target.name}'; make one with "
+                "the same --target"
+            )
+        if plan.keep_overridable != options.keep_overridable:
+            how = "with" if plan.keep_overridable else "without"
+            raise InputError(f"{name} was made {how} --keep-overridable; do the same here")
+        found[name] = plan
+    return found
 
 
 def _time(minutes: float | None) -> TimeBudget:

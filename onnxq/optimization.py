@@ -31,7 +31,7 @@ from onnxq.runtime.pool import model_room
 from onnxq.search import REWRITTEN, Candidate, Search
 from onnxq.sensitivity import Sensitivity
 from onnxq.study import apply_to, study, uniform_plan
-from onnxq.tuning import method_facts
+from onnxq.tuning import method_facts, planned_methods
 from onnxq.verify import CompareOptions, Gate, Reference, Report, compare_files, with_gates
 from onnxq.verify.facts import file_sha256, peak_rss_bytes
 from onnxq.verify.metrics import choose_metric
@@ -164,6 +164,11 @@ def made(
         )
     if cascade is not None and adaptive is None:
         raise InputError("a cascade is of the models of a bundle; name its folder by --adaptive")
+    if adaptive is not None and options.candidates:
+        raise InputError(
+            "a bundle is made of a search's own models, whose tensors have the same names; leave "
+            "--candidate or --adaptive out"
+        )
     if adaptive is not None:
         check_folder(Path(adaptive))
         if Path(adaptive).resolve() in {Path(f).resolve() for f in files if f is not None}:
@@ -298,7 +303,9 @@ def _searched(job: Job) -> Found:
     untried = (*winner.plan.untried, *search.untried)
     ranked = sorted(search.candidates, key=lambda c: -c.speedup)
     facts = tuple(_facts(c, found.sensitivity) for c in ranked)
-    rungs = tuple(Rung(c.label, c.graph, c.path) for c in ranked if c.label != REWRITTEN)
+    rungs = tuple(
+        Rung(c.label, c.graph, c.path) for c in ranked if c.label != REWRITTEN and not c.is_given
+    )
     ladder = Ladder(prepared.graph, rungs) if rungs else None
     kept = with_gates(replace(baseline, candidates=facts, untried=untried), gates)
     may_be_float = all(precision == FLOAT for precision in prepared.pinned.values())
@@ -307,16 +314,16 @@ def _searched(job: Job) -> Found:
     losses, chosen = found.sensitivity.losses(), winner.plan.precisions()
     layers = tuple(
         replace(layer, sensitivity=losses[layer.node].get(chosen[layer.node], 0.0))
-        if layer.node in losses
+        if layer.node in losses and layer.node in chosen
         else layer
         for layer in report.layers
     )
     notes = (*report.notes, *prepared.notes, *found.notes, *search.notes())
-    methods = method_facts(prepared, winner.plan)
+    plan = replace(winner.plan, untried=untried)
+    methods = planned_methods(plan) if winner.is_given else method_facts(prepared, plan)
     report = replace(
         report, layers=layers, candidates=facts, methods=methods, notes=notes, untried=untried
     )
-    plan = replace(winner.plan, untried=untried)
     return Found(winner.graph, report, _noted(plan, report, gates), ladder)
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from onnxq.cost import Costs
 from onnxq.data import ImageOptions
-from onnxq.plan import Pin
+from onnxq.plan import Pin, Plan
 from onnxq.recipe import Recipe
 from onnxq.runtime.executor import HANGS_AFTER
 
@@ -30,6 +30,8 @@ class Options:
         methods: Tuners that may be used: ``auto`` for those that precisions name, ``none``, or
             names; the recipe's if None.
         pins: Precisions set by hand, as ``"head*=float32"``.
+        candidates: Plans of this model that a search tries beside its own, or their files: as
+            training, another run, or an editor made them.
         metric: Name of the metric; chosen by the labels, or by the outputs without any, if None.
         max_drop: Largest drop of the metric that is acceptable, in its own unit.
         min_agreement: Smallest share of decisions that equal the float model's.
@@ -74,6 +76,7 @@ class Options:
     precisions: Sequence[str] = ()
     methods: str | Sequence[str] | None = None
     pins: Sequence[str | Pin] = ()
+    candidates: Sequence[str | os.PathLike[str] | Plan] = ()
     metric: str | None = None
     max_drop: float | None = None
     min_agreement: float | None = None

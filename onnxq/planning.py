@@ -20,7 +20,7 @@ from onnxq.observe import Ranges
 from onnxq.options import Options
 from onnxq.passes.cleanup.constant_initializers import settle_overridable
 from onnxq.plan import Assignment, Plan, assign, pareto_front
-from onnxq.plan.apply import apply, float_graph, parsed, transform
+from onnxq.plan.apply import check_made_for, remake
 from onnxq.plan.assignment import Objective
 from onnxq.prepare import find_ranges as ranges_of
 from onnxq.prepare import observed, prepare, transformed
@@ -239,35 +239,14 @@ def apply_plan(
         check_writable(Path(output))
     with as_file(model) as (path, _):
         graph = load(path)
-        found = file_sha256(path)
-        if found != made.model_sha256:
-            raise InputError(
-                f"the plan is for another model, of SHA-256 {made.model_sha256[:12]}...; this "
-                f"one's is {found[:12]}..., so make a new plan with `onnxq plan`"
-            )
-        settle_overridable(graph, Context(debug), keep=made.keep_overridable)
+        check_made_for(made, file_sha256(path))
+        ctx = Context(debug)
+        settle_overridable(graph, ctx, keep=made.keep_overridable)
         if not made.changes_nothing:
-            graph = _applied(graph, made, progress, debug)
+            graph, _ = remake(graph, made, load_target(made.target), ctx, progress)
         if output is not None:
             save(graph, output)
     progress.finish()
-    return graph
-
-
-def _applied(source: Graph, plan: Plan, progress: Progress, debug: int) -> Graph:
-    target, ctx = load_target(plan.target), Context(debug)
-    if plan.target_sha256 not in ("", target.digest):
-        raise InputError(
-            f"the table of the target '{plan.target}' is another one than the plan was made with; "
-            "plan again"
-        )
-    wanted = parsed(plan.precisions())
-    opset = max([plan.opset, *(p.needed_opset(target) for p in wanted.values())])
-    graph, _ = float_graph(source, plan.passes, target, opset, ctx, progress)
-    # Plans are made on copies, which list their values in another order.
-    graph = transform(graph, plan.transformations, plan.tuned, ctx)[0].copy()
-    progress.stage("quantizing")
-    apply(graph, plan, target, ctx)
     return graph
 
 

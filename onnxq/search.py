@@ -14,7 +14,7 @@ from onnxq.ir import Graph, PassRecord
 from onnxq.ir.saving import constant_bytes, saved_bytes
 from onnxq.observe import parse_calibrator
 from onnxq.plan import Assignment, Plan, Problem, assign
-from onnxq.plan.apply import apply_precisions, parsed
+from onnxq.plan.apply import apply_precisions, parsed, remake
 from onnxq.precision import FLOAT, Given
 from onnxq.prepare import observed
 from onnxq.proof import verify
@@ -75,6 +75,7 @@ class Candidate:
         path: Its file.
         plan: The plan that made it.
         records: What the quantizing passes did.
+        is_given: Whether the plan is somebody else's, of which nothing was predicted.
         speedup: Measured, over the float model.
         is_timed_well: Whether it was measured twice, the second time for longer.
         report: Its accuracy, once verified.
@@ -85,13 +86,17 @@ class Candidate:
     path: Path
     plan: Plan
     records: list[PassRecord] = field(default_factory=list)
+    is_given: bool = False
     speedup: float = 0.0
     is_timed_well: bool = False
     report: Report | None = None
 
     @property
     def loss(self) -> float:
-        """Predicted loss."""
+        """Predicted loss; of somebody else's plan the noise that was measured."""
+        if self.is_given:
+            assert self.report is not None
+            return float(10 ** (-self.report.sqnr_db / 10))
         return self.plan.loss
 
 
@@ -158,6 +163,8 @@ class Search:
     def run(self) -> Candidate:
         """The fastest candidate that keeps the promise, else the one that comes closest to it.
 
+        Plans that were given are tried as well, as they are.
+
         A drop that is kept by luck alone, see `is_lucky`, is not kept.
 
         Proposals without a budget come first: the optimum of the integer program for each of
@@ -184,13 +191,14 @@ class Search:
         promised = [10 ** (-g.bound / 10) for g in self._gates if g.quantity == "sqnr"]
         if self._study.sensitivity.proxy == "noise" and promised and min(promised) < free.loss:
             self._propose(min(promised), free)
+        self._try_given()
         best = self._measured_and_verified()
         for _ in range(ROUNDS):
             fastest, least = (0.0, 0.0) if best is None else (best.speedup * _EQUAL, best.loss)
             broken = [
                 c
                 for c in self.candidates
-                if c.speedup > fastest and c.loss > least and not self._holds(c)
+                if c.speedup > fastest and not c.is_given and c.loss > least and not self._holds(c)
             ]
             if not broken:
                 break
@@ -276,7 +284,8 @@ class Search:
         return None
 
     def _report(self, candidate: Candidate) -> Report:
-        records = [*self._study.prepared.records, *candidate.records]
+        own = [] if candidate.is_given else self._study.prepared.records
+        records = [*own, *candidate.records]
         return with_gates(verify(self.job, candidate.path, records), self._gates)
 
     def _closeness(self, candidate: Candidate) -> tuple[float, int, float, float]:
@@ -297,7 +306,7 @@ class Search:
         assert report is not None
         is_chosen = job.options.calibrator or job.recipe.calibrator != Recipe.calibrator
         is_static = any(p.is_static for p in parsed(best.plan.precisions()).values())
-        if is_chosen or not is_static or report.sqnr_db >= _VISIBLE_DB:
+        if is_chosen or best.is_given or not is_static or report.sqnr_db >= _VISIBLE_DB:
             return None
         label, calibrator = f"{best.label}, ranges by {_CLIPPING}", parse_calibrator(_CLIPPING)
         if self._is_late(label):
@@ -312,6 +321,16 @@ class Search:
             if self._holds(candidate) and found.sqnr_db > report.sqnr_db:
                 return candidate
         return None
+
+    def _try_given(self) -> None:
+        """Make and verify the plans that were given."""
+        job = self.job
+        for name, plan in job.candidates.items():
+            graph, records = remake(job.source, plan, job.target, job.context, job.progress)
+            path = job.files.save(graph, f"candidate-{len(self.candidates)}.onnx")
+            report = verify(job, path, full=False)
+            found = Candidate(name, graph, path, plan, records, is_given=True, report=report)
+            self.candidates.append(found)
 
     def _propose_floats(self, program: Problem, free: Assignment) -> None:
         floats = uniform(program, FLOAT)

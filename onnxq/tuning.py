@@ -153,6 +153,11 @@ def method_facts(prepared: Prepared, plan: Plan) -> tuple[MethodFacts, ...]:
     return tuple(found)
 
 
+def planned_methods(plan: Plan) -> tuple[MethodFacts, ...]:
+    """What a plan says that methods did for its nodes."""
+    return tuple(MethodFacts(n.name, n.method, n.gain_db, 0.0) for n in plan.nodes if n.method)
+
+
 def _judging(samples: Dataset) -> Dataset | None:
     """The samples on which methods are judged; None where there are too few."""
     count = max(len(samples) // _JUDGING, min(len(samples) // _FEW, _FEW))

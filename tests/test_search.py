@@ -21,7 +21,7 @@ from onnxq.ir import DataType, Graph, ModelInfo, TensorType, infer_types, load, 
 from onnxq.optimization import Optimized, optimize
 from onnxq.plan import Plan
 from onnxq.plan.apply import float_graph
-from onnxq.planning import apply_plan
+from onnxq.planning import apply_plan, make_plan
 from onnxq.runtime import Backend, OutputError, Session
 from onnxq.search import Candidate, Search, preferred
 from onnxq.targets import load_target
@@ -461,3 +461,40 @@ def test_a_promise_that_is_kept_by_luck_is_not_kept(
     assert (not notes) == is_taken
     if notes:
         assert notes[0].startswith("'lucky' was not taken: that it loses less than 'other'")
+
+
+# Plans that others made
+
+
+def test_a_plan_that_was_given_is_tried_as_it_is(tmp_path: Path) -> None:
+    graph = chain()
+    data = inputs(graph, 32)
+    plan = make_plan(to_proto(graph), data, recipe="int4-weight", methods="gptq")
+    plan.save(tmp_path / "trained.toml")
+    name = f"plan {tmp_path / 'trained.toml'}"
+    options = {"candidates": [tmp_path / "trained.toml"], "precisions": ("int8-weight",)}
+    found = sought(graph, min_sqnr=10, **options)
+    assert to_proto(found.graph) == to_proto(apply_plan(to_proto(graph), plan))
+    assert found.plan.precisions() == plan.precisions() and found.plan.tuned
+    (own,) = (c for c in found.report.candidates if c.label == name)
+    assert own.sqnr_db == pytest.approx(found.report.sqnr_db)
+    assert {facts.method for facts in found.report.methods} == {"gptq"}
+    strict = sought(graph, min_sqnr=found.report.sqnr_db + 3, **options)
+    assert strict.passed and strict.plan.precisions() != plan.precisions()
+    assert name in {c.label for c in strict.report.candidates}
+
+
+def test_a_plan_that_cannot_be_tried_is_refused(tmp_path: Path) -> None:
+    graph = chain()
+    data = inputs(graph, 32)
+    own = make_plan(to_proto(graph), data, recipe="int8", target="cpu-x64")
+    for options, text in (
+        ({"candidates": [replace(own, model_sha256="0" * 64)]}, "plan 1 is for another model"),
+        ({"candidates": [replace(own, target="qnn")]}, "plan 1 is for the target 'qnn'"),
+        ({"candidates": [own], "keep_overridable": True}, "without --keep-overridable"),
+        ({"candidates": [own], "recipe": "int8"}, "leave --candidate out"),
+        ({"candidates": [own], "adaptive": tmp_path / "bundle"}, "leave --candidate or --adaptive"),
+        ({"candidates": [tmp_path / "none.toml"]}, "none.toml"),
+    ):
+        with pytest.raises(InputError, match=text):
+            sought(graph, target="cpu-x64", **options)

@@ -26,9 +26,9 @@ NEEDS = "model --data --output"
 TAKES = (
     "--eval --recipe --target --provider-option --calibrator --methods --max-drop "
     "--min-agreement --min-speedup --min-sqnr --max-size-ratio --keep-failed --plan-out "
-    "--adaptive --cascade --pin --work-dir --metric --calibration-samples --time-budget "
-    "--keep-overridable --opset --seed --memory-limit --workers --scheduler --hangs-after "
-    "--report --threads --batch-size "
+    "--adaptive --cascade --pin --candidate --work-dir --metric --calibration-samples "
+    "--time-budget --keep-overridable --opset --seed --memory-limit --workers --scheduler "
+    "--hangs-after --report --threads --batch-size "
     f"--throughput --latency-of {IMAGES}"
 )
 MAKES_MODEL = True

@@ -192,6 +192,12 @@ _DECLARED: Mapping[str, Keywords] = {
         dest="pins",
         group="plan",
     ),
+    "--candidate": _values(
+        "PLAN",
+        "try this plan, too, as `onnxq train --plan-out` writes it",
+        dest="candidates",
+        group="plan",
+    ),
     "--work-dir": _value(
         "DIR",
         "keep ranges, sensitivity and costs here, for another run",

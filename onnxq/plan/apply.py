@@ -231,6 +231,54 @@ def apply(graph: Graph, plan: Plan, target: Target, ctx: Context | None = None) 
     return records
 
 
+def check_made_for(plan: Plan, sha256: str, name: str = "the plan") -> None:
+    """Refuse a plan of another model.
+
+    Args:
+        plan: The plan.
+        sha256: Hash of the model's file.
+        name: What to call the plan.
+
+    Raises:
+        InputError: the plan is for another file.
+    """
+    if sha256 != plan.model_sha256:
+        raise InputError(
+            f"{name} is for another model, of SHA-256 {plan.model_sha256[:12]}...; this one's is "
+            f"{sha256[:12]}..., so make a new plan with `onnxq plan`"
+        )
+
+
+def remake(
+    source: Graph,
+    plan: Plan,
+    target: Target,
+    ctx: Context | None = None,
+    progress: Progress = SILENT,
+) -> tuple[Graph, list[PassRecord]]:
+    """The graph that a plan makes of the model as loaded, which is left as it is.
+
+    Returns:
+        The graph, and what all passes did.
+
+    Raises:
+        InputError: the plan was made with another table of the target; also see `apply`.
+    """
+    if plan.target_sha256 not in ("", target.digest):
+        raise InputError(
+            f"the table of the target '{plan.target}' is another one than the plan was made with; "
+            "plan again"
+        )
+    ctx, wanted = ctx or Context(), parsed(plan.precisions())
+    opset = max([plan.opset, *(p.needed_opset(target) for p in wanted.values())])
+    graph, records = float_graph(source, plan.passes, target, opset, ctx, progress)
+    transformed, more = transform(graph, plan.transformations, plan.tuned, ctx)
+    # Plans are made on copies, which list their values in another order.
+    graph = transformed.copy()
+    progress.stage("quantizing")
+    return graph, [*records, *more, *apply(graph, plan, target, ctx)]
+
+
 def _is_kept(wanted: Precision, found: str) -> bool:
     """Whether an operator came out as it was to; weights may be stored in another width."""
     if wanted.is_static or found in (FLOAT, "float64"):
