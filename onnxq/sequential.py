@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,18 +18,22 @@ from onnxq.data.dataset import Indices, Source
 from onnxq.ir import Graph
 from onnxq.ir.segments import Segment, cut_by_depth
 from onnxq.needs import Comparison, DifferenceOf, Need
-from onnxq.observe import Observations, compare, observe
+from onnxq.observe import Observations, compare, merge_observations
+from onnxq.observe.run import Observing, observable
+from onnxq.options import Options
 from onnxq.passes.notes import node_name
 from onnxq.passes.tuned import Tensors, Tuned
 from onnxq.plan.apply import apply_precisions
 from onnxq.precision import Given
 from onnxq.prepare import Prepared
+from onnxq.runtime.executor import Executor, Work
 from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.pool import give_back, processors
 from onnxq.runtime.specs import Array
-from onnxq.runtime.spool import Spool
+from onnxq.runtime.spool import Shelf
 from onnxq.tune import Layer, Tuner
 from onnxq.tune.judge import Contest
+from onnxq.tune.layers import tune_layers
 
 _ROWS = 8
 """Samples that go through the layers together where the model leaves it open."""
@@ -74,10 +81,10 @@ def tune_in_order(
     segments = cut_by_depth(graph, [task.layer.node for task in tasks])
     fed = [v for v in graph.inputs if v.data is None]
     compares = any(isinstance(n, Comparison) for task in tasks for n in task.needs)
-    pairs = [_Pair.of(samples, fed, compares)]
-    if judging is not None and judging.contests:
-        pairs.append(_Pair.of(judging.samples, fed, True))
-    with ModelFiles.temporary() as files:
+    with _Passes.opened(prepared) as passes:
+        pairs = [passes.fed(samples, fed, compares)]
+        if judging is not None and judging.contests:
+            pairs.append(passes.fed(judging.samples, fed, True))
         for number, segment in enumerate(segments, start=1):
             if is_over():
                 return
@@ -86,19 +93,20 @@ def tune_in_order(
                 if some := [task for task in own if task.is_late is is_late]:
                     form = _quantized(prepared, segment, precisions, tuned) if is_late else None
                     needs = [need for task in some for need in task.needs]
-                    seen = _observed(prepared, segment, form, needs, pairs[0], files)
-                    for task in some:
+                    seen = passes.observed(segment, form, needs, pairs[0])
+                    layers = [(task.tuner, task.layer) for task in some]
+                    found = tune_layers(layers, seen, prepared.job.executor)
+                    for task, tensors in zip(some, found, strict=True):
                         name = node_name(task.layer.node)
-                        tensors = task.tuner.tune(task.layer, seen)
                         tuned.setdefault(name, {}).update(tensors)
                         yield name, task.tuner, tensors
                 if judging is not None and not is_late:
-                    tuned.update(_decided(prepared, segment, judging, pairs[-1], files))
+                    tuned.update(_decided(passes, segment, judging, pairs[-1]))
             if number == len(segments):
                 return
             later = {name for other in segments[number:] for name in other.inputs}
             changed = _quantized(prepared, segment, precisions, tuned)
-            pairs = [pair.through(changed, segment, later, files) for pair in pairs]
+            pairs = [passes.through(changed, segment, later, pair) for pair in pairs]
             give_back()
 
 
@@ -119,7 +127,7 @@ class Judging:
 
 
 def _decided(
-    prepared: Prepared, segment: Segment, judging: Judging, pair: _Pair, files: ModelFiles
+    passes: _Passes, segment: Segment, judging: Judging, pair: _Pair
 ) -> dict[str, dict[str, np.ndarray]]:
     """The tensors of what wins, for the nodes of a segment for which methods compete."""
     inside = sorted(map(node_name, segment.nodes))
@@ -128,10 +136,9 @@ def _decided(
         return {}
     assert pair.exact is not None
     needs = [need for contest in contests.values() for need in contest.needs]
-    read = _observed(prepared, segment, None, needs, pair, files)
+    read = passes.observed(segment, None, needs, pair)
     grams = [contest.matrix.gram for contest in contests.values()]
-    floats = _Pair(pair.exact, None)
-    exact = _observed(prepared, segment, None, grams, floats, files)
+    exact = passes.observed(segment, None, grams, _Pair(pair.exact, None))
     return {name: dict(judging.decide(name, read, exact)) for name in contests}
 
 
@@ -141,21 +148,6 @@ class _Pair:
 
     quantized: _Held
     exact: _Held | None
-
-    @classmethod
-    def of(cls, samples: Dataset, inputs: Sequence[Fed], compares: bool) -> _Pair:
-        """What a model is fed."""
-        held = _Held.of(samples, inputs)
-        return cls(held, held if compares else None)
-
-    def through(
-        self, graph: Graph, segment: Segment, later: Collection[str], files: ModelFiles
-    ) -> _Pair:
-        """What later segments read behind a segment, of which a graph is the quantized form."""
-        return _Pair(
-            self.quantized.through(graph, segment, later, files),
-            self.exact and self.exact.through(segment.graph, segment, later, files),
-        )
 
 
 @dataclass(frozen=True)
@@ -176,48 +168,6 @@ class _Task:
         return any(isinstance(need, DifferenceOf) for need in self.needs)
 
 
-def _observed(
-    prepared: Prepared,
-    segment: Segment,
-    quantized: Graph | None,
-    needs: Sequence[Need],
-    pair: _Pair,
-    files: ModelFiles,
-) -> Observations:
-    """What some nodes of a segment need, with everything before it quantized.
-
-    Args:
-        prepared: The model.
-        segment: The segment, in float.
-        quantized: The same, quantized, if the nodes are.
-        needs: What.
-        pair: What the segment reads.
-        files: Where to put models.
-    """
-    options, ours, exact = prepared.job.options, pair.quantized, pair.exact
-    graph = quantized or segment.graph
-    seen = observe(
-        segment.graph,
-        ours.dataset(segment.inputs),
-        needs,
-        memory_limit=options.memory_limit,
-        seed=options.seed,
-    )
-    compared = [n for n in needs if isinstance(n, Comparison) and n.tensor in graph.values]
-    if exact is None or not compared:
-        return seen
-    names = list(dict.fromkeys(need.tensor for need in compared))
-    found = compare(
-        compared,
-        zip(
-            ours.values_of(graph, names, files),
-            exact.values_of(segment.graph, names, files),
-            strict=True,
-        ),
-    )
-    return replace(seen, results={**seen.results, **found})
-
-
 def _quantized(
     prepared: Prepared, segment: Segment, precisions: Mapping[str, str], tuned: Tuned
 ) -> Graph:
@@ -236,64 +186,211 @@ class _Held:
 
     Attributes:
         sizes: Real samples, and rows, of what goes through together.
-        values: The values by name.
+        values: The values by name, each by the number of what goes through together.
     """
 
     sizes: Sequence[tuple[int, int]]
-    values: Mapping[str, Spool[Any]]
+    values: Mapping[str, Shelf[Any]]
 
-    @classmethod
-    def of(cls, data: Dataset, inputs: Sequence[Fed]) -> _Held:
-        """What a model is fed."""
-        sizes, values = [], {value.name: Spool[Any]() for value in inputs}
-        for batch in data.in_parts(_ROWS, inputs).batches():
-            sizes.append((batch.valid, batch.size))
-            for name, spool in values.items():
-                spool.add(batch.feeds[name])
-        return cls(sizes, values)
-
-    def feeds(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+    def feeds(self, number: int, names: Iterable[str]) -> dict[str, Array]:
         """Some of the values; those that a caller may leave out are not among them."""
-        iterators = {name: iter(self.values[name]) for name in names if name in self.values}
-        for _ in self.sizes:
-            yield {name: next(values) for name, values in iterators.items()}
+        return {name: self.values[name][number] for name in names if name in self.values}
 
     def dataset(self, names: Sequence[str]) -> Dataset:
         """Some of the values as samples of a graph that reads them."""
-        return Dataset(_Parts(self, names))
+        return Dataset(_Parts(self, tuple(names)))
 
-    def through(
-        self, graph: Graph, segment: Segment, later: Collection[str], files: ModelFiles
-    ) -> _Held:
-        """What later segments read behind a segment, of which a graph is some form."""
-        made = {name: Spool[Any]() for name in segment.outputs if name in later}
-        for values in self._runs(graph, [*made], files):
-            for name, spool in made.items():
-                spool.add(values[name])
-        return _Held(self.sizes, {n: v for n, v in {**self.values, **made}.items() if n in later})
 
-    def values_of(
-        self, graph: Graph, names: Sequence[str], files: ModelFiles
-    ) -> Iterator[dict[str, Array]]:
-        """Values of a graph that reads these, without samples that only fill up."""
-        for (valid, size), values in zip(self.sizes, self._runs(graph, names, files), strict=True):
-            yield Batch({}, None, valid, size).trim(values)
+@dataclass(frozen=True)
+class _Passes:
+    """Passes over what waits between segments, each shard by itself.
 
-    def _runs(
-        self, graph: Graph, names: Sequence[str], files: ModelFiles
-    ) -> Iterator[dict[str, Array]]:
-        inputs = [value.name for value in graph.inputs]
-        made = [name for name in names if name not in inputs]
-        session = None
-        if made:
+    Attributes:
+        options: Of the job.
+        executor: Where they are done.
+        folder: A folder that whoever does them sees.
+    """
+
+    options: Options
+    executor: Executor
+    folder: Path
+
+    @classmethod
+    @contextmanager
+    def opened(cls, prepared: Prepared) -> Iterator[_Passes]:
+        """Those over the values of a model."""
+        job = prepared.job
+        with TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as name:
+            yield cls(job.options, job.executor, job.executor.folder or Path(name))
+
+    def fed(self, data: Dataset, inputs: Sequence[Fed], compares: bool) -> _Pair:
+        """What a model is fed."""
+        sizes, values = [], {value.name: Shelf[Any](self.folder) for value in inputs}
+        for number, batch in enumerate(data.in_parts(_ROWS, inputs).batches()):
+            sizes.append((batch.valid, batch.size))
+            for name, shelf in values.items():
+                shelf.put(number, batch.feeds[name])
+        held = _Held(sizes, values)
+        return _Pair(held, held if compares else None)
+
+    def observed(
+        self, segment: Segment, quantized: Graph | None, needs: Sequence[Need], pair: _Pair
+    ) -> Observations:
+        """What some nodes of a segment need, with everything before it quantized.
+
+        Args:
+            segment: The segment, in float.
+            quantized: The same, quantized, if the nodes are.
+            needs: What.
+            pair: What the segment reads.
+        """
+        graph = quantized or segment.graph
+        is_compared = pair.exact is not None
+        compared = tuple(
+            need
+            for need in needs
+            if isinstance(need, Comparison) and need.tensor in graph.values and is_compared
+        )
+        work = _Seeing(
+            *(segment.graph, quantized, tuple(segment.inputs), pair),
+            *(tuple(observable(segment.graph, needs)), compared),
+            *(self.options.memory_limit, self.options.seed),
+        )
+        whole: Observations | None = None
+        for part in self.executor.map(work, [*range(len(pair.quantized.dataset(()).shards()))]):
+            whole = part if whole is None else merge_observations([whole, part])
+        return whole or Observations()
+
+    def through(self, graph: Graph, segment: Segment, later: Collection[str], pair: _Pair) -> _Pair:
+        """What later segments read behind a segment, of which a graph is the quantized form."""
+        quantized = self._held(graph, segment, later, pair.quantized)
+        exact = pair.exact and self._held(segment.graph, segment, later, pair.exact)
+        return _Pair(quantized, exact)
+
+    def _held(self, graph: Graph, segment: Segment, later: Collection[str], held: _Held) -> _Held:
+        names = [name for name in segment.outputs if name in later]
+        made = {name: Shelf[Any](self.folder) for name in names}
+        work = _Running(graph, held, made)
+        for _ in self.executor.map(work, [*range(len(held.dataset(()).shards()))]):
+            pass
+        values = {**held.values, **made}
+        return _Held(held.sizes, {name: v for name, v in values.items() if name in later})
+
+
+@dataclass(frozen=True)
+class _Seeing(Work[int, Observations]):
+    """Observes shards of what a segment reads, and compares with what it reads in the float model.
+
+    Attributes:
+        graph: The segment.
+        quantized: Its quantized form, if that is compared.
+        inputs: What it reads.
+        pair: The values.
+        needs: What to observe.
+        compared: What to compare.
+        memory_limit: Of observing.
+        seed: Of the rows drawn.
+    """
+
+    graph: Graph
+    quantized: Graph | None
+    inputs: tuple[str, ...]
+    pair: _Pair
+    needs: Sequence[Need]
+    compared: Sequence[Comparison]
+    memory_limit: int | None
+    seed: int
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[int], Observations]]:
+        """See `Work`."""
+        ours, exact = self.pair.quantized, self.pair.exact
+        shards = ours.dataset(self.inputs).shards()
+        count = sum(map(len, shards))
+        settings = (np.arange(count), self.memory_limit, "", self.seed, None)
+        with ExitStack() as stack:
+            see = stack.enter_context(Observing(self.graph, shards, self.needs, *settings).open())
+            files = stack.enter_context(ModelFiles.temporary())
+            names = list(dict.fromkeys(need.tensor for need in self.compared))
+            graphs = (self.quantized or self.graph, self.graph)
+            runs = [_Run(graph, names, files) for graph in graphs if self.compared]
+
+            def run(number: int) -> Observations:
+                seen = Observations(len(shards[number]), {}, "", self.seed)
+                if self.needs:
+                    seen = see([number])
+                if not self.compared:
+                    return seen
+                assert exact is not None
+                values = (
+                    (runs[0].of(ours, part), runs[1].of(exact, part))
+                    for part in _of_shard(shards, number)
+                )
+                return replace(seen, results={**seen.results, **compare(self.compared, values)})
+
+            yield run
+
+
+@dataclass(frozen=True)
+class _Running(Work[int, None]):
+    """Runs a segment on shards of what it reads, and puts away what it gives.
+
+    Attributes:
+        graph: The segment, in some form.
+        held: What it reads.
+        made: Where to put what it gives, by name.
+    """
+
+    graph: Graph
+    held: _Held
+    made: Mapping[str, Shelf[Any]]
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[int], None]]:
+        """See `Work`."""
+        shards = self.held.dataset(()).shards()
+        with ModelFiles.temporary() as files:
+            made = _Run(self.graph, [*self.made], files)
+
+            def run(number: int) -> None:
+                for part in _of_shard(shards, number):
+                    for name, values in made.all_of(self.held, part).items():
+                        self.made[name].put(part, values)
+
+            yield run
+
+
+class _Run:
+    """Some values of a graph, for parts of what it reads."""
+
+    def __init__(self, graph: Graph, names: Sequence[str], files: ModelFiles) -> None:
+        self._inputs = [value.name for value in graph.inputs]
+        self._names = names
+        self._made = [name for name in names if name not in self._inputs]
+        self._session = None
+        if self._made:
             whole = graph.copy()
-            part = whole.extract(whole.inputs, [whole.values[name] for name in made])
+            part = whole.extract(whole.inputs, [whole.values[name] for name in self._made])
             # As the operators are defined: what a runtime fuses, others do not.
             options = {"threads": processors(), "optimization": "none", "pooled": True}
-            session = files.session(part, **options)
-        for feeds in self.feeds(inputs):
-            found = {name: feeds[name] for name in names if name in feeds}
-            yield found if session is None else {**found, **session.run(feeds, made)}
+            self._session = files.session(part, **options)
+
+    def all_of(self, held: _Held, part: int) -> dict[str, Array]:
+        """The values, with samples that only fill up."""
+        feeds = held.feeds(part, self._inputs)
+        found = {name: feeds[name] for name in self._names if name in feeds}
+        return found if self._session is None else {**found, **self._session.run(feeds, self._made)}
+
+    def of(self, held: _Held, part: int) -> dict[str, Array]:
+        """The values, without these."""
+        valid, size = held.sizes[part]
+        return Batch({}, None, valid, size).trim(self.all_of(held, part))
+
+
+def _of_shard(shards: Sequence[Dataset], number: int) -> range:
+    """Numbers of the parts that a shard holds, of which each is a batch."""
+    first = sum(len(shard.units) for shard in shards[:number])
+    return range(first, first + len(shards[number].units))
 
 
 class _Parts(Source):
@@ -301,16 +398,22 @@ class _Parts(Source):
 
     name = "what the layers before give"
 
-    def __init__(self, held: _Held, names: Sequence[str]) -> None:
+    def __init__(self, held: _Held, names: tuple[str, ...]) -> None:
         self._held, self._names = held, names
         self.samples = np.array([valid for valid, _ in held.sizes], np.int64)
 
+    def __reduce__(self) -> Any:
+        return _Parts, (self._held, self._names)
+
+    def fingerprint(self) -> object:
+        """See `Source`."""
+        return self._held, self._names
+
     def batches(self, units: Indices) -> Iterator[Batch]:
-        """See `Source`; all of them are wanted."""
-        for (valid, size), feeds in zip(
-            self._held.sizes, self._held.feeds(self._names), strict=True
-        ):
-            yield _Part(feeds, None, valid, size)
+        """See `Source`."""
+        for unit in units.tolist():
+            valid, size = self._held.sizes[unit]
+            yield _Part(self._held.feeds(unit, self._names), None, valid, size)
 
 
 class _Part(Batch):

@@ -20,6 +20,7 @@ from onnxq.sequential import Judging, tune_in_order
 from onnxq.time_budget import Untried
 from onnxq.tune import AUTOMATIC, NO_METHODS, Layer, Tuner, parse_method
 from onnxq.tune.judge import Contest, Verdict
+from onnxq.tune.layers import tune_layers
 from onnxq.tune.weight_matrix import WeightMatrix, weight_matrix
 from onnxq.verify.result import MethodFacts
 
@@ -233,12 +234,14 @@ class _Work:
                 continue
             layers = {n: self._prepared.layer(nodes[n], self._precisions[n]) for n, _ in wanted}
             seen = self._observed([n for w, t in wanted for n in t.needs(layers[w])], data)
+            executor = self._prepared.job.executor
+            found = tune_layers([(tuner, layers[name]) for name, tuner in wanted], seen, executor)
             for place, (name, tuner) in enumerate(wanted):
                 if self._time.is_over():
                     self._skip(wanted[place:])
                     break
                 started = time.perf_counter()
-                self._keep(name, tuner, tuner.tune(layers[name], seen), started)
+                self._keep(name, tuner, next(found), started)
 
     def judge_at_once(self, *, is_last: bool) -> None:
         """Judge by what the float model gives.

@@ -19,11 +19,14 @@ from onnxq.options import Options
 from onnxq.plan import Plan
 from onnxq.planning import apply_plan
 from onnxq.prepare import observed, prepare
+from onnxq.runtime.executor import IN_PROCESS
 from onnxq.study import plan_of, uniform_plan
 from onnxq.tune import Layer, Tuner
+from onnxq.tune.method import parse_method
 from onnxq.tune.mse import Mse
 from tests.helpers import run
 from tests.networks import branches, chain, inputs
+from tests.runtime.spreading import Spread, one_thread
 
 RNG = np.random.default_rng(5)
 WIDTH = 32
@@ -146,6 +149,27 @@ def test_the_same_plan_has_the_same_tensors_however_the_data_is_batched(tmp_path
     assert one.tuned_sha256 == other.tuned_sha256
     assert apply_plan(model, one).to_text() == apply_plan(model, other).to_text()
     assert one.tuned_sha256 != planned(model, attention_feeds(24), "int4-weight")[0].tuned_sha256
+
+
+@pytest.mark.parametrize("method", ["learned-rounding", "bias-correction", "mse"])
+def test_several_processes_find_the_same_tensors_in_any_order(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("onnxq.tuning", "onnxq.transforming", "onnxq.tune.method"):
+        monkeypatch.setattr(f"{place}.parse_method", parse_method)
+    monkeypatch.setattr("onnxq.data.dataset.SHARD_SAMPLES", 8)
+    one_thread(monkeypatch)
+    save(attention(), tmp_path / "m.onnx")
+    recipe = "int8" if method == "bias-correction" else "int4-weight"
+    options = Options(recipe, methods=method)
+    with open_job(tmp_path / "m.onnx", attention_feeds(48), options) as job:
+        spread = Spread(tmp_path / "spread", seed=2)
+        plans = [
+            uniform_plan(observed(prepare(replace(job, executor=executor))), recipe)
+            for executor in (IN_PROCESS, spread)
+        ]
+    assert plans[0].tuned and plans[0].to_dict() == plans[1].to_dict()
+    assert plans[0].tuned_sha256 == plans[1].tuned_sha256 and spread.done > 2
 
 
 def test_another_plan_is_tuned_anew(tmp_path: Path) -> None:

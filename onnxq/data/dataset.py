@@ -164,6 +164,11 @@ class Dataset:
         return [Dataset(self._source, np.array(part, np.int64)) for part in parts]
 
     @property
+    def units(self) -> Indices:
+        """Numbers of the source's units that belong to it."""
+        return self._units
+
+    @property
     def origin(self) -> Origin | None:
         """By what another process opens the source of the samples; None if only this one can."""
         return self._source.origin

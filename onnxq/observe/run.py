@@ -95,15 +95,7 @@ def observe(
         InputError: unknown tensor, one that cannot be observed as needed, a memory limit that is
             too small, or onnxruntime cannot run the model on the data.
     """
-    wanted = dict.fromkeys(need for need in needs if not isinstance(need, Comparison))
-    alike: dict[str, list[Need]] = {}
-    for need in wanted:
-        alike.setdefault(need.tensor, []).append(need)
-    kept = [n for n in wanted if not any(o != n and o.covers(n) for o in alike[n.tensor])]
-    known = nested_values(graph)
-    for need in kept:
-        if need.tensor not in known:
-            raise InputError(f"the model has no tensor '{need.tensor}' to observe; check the name")
+    kept = observable(graph, needs)
     if not kept:
         return Observations(0, {}, model_sha256, seed)
     shards = data.shards()
@@ -127,6 +119,24 @@ def observe(
         parts.append(part)
         progress.advance(number)
     return merge_observations(parts, folder)
+
+
+def observable(graph: Graph, needs: Iterable[Need]) -> list[Need]:
+    """What has to be found out to answer needs, of which a `Comparison` is not answered.
+
+    Raises:
+        InputError: the graph has no such tensor.
+    """
+    wanted = dict.fromkeys(need for need in needs if not isinstance(need, Comparison))
+    alike: dict[str, list[Need]] = {}
+    for need in wanted:
+        alike.setdefault(need.tensor, []).append(need)
+    kept = [n for n in wanted if not any(o != n and o.covers(n) for o in alike[n.tensor])]
+    known = nested_values(graph)
+    for need in kept:
+        if need.tensor not in known:
+            raise InputError(f"the model has no tensor '{need.tensor}' to observe; check the name")
+    return kept
 
 
 @dataclass(frozen=True)
