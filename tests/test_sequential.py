@@ -168,7 +168,8 @@ def test_several_processes_find_the_same_tensors_in_any_order(
             uniform_plan(observed(prepare(replace(job, executor=executor))), recipe)
             for executor in (IN_PROCESS, spread)
         ]
-    assert plans[0].tuned and plans[0].to_dict() == plans[1].to_dict()
+    here, there = (replace(plan, tuned={}).to_dict() for plan in plans)
+    assert plans[0].tuned and here == there
     assert plans[0].tuned_sha256 == plans[1].tuned_sha256 and spread.done > 2
 
 
