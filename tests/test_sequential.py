@@ -151,7 +151,7 @@ def test_the_same_plan_has_the_same_tensors_however_the_data_is_batched(tmp_path
     assert one.tuned_sha256 != planned(model, attention_feeds(24), "int4-weight")[0].tuned_sha256
 
 
-@pytest.mark.parametrize("method", ["learned-rounding", "bias-correction", "mse"])
+@pytest.mark.parametrize("method", ["learned-rounding", "mse"])
 def test_several_processes_find_the_same_tensors_in_any_order(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +160,7 @@ def test_several_processes_find_the_same_tensors_in_any_order(
     monkeypatch.setattr("onnxq.data.dataset.SHARD_SAMPLES", 8)
     one_thread(monkeypatch)
     save(attention(), tmp_path / "m.onnx")
-    recipe = "int8" if method == "bias-correction" else "int4-weight"
+    recipe = "int4-weight"
     options = Options(recipe, methods=method)
     with open_job(tmp_path / "m.onnx", attention_feeds(48), options) as job:
         spread = Spread(tmp_path / "spread", seed=2)
