@@ -15,7 +15,7 @@ resolve = printf '%s\n' "setuptools>=77" "build>=1.2" | UV_CUSTOM_COMPILE_COMMAN
 	$(BIN)/uv pip compile pyproject.toml - --quiet --upgrade \
 	--universal --python-version 3.11 --no-annotate
 
-.PHONY: help demo test slow lint release-check compat oldest newest constraints clean
+.PHONY: help demo test slow lint docs release-check compat oldest newest constraints clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -24,6 +24,7 @@ help:
 	@echo "make test         the tests"
 	@echo "make slow         the tests marked slow (those on a model corpus need ONNXQ_CORPUS)"
 	@echo "make lint         ruff and mypy"
+	@echo "make docs         the documentation, in build/docs/html"
 	@echo "make release-check  build sdist and wheel, and run the main job from them in a clean environment"
 	@echo "make oldest       the tests with the oldest dependencies that pyproject.toml allows, with coverage"
 	@echo "make newest       the tests with the newest ones there are"
@@ -49,6 +50,10 @@ $(VENV)-oldest/.installed: pyproject.toml $(OLDEST) | $(VENV)-oldest/bin/python
 	$(call held_to,$(OLDEST)) $(VENV)-oldest/bin/python $(PIP) --editable ".[test,train]"
 	@touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(call held_to,$(PINNED)) $(BIN)/python $(PIP) --editable ".[docs]"
+	@touch $@
+
 demo: $(VENV)/.installed
 	@mkdir -p build
 	$(BIN)/onnxq optimize models/digits_resnet.onnx --data models/digits.npz \
@@ -64,6 +69,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --fresh-env --quiet \
+		docs build/docs/html
 
 # Modules of deleted files would stay in build/lib, and come into the wheel.
 release-check: $(VENV)/.installed-dev
@@ -92,7 +101,7 @@ newest: | $(VENV)-newest/bin/python
 
 constraints: | $(BIN)/python
 	$(BIN)/python $(PIP) --upgrade uv
-	$(resolve) --extra test --extra lint --extra train --output-file $(PINNED)
+	$(resolve) --extra test --extra lint --extra train --extra docs --output-file $(PINNED)
 	$(resolve) --extra test --extra train --resolution lowest-direct --output-file $(OLDEST)
 
 clean:
