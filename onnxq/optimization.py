@@ -12,6 +12,7 @@ from typing import Any
 from onnxq.adaptive.bundle import check_folder
 from onnxq.bundling import Ladder, Rung, check_bundled, told, write_bundle
 from onnxq.data import DataLike, Dataset
+from onnxq.distributions import worst_tensors
 from onnxq.errors import InputError, NothingToQuantizeError
 from onnxq.ir import Graph, ModelLike, save
 from onnxq.ir.saving import check_writable
@@ -279,7 +280,8 @@ def proven(prepared: Prepared, plan: Plan) -> Found:
     path = job.files.save(graph, "candidate.onnx")
     report = verify(job, path, [*prepared.records, *records])
     gates = promise(report, job.options, is_timed=not job.missing_provider())
-    report = with_gates(replace(report, untried=plan.untried), gates)
+    tensors = worst_tensors(prepared, graph)
+    report = with_gates(replace(report, untried=plan.untried, tensors=tensors), gates)
     ladder = Ladder(prepared.graph, (Rung(job.recipe.precision, graph, path),))
     return Found(graph, report, _noted(plan, report, gates), ladder)
 
@@ -303,6 +305,7 @@ def _searched(job: Job) -> Found:
     untried = (*winner.plan.untried, *search.untried)
     ranked = sorted(search.candidates, key=lambda c: -c.speedup)
     facts = tuple(_facts(c, found.sensitivity) for c in ranked)
+    marked = tuple(replace(f, chosen=c is winner) for f, c in zip(facts, ranked, strict=True))
     rungs = tuple(
         Rung(c.label, c.graph, c.path) for c in ranked if c.label != REWRITTEN and not c.is_given
     )
@@ -322,7 +325,13 @@ def _searched(job: Job) -> Found:
     plan = replace(winner.plan, untried=untried)
     methods = planned_methods(plan) if winner.is_given else method_facts(prepared, plan)
     report = replace(
-        report, layers=layers, candidates=facts, methods=methods, notes=notes, untried=untried
+        report,
+        layers=layers,
+        candidates=marked,
+        methods=methods,
+        notes=notes,
+        untried=untried,
+        tensors=worst_tensors(prepared, winner.graph),
     )
     return Found(winner.graph, report, _noted(plan, report, gates), ladder)
 

@@ -53,9 +53,10 @@ TRAINING = "onnxq.tune.train"
 NO_TORCH = importlib.util.find_spec("torch") is None
 
 API = {
-    *("__init__", "benchmark", "bundling", "comparison", "forms", "gguf", "inspection", "job"),
-    "optimization",
-    *("options", "planning", "prepare", "promise", "proof", "recipe", "recipes", "rewriting"),
+    *("__init__", "benchmark", "bundling", "comparison", "distributions", "forms", "gguf"),
+    *("inspection", "job", "optimization"),
+    *("options", "planning", "prepare", "promise", "proof", "recipe", "recipes", "reporting"),
+    "rewriting",
     *("search", "sequential", "study", "training", "transforming", "tuning", "watching", "work"),
 }
 """Modules that put the stages together: they import each other."""

@@ -347,7 +347,7 @@ class _Looks:
         usual, now = self.bundle.baseline.tensors[name], alarm.seen[name]
         both = usual.histogram.merge(now)
         edges = np.linspace(both.lower[0], both.upper[-1], _BARS + 1)
-        was, is_now = (_shares(side, edges) for side in (usual.histogram, now))
+        was, is_now = (side.shares(edges) for side in (usual.histogram, now))
         request, requests = alarm.request, alarm.requests
         places = tuple(edges.tolist())
         return Distribution(name, request, requests, places, was, is_now, usual.low, usual.high)
@@ -440,9 +440,3 @@ def _happenings(
             )
         )
     return tuple(found)
-
-
-def _shares(seen: Histogram, edges: Any) -> tuple[float, ...]:
-    middles = (seen.lower + seen.upper) / 2
-    counts, _ = np.histogram(middles, edges, weights=seen.counts / seen.total)
-    return tuple(counts.tolist())

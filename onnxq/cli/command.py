@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import shlex
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from onnxq.cli import (
     optimize,
     plan,
     recipes,
+    report,
     rewrite,
     sensitivity,
     targets,
@@ -57,6 +59,7 @@ COMMANDS = (
     targets,
     recipes,
     gguf,
+    report,
 )
 
 
@@ -135,6 +138,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         emit()
         return int(leaving.code or 0)
     debug_level()
+    given = sys.argv[1:] if arguments is None else arguments
+    parsed.command = shlex.join(["onnxq", *given])
     check_files(parsed)
     with progress(parsed) as stages:
         found: Outcome = parsed.run(parsed, stages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from onnxq.cli.options import IMAGES, image_options, providers
@@ -52,6 +53,7 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         layers=not parsed.no_layers,
         progress=progress,
     )
+    report = replace(report, command=parsed.command)
     if parsed.report:
         write_report(report, Path(parsed.report))
     if parsed.junit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def destination(parsed: argparse.Namespace) -> dict[str, Any]:
 
 def outcome(result: Optimized, parsed: argparse.Namespace) -> Outcome:
     """What a command that made a model and its proof shows; writes the report that is wanted."""
-    report = result.report
+    report = replace(result.report, command=parsed.command)
     if parsed.report:
         write_report(report, Path(parsed.report))
     code = EXIT_OK if result.passed else EXIT_GATE

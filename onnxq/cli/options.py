@@ -75,6 +75,7 @@ _DECLARED: Mapping[str, Keywords] = {
     "action": {"metavar": "ACTION", "help": "export or import", "choices": ("export", "import")},
     "model": _value("MODEL", "float model, an .onnx file"),
     "models": _value("MODEL", "models; the first is 1.00", nargs="+"),
+    "reports": _value("JSON", "report.json files; several are compared", nargs="+"),
     "float": _value("FLOAT", "float model"),
     "candidate": _value("CANDIDATE", "model to judge"),
     "plan": _value("PLAN", "the plan, a .toml file"),
@@ -494,7 +495,7 @@ def check_files(parsed: argparse.Namespace) -> None:
     """
     options = vars(parsed)
     names = [options.get(key) for key in _READ]
-    names += [*(options.get("models") or ()), *(options.get("diff") or ())]
+    names += [n for key in ("models", "reports", "diff") for n in options.get(key) or ()]
     if str(options.get("target")).endswith(".toml"):
         names.append(parsed.target)
     read = {Path(name).resolve() for name in names if name}

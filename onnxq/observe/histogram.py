@@ -74,6 +74,15 @@ class Histogram:
         """Upper edge of each bin, as a number."""
         return np.where(self.bins < 0, _number(self.bins), _number(self.bins + 1))
 
+    def shares(self, edges: Float64Array) -> tuple[float, ...]:
+        """Share of the values between each two rising numbers; a bin's lie in its middle.
+
+        What lies beyond the first and the last number, as the rest of a bin may, is at the end.
+        """
+        middles = np.clip((self.lower + self.upper) / 2, edges[0], edges[-1])
+        counts, _ = np.histogram(middles, edges, weights=self.counts / self.total)
+        return tuple(counts.tolist())
+
     def merge(self, other: Histogram) -> Histogram:
         """The histogram of the values of both."""
         bins, places = np.unique(np.concatenate([self.bins, other.bins]), return_inverse=True)

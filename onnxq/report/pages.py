@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
-from onnxq.report import words
-from onnxq.report.certainty import allowed_drops
+from onnxq.adaptive.replay import Replay
+from onnxq.report import charts, words
+from onnxq.report.drawing import drawing
 from onnxq.report.grouping import left_in_float, methods
+from onnxq.report.headline import headline
 from onnxq.verify.precision import counts
 from onnxq.verify.result import Report
 
+_SCRIPTS = {"chart": "charts.js", "graph": "graph.js"}
+"""What runs where a page has an element of a class."""
 
-def to_html(report: Report) -> str:
-    """One self-contained page: inline style and SVG, no scripts, nothing from the network."""
-    return render("report.html.jinja", report=report)
+
+def to_html(report: Report, replays: Sequence[Replay] = ()) -> str:
+    """One self-contained page: style, scripts and data in it, nothing from the network.
+
+    Args:
+        report: What was found out.
+        replays: What adaptive sessions on the model saw and did.
+    """
+    return render("report.html.jinja", report=report, replays=replays)
 
 
 def to_junit(report: Report) -> str:
@@ -34,7 +50,8 @@ def render(template: str, **data: object) -> str:
     """Fill in a template of the folder ``templates``.
 
     Names come from models that nobody has to trust: all text is escaped, and what is not
-    printable in it is written as an escape, too.
+    printable in it is written as an escape, too. Scripts are those of the templates and plotly's,
+    which a page's policy names by their hashes: nothing else runs in it, or is loaded.
     """
     return _environment().get_template(template).render(data)
 
@@ -50,8 +67,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    named = (allowed_drops, axis, colour, counts, largest, left_in_float, methods, share, ticks)
-    environment.globals.update({f.__name__: f for f in named}, Path=Path, words=words)
+    named = (counts, drawing, headline, largest, left_in_float, methods, policy, scripts, share)
+    environment.globals.update(
+        {f.__name__: f for f in named}, Path=Path, charts=charts, words=words
+    )
+    environment.filters["json"] = to_json
     return environment
 
 
@@ -60,11 +80,40 @@ def _printable(value: object) -> object:
     return words.printable(value) if type(value) is str else value
 
 
-def colour(precision: str) -> str:
-    """The style sheet's colour of a precision: float, plain 8-bit integer, or any other."""
-    if precision.startswith(("float", "bfloat", "double")):
-        return "float"
-    return "candidate" if precision == "int8" else "other"
+def to_json(value: Any) -> Markup:
+    """Data that stands in a script element of a page; nothing in it ends the element."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    # Safe: the only characters that mean something to a page are written as escapes.
+    for char in "<>&":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return Markup(text)
+
+
+def scripts(body: str) -> tuple[Markup, ...]:
+    """The scripts that the body of a page needs."""
+    needed = [file for kind, file in _SCRIPTS.items() if f'class="{kind}"' in body]
+    plotly = (_plotly(),) if _SCRIPTS["chart"] in needed else ()
+    return (*plotly, *map(_own, ("page.js", *needed)))
+
+
+def policy(body: str) -> str:
+    """The content security policy of a page: these scripts alone, and nothing from anywhere."""
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts(body)]
+    run = " ".join(f"'sha256-{own}'" for own in hashes)
+    return f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {run}"
+
+
+@cache
+def _plotly() -> Markup:
+    # Safe: it ends no element, and browsers read these ends of lines alike before they hash it.
+    text = get_plotlyjs().replace("</script", "<\\/script").replace("\r\n", "\n")
+    return Markup(text.replace("\r", "\n"))
+
+
+@cache
+def _own(file: str) -> Markup:
+    source, _, _ = PackageLoader("onnxq.report").get_source(Environment(), file)
+    return Markup(source)
 
 
 def largest(values: Iterable[float | None]) -> float:
@@ -79,21 +128,3 @@ def share(value: float, longest: float) -> float:
     if longest <= 0.0 or not math.isfinite(value):
         return 0.0
     return min(max(value / longest, 0.0), 1.0)
-
-
-def axis(marks: Iterable[float]) -> Callable[[float], float]:
-    """Where a number lies on an axis that holds zero and the finite marks: from 0 to 1."""
-    finite = [0.0, *(mark for mark in marks if math.isfinite(mark))]
-    margin = 0.08 * (max(finite) - min(finite) or 1.0)
-    low, high = min(finite) - margin, max(finite) + margin
-
-    def position(mark: float) -> float:
-        return 0.0 if math.isnan(mark) else (min(max(mark, low), high) - low) / (high - low)
-
-    return position
-
-
-def ticks(decibels: float) -> range:
-    """Marks of an axis from zero to at least so many decibels."""
-    step = 10 if decibels <= 60 else 20
-    return range(0, max(1, math.ceil(decibels / step)) * step + 1, step)

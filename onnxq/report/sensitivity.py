@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
-from onnxq.report import words
-from onnxq.report.pages import render, share
+from onnxq.report import charts, words
+from onnxq.report.pages import render
 from onnxq.sensitivity import NodeSensitivity, Sensitivity
 
 HTML_NAME = "sensitivity.html"
 
 _DRAWN = 40
 """Most nodes of a precision that are drawn; the table lists all."""
+
+_WEIGHTS, _ACTIVATIONS, _ALL = "mostly from its weights", "mostly from its activations", "loss"
+_COLOURS = {_WEIGHTS: "--few", _ACTIVATIONS: "--accent", _ALL: "--accent"}
 
 
 def to_html(found: Sensitivity, model: str) -> str:
@@ -21,34 +23,28 @@ def to_html(found: Sensitivity, model: str) -> str:
     rankings = []
     for precision in found.precisions():
         ranking = [(nodes[name], loss) for name, loss in found.ranking(precision)]
-        bars = _bars(ranking, precision, found.proxy)
-        rankings.append((precision, ranking, bars))
+        rankings.append((precision, ranking, _chart(found, ranking, precision)))
     name = Path(model).name
     return render("sensitivity.html.jinja", found=found, model=name, rankings=rankings)
 
 
-def _bars(
-    ranking: list[tuple[NodeSensitivity, float]], precision: str, proxy: str
-) -> list[dict[str, object]]:
+def _chart(
+    found: Sensitivity, ranking: list[tuple[NodeSensitivity, float]], precision: str
+) -> charts.Chart | None:
     noisy = [(node, loss) for node, loss in ranking if loss > 0][:_DRAWN]
-    return [
-        {
-            "label": node.node,
-            "text": words.loss(proxy, loss),
-            "share": share(_height(proxy, loss), _height(proxy, noisy[0][1])),
-            "kind": _kind(node, precision),
-        }
+    bars = [
+        (
+            node.node,
+            loss,
+            f"{node.op_type}, {words.loss(found.proxy, loss)}",
+            _kind(node, precision) if found.method == "suffix" else _ALL,
+        )
         for node, loss in noisy
     ]
+    return charts.bars(bars, "loss", _COLOURS) if bars else None
 
 
 def _kind(node: NodeSensitivity, precision: str) -> str:
     weights = node.part(precision, "weights") or 0.0
     activations = node.part(precision, "activations") or 0.0
-    return "other" if weights > activations else "candidate"
-
-
-def _height(proxy: str, loss: float) -> float:
-    """Losses span orders of magnitude: their logarithm, from where nobody would notice."""
-    floor = 1e-9 if proxy == "noise" else 1e-12
-    return max(0.0, math.log10(max(loss, floor) / floor))
+    return _WEIGHTS if weights > activations else _ACTIVATIONS

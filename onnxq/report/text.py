@@ -95,7 +95,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
         words.listed(counts(report.layers)),
     )
     for place, (method, nodes, gain) in enumerate(methods(report)):
-        told = f"{method}: error lower by {words.decibels(gain)} in the median" if gain else method
+        told = words.printable(method)
+        told += f": error lower by {words.decibels(gain)} in the median" if gain else ""
         yield "" if place else "methods", words.count(nodes, "node"), told
     yield from _left_in_float(report)
     if (training := report.training) is not None:

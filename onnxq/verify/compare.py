@@ -37,6 +37,7 @@ from onnxq.verify.result import (
     SizeFacts,
     ThroughputFacts,
 )
+from onnxq.verify.structure import structure
 from onnxq.verify.workload import Workload
 
 LAYER_SAMPLES = 16
@@ -151,6 +152,7 @@ def compare_files(
         peak_rss_bytes=peak_rss_bytes(),
         passed=True,
         agreement=agreement,
+        graph=structure(candidate_graph) if options.layers else None,
     )
     return with_gates(report, options.gates)
 

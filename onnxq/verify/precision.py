@@ -11,7 +11,9 @@ from onnxq.passes import notes
 from onnxq.targets import available_targets, load_target
 from onnxq.verify.result import LayerFacts
 
-_BORDERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+BORDERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+"""What makes integers of floats and the other way round: no operators of their own."""
+
 _MATRIX = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _DYNAMIC = (
@@ -46,7 +48,7 @@ def describe(graph: Graph) -> tuple[LayerFacts, ...]:
 
 def operators(graph: Graph) -> list[tuple[Node, str]]:
     """The nodes that are no part of a QDQ pair, those of bodies too, with their names."""
-    return [(n, notes.node_name(n)) for n in graph.all_nodes() if not n.is_op(*_BORDERS)]
+    return [(n, notes.node_name(n)) for n in graph.all_nodes() if not n.is_op(*BORDERS)]
 
 
 def precision(node: Node) -> str:

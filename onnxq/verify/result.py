@@ -182,13 +182,71 @@ class MethodFacts:
 
 @dataclass(frozen=True)
 class CandidateFacts:
-    """A candidate of a search: its measured speedup, predicted loss and, if verified, accuracy."""
+    """A candidate of a search: its measured speedup, predicted loss and, if verified, accuracy.
+
+    ``chosen`` is that of the report.
+    """
 
     label: str
     speedup: float
     predicted_loss: float
     sqnr_db: float | None
     drop: float | None
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class EndFacts:
+    """An input or output of a model, and the places of the operators that read or make it."""
+
+    name: str
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RepeatFacts:
+    """Sections of a graph that recur: ``count`` times ``length`` in a row, from ``first`` on."""
+
+    first: int
+    length: int
+    count: int
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """How the operators of a candidate hang together, by their places in ``layers``.
+
+    ``links`` are from whom to whom, past QDQ pairs; ``types`` what each gives first, as
+    ``float[N, 3, ?]``. ``sections`` has each one's: all ways lead from a section to the next
+    through one value, past what is in section 0.
+    """
+
+    links: tuple[tuple[int, int], ...]
+    types: tuple[str, ...]
+    sections: tuple[int, ...]
+    repeats: tuple[RepeatFacts, ...]
+    inputs: tuple[EndFacts, ...]
+    outputs: tuple[EndFacts, ...]
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """Where the values of a tensor lie that is quantized, and what its format holds of them.
+
+    ``node`` makes it, empty for an input. ``low`` to ``high`` is its range; ``shares`` those of the
+    values in bars of equal width from ``first`` to ``last``. ``sqnr_db`` is what quantizing this
+    tensor alone leaves; ``outside`` the share of the values beyond its range.
+    """
+
+    tensor: str
+    node: str
+    low: Number
+    high: Number
+    first: Number
+    last: Number
+    shares: tuple[float, ...]
+    sqnr_db: Number
+    outside: float
 
 
 @dataclass(frozen=True)
@@ -200,7 +258,9 @@ class Report(SavedAsJson):
     ``candidates`` are those of a search, the fastest first; ``notes`` are sentences for people;
     ``peak_stage`` is the stage that held the most memory, empty where the process had held more
     before; ``agreement`` is None where the outputs hold no decisions, ``training`` where nothing
-    was trained; ``untried`` is what a time budget left out.
+    was trained; ``untried`` is what a time budget left out; ``graph`` is None where it was not
+    looked at, or is too large to be drawn; ``tensors`` are those that quantization changes most;
+    ``command`` is what was typed, empty where a program asked.
     """
 
     schema = "onnxq/report/1"
@@ -229,6 +289,9 @@ class Report(SavedAsJson):
     agreement: AgreementFacts | None = None
     training: TrainingFacts | None = None
     untried: tuple[Untried, ...] = ()
+    graph: GraphFacts | None = None
+    tensors: tuple[TensorFacts, ...] = ()
+    command: str = ""
 
     @property
     def sqnr_db(self) -> float:

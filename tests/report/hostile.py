@@ -6,10 +6,20 @@ from dataclasses import replace
 
 from onnxq.runtime import OutputError
 from onnxq.verify import Report
-from onnxq.verify.result import GateFacts, LatencyFacts, LayerFacts, MetricFacts
+from onnxq.verify.result import (
+    CandidateFacts,
+    EndFacts,
+    GateFacts,
+    GraphFacts,
+    LatencyFacts,
+    LayerFacts,
+    MethodFacts,
+    MetricFacts,
+    TensorFacts,
+)
 from tests.verify.reports import CANDIDATE, FLOAT, a_report
 
-SCRIPT = "<script src='http://x/'>alert(1)</script>"
+SCRIPT = "<script src='http://x/'>alert(1)</script><img src=x onerror=alert(2)>"
 CONTROL = "a\nb\t\x00\x1b[31m\x9b\u202e\ufffe\ud800"
 
 
@@ -30,6 +40,14 @@ def hostile_report() -> Report:
         ),
         gates=(GateFacts("drop<=0.5", 1.0, False),),
         versions={evil: evil},
+        candidates=(CandidateFacts(evil, 2.0, 1e-3, 29.5, 0.002, True),),
+        methods=(MethodFacts(evil, evil, 3.0, 1.0),),
+        graph=GraphFacts(
+            ((0, 1),), (evil, evil), (1, 2), (), (EndFacts(evil, (0,)),), (EndFacts(evil, (1,)),)
+        ),
+        tensors=(TensorFacts(evil, evil, 0.0, 1.0, -1.0, 1.0, (0.5, 0.5), 30.0, 0.5),),
+        notes=(evil,),
+        command=evil,
     )
 
 

@@ -35,13 +35,16 @@ KEYS: dict[str, str | None] = {
     "seconds": None,
     "peak_rss_bytes": None,
     "passed": None,
-    "candidates": "label speedup predicted_loss sqnr_db drop",
+    "candidates": "label speedup predicted_loss sqnr_db drop chosen",
     "methods": "node method gain_db seconds",
     "notes": None,
     "peak_stage": None,
     "agreement": "value samples positions confidence decisions kl",
     "training": None,
     "untried": "what reason",
+    "graph": None,
+    "tensors": "tensor node low high first last shares sqnr_db outside",
+    "command": None,
 }
 
 

@@ -23,6 +23,7 @@ from onnxq.verify.result import (
 
 FLOAT = ModelFacts("m.onnx", "aa", 7, 17, 4000)
 CANDIDATE = ModelFacts("q.onnx", "bb", 19, 17, 1000, {"com.microsoft:QLinearConv": 2})
+METRIC = MetricFacts("accuracy", 0.99, 0.985, 0.005, 450, (-0.002, 0.012))
 DECISION = DecisionFacts("y", "classes", "scores of 10 classes, straight from Gemm", False)
 
 TRAINING = TrainingFacts(
@@ -49,7 +50,7 @@ def a_report(**changes: object) -> Report:
     report = Report(
         model=FLOAT,
         output=CANDIDATE,
-        metric=MetricFacts("accuracy", 0.99, 0.985, 0.005, 450, (-0.002, 0.012)),
+        metric=METRIC,
         latency=cpu,
         latencies=(cpu, cuda),
         throughput=(ThroughputFacts("cpu", 1, 8, 400.0, 700.0, 1.75),),
