@@ -32,6 +32,7 @@ def drawing(layers: Sequence[LayerFacts], graph: GraphFacts) -> dict[str, Any]:
     links = [*graph.links, *_end_links(ends, len(layers))]
     sections = [*graph.sections, *(_section(end, kind, graph) for end, kind in ends)]
     number = {node: at for at, node in enumerate(_in_order(len(sections), links))}
+    exits = _exits(links, sections)
     far = []
     inner = defaultdict[int, list[tuple[int, int]]](list)
     for a, b in links:
@@ -39,7 +40,7 @@ def drawing(layers: Sequence[LayerFacts], graph: GraphFacts) -> dict[str, Any]:
             continue
         if sections[a] == sections[b]:
             inner[sections[b]].append((a, b))
-        elif sections[a] == sections[b] - 1 and sections[a] > 0:
+        elif sections[a] == sections[b] - 1 and exits.get(sections[a]) == a:
             inner[sections[b]].append((_ENTRY, b))
         else:
             far.append((a, b))
@@ -47,7 +48,6 @@ def drawing(layers: Sequence[LayerFacts], graph: GraphFacts) -> dict[str, Any]:
     for node in sorted(number, key=number.__getitem__):
         members[sections[node]].append(node)
     last = max(sections, default=0)
-    exits = {s: a for a, b in links if (s := sections[a]) > 0 and sections[b] == s + 1}
     drawn = [
         _drawn(members[section], sorted({*inner[section]}), exits.get(section))
         | {"from": exits.get(section - 1, _ENTRY)}
@@ -87,8 +87,20 @@ def _end_links(ends: Iterable[tuple[EndFacts, str]], first: int) -> Iterable[tup
 
 
 def _section(end: EndFacts, kind: str, graph: GraphFacts) -> int:
-    own = [graph.sections[layer] for layer in end.layers]
-    return min(own) if kind == "input" else max(own)
+    """That of who reads or makes it; an only input or output is in none of the operators'."""
+    own, last = [graph.sections[layer] for layer in end.layers], max(graph.sections)
+    if kind == "input":
+        return min(own) - (len(graph.inputs) == 1 and min(own) == 1)
+    return max(own) + (len(graph.outputs) == 1 and max(own) == last)
+
+
+def _exits(links: Iterable[tuple[int, int]], sections: Sequence[int]) -> dict[int, int]:
+    """The node of each section that the next one is computed from, where it is one."""
+    found = defaultdict[int, set[int]](set)
+    for a, b in links:
+        if 0 <= sections[a] == sections[b] - 1:
+            found[sections[a]].add(a)
+    return {section: min(own) for section, own in found.items() if len(own) == 1}
 
 
 def _in_order(count: int, links: Iterable[tuple[int, int]]) -> list[int]:

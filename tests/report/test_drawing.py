@@ -46,15 +46,17 @@ def test_nodes_have_what_is_told_of_them() -> None:
 
 def test_sections_lie_below_each_other() -> None:
     found = drawing(LAYERS, GRAPH)
-    first, second, third = found["sections"]
+    first, second, third, fourth = found["sections"]
     # The input of the mask, and the mask; a weight's layout is nobody's.
     assert first["nodes"] == [[7, 0.0, 0], [0, 0.0, 1]]
     assert second["nodes"] == [[6, 0.0, 0], [1, 0.0, 1], [2, 0.0, 2]] and second["from"] == -1
     # What is computed from the section before begins above row 0, and bends where it passes.
-    assert third["from"] == 2 and third["rows"] == 3
-    assert [row for _, _, row in third["nodes"]] == [0, 1, 2]
+    assert third["from"] == 2 and third["rows"] == 2
+    assert [row for _, _, row in third["nodes"]] == [0, 1]
     links = {(a, b): bends for a, b, bends in third["links"]}
-    assert set(links) == {(-1, 3), (-1, 4), (3, 4), (4, 8)}
+    assert set(links) == {(-1, 3), (-1, 4), (3, 4)}
+    # An only output is below everything.
+    assert fourth["nodes"] == [[8, 0.0, 0]] and fourth["from"] == 4
     assert len(links[-1, 4]) == 1 and not links[-1, 3]
     assert found["far"] == [(0, 3)]
 
@@ -64,4 +66,5 @@ def test_blocks_that_recur_have_numbers() -> None:
         {"sections": [0], "number": 1, "count": 1},
         {"sections": [1], "number": 1, "count": 2},
         {"sections": [2], "number": 2, "count": 2},
+        {"sections": [3], "number": 1, "count": 1},
     ]

@@ -516,7 +516,10 @@ for (const root of document.querySelectorAll(".graph")) {
 
   function follow(map) {
     const own = typeof chosen === "string" ? members(Number(chosen.slice(1))) : [chosen];
-    const next = own.flatMap((node) => map.get(node) || []).map(boxOf).find((key) => key !== chosen);
+    const linked = own.flatMap((node) => map.get(node) || []).map(boxOf).filter((key) => key !== chosen);
+    const { x, y } = boxes.get(chosen);
+    const far = (key) => Math.abs(boxes.get(key).y - y) * 100 + Math.abs(boxes.get(key).x - x);
+    const [next] = linked.sort((a, b) => far(a) - far(b));
     if (next !== undefined) choose(next);
   }
 
