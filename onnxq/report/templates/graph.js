@@ -335,11 +335,9 @@ for (const root of document.querySelectorAll(".graph")) {
     pen.roundRect(left, top, WIDTH, HEIGHT, isEnd ? HEIGHT / 2 : isUnit ? 10 : 5);
     pen.fillStyle = fill;
     pen.fill();
-    if (isUnit || fill === paint.card) {
-      pen.strokeStyle = paint.soft;
-      pen.lineWidth = Math.max(isUnit ? 2 : 1, 0.6 / view.scale);
-      pen.stroke();
-    }
+    pen.strokeStyle = paint.soft;
+    pen.lineWidth = Math.max(isUnit ? 2 : 1, 0.6 / view.scale);
+    pen.stroke();
     if (isUnit && colourBy === "precision") drawShares(unit, left, top);
     if (isHit || key === chosen || key === hovered) {
       pen.strokeStyle = isHit ? paint.mark : paint.ink;
