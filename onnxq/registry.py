@@ -14,7 +14,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from types import ModuleType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -26,11 +26,14 @@ T = TypeVar("T")
 _FORM = re.compile(r"([\w-]+)\s*(?:\{(.*)\})?", re.DOTALL)
 
 
-def kinds_in(module: ModuleType, base: type[T], *, nested: bool = True) -> Iterator[type[T]]:
+def kinds_in(
+    module: ModuleType, base: type[T], *, nested: bool = True, without: Collection[str] = ()
+) -> Iterator[type[T]]:
     """Every class derived from ``base`` that a module, or a package's modules, define.
 
     Those without a name, or that are abstract, are bases of others. Without ``nested`` packages
-    within the package are left alone.
+    within the package are left alone. So are the modules named in ``without``: those that need what
+    an extra installs.
 
     Raises:
         ImportError: one of the modules cannot be imported.
@@ -42,7 +45,8 @@ def kinds_in(module: ModuleType, base: type[T], *, nested: bool = True) -> Itera
             found = pkgutil.walk_packages(module.__path__, prefix, lambda name: None)
         else:
             found = (m for m in pkgutil.iter_modules(module.__path__, prefix) if not m.ispkg)
-        modules += map(_imported, sorted(m.name for m in found))
+        names = {m.name for m in found} - {f"{prefix}{name}" for name in without}
+        modules += map(_imported, sorted(names))
     for each in modules:
         for _, kind in inspect.getmembers(each, inspect.isclass):
             is_own = kind.__module__ == each.__name__ and hasattr(kind, "name")

@@ -125,7 +125,8 @@ def available_backends() -> dict[str, type[Backend]]:
     Raises:
         InputError: an entry point cannot be loaded, or two backends share a name.
     """
-    own = kinds_in(importlib.import_module(__package__), Backend)  # type: ignore[type-abstract]
+    package = importlib.import_module(__package__)
+    own = kinds_in(package, Backend, without=("cluster",))  # type: ignore[type-abstract]
     others = installed_kinds(ENTRY_POINT_GROUP, Backend, "backend")  # type: ignore[type-abstract]
     return {**others, **{kind.name: kind for kind in own}}
 

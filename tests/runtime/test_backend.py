@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -70,6 +71,14 @@ def test_an_unknown_backend_is_told_with_those_there_are(abacus: None) -> None:
         InputError, match=r"no backend 'sundial'; available: abacus, onnxruntime, onnxruntime-web$"
     ):
         load_backend("sundial")
+
+
+def test_backends_are_found_without_what_extras_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("dask", "distributed", "playwright"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in [n for n in sys.modules if n.startswith("onnxq.runtime.cluster")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert {"onnxruntime", "onnxruntime-web"} <= set(backend.available_backends())
 
 
 def test_onnxruntime_is_there_without_anything_installed() -> None:
