@@ -25,6 +25,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -205,8 +206,10 @@ class _Command(_Described):
         own: argparse.ArgumentParser = choices[name]
         parts = [_plain(own.description or "")]
         examples = (own.epilog or "").split("examples:\n")
-        if examples[-1].strip():
-            parts.append(f"```text\n{inspect.cleandoc(examples[-1])}\n```")
+        shown, _, more = examples[-1].partition("\n\n")
+        if shown.strip():
+            parts.append(f"```text\n{textwrap.dedent(shown).rstrip()}\n```")
+        parts.append(_plain(more.strip()))
         for group in own._action_groups:
             listed = [a for a in _actions(group) if a.help != argparse.SUPPRESS]
             if listed:
