@@ -32,10 +32,12 @@ def _speed(report: Report) -> str:
     latency = report.latency
     if latency is None:
         return ""
-    float_name = Path(report.model.path).name
-    if latency.speedup >= 1:
-        return f"{words.ratio(latency.speedup)} times as fast as {float_name}"
-    return f"slower than {float_name} ({words.ratio(latency.speedup)} times as fast)"
+    float_name, ratio = Path(report.model.path).name, words.ratio(latency.speedup)
+    if ratio == "1.00":
+        return f"as fast as {float_name}"
+    if latency.speedup > 1:
+        return f"{ratio} times as fast as {float_name}"
+    return f"slower than {float_name} ({ratio} times as fast)"
 
 
 def _size(report: Report) -> str:

@@ -453,8 +453,13 @@ def test_plotly_knows_all_that_charts_say(name: str) -> None:
             "does in 98.00 % of all cases (95 % interval 95.00 % to 99.00 %).",
         ),
         (
-            {"metric": None, "latency": None, "size": SizeFacts(10, 10, 1.0), "gates": ()},
-            "q.onnx is as large, and keeps its outputs to 35.5 dB.",
+            {
+                "metric": None,
+                "latency": LatencyFacts("cpu", 1, 2.0, 2.0, 0.999),
+                "size": SizeFacts(10, 10, 1.0),
+                "gates": (),
+            },
+            "q.onnx is as fast as m.onnx and as large, and keeps its outputs to 35.5 dB.",
         ),
         (
             {
