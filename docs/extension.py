@@ -5,9 +5,9 @@
   Python. The blocks of a page run one after another, in an empty folder of the page's own in which
   `models` leads to the example models. The option ``exit`` is the code that the last command has to
   end with, ``lines`` how many lines are shown, and ``not-run`` the reason why it is only shown.
-- ``{options-of} COMMAND``, ``{facts-of} METHOD`` and ``{all-of} precisions`` (``recipes``,
-  ``targets``, ``passes``) are written from the parser, the class, or the registry, so that they
-  are never out of date.
+- ``{options-of} COMMAND``, ``{facts-of} METHOD`` and ``{all-of} commands`` (``precisions``,
+  ``recipes``, ``targets``, ``passes``) are written from the parser, the class, or the registry, so
+  that they are never out of date.
 
 A page with shell or Python in any other block, a command or a method without a page, and a block
 that fails are warnings, which `make docs` does not let pass.
@@ -48,6 +48,8 @@ from onnxq.tune import Tuner, available_methods
 ROOT = Path(__file__).resolve().parents[1]
 LOG = logging.getLogger(__name__)
 
+_COMMANDS = {module.__name__.rpartition(".")[2]: module for module in COMMANDS}
+
 _UNMARKED = re.compile(r"^```(sh|bash|console|shell|python|py)\b", re.MULTILINE)
 _MARKUP = re.compile(r"([*_$<\[|\\])")
 
@@ -75,8 +77,7 @@ def _formula(writer: Any, node: nodes.math_block) -> None:
 
 
 def _every_part_has_a_page(app: Sphinx) -> None:
-    commands = [module.__name__.rpartition(".")[2] for module in COMMANDS]
-    for folder, names in (("commands", commands), ("methods", available_methods())):
+    for folder, names in (("commands", _COMMANDS), ("methods", available_methods())):
         for name in names:
             if not (Path(app.srcdir) / folder / f"{name}.md").is_file():
                 LOG.warning(
@@ -294,6 +295,13 @@ def _rows(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     )
 
 
+def _commands() -> str:
+    return _rows(
+        ("command", "what it does"),
+        ((f"[onnxq {name}]({name}.md)", _plain(module.HELP)) for name, module in _COMMANDS.items()),
+    )
+
+
 def _precisions() -> str:
     return _rows(
         ("precision", "what it is", "bits of weights", "of activations", "methods with `auto`"),
@@ -344,6 +352,7 @@ def _passes() -> str:
 
 
 _TABLES: dict[str, Callable[[], str]] = {
+    "commands": _commands,
     "precisions": _precisions,
     "recipes": _recipes,
     "targets": _targets,
