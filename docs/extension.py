@@ -328,9 +328,15 @@ def _recipes() -> str:
 def _targets() -> str:
     found = {name: load_target(name) for name in available_targets()}
     return _rows(
-        ("target", "what it is", "provider", "precisions of a search"),
+        ("target", "what it is", "provider", "precisions of a search", "measured"),
         (
-            (f"`{name}`", _plain(target.description), target.provider, ", ".join(target.precisions))
+            (
+                f"`{name}`",
+                _plain(target.description),
+                target.provider,
+                ", ".join(target.precisions),
+                _plain(target.measured) or "no",
+            )
             for name, target in found.items()
         ),
     )
