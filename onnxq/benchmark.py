@@ -30,6 +30,8 @@ OPEN_DIMENSION = 16
 class BenchRow:
     """One model on one provider; ``speedup`` is the first model's time over this one's.
 
+    ``low`` and ``high`` are the ends of its 95 % interval.
+
     ``sqnr_db`` is of the outputs, against those of the same model in onnxruntime on the CPU
     provider, where another backend ran it: the least of all outputs.
     """
@@ -42,6 +44,8 @@ class BenchRow:
     speedup: float
     runs: int
     bytes: int
+    low: float = 0.0
+    high: float = math.inf
     sqnr_db: float | None = None
 
 

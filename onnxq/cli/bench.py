@@ -53,7 +53,8 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         "batch_size": batch_size,
         "rows": [dataclasses.asdict(row) for row in rows],
     }
-    headings = ["model", "provider", "median", "10 % to 90 %", "speedup", "size"]
+    first = {row.provider: row for row in reversed(rows)}
+    headings = ["model", "provider", "median", "10 % to 90 %", "speedup", "95 % interval", "size"]
     cells = [
         (
             row.model,
@@ -61,6 +62,9 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
             words.milliseconds(row.median_ms),
             f"{words.significant(row.p10_ms)} to {words.milliseconds(row.p90_ms)}",
             f"{words.ratio(row.speedup)}x",
+            ""
+            if row is first[row.provider]
+            else f"{words.ratio(row.low)} to {words.ratio(row.high)}",
             words.size(row.bytes),
             *(() if row.sqnr_db is None else (words.decibels(row.sqnr_db),)),
         )
@@ -68,7 +72,7 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
     ]
     if parsed.web:
         headings.append("SQNR to cpu")
-    shown = table(cells, headings, align="<>>>>>", fold=True)
+    shown = table(cells, headings, align="<>>>>>>", fold=True)
     if differing := [row.model for row in rows if not _agrees(row)]:
         ending = (
             f"In the browser '{differing[0]}' computes something else than on the CPU: less than "
@@ -76,6 +80,10 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         )
         return Outcome(body, shown, ending, EXIT_GATE)
     return Outcome(body, shown, _UNSTEADY if _is_unsteady(rows) else "")
+
+
+def _interval(row: BenchRow) -> str:
+    return f"{words.ratio(row.low)} to {words.ratio(row.high)}"
 
 
 def _agrees(row: BenchRow) -> bool:

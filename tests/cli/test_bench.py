@@ -50,7 +50,7 @@ def test_json(onnxq: Command, case: Case) -> None:
     rows = body["rows"]
     assert isinstance(rows, list)
     keys = {"model", "provider", "median_ms", "p10_ms", "p90_ms", "speedup", "runs", "bytes"}
-    keys |= {"sqnr_db"}
+    keys |= {"low", "high", "sqnr_db"}
     assert all(set(row) == keys for row in rows)
     assert [row["model"] for row in rows] == [str(case.model), str(case.candidate)]
     assert [row["bytes"] for row in rows] == [
@@ -99,7 +99,7 @@ def test_other_outputs_in_a_browser_are_a_failure(
 ) -> None:
     def measured(models: list[str], **options: object) -> list[BenchRow]:
         assert (options["backend"], options["providers"]) == ("onnxruntime-web", ("wasm",))
-        return [BenchRow(models[0], "wasm", 4.0, 1.0, 9.0, 1.0, 10, 99, sqnr_db)]
+        return [BenchRow(models[0], "wasm", 4.0, 1.0, 9.0, 1.0, 10, 99, sqnr_db=sqnr_db)]
 
     monkeypatch.setattr("onnxq.cli.bench.bench", measured)
     found = onnxq("bench", "a.onnx", "--web")

@@ -74,6 +74,22 @@ def test_summary_is_in_milliseconds_and_speedup_is_of_the_least_disturbed(clock:
     assert (first.runs, second.runs) == (5, 5)
 
 
+def test_the_interval_of_a_speedup_is_that_of_stretches_of_rounds(clock: Clock) -> None:
+    # In every second stretch of a hundred rounds the candidate takes a tenth longer.
+    rounds = np.arange(1000)
+    times = np.stack([np.full(1000, 2.0), np.where(rounds // 100 % 2, 1.1, 1.0)], axis=1)
+    times *= 1 + 1e-3 * np.random.default_rng(0).random(times.shape)
+    first, second = timing.summarized(times, [1, 1])
+    assert (first.low, first.high) == (1.0, 1.0)
+    assert second.low < 1.96 and 2.04 < second.high < 2.5
+    assert second.low * second.high == pytest.approx(second.speedup**2)
+    # Rounds that know nothing of each other leave what makes equal sessions differ.
+    _, second = timing.summarized(np.random.default_rng(0).normal(1.0, 0.01, (1000, 2)), [1, 1])
+    assert 1.02 < second.high / second.speedup < 1.04
+    (_, alone) = timing.summarized(np.ones((1, 2)), [1, 1])
+    assert (alone.low, alone.high) == (0.0, np.inf)
+
+
 def test_what_runs_on_one_thread_is_timed_by_its_processor_time(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
