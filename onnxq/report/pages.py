@@ -22,6 +22,7 @@ from onnxq.report.grouping import left_in_float, methods
 from onnxq.report.headline import headline
 from onnxq.verify.precision import counts
 from onnxq.verify.result import Report
+from onnxq.verify.structure import MOST
 
 _SCRIPTS = {"chart": "charts.js", "graph": "graph.js"}
 """What runs where a page has an element of a class."""
@@ -69,7 +70,7 @@ def _environment() -> Environment:
     )
     named = (counts, drawing, headline, largest, left_in_float, methods, policy, scripts, share)
     environment.globals.update(
-        {f.__name__: f for f in named}, Path=Path, charts=charts, words=words
+        {f.__name__: f for f in named}, Path=Path, charts=charts, most_drawn=MOST, words=words
     )
     environment.filters["json"] = to_json
     return environment

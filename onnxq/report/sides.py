@@ -98,12 +98,7 @@ def _rows(reports: Sequence[Report]) -> Iterator[Row]:
             lambda r: words.decibels(r.sqnr_db) if r.outputs else "",
             lambda r: r.sqnr_db if r.outputs else None,
         ),
-        _row(
-            reports,
-            "speedup",
-            lambda r: f"{words.ratio(r.latency.speedup)}×" if r.latency else "",
-            _speedup,
-        ),
+        _row(reports, "speedup", _speed, _speedup),
         _row(reports, "latency", _latency),
         _row(
             reports,
@@ -156,6 +151,13 @@ def _kept(reports: Sequence[Report]) -> _Worth | None:
 
 def _agreement(report: Report) -> float | None:
     return report.agreement.value if report.agreement else None
+
+
+def _speed(report: Report) -> str:
+    if report.latency is None:
+        return ""
+    interval = words.speedup_interval(report.latency)
+    return f"{words.ratio(report.latency.speedup)}×" + (f" ({interval})" if interval else "")
 
 
 def _speedup(report: Report) -> float | None:

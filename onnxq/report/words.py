@@ -94,6 +94,13 @@ def ratio(value: float) -> str:
     return f"{value:.2f}"
 
 
+def speedup_interval(latency: LatencyFacts) -> str:
+    """The 95 % interval of a speedup: ``2.01 to 2.15``; empty if there is none."""
+    if latency.confidence is None:
+        return ""
+    return " to ".join(map(ratio, latency.confidence))
+
+
 def change(size_ratio: float) -> str:
     """A ratio of sizes: ``3.87x smaller``, ``1.20x larger``."""
     if 0.0 < size_ratio < 1.0:

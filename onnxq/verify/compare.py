@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from onnxq.data import Dataset
 from onnxq.errors import InputError
@@ -39,6 +41,9 @@ from onnxq.verify.result import (
 )
 from onnxq.verify.structure import structure
 from onnxq.verify.workload import Workload
+
+_Measured: TypeAlias = tuple[list[float], tuple[float, float] | None]
+"""Milliseconds of each model, and the 95 % interval of the speedup."""
 
 LAYER_SAMPLES = 16
 """Samples that the error of every layer is measured on."""
@@ -231,15 +236,17 @@ def _timed(
     for provider in options.providers if options.latency else ():
         progress.stage(f"measuring latency on {provider}")
         measure = _clock(models, files, room, provider, options)
+        how = (provider, options.threads)
         for of, batch in {workload.of: workload.one, **workload.others}.items():
-            spent = measure(batch.feeds)
+            spent, interval = measure(batch.feeds)
             times = (spent[0], spent[-1], spent[0] / spent[-1])
-            latencies.append(LatencyFacts(provider, options.threads, *times, batch.size, of))
+            latencies.append(LatencyFacts(*how, *times, batch.size, of, interval))
         for batch in workload.throughput:
-            spent = measure(batch.feeds)
+            spent, _ = measure(batch.feeds)
             rate, new_rate = (batch.size * 1000 / ms for ms in (spent[0], spent[-1]))
-            how = (provider, options.threads, batch.size)
-            throughput.append(ThroughputFacts(*how, rate, new_rate, spent[0] / spent[-1]))
+            throughput.append(
+                ThroughputFacts(*how, batch.size, rate, new_rate, spent[0] / spent[-1])
+            )
     return latencies, throughput
 
 
@@ -249,16 +256,23 @@ def _clock(
     room: int,
     provider: str,
     options: CompareOptions,
-) -> Callable[[Mapping[str, Array]], list[float]]:
-    """What gives each model's milliseconds on some feeds; those of its segments if one is large."""
+) -> Callable[[Mapping[str, Array]], _Measured]:
+    """What times the models on some feeds; their segments, one by one, if one is large."""
     seconds, threads = options.latency_seconds, options.threads
     largest = max(constant_bytes(graph) for graph, _ in models)
     if is_too_large(largest, room, options.backend, provider):
         segmented = [Segmented(graph, files, room // 2) for graph, _ in models]
         share = seconds / len(models)
-        return lambda feeds: [
-            s.milliseconds(feeds, seconds=share, threads=threads) for s in segmented
-        ]
+        return lambda feeds: (
+            [s.milliseconds(feeds, seconds=share, threads=threads) for s in segmented],
+            None,
+        )
     backend = load_backend(options.backend)
     sessions = [backend.session(path, provider=provider, threads=threads) for _, path in models]
-    return lambda feeds: [t.p10_ms for t in backend.time(sessions, feeds, seconds=seconds)]
+
+    def measure(feeds: Mapping[str, Array]) -> _Measured:
+        timings = backend.time(sessions, feeds, seconds=seconds)
+        interval = timings[-1].low, timings[-1].high
+        return [t.p10_ms for t in timings], interval if math.isfinite(interval[1]) else None
+
+    return measure

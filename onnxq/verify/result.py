@@ -98,7 +98,9 @@ class LatencyFacts:
     """Interleaved latency on one provider; ``speedup`` is float over candidate time.
 
     Times are those of the least disturbed tenth of the runs, see `onnxq.runtime.Timing`. ``batch``
-    is the number of samples fed at a time; ``of`` is ``prompt`` or ``token`` for a decoder.
+    is the number of samples fed at a time; ``of`` is ``prompt`` or ``token`` for a decoder;
+    ``confidence`` is the 95 % interval of the speedup, None where it is not known, as for models
+    that run in segments.
     """
 
     provider: str
@@ -108,6 +110,7 @@ class LatencyFacts:
     speedup: float
     batch: int = 1
     of: str = ""
+    confidence: tuple[Number, Number] | None = None
 
 
 @dataclass(frozen=True)

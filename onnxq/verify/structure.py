@@ -13,7 +13,7 @@ from onnxq.ir.operators import is_deterministic
 from onnxq.verify.precision import BORDERS, operators
 from onnxq.verify.result import EndFacts, GraphFacts, RepeatFacts
 
-_MOST = 12_000
+MOST = 12_000
 """Operators of the largest graph that is described: drawings of more help nobody."""
 
 _FEWEST, _LONGEST = 3, 64
@@ -27,7 +27,7 @@ def structure(graph: Graph) -> GraphFacts | None:
     of them may be a QDQ pair. What a body gives leads to the operator that holds it.
     """
     places = {node: place for place, (node, _) in enumerate(operators(graph))}
-    if len(places) > _MOST:
+    if len(places) > MOST:
         return None
     links: dict[tuple[int, int], None] = {}
     readers: dict[Value, list[int]] = {v: [] for v in graph.inputs if v.data is None}

@@ -12,6 +12,7 @@ import pytest
 from onnxq.ir import infer_types
 from onnxq.report import sides, to_html
 from onnxq.report.sensitivity import to_html as sensitivity_page
+from onnxq.report.watch import to_html as watch_page
 from onnxq.runtime.browser import missing_browser, open_browser
 from onnxq.sensitivity import NodeSensitivity, Sensitivity
 from onnxq.verify import Report
@@ -227,6 +228,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "report": lambda: to_html(full(), [REPLAY]),
     "runs": lambda: sides.to_html(["a", "b"], [full(), a_report()]),
     "sensitivity": lambda: sensitivity_page(an_analysis(), "m.onnx"),
+    "watch": lambda: watch_page(REPLAY, "bundle", "today.npz"),
 }
 
 

@@ -17,7 +17,7 @@ from tests.report.hostile import SCRIPT, hostile_report, is_clean
 from tests.verify.reports import CANDIDATE, TRAINING, a_report
 
 _FILE = "path sha256 nodes opset bytes integer_operators compiled"
-_LATENCY = "provider threads float_ms candidate_ms speedup batch of"
+_LATENCY = "provider threads float_ms candidate_ms speedup batch of confidence"
 KEYS: dict[str, str | None] = {
     "schema": None,
     "model": _FILE,

@@ -367,6 +367,17 @@ def test_bars_of_latency_and_size_are_in_proportion() -> None:
     assert [float(w) for w in widths[4:6]] == pytest.approx([440, 110], abs=0.1)
 
 
+def test_the_interval_of_a_speedup_is_told() -> None:
+    cpu, cuda = a_report().latencies
+    known = replace(cpu, confidence=(1.4, 1.6))
+    assert (
+        "interval of the speedup: 1.40 to 1.60." in Page(to_html(a_report(latencies=(known,)))).text
+    )
+    text = Page(to_html(a_report(latencies=(known, cuda)))).text
+    assert "interval of the speedup on cpu: 1.40 to 1.60." in text
+    assert text.count("interval of the speedup") == 1
+
+
 def test_the_interval_lies_around_the_drop() -> None:
     (point,) = Page(to_html(a_report())).chart("The candidate loses")["data"]
     arms = point["error_x"]
@@ -420,6 +431,11 @@ def test_a_page_of_very_many_operators_is_below_8_megabytes() -> None:
     html = to_html(a_report(layers=layers, graph=graph))
     assert len(html.encode()) < 8e6
     assert "10,000 more are in the report's JSON." in Page(html).text
+
+
+def test_a_graph_that_is_too_large_to_be_drawn_is_told() -> None:
+    assert "not drawn: 12,001 operators" in Page(to_html(a_report(layers=many_layers(12_001)))).text
+    assert "not drawn" not in Page(to_html(a_report())).text
 
 
 @pytest.mark.parametrize("name", sorted(REPORTS))

@@ -22,7 +22,7 @@ from tests.verify.reports import CANDIDATE, METRIC, a_report
 ONE = a_report(command="onnxq optimize m.onnx")
 OTHER = a_report(
     output=replace(CANDIDATE, path="other.onnx"),
-    latency=LatencyFacts("cpu", 1, 3.0, 1.0, 3.0),
+    latency=LatencyFacts("cpu", 1, 3.0, 1.0, 3.0, confidence=(2.9, 3.1)),
     metric=replace(METRIC, drop=0.02, confidence=None),
     size=SizeFacts(4000, 1000, 4.0),
     layers=(LayerFacts("c", "Conv", "int4-weight", 20.0, None, ""), ONE.layers[1]),
@@ -35,7 +35,7 @@ def test_runs_stand_side_by_side_and_the_best_are_marked() -> None:
     page = Page(compared(["a.json", "b.json"], [ONE, OTHER]))
     rows = {row[0]: row[1:] for row in page.rows}
     assert rows["A"][:2] == ["q.onnx", "a.json"] and rows["B"][:2] == ["other.onnx", "b.json"]
-    assert rows["speedup"] == ["1.50×", "3.00× ✓best"]
+    assert rows["speedup"] == ["1.50×", "3.00× (2.90 to 3.10) ✓best"]
     assert rows["drop"] == ["0.50 points (-0.20 to 1.20 points) ✓best", "2.00 points"]
     assert rows["size over float's"] == ["4.00× smaller", "4.00× smaller"], "none leads"
     assert rows["methods"] == ["", "gptq 1"] and rows["onnx"] == ["1", "2"]

@@ -86,6 +86,6 @@ def test_bodies_are_in_the_section_of_who_holds_them() -> None:
 
 
 def test_too_many_operators_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST", 4)
+    monkeypatch.setattr(module, "MOST", 4)
     assert structure(residual_products(1)) is not None
     assert structure(residual_products(2)) is None
