@@ -13,6 +13,7 @@ from pathlib import Path
 from onnxq.benchmark import random_feeds
 from onnxq.data import Batch, DataLike, Dataset, read
 from onnxq.data.dataset import CALIBRATION_LIMIT
+from onnxq.data.places import at_hand, is_address
 from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, ModelLike, load, parse_passes, save
 from onnxq.ir.saving import constant_bytes
@@ -317,7 +318,9 @@ def as_file(model: ModelLike) -> Iterator[tuple[Path, Path]]:
     """The model as a file, and a folder for more files that goes away afterwards."""
     with tempfile.TemporaryDirectory(prefix="onnxq-") as name:
         folder = Path(name)
-        if isinstance(model, str | os.PathLike):
+        if isinstance(model, str) and is_address(model):
+            yield at_hand(model, model=True), folder
+        elif isinstance(model, str | os.PathLike):
             yield Path(model), folder
         else:
             path = folder / "model.onnx"

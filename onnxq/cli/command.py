@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from onnxq.cli import (
     apply,
+    batch,
     bench,
     calibrate,
     compare,
@@ -33,11 +34,10 @@ from onnxq.cli import (
     watch,
 )
 from onnxq.cli.options import check_files, debug_level, declare
-from onnxq.cli.terminal import EXIT_INPUT, Outcome, emit, progress, show, write_json
+from onnxq.cli.terminal import EXIT_DEFECT, EXIT_INPUT, Outcome, emit, progress, show, write_json
 from onnxq.errors import InputError
 from onnxq.report.words import printable
 
-EXIT_DEFECT = 70
 EXIT_INTERRUPTED = 130
 
 _CLEANING_SECONDS = 5.0
@@ -60,6 +60,7 @@ COMMANDS = (
     recipes,
     gguf,
     report,
+    batch,
 )
 
 

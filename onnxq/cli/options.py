@@ -78,6 +78,7 @@ _DECLARED: Mapping[str, Keywords] = {
     "reports": _value("JSON", "report.json files; several are compared", nargs="+"),
     "float": _value("FLOAT", "float model"),
     "candidate": _value("CANDIDATE", "model to judge"),
+    "manifest": _value("MANIFEST", "models, data and promises, a .toml or .csv file"),
     "plan": _value("PLAN", "the plan, a .toml file"),
     "bundle": _value("BUNDLE", "folder that `onnxq optimize --adaptive` wrote"),
     "weights": _value("GGUF", "file with the tensors"),
@@ -249,6 +250,11 @@ _DECLARED: Mapping[str, Keywords] = {
         "spread work over the workers of a Dask scheduler, as tcp://HOST:PORT or tls://HOST:PORT; "
         "all machines have to see --work-dir and the data under the same names",
     ),
+    "--per-machine": _value(
+        "N",
+        "models at a time on one machine of the cluster (default: as many as it has workers)",
+        values.positive,
+    ),
     "--hangs-after": _value(
         "S",
         "seconds in which no worker gives anything, after which they count as hung and others do "
@@ -401,7 +407,18 @@ STUDY = (
 """How a model is read, rewritten and observed."""
 
 _WRITTEN = {"output": "-o", "plan_out": "--plan-out", "junit": "--junit", "json": "--json"}
-_READ = ("float", "candidate", "data", "eval", "recipe", "plan", "costs", "weights", "model")
+_READ = (
+    "float",
+    "candidate",
+    "data",
+    "eval",
+    "recipe",
+    "plan",
+    "costs",
+    "weights",
+    "model",
+    "manifest",
+)
 
 
 def declare(
@@ -443,7 +460,7 @@ def given(parsed: argparse.Namespace, **more: Any) -> Options:
     """The fields of `Options` that were given on the command line, and ``more`` of them."""
     known = {field.name for field in fields(Options)}
     found = {k: v for k, v in vars(parsed).items() if k in known and v is not None}
-    images = image_options(parsed) if parsed.data else None
+    images = image_options(parsed) if getattr(parsed, "data", None) else None
     return Options(**found, **more, images=images, debug=debug_level())
 
 

@@ -26,7 +26,7 @@ from onnxq.report.text import grid
 from onnxq.report.words import duration, printable
 from onnxq.saved import write_text
 
-EXIT_OK, EXIT_GATE, EXIT_INPUT = 0, 1, 2
+EXIT_OK, EXIT_GATE, EXIT_INPUT, EXIT_DEFECT = 0, 1, 2, 70
 
 WIDTH = 100
 """Columns of output that does not go to a terminal."""

@@ -12,6 +12,7 @@ from onnxq.data.dataset import Dataset, Origin, Source
 from onnxq.data.feeds import FeedReader, iterable_source
 from onnxq.data.functions import failure, is_function_name, load_function
 from onnxq.data.images import ImageOptions, ImageSource, has_images
+from onnxq.data.places import at_hand, is_address
 from onnxq.data.protobufs import natural_key, protobuf_folders, protobuf_source
 from onnxq.errors import InputError
 from onnxq.runtime.specs import TensorSpec
@@ -97,7 +98,7 @@ class Located(Origin):
 
     def settled(self) -> Self:
         """See `Origin`."""
-        path = Path(self.data)
+        path = at_hand(str(self.data)) if is_address(self.data) else Path(self.data)
         files = [path] if path.is_file() else sorted(path.rglob("*"))
         stats = [(file, file.stat()) for file in files if file.is_file()]
         state = tuple((str(f.relative_to(path)), s.st_size, s.st_mtime_ns) for f, s in stats)
@@ -111,10 +112,11 @@ def _located(
     images: ImageOptions | None,
     samples: int | None,
 ) -> Source:
-    source = _from_path(data, inputs, batch_size, images, samples)
-    if Path(data).exists():
+    here = at_hand(data) if isinstance(data, str) and is_address(data) else data
+    source = _from_path(here, inputs, batch_size, images, samples)
+    if Path(here).exists():
         # What a function gives depends on the process that calls it.
-        where = str(Path(data).resolve())
+        where = str(Path(data).resolve() if here is data else data)
         source.origin = Located(where, tuple(inputs), batch_size, images, samples)
     return source
 

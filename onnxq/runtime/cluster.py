@@ -106,14 +106,18 @@ class Cluster(Executor):
         connect: Gives a client.
         folder: A folder that all machines see under this name.
         hangs_after: Seconds without any result after which workers count as hung.
+        per_machine: Workers of one machine that are used; all if None.
     """
 
     is_spread: ClassVar[bool] = True
 
-    def __init__(self, connect: Connect, folder: Path, hangs_after: float) -> None:
+    def __init__(
+        self, connect: Connect, folder: Path, hangs_after: float, per_machine: int | None
+    ) -> None:
         self.folder: Path = folder.resolve()
         self._connect = connect
         self._hangs_after = hangs_after
+        self._per_machine = per_machine
 
     @contextmanager
     def open(self, work: Work[T, R]) -> Iterator[Callable[[Sequence[T]], Iterator[R]]]:
@@ -133,7 +137,8 @@ class Cluster(Executor):
         def do(items: Sequence[T]) -> Iterator[R]:
             keys = [f"{name}-{sharing.fingerprint(item)[:16]}" for item in items]
             named = dict(zip(keys, items, strict=True))
-            run = _Map(self._connect, self._hangs_after, store, str(path), named)
+            settings = (self._connect, self._hangs_after, self._per_machine)
+            run = _Map(*settings, store, str(path), named)
             try:
                 for key in keys:
                     run.wait_for(key)
@@ -156,11 +161,13 @@ class _Map:
         self,
         connect: Connect,
         hangs_after: float,
+        per_machine: int | None,
         store: Store,
         work: str,
         items: dict[str, Any],
     ) -> None:
         self._connect, self._hangs_after, self._store = connect, hangs_after, store
+        self._per_machine = per_machine
         self._work, self._items = work, items
         self._futures: dict[str, Future] = {}
         self._done: queue.SimpleQueue[tuple[str, Future]] = queue.SimpleQueue()
@@ -255,8 +262,17 @@ class _Map:
         if self._tries[key] > _TRIES:
             raise InputError(f"{why}, {_TRIES} times; what is done is kept in the work folder")
 
+    def _few(self, workers: Sequence[str]) -> list[str]:
+        """As many of some workers as may be used of each machine."""
+        machines: dict[str, list[str]] = {}
+        for worker in workers:
+            machines.setdefault(worker.rpartition(":")[0], []).append(worker)
+        return [worker for own in machines.values() for worker in own[: self._per_machine]]
+
     def _submit(self, key: str, workers: Sequence[str] = ()) -> None:
-        """Send an item on its way: to some workers, or to any."""
+        """Send an item on its way: to some workers, or to any that may be used."""
+        if self._per_machine is not None and not workers:
+            workers = self._workers()
         future = self._connect().submit(
             *(run_item, self._work, self._items[key], key),
             # A key of an earlier try would be taken for that.
@@ -277,7 +293,7 @@ class _Map:
             with suppress(OSError, RuntimeError):
                 client = self._connect()
                 if found := sorted(client.scheduler_info(n_workers=-1)["workers"]):
-                    return found
+                    return self._few(found)
             if time.monotonic() > until:
                 raise InputError("the cluster has no workers; start some with `dask worker`")
             time.sleep(0.1)

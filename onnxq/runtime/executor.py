@@ -96,6 +96,7 @@ def open_executor(
     *,
     memory_limit: int | None = None,
     hangs_after: float = HANGS_AFTER,
+    per_machine: int | None = None,
 ) -> Iterator[Executor]:
     """Where work is to be done: here, in processes of this machine, or on a cluster.
 
@@ -105,6 +106,7 @@ def open_executor(
         folder: A folder that all processes see under this name.
         memory_limit: Bytes that each of the processes that are started may hold.
         hangs_after: See `HANGS_AFTER`.
+        per_machine: Workers of one machine that are used; all if None.
 
     Raises:
         InputError: both are asked for, Dask is missing, or nothing answers at the address.
@@ -124,4 +126,4 @@ def open_executor(
             "`pip install onnxq[cluster]`"
         ) from error
     with cluster.connected(workers, scheduler, memory_limit) as connect:
-        yield cluster.Cluster(connect, folder, hangs_after)
+        yield cluster.Cluster(connect, folder, hangs_after, per_machine)

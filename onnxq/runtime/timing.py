@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from onnxq.ir.collector import collector_paused
+from onnxq.runtime.alone import alone
 from onnxq.runtime.specs import Array, Runnable
 
 Feeds = Mapping[str, Array]
@@ -85,7 +86,7 @@ def interleaved(
     per_session = [feeds] * len(sessions) if isinstance(feeds, Mapping) else list(feeds)
     if len(per_session) != len(sessions):
         raise ValueError("one feed for all sessions or one per session")
-    with collector_paused():
+    with alone(), collector_paused():
         clock = thread_time if all(s.runs_in_caller for s in sessions) else perf_counter
         repeats = [
             _repeats(session, feed, warmup, clock)

@@ -1,0 +1,107 @@
+"""Files and folders by address: those of this machine, and those that fsspec knows how to reach."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from onnxq.errors import InputError
+
+
+def is_address(place: object) -> bool:
+    """Whether something is the address of a file or folder elsewhere, as ``s3://bucket/data.npz``."""
+    return isinstance(place, str) and "://" in place
+
+
+def at_hand(place: str, *, model: bool = False) -> Path:
+    """A file or folder of this machine with what lies at an address.
+
+    It is fetched once in each of its versions, and kept in the folder ``places`` of
+    ``$ONNXQ_CACHE``, or of the user's cache folder.
+
+    Args:
+        place: The address.
+        model: Whether it is a model, whose external data comes along.
+
+    Raises:
+        InputError: nothing is there, or what is needed to reach it is not installed.
+    """
+    system, path = _system(place)
+    try:
+        state = str(system.ukey(path))
+        name = hashlib.sha256(f"{place}\0{state}".encode()).hexdigest()[:32]
+        kept = _cache() / "places" / name
+        whole = kept / path.rstrip("/").rpartition("/")[2]
+        if not kept.is_dir():
+            making = kept.with_name(f"making-{uuid.uuid4().hex}")
+            making.mkdir(parents=True)
+            try:
+                _fetch(system, path, making / whole.name)
+                if model:
+                    _fetch_external(system, path, making / whole.name)
+                with suppress(FileExistsError):
+                    _rename(making, kept)
+            finally:
+                shutil.rmtree(making, ignore_errors=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"cannot read '{place}': {str(error) or type(error).__name__}") from error
+    return whole
+
+
+def _system(place: str) -> tuple[Any, str]:
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise InputError(
+            f"reading '{place}' needs the package fsspec; install it with "
+            "`pip install onnxq[cluster]`"
+        ) from error
+    try:
+        system, path = url_to_fs(place)
+    except (ImportError, ValueError, OSError) as error:
+        raise InputError(f"cannot read '{place}': {error}") from error
+    return system, str(path)
+
+
+def _fetch(system: Any, path: str, target: Path) -> None:
+    get: Callable[..., object] = system.get if system.isdir(path) else system.get_file
+    get(path, str(target), **({"recursive": True} if system.isdir(path) else {}))
+
+
+def _fetch_external(system: Any, path: str, target: Path) -> None:
+    with suppress(DecodeError):
+        # What is no model is told of by whoever loads it.
+        graph = onnx.load(target, load_external_data=False).graph
+        locations = {
+            one.value
+            for tensor in graph.initializer
+            for one in tensor.external_data
+            if one.key == "location"
+        }
+        for location in sorted(locations):
+            if Path(location).name == location:
+                _fetch(system, f"{path.rpartition('/')[0]}/{location}", target.parent / location)
+
+
+def _rename(making: Path, kept: Path) -> None:
+    try:
+        os.rename(making, kept)
+    except OSError:
+        if not kept.is_dir():
+            raise
+
+
+def _cache() -> Path:
+    if own := os.environ.get("ONNXQ_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "onnxq"

@@ -1,0 +1,109 @@
+"""Processes that share a machine, and stand aside while one of them times something.
+
+They hold a lock together while they compute. Who wants to time closes a gate, so that the others
+stop where they next tell of progress, waits until all of them have, and opens it again afterwards.
+Where the system has no such locks, nobody waits.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from onnxq.progress import SILENT, Progress
+
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+
+
+class _Machine:
+    """The locks, and whether this process holds its share."""
+
+    def __init__(self) -> None:
+        self.machine: BinaryIO | None = None
+        self.gate: BinaryIO | None = None
+        self.is_alone = False
+
+
+_ours = _Machine()
+
+
+@contextmanager
+def sharing(folder: Path | None = None) -> Iterator[Progress]:
+    """Compute among other processes that do likewise; gives what is to be told of progress.
+
+    Args:
+        folder: Where the locks lie; the machine's folder for temporary files if None.
+    """
+    if fcntl is None or _ours.machine is not None:
+        yield SILENT
+        return
+    beginning = (folder or Path(tempfile.gettempdir())) / f"onnxq-{_user()}"
+    with open(f"{beginning}.machine", "wb") as machine, open(f"{beginning}.gate", "wb") as gate:
+        _ours.machine, _ours.gate = machine, gate
+        try:
+            _take_share()
+            yield _Yielding()
+        finally:
+            _ours.machine = _ours.gate = None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Time something with all others that share the machine standing aside."""
+    machine, gate = _ours.machine, _ours.gate
+    if fcntl is None or machine is None or gate is None or _ours.is_alone:
+        yield
+        return
+    fcntl.flock(machine, fcntl.LOCK_UN)
+    fcntl.flock(gate, fcntl.LOCK_EX)
+    fcntl.flock(machine, fcntl.LOCK_EX)
+    _ours.is_alone = True
+    try:
+        yield
+    finally:
+        _ours.is_alone = False
+        fcntl.flock(machine, fcntl.LOCK_UN)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        _take_share()
+
+
+class _Yielding:
+    """Progress, where a process stands aside if another one waits."""
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """See `Progress`."""
+        self.advance(0)
+
+    def advance(self, done: int) -> None:
+        """See `Progress`."""
+        machine, gate = _ours.machine, _ours.gate
+        if fcntl is None or machine is None or gate is None or _ours.is_alone:
+            return
+        try:
+            fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            fcntl.flock(machine, fcntl.LOCK_UN)
+            _take_share()
+        else:
+            fcntl.flock(gate, fcntl.LOCK_UN)
+
+    def finish(self) -> None:
+        """See `Progress`."""
+
+
+def _take_share() -> None:
+    """Hold the machine together with others, as soon as nobody waits to be alone."""
+    machine, gate = _ours.machine, _ours.gate
+    assert machine is not None and gate is not None
+    fcntl.flock(gate, fcntl.LOCK_EX)
+    fcntl.flock(machine, fcntl.LOCK_SH)
+    fcntl.flock(gate, fcntl.LOCK_UN)
+
+
+def _user() -> str:
+    return str(os.getuid()) if hasattr(os, "getuid") else "user"

@@ -1,0 +1,44 @@
+"""Processes on one machine: none computes while one of them times something."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from onnxq.runtime.alone import alone, sharing
+
+OTHER = """
+import sys, time
+from pathlib import Path
+from onnxq.runtime.alone import alone, sharing
+folder = Path(sys.argv[1])
+with sharing(folder):
+    (folder / "ready").touch()
+    with alone():
+        (folder / "alone").touch()
+        time.sleep(0.3)
+        (folder / "over").touch()
+"""
+
+
+def test_who_computes_stands_aside_for_who_times(tmp_path: Path) -> None:
+    with sharing(tmp_path) as progress:
+        other = subprocess.Popen([sys.executable, "-c", OTHER, str(tmp_path)])
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert not (tmp_path / "alone").exists(), "this process computes"
+        while not (tmp_path / "over").exists():
+            progress.advance(1)
+            # Either nothing has begun or all is over.
+            assert (tmp_path / "alone").exists() == (tmp_path / "over").exists()
+        with alone(), alone():
+            pass
+        assert other.wait(timeout=20) == 0
+
+
+def test_without_others_nobody_waits() -> None:
+    with alone():
+        pass

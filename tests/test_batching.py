@@ -1,0 +1,127 @@
+"""Batches: what a manifest may hold, models that fail alone, and what is not done twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxq import batching
+from onnxq.batching import batch, read_manifest
+from onnxq.cli import main
+from onnxq.errors import InputError
+from onnxq.ir import save
+from onnxq.optimization import Optimized, optimize
+from tests.networks import chain, inputs
+
+CSV = """name,model,data,max_drop,recipe
+one,m.onnx,d.npz,0.5,int8
+two,m.onnx,d.npz,,
+"""
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    graph = chain()
+    save(graph, tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", **inputs(graph, 16))
+    path = tmp_path / "models.toml"
+    path.write_text("""
+        [defaults]
+        recipe = "int8"
+        data = "d.npz"
+        min_agreement = 0.01
+        min_speedup = 0.001
+        [[model]]
+        model = "m.onnx"
+        [[model]]
+        model = "gone.onnx"
+        [[model]]
+        name = "strict"
+        model = "m.onnx"
+        min_sqnr = 200.0
+    """)
+    return path
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The models that were optimized, in the order in which they were."""
+    done: list[str] = []
+
+    def noted(model: str, *rest: Any, **options: Any) -> Optimized:
+        done.append(Path(options["output"]).stem)
+        return optimize(model, *rest, **options)
+
+    monkeypatch.setattr(batching, "optimize", noted)
+    return done
+
+
+def test_a_model_fails_alone_and_nothing_is_made_twice(
+    manifest: Path, made: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = manifest.parent / "out"
+    command = ["batch", str(manifest), "-o", str(out), "--json", "-"]
+    assert main(command) == 2, "a model cannot be read"
+    body = json.loads(capsys.readouterr().out)
+    states = {row["name"]: row["state"] for row in body["models"]}
+    assert states == {"m": "kept", "gone": "failed", "strict": "broken"}
+    assert "gone.onnx' does not exist" in body["models"][1]["sentence"]
+    assert body["models"][2]["gates"] == "sqnr>=200"
+    assert {p.name for p in (out / "m").iterdir()} >= {"m.onnx", "plan.toml", "report.html"}
+    assert not (out / "strict" / "strict.onnx").exists() and not (out / "m" / "work").exists()
+    page = (out / "index.html").read_text()
+    assert 'href="m/report.html"' in page and "does not exist" in page
+    assert len((out / "summary.csv").read_text().splitlines()) == 4
+    assert made == ["m", "gone", "strict"]
+    assert main(command) == 2 and made == ["m", "gone", "strict"]
+    # What was broken off has no result; what changed is another model.
+    (out / "m" / "result.json").unlink()
+    manifest.write_text(manifest.read_text().replace("200.0", "1.0"))
+    (manifest.parent / "gone.onnx").write_bytes((manifest.parent / "m.onnx").read_bytes())
+    assert main(command) == 0
+    assert made[3:] == ["m", "gone", "strict"]
+
+
+def test_a_defect_is_told_of_and_done_again(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(batching, "optimize", broken)
+    out = manifest.parent / "out"
+    assert main(["batch", str(manifest), "-o", str(out), "-q"]) == 70
+    assert "by zero" in (out / "m" / "defect.txt").read_text()
+    monkeypatch.undo()
+    assert batch(manifest, out).results[0].state == "kept"
+
+
+def test_a_table_is_a_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "models.csv"
+    path.write_text(CSV)
+    one, two = read_manifest(path)
+    assert (one.name, one.max_drop, one.recipe) == ("one", 0.5, "int8")
+    assert (two.max_drop, two.recipe, two.model) == (None, None, str(tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names no models"),
+        ("models = 1", "unknown entry 'models'"),
+        ("[[model]]\nmodel = 'a'", "lacks the entry 'data'"),
+        ("[[model]]\nmodel = 'a'\ndata = 'b'\nrecip = 'int8'", "unknown entry 'recip'"),
+        ("[[model]]\nmodel = 'a'\ndata = 'b'\nmax_drop = 'x'", "'max_drop' .* takes .*number"),
+        ("[[model]]\nmodel = 'a'\ndata = 'b'\nname = '../c'", "'../c', which is no folder's"),
+        ("[[model]]\nmodel = 'a'\ndata = 'b'\n" * 2, "several models 'a'"),
+    ],
+)
+def test_a_wrong_manifest_is_told_in_a_sentence(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said):
+        read_manifest(path)
