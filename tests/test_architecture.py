@@ -53,26 +53,10 @@ TRAINING = "onnxq.tune.train"
 NO_TORCH = importlib.util.find_spec("torch") is None
 
 API = {
-<<<<<<< HEAD
-    *("__init__", "benchmark", "bundling", "comparison", "distributions", "forms", "gguf"),
-    *("inspection", "job", "optimization"),
+    *("__init__", "batching", "benchmark", "bundling", "comparison", "distributions", "forms"),
+    *("gguf", "inspection", "job", "optimization"),
     *("options", "planning", "prepare", "promise", "proof", "recipe", "recipes", "reporting"),
     "rewriting",
-=======
-    *(
-        "__init__",
-        "batching",
-        "benchmark",
-        "bundling",
-        "comparison",
-        "forms",
-        "gguf",
-        "inspection",
-        "job",
-    ),
-    "optimization",
-    *("options", "planning", "prepare", "promise", "proof", "recipe", "recipes", "rewriting"),
->>>>>>> a498529 (onnxq batch optimizes the models of a manifest, over the workers of a cluster, and goes on where it was broken off)
     *("search", "sequential", "study", "training", "transforming", "tuning", "watching", "work"),
 }
 """Modules that put the stages together: they import each other."""
