@@ -1,0 +1,201 @@
+"""Several workers: the same bytes, how much faster, and what kills and stops change.
+
+    python benchmarks/cluster.py speed [MODEL DATA]...   1 and 2 workers of one thread, in turn
+    python benchmarks/cluster.py kills [MODEL DATA]      workers killed at 20 random moments
+    python benchmarks/cluster.py batch FOLDER...         a batch over 30 models, stopped twice
+
+``speed`` needs two processors that nobody else uses. Beside times it tells the processor time of the
+command and of its workers, which is about the same on a busy machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxq.ir import load, save
+from onnxq.planning import find_ranges, find_sensitivity, make_plan
+from onnxq.runtime import as_stored
+
+MODELS = Path(__file__).parents[1] / "models"
+DEFAULT = (str(MODELS / "digits_vit.onnx"), str(MODELS / "digits.npz"))
+KILLS = 20
+
+
+def digest(result: Any) -> str:
+    """Hash of all that a stage found, as its files hold it."""
+    with tempfile.TemporaryDirectory() as name:
+        result.save(Path(name) / "result.toml")
+        files = sorted(Path(name).iterdir())
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+STAGES: dict[str, Callable[..., Any]] = {
+    "observing": lambda *a, **o: find_ranges(*a, recipe="int8", calibrator="percentile", **o),
+    "sensitivity": lambda *a, **o: find_sensitivity(*a, precisions=("int8",), **o),
+    "learned rounding": lambda *a, **o: make_plan(
+        *a, recipe="int4-weight", methods="learned-rounding", **o
+    ),
+}
+
+
+def spent() -> float:
+    """Processor time of this process and of those it has waited for."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, kinds))
+
+
+def speed(pairs: list[tuple[str, str]], rounds: int) -> None:
+    """Times of the stages with one worker and with two, in turn."""
+    print("| model | stage | 1 worker s | 2 workers s | ratio | processor s | same bytes |")
+    print("|---|---|---|---|---|---|---|")
+    for model, data in pairs:
+        for name, stage in STAGES.items():
+            times: dict[int, list[float]] = {1: [], 2: []}
+            processor: dict[int, list[float]] = {1: [], 2: []}
+            hashes = set()
+            for number in range(2 * rounds):
+                workers = (1, 2)[(number + number // 2) % 2]
+                started, before = time.perf_counter(), spent()
+                hashes.add(digest(stage(model, data, workers=workers)))
+                times[workers].append(time.perf_counter() - started)
+                processor[workers].append(spent() - before)
+            one, two = (min(times[workers]) for workers in (1, 2))
+            used = " / ".join(f"{min(processor[workers]):.1f}" for workers in (1, 2))
+            print(
+                f"| {Path(model).stem} | {name} | {one:.1f} | {two:.1f} | {one / two:.2f} "
+                f"| {used} | {'yes' if len(hashes) == 1 else 'NO'} |",
+                flush=True,
+            )
+
+
+def workers_of(process: int) -> list[int]:
+    """Processes that work for one: the children of its nannies' start."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = status.read_text().rpartition(")")[2].split()
+            command = status.with_name("cmdline").read_bytes()
+            if int(fields[1]) == process and b"spawn_main" in command:
+                found.append(int(status.parent.name))
+    return found
+
+
+@contextlib.contextmanager
+def killing(times: int, between: tuple[float, float], seed: int) -> Iterator[list[int]]:
+    """Kill one worker of this process at so many random moments; gives those that were."""
+    over, killed, rng = threading.Event(), list[int](), np.random.default_rng(seed)
+
+    def kill() -> None:
+        while len(killed) < times and not over.wait(rng.uniform(*between)):
+            if alive := workers_of(os.getpid()):
+                victim = int(rng.choice(alive))
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+                    killed.append(victim)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+def kills(model: str, data: str, times: int) -> None:
+    """Whether a sensitivity analysis finds the same while workers are killed."""
+    stage = STAGES["sensitivity"]
+    wanted = digest(stage(model, data, workers=2))
+    count, number = 0, 0
+    while count < times:
+        with killing(times - count, (1.0, 6.0), number) as killed:
+            found = digest(stage(model, data, workers=2))
+        assert found == wanted, "the bytes differ"
+        count, number = count + len(killed), number + 1
+        print(f"{count} of {times} workers killed, run {number}: same bytes", flush=True)
+
+
+def models_of(folders: list[Path], into: Path, count: int) -> Path:
+    """A manifest of so many models, with made-up data where they take it."""
+    rows, made = ["name,model,data,recipe"], 0
+    files = [file for folder in folders for file in sorted(folder.glob("*.onnx"))]
+    while made < count:
+        file = files[made % len(files)]
+        model, data = into / f"{file.stem}-{made}.onnx", into / f"{file.stem}-{made}.npz"
+        save(load(file), model)
+        rng, arrays = np.random.default_rng(made), {}
+        for spec in as_stored(file).inputs:
+            shape = [16, *(d if isinstance(d, int) else 8 for d in (spec.shape or (1,))[1:])]
+            dtype = spec.dtype or np.dtype(np.float32)
+            arrays[spec.name] = (
+                rng.standard_normal(shape).astype(dtype)
+                if dtype.kind == "f"
+                else np.ones(shape, dtype)
+            )
+        np.savez(data, **arrays)
+        rows.append(f"{model.stem},{model},{data},int8")
+        made += 1
+    path = into / "models.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def batches(folders: list[Path], count: int, seconds: float) -> None:
+    """Whether a batch that is killed twice makes each report once."""
+    with tempfile.TemporaryDirectory() as name:
+        manifest, out = models_of(folders, Path(name), count), Path(name) / "out"
+        command = [sys.executable, "-m", "onnxq", "batch", str(manifest), "-o", str(out)]
+        written: dict[str, int] = {}
+        for last in (False, False, True):
+            process = subprocess.Popen([*command, "--workers", "2", "-q"], start_new_session=True)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(None if last else seconds)
+            if not last:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            results = {p.parent.name: p.stat().st_mtime_ns for p in out.glob("*/result.json")}
+            again = [k for k, when in written.items() if results[k] != when]
+            assert not again, f"made twice: {again}"
+            written = results
+            print(f"{len(results)} results, none made twice", flush=True)
+        states = [json.loads(p.read_text())["state"] for p in out.glob("*/result.json")]
+        assert len(states) == count
+        print({state: states.count(state) for state in sorted({*states})}, process.returncode)
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("speed", "kills", "batch"))
+    parser.add_argument("paths", nargs="*")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--count", type=int, help="kills (default 20), or models (default 30)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="until a batch is killed")
+    parsed = parser.parse_args()
+    paths = parsed.paths or [*DEFAULT]
+    if parsed.what == "speed":
+        speed(list(zip(paths[::2], paths[1::2], strict=True)), parsed.rounds)
+    elif parsed.what == "kills":
+        kills(*paths[:2], parsed.count or KILLS)
+    else:
+        batches([Path(p) for p in parsed.paths or [MODELS]], parsed.count or 30, parsed.seconds)
+
+
+if __name__ == "__main__":
+    main()
