@@ -4,8 +4,8 @@
     python benchmarks/cluster.py kills [MODEL DATA]      workers killed at 20 random moments
     python benchmarks/cluster.py batch FOLDER...         a batch over 30 models, stopped twice
 
-``speed`` needs two processors that nobody else uses. Beside times it tells the processor time of the
-command and of its workers, which is about the same on a busy machine.
+``speed`` needs two processors that nobody else uses. Beside times it tells the processor time of
+the command and of its workers, which is about the same on a busy machine.
 """
 
 from __future__ import annotations
