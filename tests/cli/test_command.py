@@ -31,7 +31,8 @@ OPTIONS = {
         "--min-sqnr --keep-failed --report --seed --threads --batch-size --calibration-samples "
         "--calibrator --keep-overridable --opset --image-size --image-mean --image-std "
         "--image-scale --image-layout --image-color --image-resize --max-size-ratio --plan-out "
-        "--pin --work-dir --methods --memory-limit --adaptive"
+        "--pin --work-dir --methods --memory-limit --adaptive --workers --scheduler "
+        "--hangs-after"
     ),
     "train": (
         "--data -o --output --eval --bits --method --loss --features --epochs --lr --batch-size "
@@ -57,6 +58,11 @@ OPTIONS = {
     "recipes": "",
     "gguf": "-o --type --external-data",
     "report": "-o --output",
+    "batch": (
+        "-o --output --recipe --target --methods --max-drop --min-agreement --min-speedup "
+        "--min-sqnr --max-size-ratio --seed --memory-limit --workers --scheduler --per-machine "
+        "--hangs-after"
+    ),
     "watch": (
         "--data --sampling --false-alarms-per-day --requests-per-second --state --metric --seed "
         "--report --image-size"
