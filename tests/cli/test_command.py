@@ -178,7 +178,7 @@ def test_wrong_values_of_optimize_name_the_option(
 
 
 @pytest.mark.parametrize(
-    "name", sorted({*NAMES} - {"apply", "gguf", "recipes", "report", "targets", "watch"})
+    "name", sorted({*NAMES} - {"apply", "batch", "gguf", "recipes", "report", "targets", "watch"})
 )
 def test_a_missing_model_is_named(onnxq: Command, case: Case, tmp_path: Path, name: str) -> None:
     rest: tuple[str | Path, ...] = {
@@ -211,6 +211,7 @@ def test_an_unwritable_json_is_refused_before_the_work(
         "apply": ("m.onnx", "p.toml", "-o", "o.onnx"),
         "gguf": ("export", "m.onnx", "-o", "o.gguf"),
         "recipes": (),
+        "batch": ("m.toml", "-o", "out"),
         "report": ("a.json", "-o", "page.html"),
         "rewrite": ("m.onnx", "-o", "o.onnx"),
         "watch": ("bundle", "--data", "d.npz"),
