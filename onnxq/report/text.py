@@ -67,7 +67,10 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
         yield AGREEMENT, words.share(found.value), told
     for latency in report.latencies:
         before, after = map(words.milliseconds, (latency.float_ms, latency.candidate_ms))
-        told = f"{words.ratio(latency.speedup)}x as fast ({words.measured_on(latency)})"
+        told = f"{words.ratio(latency.speedup)}x as fast"
+        if interval := words.speedup_interval(latency):
+            told += f", 95 % interval {interval}"
+        told += f" ({words.measured_on(latency)})"
         yield f"latency {latency.of}".strip(), f"{before} -> {after}", told
     for rate in report.throughput:
         before, after = map(words.per_second, (rate.float_per_second, rate.candidate_per_second))

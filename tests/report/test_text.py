@@ -107,11 +107,12 @@ def test_what_was_not_measured_is_left_out() -> None:
 
 def test_both_latencies_of_a_decoder_and_throughput_are_shown() -> None:
     prompt = LatencyFacts("cpu", 2, 30.0, 20.0, 1.5, 4, "prompt")
-    token = LatencyFacts("cpu", 2, 3.0, 1.0, 3.0, 4, "token")
+    token = LatencyFacts("cpu", 2, 3.0, 1.0, 3.0, 4, "token", (2.9, 3.125))
     lines = [" ".join(line.split()) for line in printed(a_report(latencies=(prompt, token)), 120)]
     assert lines[2:5] == [
         "latency prompt 30.0 ms -> 20.0 ms 1.50x as fast (cpu, 2 threads, batch of 4)",
-        "latency token 3.00 ms -> 1.00 ms 3.00x as fast (cpu, 2 threads, batch of 4)",
+        "latency token 3.00 ms -> 1.00 ms 3.00x as fast, 95 % interval 2.90 to 3.12 (cpu, 2 "
+        "threads, batch of 4)",
         "throughput 400/s -> 700/s 1.75x as many (cpu, 1 thread, batch of 8)",
     ]
 
