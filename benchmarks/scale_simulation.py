@@ -5,7 +5,7 @@ Jobs arrive evenly over the day and take times drawn from lengths that were meas
 and what they were at begins anew from its last stage. What is timed runs alone on its machine, so
 jobs of one machine wait for each other's share of time on the clock.
 
-    python benchmarks/scale_simulation.py [FOLDER] [--models 10000] [--seed 0]
+    python benchmarks/scale_simulation.py [FOLDER] [--models 10000] [--longer 20]
 """
 
 from __future__ import annotations
@@ -94,9 +94,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--models", type=int, default=10_000)
+    parser.add_argument("--longer", type=float, default=1.0, help="times that jobs take longer")
     parser.add_argument("--seed", type=int, default=0)
     parsed = parser.parse_args()
     lengths = measured(parsed.folder) if parsed.folder else list(MEASURED)
+    lengths = [length * parsed.longer for length in lengths]
     mean = float(np.mean(lengths))
     median, late = np.quantile(lengths, [0.5, 0.95])
     print(

@@ -29,7 +29,7 @@ from onnxq.recipe import Recipe, load_recipe
 from onnxq.runtime import TensorSpec, as_stored, load_backend
 from onnxq.runtime.executor import IN_PROCESS, Executor, open_executor
 from onnxq.runtime.files import ModelFiles
-from onnxq.runtime.pool import model_room
+from onnxq.runtime.pool import SMALLEST_ROOM, model_room
 from onnxq.runtime.providers import with_options
 from onnxq.targets import Target, load_target
 from onnxq.time_budget import TimeBudget
@@ -38,6 +38,9 @@ from onnxq.verify import Reference
 from onnxq.verify.facts import file_sha256
 from onnxq.verify.workload import Workload, find_workload
 from onnxq.work import data_digest
+
+_WORKER_BYTES = 1 << 28
+"""Memory of a worker that does nothing, with all that it imports."""
 
 _MADE_UP = 4
 """Samples that are made up where there is no data."""
@@ -194,6 +197,7 @@ def open_job(
         for name, plan in candidates.items():
             check_made_for(plan, file_sha256(path), name)
         source = load(path)
+        options = _within_workers(options, constant_bytes(source))
         files = ModelFiles(folder)
         runs = files.beside(source, path)
         session = as_stored(runs)
@@ -236,6 +240,21 @@ def open_job(
             notes,
             candidates,
         )
+
+
+def _within_workers(options: Options, weights: int) -> Options:
+    """The same with what is left for observing of a worker's memory, however many there are."""
+    limit = options.memory_limit
+    if limit is None or (options.workers is None and options.scheduler is None):
+        return options
+    # Sessions hold weights twice while they pack them; more of them than that run in segments.
+    left = limit - _WORKER_BYTES - min(2 * weights, limit // 4)
+    if left < SMALLEST_ROOM:
+        raise InputError(
+            f"a worker itself takes {_WORKER_BYTES:,} bytes of memory, so a limit of {limit:,} is "
+            "too small for it; raise --memory-limit"
+        )
+    return replace(options, memory_limit=left)
 
 
 def _executor(options: Options, folder: Path) -> AbstractContextManager[Executor]:

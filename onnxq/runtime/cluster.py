@@ -58,7 +58,7 @@ def connected(
 ) -> Iterator[Connect]:
     """What connects to a cluster: one that is there, or one of processes that end afterwards.
 
-    A cluster that is started listens on the loopback interface only, and has no web page.
+    A cluster that is started listens on the loopback interface only.
 
     Raises:
         InputError: nothing answers at the address.
@@ -68,17 +68,7 @@ def connected(
             stack.enter_context(_quiet(name))
         address: Any = scheduler
         if address is None:
-            address = stack.enter_context(
-                LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    host="127.0.0.1",
-                    dashboard_address=None,
-                    memory_limit=memory_limit or 0,
-                    silence_logs=logging.CRITICAL,
-                )
-            )
+            address = stack.enter_context(_local(workers, memory_limit))
         clients: list[Client] = []
 
         def connect() -> Client:
@@ -97,6 +87,26 @@ def connected(
 
         connect()
         yield connect
+
+
+def _local(workers: int | None, memory_limit: int | None) -> Any:
+    """A cluster of processes of this machine, of which one may die before it has begun."""
+    for left in reversed(range(_TRIES)):
+        try:
+            return LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+                worker_dashboard_address="127.0.0.1:0",
+                memory_limit=memory_limit or 0,
+                silence_logs=logging.CRITICAL,
+            )
+        except RuntimeError as error:
+            if not left:
+                raise InputError(f"workers cannot be started here: {_told(error)}") from error
+    raise AssertionError("not reached")
 
 
 class Cluster(Executor):

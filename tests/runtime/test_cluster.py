@@ -60,6 +60,19 @@ def test_results_come_in_order_and_nothing_is_left(executor: Executor, noted: Pa
     assert not list((executor.folder / "results").iterdir())
 
 
+def test_what_is_started_listens_on_loopback_only(executor: Executor, noted: Path) -> None:
+    psutil = pytest.importorskip("psutil")
+    list(executor.map(Squares(noted), NUMBERS))
+    own = psutil.Process()
+    listening = [
+        connection.laddr.ip
+        for process in [own, *own.children(recursive=True)]
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 4 and {*listening} == {"127.0.0.1"}
+
+
 @pytest.mark.parametrize("trouble", ["killed", "stopped", "disk"])
 def test_what_a_worker_cannot_do_another_one_does(
     trouble: str, executor: Executor, noted: Path
