@@ -35,6 +35,7 @@ from onnxq.runtime import as_stored
 MODELS = Path(__file__).parents[1] / "models"
 DEFAULT = (str(MODELS / "digits_vit.onnx"), str(MODELS / "digits.npz"))
 KILLS = 20
+STARTS_WITHIN = 8.0
 
 
 def digest(result: Any) -> str:
@@ -102,6 +103,10 @@ def killing(times: int, between: tuple[float, float], seed: int) -> Iterator[lis
     over, killed, rng = threading.Event(), list[int](), np.random.default_rng(seed)
 
     def kill() -> None:
+        while not workers_of(os.getpid()) and not over.wait(0.5):
+            pass
+        # Who dies before it has begun is none that did any work.
+        over.wait(STARTS_WITHIN)
         while len(killed) < times and not over.wait(rng.uniform(*between)):
             if alive := workers_of(os.getpid()):
                 victim = int(rng.choice(alive))
@@ -124,7 +129,7 @@ def kills(model: str, data: str, times: int) -> None:
     wanted = digest(stage(model, data, workers=2))
     count, number = 0, 0
     while count < times:
-        with killing(times - count, (1.0, 6.0), number) as killed:
+        with killing(times - count, (0.5, 4.0), number) as killed:
             found = digest(stage(model, data, workers=2))
         assert found == wanted, "the bytes differ"
         count, number = count + len(killed), number + 1

@@ -101,9 +101,7 @@ def main() -> None:
     lengths = [length * parsed.longer for length in lengths]
     mean = float(np.mean(lengths))
     median, late = np.quantile(lengths, [0.5, 0.95])
-    print(
-        f"{len(lengths)} jobs: mean {mean:.1f} s, median {median:.1f} s, 95 % {late:.1f} s;", end=""
-    )
+    print(f"{len(lengths)} jobs: mean {mean:.1f} s, median {median:.1f} s, 95 % {late:.1f} s")
     print(f"{parsed.models:,} models: {parsed.models * mean / 3600:.0f} hours in all")
     print("| workers | last done after the day | wait, median | 95 % | busy |")
     print("|---|---|---|---|---|")
