@@ -27,8 +27,8 @@ examples:
 
 NEEDS = "float candidate --data"
 TAKES = (
-    "--metric --gate --samples --no-layers --junit --report --provider --provider-option --threads "
-    f"--batch-size --throughput --latency-of {IMAGES}"
+    "--metric --gate --samples --layers --no-layers --junit --report --provider --provider-option "
+    f"--threads --batch-size --throughput --latency-of {IMAGES}"
 )
 CHANGES = {"--data": {"help": "samples; of data with a split of its own the held-out part is used"}}
 
@@ -59,4 +59,6 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
     if parsed.junit:
         write_text(Path(parsed.junit), to_junit(report))
     code = EXIT_OK if report.passed else EXIT_GATE
-    return Outcome(report.to_dict(), to_text(report, layers=True), code=code)
+    return Outcome(
+        report.to_dict(), to_text(report, layers="all" if parsed.layers else "weakest"), code=code
+    )

@@ -208,6 +208,10 @@ _DECLARED: Mapping[str, Keywords] = {
     ),
     "--gate": _values("EXPR", "a promise", type=str),
     "--no-layers": _switch("leave out the error of every layer"),
+    "--layers": _switch(
+        "list every layer: accumulated and local error, worst channel, what is cut off (default: "
+        "the weakest)"
+    ),
     "--junit": _value("FILE", "write the gates as JUnit XML"),
     "--report": _value("FOLDER", "write report.json, .html and junit.xml"),
     "--passes -p": _value(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -19,12 +20,14 @@ _OPERATORS = 4
 _WEAKEST = 5
 
 
-def to_text(report: Report, *, layers: bool = False) -> RenderableType:
+def to_text(
+    report: Report, *, layers: Literal["none", "weakest", "all"] = "none"
+) -> RenderableType:
     """A summary for `rich.console.Console.print`; plain where the console is no terminal.
 
     Args:
         report: What was found out.
-        layers: Whether to list the layers with the lowest SQNR, too.
+        layers: Whether to list the layers with the lowest SQNR, too, or all.
     """
     parts: list[RenderableType] = [_listing(_rows(report))]
     if report.candidates:
@@ -33,8 +36,12 @@ def to_text(report: Report, *, layers: bool = False) -> RenderableType:
         parts += [Text(), _listing(_gates(report))]
     if report.notes:
         parts += [Text(), *(Text(words.printable(note)) for note in report.notes)]
-    if layers and any(layer.sqnr_db is not None for layer in report.layers):
+    if layers == "weakest" and any(layer.sqnr_db is not None for layer in report.layers):
         parts += [Text(), _listing(_weakest(report), numbers=True)]
+    if layers == "all":
+        parts += [Text(), _layers(report)]
+    if layers != "none" and report.jump is not None:
+        parts += [Text(), Text(f"First jump: {words.jump(report.jump)}.", "bold red")]
     return Group(*parts)
 
 
@@ -149,6 +156,29 @@ def _weakest(report: Report) -> Iterator[tuple[str, str, str]]:
         label = ""
     if label:
         yield label, "none", "every layer is exact"
+
+
+def _layers(report: Report) -> Table:
+    """Every layer in node order, with its accumulated and its local error."""
+    table = grid(fold=True)
+    for _ in range(5):
+        table.add_column(justify="right", no_wrap=True)
+    headings = ("precision", "accumulated", "local", "worst channel", "cut off")
+    table.add_row(Text("layers"), *(Text(heading, "bold") for heading in headings))
+    for layer in report.layers:
+        worst = ""
+        if layer.worst_channel is not None and layer.worst_channel_db is not None:
+            worst = f"{layer.worst_channel}: {words.decibels(layer.worst_channel_db)}"
+        cells = (
+            layer.precision,
+            "" if layer.sqnr_db is None else words.decibels(layer.sqnr_db),
+            "" if layer.local_db is None else words.decibels(layer.local_db),
+            worst,
+            "" if layer.saturation is None else words.share(layer.saturation),
+        )
+        name = words.printable(f"{layer.node} ({layer.op_type})")
+        table.add_row(Text(name, ""), *(Text(cell) for cell in cells))
+    return table
 
 
 def _listing(rows: Iterable[tuple[str, str, str | Text]], numbers: bool = False) -> Table:

@@ -12,6 +12,7 @@ from onnxq.verify.result import (
     AGREEMENT,
     NEIGHBOUR,
     AgreementFacts,
+    JumpFacts,
     LatencyFacts,
     MetricFacts,
     ThroughputFacts,
@@ -117,6 +118,17 @@ def is_unsteady(float_ms: float, candidate_ms: float, speedup: float) -> bool:
     if not min(float_ms, candidate_ms, speedup) > 0.0:
         return False
     return abs(math.log(float_ms / candidate_ms / speedup)) > math.log(_UNSTEADY)
+
+
+def jump(found: JumpFacts) -> str:
+    """A sentence on the first layer that errs more than its precision explains."""
+    cut = f"; {share(found.saturation)} of its values are cut off" if found.saturation else ""
+    others = f"; or {' or '.join(map(printable, found.others))} is" if found.others else ""
+    return (
+        f"{printable(found.node)} ({printable(found.op_type)}) is at fault: "
+        f"{printable(found.what)} has {decibels(found.local_db)} on float's inputs, where its "
+        f"precision explains {decibels(found.expected_db)}{cut}{others}"
+    )
 
 
 def number(value: float) -> str:

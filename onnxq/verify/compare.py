@@ -132,11 +132,11 @@ def compare_files(
         infer_types(candidate_graph)
         if options.layers:
             progress.stage("comparing layers")
-            layers = compare_layers(
+            layers, jump = compare_layers(
                 float_graph, candidate_graph, data.take(LAYER_SAMPLES), reference.room
             )
         else:
-            layers = describe(candidate_graph)
+            layers, jump = describe(candidate_graph), None
     progress.finish()
     model = reference.facts(float_graph, float_path, operators=options.operators)
     output = reference.facts(candidate_graph, candidate_path, operators=options.operators)
@@ -158,6 +158,7 @@ def compare_files(
         passed=True,
         agreement=agreement,
         graph=structure(candidate_graph) if options.layers else None,
+        jump=jump,
     )
     return with_gates(report, options.gates)
 

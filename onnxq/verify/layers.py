@@ -17,8 +17,9 @@ from onnxq.runtime.parallel import in_order
 from onnxq.runtime.pool import RUN_BYTES, at_a_time, give_back, processors
 from onnxq.runtime.segmented import Segmented
 from onnxq.runtime.spool import Spool
+from onnxq.verify.local import Kept, LocalError, least_shapes, local_errors
 from onnxq.verify.precision import describe, operators
-from onnxq.verify.result import LayerFacts
+from onnxq.verify.result import JumpFacts, LayerFacts
 
 _LARGEST_GROUP = 2 * RUN_BYTES
 """Bytes of one sample's values that each of two models gives out at a time."""
@@ -28,19 +29,17 @@ _MOST_BYTES = 1 << 30
 
 _FEWEST, _AT_ONCE = 4, 2
 
-_Place = tuple[int, str]
-"""Number of a batch and name of a value."""
-
 
 def compare_layers(
     reference: Graph, candidate: Graph, data: Dataset, room: int
-) -> tuple[LayerFacts, ...]:
-    """Describe the candidate's operators, each with the SQNR of what it makes.
+) -> tuple[tuple[LayerFacts, ...], JumpFacts | None]:
+    """Describe the candidate's operators with their errors, and the first that is not explained.
 
     A value is compared with the float model's value of the same name, on the same samples; what
-    has no counterpart (rewrites make new values) has no SQNR. The candidate runs as a whole, so
-    a layer's error includes that of the layers before it. Models whose weights take more bytes than
-    there is ``room`` run segment by segment.
+    has no counterpart (rewrites make new values) has no SQNR. For the accumulated error the
+    candidate runs as a whole, so that a layer's error includes that of the layers before it; for
+    the local one see `onnxq.verify.local`. Models whose weights take more bytes than there is
+    ``room`` run segment by segment.
 
     Raises:
         InputError: onnxruntime cannot run one of the models with its inner values given out.
@@ -52,34 +51,56 @@ def compare_layers(
     graphs = [graph.copy() for graph in (reference, candidate)]
     for graph in graphs:
         lift(graph, shared)
-    sqnr = {made[error.name]: error.sqnr_db for error in _errors(graphs, shared, data, room)}
-    return tuple(replace(layer, sqnr_db=sqnr.get(layer.node)) for layer in describe(candidate))
-
-
-def _errors(
-    graphs: Sequence[Graph], names: Sequence[str], data: Dataset, room: int
-) -> list[OutputError]:
-    """How far some values of the second graph are from those of the first."""
-    errors = ErrorAccumulator()
-    first = next(data.batches())
-    inputs = [v for v in graphs[0].inputs if v.data is None]
-    least = first.rows(0, 1) if first.is_divisible(inputs) else first
-    sizes = value_bytes(graphs[0], {name: array.shape for name, array in least.feeds.items()})
-    count = _MOST_BYTES // max(1, sum(sizes[name] for name in names))
-    some = data.take(max(_FEWEST, min(count, len(data))))
+    described = describe(candidate)
+    some = _few_enough(graphs[0], shared, data)
     give_back()
     with ModelFiles.temporary() as files:
         for graph in graphs:
             if constant_bytes(graph) <= room:
                 files.share(graph)
-        # A model in segments runs once, and gives no more than a segment's values at a time.
-        in_segments = any(constant_bytes(graph) > room for graph in graphs)
-        most = sum(sizes.values()) if in_segments else _LARGEST_GROUP
-        for group in at_a_time({name: sizes[name] for name in names}, most):
-            rows = max(1, RUN_BYTES // max(1, sum(sizes[name] for name in group)))
-            parts = some.in_parts(rows, inputs)
-            wanted = {name: sizes[name] for name in group}
-            _add_errors(errors, files, graphs, wanted, parts, room)
+        found = {made[e.name]: e for e in _errors(files, graphs, shared, some, room)}
+        precisions = {layer.node: layer.precision for layer in described}
+
+        def show(names: Sequence[str], samples: Dataset) -> Kept:
+            sizes = {name: size for name, size in _sizes(graphs[0], data).items() if name in names}
+            return _kept(files, graphs[0], sizes, samples, room)
+
+        local, jump = local_errors(reference, candidate, precisions, shared, some, show, files)
+    return tuple(_with(x, found.get(x.node), local.get(x.node)) for x in described), jump
+
+
+def _with(layer: LayerFacts, error: OutputError | None, local: LocalError | None) -> LayerFacts:
+    if error is not None:
+        layer = replace(layer, sqnr_db=error.sqnr_db, cosine=error.cosine)
+    return layer if local is None else replace(layer, **vars(local))
+
+
+def _few_enough(graph: Graph, names: Sequence[str], data: Dataset) -> Dataset:
+    """Fewer samples where some values of all of them would take too much."""
+    sizes = _sizes(graph, data)
+    count = _MOST_BYTES // max(1, sum(sizes[name] for name in names))
+    return data.take(max(_FEWEST, min(count, len(data))))
+
+
+def _sizes(graph: Graph, data: Dataset) -> dict[str, int]:
+    """Bytes of a graph's values for one sample, or for one batch where that is fixed."""
+    return value_bytes(graph, least_shapes(graph, data))
+
+
+def _errors(
+    files: ModelFiles, graphs: Sequence[Graph], names: Sequence[str], some: Dataset, room: int
+) -> list[OutputError]:
+    """How far some values of the second graph are from those of the first."""
+    errors, sizes = ErrorAccumulator(), _sizes(graphs[0], some)
+    inputs = [v for v in graphs[0].inputs if v.data is None]
+    # A model in segments runs once, and gives no more than a segment's values at a time.
+    in_segments = any(constant_bytes(graph) > room for graph in graphs)
+    most = sum(sizes.values()) if in_segments else _LARGEST_GROUP
+    for group in at_a_time({name: sizes[name] for name in names}, most):
+        rows = max(1, RUN_BYTES // max(1, sum(sizes[name] for name in group)))
+        parts = some.in_parts(rows, inputs)
+        wanted = {name: sizes[name] for name in group}
+        _add_errors(errors, files, graphs, wanted, parts, room)
     return errors.result()
 
 
@@ -92,25 +113,32 @@ def _add_errors(
     room: int,
 ) -> None:
     """Compare some values; one model runs after the other, or both would be in memory."""
-    kept, numbers = Spool[Any](), dict[_Place, int]()
+    kept = _kept(files, graphs[0], sizes, data, room)
 
-    def keep(place: _Place, array: Any) -> None:
-        numbers[place] = len(numbers)
-        kept.add(array)
-
-    def compare(place: _Place, array: Any) -> None:
-        name, reference = place[1], kept[numbers[place]]
+    def compare(number: int, name: str, batch: Batch, array: Any) -> None:
+        pair = batch.trim({"ours": kept(number, name), "theirs": array})
+        reference = pair["ours"]
         # In a branch that is not taken nothing is computed.
         if reference.size:
             # Channels that were added hold nothing.
-            errors.add({name: reference}, {name: array[tuple(map(slice, reference.shape))]})
+            theirs = pair["theirs"][tuple(map(slice, reference.shape))]
+            errors.add({name: reference}, {name: theirs})
 
-    for graph, see in zip(graphs, (keep, compare), strict=True):
-        is_whole = constant_bytes(graph) <= room
-        for names in at_a_time(sizes, _LARGEST_GROUP) if is_whole else [[*sizes]]:
-            some = {name: sizes[name] for name in names}
-            _show(files, graph, some, data, room, see)
-            give_back()
+    _show(files, graphs[1], sizes, data, room, compare)
+
+
+def _kept(
+    files: ModelFiles, graph: Graph, sizes: Mapping[str, int], data: Dataset, room: int
+) -> Kept:
+    """What tells some of a graph's values, which wait on disk."""
+    kept, numbers = Spool[Any](), dict[tuple[int, str], int]()
+
+    def keep(number: int, name: str, batch: Batch, array: Any) -> None:
+        numbers[number, name] = len(numbers)
+        kept.add(array)
+
+    _show(files, graph, sizes, data, room, keep)
+    return lambda number, name: kept[numbers[number, name]]
 
 
 def _show(
@@ -119,17 +147,31 @@ def _show(
     sizes: Mapping[str, int],
     data: Dataset,
     room: int,
-    see: Callable[[_Place, Any], None],
+    see: Callable[[int, str, Batch, Any], None],
 ) -> None:
     """Show some of a graph's values, each by itself; the batches of each come in order."""
+    is_whole = constant_bytes(graph) <= room
+    for names in at_a_time(sizes, _LARGEST_GROUP) if is_whole else [[*sizes]]:
+        _show_at_once(files, graph, {name: sizes[name] for name in names}, data, room, see)
+        give_back()
+
+
+def _show_at_once(
+    files: ModelFiles,
+    graph: Graph,
+    sizes: Mapping[str, int],
+    data: Dataset,
+    room: int,
+    see: Callable[[int, str, Batch, Any], None],
+) -> None:
     exposing, workers = _exposing(graph, [*sizes]), min(_AT_ONCE, processors())
     items = ((item, item[1].feeds) for item in enumerate(data.batches()))
 
     def given(_: int, item: tuple[int, Batch], values: Mapping[str, Any]) -> None:
         number, batch = item
-        for name, array in batch.trim(values).items():
+        for name, array in values.items():
             if name in sizes:
-                see((number, name), array)
+                see(number, name, batch, array)
 
     if constant_bytes(graph) > room:
         # Beside what runs at a time, the values that are compared are still there.

@@ -23,6 +23,9 @@ _DYNAMIC = (
     "DynamicQuantizeMatMul",
     "MatMulIntegerToFloat",
 )
+MAY_HOLD_WEIGHTS = (*_MATRIX, *_RECURRENT, *_DYNAMIC)
+"""Operators that may compute with weights in few bits."""
+
 _CLIPPING = ("Relu", "Clip")
 
 

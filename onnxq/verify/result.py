@@ -138,9 +138,17 @@ class SizeFacts:
 class LayerFacts:
     """One operator of the candidate.
 
-    ``sqnr_db`` compares its output with the float model's value of the same name, None where
-    there is none; ``sensitivity`` is None until it was analysed; ``reason`` says why it is in
-    the precision it is in, empty if there is nothing to say.
+    ``sqnr_db`` and ``cosine`` compare its output with the float model's value of the same name,
+    None where there is none: the accumulated error, on what the candidate computed before.
+    ``local_db`` and ``local_cosine`` are the error that it adds by itself, on the float model's
+    inputs: of what it computes, or of the pair that quantizes that if it is worse; None where its
+    inputs have no counterpart, or in bodies. ``expected_db`` is the SQNR that its precision
+    explains. ``worst_channel`` holds the most of the local error, ``worst_channel_db`` is its SQNR.
+    ``saturation`` is the share of values that lie beyond the ends of the quantized range and are
+    cut off to them, None where there is no pair.
+
+    ``sensitivity`` is None until it was analysed; ``reason`` says why it is in the precision it is
+    in, empty if there is nothing to say.
     """
 
     node: str
@@ -149,6 +157,31 @@ class LayerFacts:
     sqnr_db: float | None
     sensitivity: float | None
     reason: str
+    cosine: float | None = None
+    local_db: float | None = None
+    local_cosine: float | None = None
+    expected_db: float | None = None
+    worst_channel: int | None = None
+    worst_channel_db: float | None = None
+    saturation: float | None = None
+
+
+@dataclass(frozen=True)
+class JumpFacts:
+    """The first layer whose local error its precision does not explain.
+
+    ``what`` is the value that it computes wrongly, or whose quantization is at fault. ``others``
+    are layers that may as well be at fault, because no value between them and this one has a
+    counterpart. The other fields are those of that place, see `LayerFacts`.
+    """
+
+    node: str
+    op_type: str
+    what: str
+    local_db: float
+    expected_db: float
+    saturation: float | None
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -263,7 +296,8 @@ class Report(SavedAsJson):
     before; ``agreement`` is None where the outputs hold no decisions, ``training`` where nothing
     was trained; ``untried`` is what a time budget left out; ``graph`` is None where it was not
     looked at, or is too large to be drawn; ``tensors`` are those that quantization changes most;
-    ``command`` is what was typed, empty where a program asked.
+    ``command`` is what was typed, empty where a program asked; ``jump`` is None where every layer
+    errs no more than its precision explains, or none was looked at.
     """
 
     schema = "onnxq/report/1"
@@ -295,6 +329,7 @@ class Report(SavedAsJson):
     graph: GraphFacts | None = None
     tensors: tuple[TensorFacts, ...] = ()
     command: str = ""
+    jump: JumpFacts | None = None
 
     @property
     def sqnr_db(self) -> float:

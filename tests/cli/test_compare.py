@@ -35,6 +35,14 @@ def test_the_summary_has_figures_and_weakest_layers(run) -> None:
     assert f"({SAMPLES} samples)" in found.out
 
 
+def test_every_layer_is_listed_on_request(run) -> None:
+    found = run("--layers")
+    assert (found.code, found.err) == (0, "")
+    names = [line.split(" ")[0] for line in found.out.splitlines() if " int8 " in line]
+    assert {"first", "head"} <= set(names)
+    assert "weakest layers" not in found.out and "First jump" not in found.out
+
+
 def test_json(run, case: Case, tmp_path: Path) -> None:
     found = run("--json", "-", "--gate", "drop<=0.5")
     assert (found.code, found.err) == (0, "")

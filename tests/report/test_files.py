@@ -28,7 +28,8 @@ KEYS: dict[str, str | None] = {
     "throughput": "provider threads batch float_per_second candidate_per_second speedup",
     "size": "float_bytes candidate_bytes ratio",
     "outputs": "name sqnr_db cosine max_abs",
-    "layers": "node op_type precision sqnr_db sensitivity reason",
+    "layers": "node op_type precision sqnr_db sensitivity reason cosine local_db local_cosine "
+    "expected_db worst_channel worst_channel_db saturation",
     "gates": "expr value passed",
     "passes": "name rewrites seconds",
     "versions": None,
@@ -45,6 +46,7 @@ KEYS: dict[str, str | None] = {
     "graph": None,
     "tensors": "tensor node low high first last shares sqnr_db outside",
     "command": None,
+    "jump": None,
 }
 
 

@@ -16,6 +16,7 @@ from onnxq.runtime import OutputError
 from onnxq.verify import Report
 from onnxq.verify.result import (
     CandidateFacts,
+    JumpFacts,
     LatencyFacts,
     LayerFacts,
     MethodFacts,
@@ -26,7 +27,7 @@ from tests.report.hostile import SCRIPT, hostile_report, is_clean
 from tests.verify.reports import CANDIDATE, TRAINING, a_report
 
 
-def printed(report: Report, width: int = 100, **options: bool) -> list[str]:
+def printed(report: Report, width: int = 100, **options: str) -> list[str]:
     console = Console(file=io.StringIO(), width=width, highlight=False, emoji=False, markup=False)
     console.print(to_text(report, **options))
     assert isinstance(console.file, io.StringIO)
@@ -168,7 +169,7 @@ def test_weakest_layers_are_listed_on_request() -> None:
     )
     report = a_report(layers=(*layers, LayerFacts("x", "Exp", "float32", None, None, "")))
     assert not any("weakest" in line for line in printed(report))
-    lines = printed(report, layers=True)
+    lines = printed(report, layers="weakest")
     at = next(i for i, line in enumerate(lines) if line.startswith("weakest layers"))
     assert [line.split()[-3] for line in lines[at:]] == [
         "n10.0",
@@ -182,13 +183,13 @@ def test_weakest_layers_are_listed_on_request() -> None:
 
 def test_layers_without_error_or_measurement() -> None:
     exact = a_report(layers=(LayerFacts("a", "Conv", "int8", math.inf, None, ""),))
-    assert "weakest layers none every layer is exact" in flat(printed(exact, layers=True))
+    assert "weakest layers none every layer is exact" in flat(printed(exact, layers="weakest"))
     unknown = a_report(layers=(LayerFacts("a", "Conv", "int8", None, None, ""),))
-    assert "weakest" not in flat(printed(unknown, layers=True))
+    assert "weakest" not in flat(printed(unknown, layers="weakest"))
 
 
 def test_hostile_names_are_escaped() -> None:
-    lines = printed(hostile_report(), 2000, layers=True)
+    lines = printed(hostile_report(), 2000, layers="weakest")
     assert all(is_clean(line) for line in lines)
     assert flat(lines).count(SCRIPT) >= 6
     assert sum("\\x1b[31m" in line for line in lines) >= 5
@@ -255,3 +256,19 @@ def test_reasons_of_a_plan_are_not_left_in_float() -> None:
 def test_no_quantized_precision_is_left_in_float(name: str) -> None:
     found = parse_precision(name).described
     assert not left_in_float([LayerFacts("a", "MatMul", found, 30.0, None, "chosen")])
+
+
+def test_all_layers_with_both_errors_and_the_first_jump() -> None:
+    layer = LayerFacts("c", "Conv", "int8", 30.5, None, "", 0.99, 12.5, 0.9, 34.0, 7, 3.25, 0.0625)
+    plain = LayerFacts("e", "Exp", "float32", None, None, "")
+    jump = JumpFacts("c", "Conv", "the quantization of 'v'", 12.5, 34.0, 0.0625, ("d",))
+    lines = printed(a_report(layers=(layer, plain), jump=jump), 200, layers="all")
+    (row,) = (line for line in lines if line.startswith("c (Conv)"))
+    assert " ".join(row.split()) == "c (Conv) int8 30.5 dB 12.5 dB 7: 3.2 dB 6.25 %"
+    (row,) = (line for line in lines if line.startswith("e (Exp)"))
+    assert row.split() == ["e", "(Exp)", "float32"]
+    assert lines[-1] == (
+        "First jump: c (Conv) is at fault: the quantization of 'v' has 12.5 dB on float's inputs, "
+        "where its precision explains 34.0 dB; 6.25 % of its values are cut off; or d is."
+    )
+    assert "First jump" not in flat(printed(a_report(jump=jump)))

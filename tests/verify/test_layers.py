@@ -8,6 +8,7 @@ import re
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import faults
 import numpy as np
 import pytest
 
@@ -15,8 +16,10 @@ from onnxq.data import Dataset, read
 from onnxq.ir import Graph, infer_types, to_proto
 from onnxq.runtime import Session
 from onnxq.verify import layers
+from onnxq.verify.local import behind
 from onnxq.verify.result import LayerFacts
-from tests.helpers import run
+from tests.helpers import random_feeds, run
+from tests.networks import chain
 from tests.quantization import observed_bounds, quantized
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
@@ -40,7 +43,7 @@ def _data(graph: Graph, samples: np.ndarray) -> object:
 
 
 def compare_layers(before: Graph, after: Graph, data: Dataset) -> tuple[LayerFacts, ...]:
-    return layers.compare_layers(before, after, data, 1 << 30)
+    return layers.compare_layers(before, after, data, 1 << 30)[0]
 
 
 def _sqnr(reference: np.ndarray, candidate: np.ndarray) -> float:
@@ -135,3 +138,90 @@ def _status(field: str) -> int:
 def test_no_more_than_a_segments_values_are_in_memory() -> None:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(_most_beyond_start).result() < 80e6
+
+
+def test_the_local_error_is_that_of_the_layer_on_floats_inputs() -> None:
+    before, samples = _graph(), _samples(10)
+    after = quantized(before, observed_bounds(before.copy(), {"x": samples}))
+    found = {layer.node: layer for layer in compare_layers(before, after, _data(before, samples))}
+    wanted = _inner(before, ["r", "e", "y"], samples)
+    # Exp reads what float gives, and is exact; the pair behind it rounds.
+    assert found["e"].precision == "float32"
+    paired = _inner(after, ["e"], samples)
+    assert found["e"].sqnr_db == pytest.approx(_sqnr(wanted["e"], paired["e"]), abs=0.1)
+    pairs = {v.name for n in after.nodes() if n.is_op("QuantizeLinear") for v in behind(n)}
+    assert "e_dq" in pairs and "r_dq" in pairs
+    for name in ("r", "e"):
+        (source, scale, zero) = (
+            after.values[f"{name}_dq"].producer.inputs[slot] for slot in range(3)
+        )
+        assert source is not None and scale is not None and zero is not None
+        step, point = scale.numpy(), zero.numpy()
+        codes = np.clip(np.rint(wanted[name] / step) + point, 0, 255)
+        rounded = (codes - point) * step
+        assert found[name].local_db == pytest.approx(_sqnr(wanted[name], rounded), abs=0.1)
+        assert found[name].local_db > found[name].expected_db - 3
+        assert found[name].saturation == 0.0
+    # The last convolution reads float's exponentials, not the rounded ones.
+    assert found["y_replaced"].local_db >= found["y_replaced"].sqnr_db
+
+
+def test_what_a_range_cuts_off_and_where_the_error_lies() -> None:
+    graph = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 3] x) => (float[N, 3] y)
+        <float step = {1.0}, int8 zero = {0}>
+        { t = Neg(x) q = QuantizeLinear(t, step, zero) d = DequantizeLinear(q, step, zero)
+          y = Neg(d) }""")
+    plain = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 3] x) => (float[N, 3] y) { t = Neg(x) y = Neg(t) }""")
+    samples = np.array([[-1, -200, 3], [2, -100, 3], [0, 128.25, 0], [0, 0, 128.75]], np.float32)
+    data = read({"x": samples}, Session(to_proto(plain)).inputs)
+    infer_types(graph)
+    (first, last), jump = layers.compare_layers(plain, graph, data, 1 << 30)
+    assert (first.saturation, first.worst_channel) == (2 / 12, 1)
+    signal = np.square(samples[:, 1]).sum()
+    assert first.worst_channel_db == pytest.approx(10 * np.log10(signal / (73**2 + 0.25**2)))
+    assert last.local_db == math.inf and last.saturation is None
+    assert jump is not None and (jump.node, jump.what) == ("t", "the quantization of 't'")
+
+
+@pytest.mark.parametrize("fault", faults.FAULTS.values(), ids=lambda fault: fault.__name__)
+def test_planted_faults_are_named(fault: faults.Fault) -> None:
+    original = chain(depth=5)
+    feeds = random_feeds(original, other_dims=32)
+    candidate = quantized(original, observed_bounds(original.copy(), feeds))
+    data = read(feeds, Session(to_proto(original)).inputs)
+    rng = np.random.default_rng(0)
+    assert layers.compare_layers(original, candidate, data, 1 << 30)[1] is None
+    for _ in range(3):
+        graph, names = faults.planted(original, candidate, data, fault, rng)
+        jump = layers.compare_layers(original, graph, data, 1 << 30)[1]
+        assert jump is not None and jump.node in names
+        assert jump.local_db < jump.expected_db
+
+
+@pytest.mark.parametrize(("factor", "fed"), [(1.0, "turned"), (0.5, "scaled")])
+def test_of_two_products_that_no_value_lies_between_the_faulty_one_is_named(
+    factor: float, fed: str
+) -> None:
+    graph = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 8] x) => (float[N, 8] y) { y = Identity(x) }""")
+    rng = np.random.default_rng(0)
+    (last,), value = graph.nodes(), graph.inputs[0]
+    for name in ("first", "second"):
+        weight = graph.constant(rng.standard_normal((8, 8)).astype(np.float32), f"{name}_w")
+        bias = graph.constant(np.ones(8, np.float32), f"{name}_b")
+        value = graph.add("Gemm", [value, weight, bias], name=name).output
+    last.set_input(0, value)
+    samples = rng.standard_normal((32, 8)).astype(np.float32)
+    candidate = quantized(graph, observed_bounds(graph.copy(), {"x": samples}))
+    between = next(n for n in candidate.nodes() if n.name == "first").output
+    candidate.rename(between, "moved")
+    weight = next(n for n in faults._weights(candidate) if "first_w" in n.inputs[0].name)
+    if fed == "turned":
+        candidate.set_constant(weight, 0, np.ascontiguousarray(weight.inputs[0].numpy().T))
+    candidate.set_constant(weight, 1, weight.inputs[1].numpy() * np.float32(factor))
+    data = read({"x": samples}, Session(to_proto(graph)).inputs)
+    jump = layers.compare_layers(graph, candidate, data, 1 << 30)[1]
+    assert jump is not None
+    assert (jump.node, jump.others) == ("first", ("second",))

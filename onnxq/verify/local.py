@@ -1,0 +1,553 @@
+"""The error that each layer of a candidate adds by itself, whatever came before it.
+
+The candidate is cut wherever it has a value that the float model has, too: what reads such a value
+reads the float model's, as that is, not behind the pair that quantizes it. So what lies between two
+cuts computes from the right inputs, and what it gives is held against the float model's value. A
+pair of QuantizeLinear and DequantizeLinear is held against what goes into it. A fault shows where
+it is, and nowhere behind.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import numpy as np
+
+from onnxq.data import Dataset
+from onnxq.ir import DataType, Graph, Node, TensorType, Value
+from onnxq.ir.copying import reads
+from onnxq.ir.sizes import value_bytes
+from onnxq.passes.notes import node_name
+from onnxq.runtime import ErrorAccumulator
+from onnxq.runtime.files import ModelFiles
+from onnxq.runtime.pool import RUN_BYTES, at_a_time, give_back
+from onnxq.runtime.specs import Array
+from onnxq.verify.blame import doubtful
+from onnxq.verify.precision import MAY_HOLD_WEIGHTS, operators
+from onnxq.verify.result import JumpFacts
+
+MARGIN_DB = 10.0
+"""By how much more than its precision explains a layer errs where the error is said to jump."""
+
+_MOST_CUT, _LEAST_CUT_DB = 8.0, 3.0
+"""The same of a range: noise of what it cuts off, over that of rounding, and dB that this costs."""
+
+_NEGLIGIBLE_DB = 50.0
+"""A local SQNR that is nowhere called a jump."""
+
+_GROUP = RUN_BYTES // 4
+"""Bytes of one sample's values that are looked at at a time."""
+
+Kept = Callable[[int, str], Array]
+"""A value by the number of the batch and its name."""
+
+Show = Callable[[Sequence[str], Dataset], Kept]
+
+_DB_PER_BIT = 20 * math.log10(2)
+_LEFT_OUT_DB = 13.0
+"""What rounded weights are short of 6.02 dB a bit: 8 bits leave 35 dB at least."""
+
+_FLOAT_BITS = {"float16": 11, "bfloat16": 8}
+_FEW_BITS = {"ternary": 2, "binary": 1}
+
+
+@dataclass(frozen=True)
+class LocalError:
+    """The error of one layer on the float model's inputs, see `LayerFacts`."""
+
+    local_db: float
+    local_cosine: float
+    expected_db: float
+    worst_channel: int | None
+    worst_channel_db: float | None
+    saturation: float | None
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The integers of a pair; the scale is that of the whole tensor."""
+
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+
+    @property
+    def is_centred(self) -> bool:
+        return self.zero_point == 0 and self.low < 0
+
+    def cuts(self, values: Array) -> Array:
+        """Whether values lie beyond the ends, by more than rounding does."""
+        codes = values.astype(np.float64) / self.scale + self.zero_point
+        return (codes < self.low - 0.5) | (codes > self.high + 0.5)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Two values that should be equal, and the layer that is to blame where they are not.
+
+    ``wanted`` is the float model's value, or of a pair what goes into it, in the candidate.
+    """
+
+    layer: str
+    op_type: str
+    what: str
+    given: str
+    wanted: str
+    is_pair: bool
+    bits: float
+    axis: int
+    grid: _Grid | None = None
+    pairs: tuple[str, ...] = ()
+    products: tuple[str, ...] = ()
+
+
+class _Found:
+    """What was seen at one place."""
+
+    def __init__(self, place: _Place) -> None:
+        self.place = place
+        self.errors = ErrorAccumulator()
+        self.noise: Array = np.zeros(0)
+        self.signal: Array = np.zeros(0)
+        self.low = self.high = 0.0
+        self.count = self.cut_off = 0
+        self.cut_noise = 0.0
+
+    def add(self, wanted: Array, given: Array) -> None:
+        # Channels that were added hold nothing.
+        given = given[tuple(map(slice, wanted.shape))]
+        self.errors.add({"": wanted}, {"": given})
+        if given.shape != wanted.shape or not wanted.size:
+            return
+        self.low = min(self.low, float(wanted.min()))
+        self.high = max(self.high, float(wanted.max()))
+        self.count += wanted.size
+        if self.place.grid is not None:
+            cut = self.place.grid.cuts(wanted)
+            self.cut_off += int(cut.sum())
+            self.cut_noise += float(np.square(wanted[cut] - given[cut], dtype=np.float64).sum())
+        if wanted.ndim > 1:
+            axes = tuple(a for a in range(wanted.ndim) if a != self.place.axis % wanted.ndim)
+            ours, theirs = wanted.astype(np.float64), given.astype(np.float64)
+            with np.errstate(invalid="ignore", over="ignore"):
+                noise, signal = np.square(ours - theirs).sum(axes), np.square(ours).sum(axes)
+            if not self.noise.size:
+                self.noise, self.signal = np.zeros_like(noise), np.zeros_like(signal)
+            if self.noise.shape == noise.shape:
+                self.noise, self.signal = self.noise + noise, self.signal + signal
+
+    def result(self, pairs: Mapping[str, LocalError]) -> LocalError:
+        (error,) = self.errors.result()
+        channel = int(np.nanargmax(self.noise)) if np.isfinite(self.noise).any() else None
+        by_channel = None
+        if channel is not None:
+            by_channel = _decibels(float(self.signal[channel]), float(self.noise[channel]))
+        is_cut = self.place.grid is not None and self.count
+        return LocalError(
+            error.sqnr_db,
+            error.cosine,
+            self._expected(pairs),
+            channel,
+            by_channel,
+            self.cut_off / self.count if is_cut else None,
+        )
+
+    def is_explained(self, error: LocalError) -> bool:
+        """Whether the precision explains the error.
+
+        Of a range that was chosen well, what is cut off makes no more noise than rounding does.
+        """
+        lost = error.expected_db - error.local_db
+        rounding = float(self.noise.sum()) - self.cut_noise
+        is_cut = self.cut_noise > _MOST_CUT * rounding and lost > _LEAST_CUT_DB
+        return (lost <= MARGIN_DB and not is_cut) or error.local_db >= _NEGLIGIBLE_DB
+
+    def _expected(self, pairs: Mapping[str, LocalError]) -> float:
+        """The SQNR that the precision explains.
+
+        Rounding to a grid of so many bits over the whole range of what was seen leaves a noise of
+        step^2 / 12; in a computation its weights, and the pairs within, which have been judged.
+        """
+        place = self.place
+        if not place.is_pair:
+            within = (pairs[name].local_db for name in place.pairs if name in pairs)
+            return min([_DB_PER_BIT * place.bits - _LEFT_OUT_DB, *within])
+        low, high = self.low, self.high
+        if place.grid is not None and place.grid.is_centred:
+            high = max(high, -low)
+            low = -high
+        step = (high - low) / (2**place.bits - 1)
+        return _decibels(float(self.signal.sum()), self.count * step**2 / 12)
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0.0:
+        return math.inf
+    if signal == 0.0 or not math.isfinite(noise):
+        return -math.inf
+    return 10.0 * math.log10(signal / noise)
+
+
+def local_errors(
+    reference: Graph,
+    candidate: Graph,
+    precisions: Mapping[str, str],
+    shared: Collection[str],
+    data: Dataset,
+    show: Show,
+    files: ModelFiles,
+) -> tuple[dict[str, LocalError], JumpFacts | None]:
+    """The local error of the candidate's layers by name, and the first that is not explained.
+
+    Layers of bodies are not cut out, nor is what lies between two layers measured where none of its
+    values has the name of one of the float model's; what ends there is blamed on its last product.
+
+    Args:
+        reference: The float model.
+        candidate: The model.
+        precisions: Precision of each layer, by its name.
+        shared: Names of values that both have.
+        data: Samples.
+        show: Runs the float model and gives what tells its values.
+        files: Where to put parts of the candidate.
+    """
+    split, fed = _split(candidate, shared)
+    places = _places(split, shared, precisions)
+    if not places:
+        return {}, None
+    found = {place: _Found(place) for place in places}
+    sizes = value_bytes(candidate, least_shapes(candidate, data))
+    parts = list(_parts(split, places, sizes))
+    largest = max(sum(map(_bytes_of(sizes), members)) for _, members in parts)
+    inputs = [v for v in candidate.inputs if v.data is None]
+    some = data.in_parts(max(1, RUN_BYTES // max(1, largest)), inputs)
+    kept = show([*{*fed.values(), *(p.wanted for p in places if not p.is_pair)}], some)
+    for part, members in parts:
+        names = [value.name for value in part.inputs if value.data is None]
+        session = files.session(part, optimization="none", pooled=True)
+        for number, batch in enumerate(some.batches()):
+            feeds = {
+                n: _as_wide(kept(number, fed[n]), candidate.values[fed[n]])
+                if n in fed
+                else batch.feeds[n]
+                for n in names
+            }
+            # In a branch that is not taken nothing is computed.
+            if any(array.size == 0 for array in feeds.values()):
+                continue
+            made = {**batch.feeds, **session.run(feeds)}
+            for place in members:
+                ours = made[place.wanted] if place.is_pair else kept(number, place.wanted)
+                pair = batch.trim({"wanted": ours, "given": made[place.given]})
+                found[place].add(pair["wanted"], pair["given"])
+        del session
+        give_back()
+    by_layer, jump = _judged(places, found)
+    if jump is not None and jump.others:
+        jump = _blamed(jump, {name: node for node, name in operators(split)}, reference)
+    return by_layer, jump
+
+
+def _blamed(jump: JumpFacts, nodes: Mapping[str, Node], reference: Graph) -> JumpFacts:
+    """The same of another layer in front, if that is where stored numbers are wrong."""
+    able = [nodes[name] for name in (*jump.others, jump.node)]
+    node = doubtful(able, reference)
+    if node is None:
+        return jump
+    others = tuple(node_name(other) for other in able if other is not node)
+    return replace(jump, node=node_name(node), op_type=node.op_type, others=others)
+
+
+def _judged(
+    places: Sequence[_Place], found: Mapping[_Place, _Found]
+) -> tuple[dict[str, LocalError], JumpFacts | None]:
+    """The worst error of each layer, and the first place that its precision does not explain."""
+    results: dict[str, LocalError] = {}
+    by_layer: dict[str, LocalError] = {}
+    jump: JumpFacts | None = None
+    for place in places:
+        if not found[place].errors.result():
+            continue
+        error = found[place].result(results)
+        if place.is_pair:
+            results[place.given] = error
+        before = by_layer.get(place.layer)
+        if before is None or error.local_db < before.local_db:
+            by_layer[place.layer] = error
+        if jump is None and not found[place].is_explained(error):
+            jump = JumpFacts(
+                place.layer,
+                place.op_type,
+                place.what,
+                error.local_db,
+                error.expected_db,
+                error.saturation,
+                tuple(name for name in place.products if name != place.layer),
+            )
+    return by_layer, jump
+
+
+def _split(candidate: Graph, shared: Collection[str]) -> tuple[Graph, dict[str, str]]:
+    """A copy whose shared values are fed to their readers; whose value each fed one is."""
+    split, fed = candidate.copy(), dict[str, str]()
+    for name in shared:
+        value = split.values.get(name)
+        if value is None or value.producer is None:
+            continue
+        read = [value, *chain.from_iterable(behind(q) for q in _quantizers(value))]
+        if not any(not _goes_into_pair(use.node) for v in read for use in v.uses):
+            continue
+        given = split.add_input(split.fresh_name(f"{name}_fed"), TensorType(DataType.FLOAT, None))
+        fed[given.name] = name
+        for one in read:
+            split.replace_uses(one, given, lambda use: not _goes_into_pair(use.node))
+    return split, fed
+
+
+def _goes_into_pair(node: Node) -> bool:
+    return node.is_op("QuantizeLinear") and bool(behind(node))
+
+
+def _quantizers(value: Value) -> list[Node]:
+    return [use.node for use in value.uses if use.slot == 0 and _goes_into_pair(use.node)]
+
+
+def behind(quantizer: Node) -> list[Value]:
+    """What DequantizeLinear makes of what a QuantizeLinear gives, each of them.
+
+    Integers of few bits in a wider type may be clipped between.
+    """
+    integers = [quantizer.output]
+    integers += [use.node.output for use in quantizer.output.uses if use.node.is_op("Clip")]
+    return [
+        use.node.output
+        for value in integers
+        for use in value.uses
+        if use.slot == 0 and use.node.is_op("DequantizeLinear")
+    ]
+
+
+def _places(split: Graph, shared: Collection[str], precisions: Mapping[str, str]) -> list[_Place]:
+    """Where the candidate is measured, in the order in which it computes."""
+    names = {node: name for node, name in operators(split) if node.graph is split}
+    order = {node: at for at, node in enumerate(split.nodes())}
+    found: list[_Place] = []
+    for node in order:
+        if _goes_into_pair(node):
+            found += _pairs(node, names, shared, precisions, order)
+        else:
+            found += (
+                _computed(node, value, names, precisions, order)
+                for value in node.outputs
+                if value is not None and value.name in shared
+            )
+    return found
+
+
+def _pairs(
+    quantizer: Node,
+    names: Mapping[Node, str],
+    shared: Collection[str],
+    precisions: Mapping[str, str],
+    order: Mapping[Node, int],
+) -> Iterator[_Place]:
+    source = quantizer.input(0)
+    if source is None or (source.producer is None and source.data is not None):
+        return
+    for value in behind(quantizer):
+        assert value.producer is not None
+        maker = _maker(source)
+        # What quantizes an input of the model belongs to the layer that reads it.
+        blamed = maker or next((use.node for use in value.uses if use.node in names), None)
+        if blamed is None or blamed not in names:
+            continue
+        grid, dtype = _grid(quantizer, value.producer), quantizer.output.dtype
+        bits = 8.0 if dtype is None else float(dtype.bits)
+        products: list[Node] = []
+        if maker is not None and source.name not in shared:
+            # Values may lie beyond the range because something in front is wrong.
+            products = _products(sorted(_region(maker), key=order.__getitem__), names, precisions)
+        yield _Place(
+            names[blamed],
+            blamed.op_type,
+            f"the quantization of '{source.name}'",
+            value.name,
+            source.name,
+            True,
+            bits if grid is None else math.log2(grid.high - grid.low + 1),
+            _channel_axis(source, blamed),
+            grid,
+            products=tuple(names.get(n, node_name(n)) for n in products),
+        )
+
+
+def _maker(value: Value) -> Node | None:
+    """What computes a value, in front of pairs."""
+    node = value.producer
+    while node is not None and node.is_op("QuantizeLinear", "DequantizeLinear"):
+        source = node.input(0)
+        node = None if source is None else source.producer
+    return node
+
+
+def _computed(
+    node: Node,
+    value: Value,
+    names: Mapping[Node, str],
+    precisions: Mapping[str, str],
+    order: Mapping[Node, int],
+) -> _Place:
+    region = sorted(_region(node), key=order.__getitem__)
+    products = _products(region, names, precisions)
+    end = _maker(value) or node
+    blamed = products[-1] if products else end
+    within = [v for n in region if _goes_into_pair(n) for v in behind(n)]
+    bits = [bits_of(precisions.get(names[n], "")) for n in region if n in names]
+    bits += [_stored_bits(n) for n in region if n.is_op("DequantizeLinear")]
+    return _Place(
+        names.get(blamed, node_name(blamed)),
+        blamed.op_type,
+        f"'{value.name}'",
+        value.name,
+        value.name,
+        False,
+        min(bits, default=11.0),
+        _channel_axis(value, end),
+        pairs=tuple(v.name for v in within),
+        products=tuple(names.get(n, node_name(n)) for n in products),
+    )
+
+
+def _products(
+    region: Iterable[Node], names: Mapping[Node, str], precisions: Mapping[str, str]
+) -> list[Node]:
+    """Those of some nodes that may hold weights in few bits."""
+    return [
+        node
+        for node in region
+        if (node.is_op(*MAY_HOLD_WEIGHTS) or node.domain)
+        and not precisions.get(names.get(node, ""), "float").startswith("float")
+    ]
+
+
+def _region(end: Node) -> set[Node]:
+    """What a node is computed from and itself, as far as nothing is fed."""
+    seen, left = {end}, [end]
+    while left:
+        for value in reads(left.pop()):
+            maker = value.producer
+            if maker is not None and maker not in seen and maker.graph is end.graph:
+                seen.add(maker)
+                left.append(maker)
+    return seen
+
+
+def bits_of(precision: str) -> float:
+    """How many bits weights have in a precision, as reports call it; 11 at most."""
+    if precision in _FEW_BITS:
+        return float(_FEW_BITS[precision])
+    if precision == "int16-act":
+        return 8.0
+    integers = re.match(r"int(\d+)", precision)
+    return float(integers[1]) if integers else float(_FLOAT_BITS.get(precision, 11))
+
+
+def _stored_bits(reader: Node) -> float:
+    """Bits that the codes of a constant take, which may be fewer than their type has."""
+    codes = reader.input(0)
+    if codes is not None and codes.producer is not None and codes.producer.is_op("Cast"):
+        codes = codes.producer.input(0)
+    if codes is None or not codes.is_constant or not codes.numpy().size:
+        return 11.0
+    numbers = codes.numpy().astype(np.int64)
+    return max(1.0, float(np.ceil(np.log2(numbers.max() - numbers.min() + 1))))
+
+
+def _channel_axis(value: Value, maker: Node) -> int:
+    """The axis of channels: the second of what looks like an image, else the last."""
+    is_image = (value.rank or 0) > 3 or "Conv" in maker.op_type or "Pool" in maker.op_type
+    return 1 if is_image else -1
+
+
+def _grid(quantizer: Node, reader: Node) -> _Grid | None:
+    """The grid of a pair with one scale that is constant; None of others."""
+    scale, zero = quantizer.input(1), quantizer.input(2)
+    dtype = quantizer.output.dtype if zero is None else zero.dtype
+    given = [v for v in (scale, zero) if v is not None]
+    if dtype is None or scale is None or not all(v.is_constant for v in given):
+        return None
+    step = scale.numpy()
+    is_integer = dtype.name.removeprefix("U").startswith("INT")
+    if not is_integer or step.size != 1 or not step.item() > 0:
+        return None
+    signed = dtype.name.startswith("INT")
+    high = 2 ** (dtype.bits - signed) - 1
+    point = 0 if zero is None else int(zero.numpy().astype(np.int64).item())
+    low = -high - 1 if signed else 0
+    clip = reader.inputs[0].producer if reader.inputs[0] is not None else None
+    if clip is not None and clip.is_op("Clip"):
+        ends = [v.numpy().item() for v in clip.inputs[1:] if v is not None and v.is_constant]
+        low, high = ends if len(ends) == 2 else (low, high)
+    return _Grid(float(step.item()), point, low, high)
+
+
+def _parts(
+    split: Graph, places: Sequence[_Place], sizes: Mapping[str, int]
+) -> Iterator[tuple[Graph, list[_Place]]]:
+    """Parts of the cut candidate with their places.
+
+    No part has more weights or values than memory is meant to hold at a time, if possible.
+    """
+    at = {place.given: number for number, place in enumerate(places)}
+    weights, seen, held = [0] * len(places), set[Value](), 0
+    for node in split.nodes():
+        for value in reads(node):
+            if value.is_constant and value.data is not None and value not in seen:
+                seen.add(value)
+                held += value.data.nbytes
+        for made in node.outputs:
+            if made is not None and made.name in at:
+                weights[at[made.name]] += held
+                held = 0
+    taken = _bytes_of(sizes)
+    costs = {
+        n: taken(place) + held for n, (place, held) in enumerate(zip(places, weights, strict=True))
+    }
+    for group in at_a_time(costs, _GROUP):
+        members = [places[number] for number in group]
+        outputs = dict.fromkeys(
+            name for p in members for name in ([p.given, p.wanted] if p.is_pair else [p.given])
+        )
+        ends = [split.values[n] for n in outputs if split.values[n].producer is not None]
+        yield split.extract([], ends), members
+
+
+def _bytes_of(sizes: Mapping[str, int]) -> Callable[[_Place], int]:
+    """What tells bytes of one sample's values at a place; unknown ones are as the largest."""
+    largest = max(sizes.values(), default=0)
+    return lambda place: sizes.get(place.given, largest) + sizes.get(place.wanted, largest)
+
+
+def least_shapes(graph: Graph, data: Dataset) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a model is fed at least: one sample, or one batch where that is fixed."""
+    first = next(data.batches())
+    inputs = [v for v in graph.inputs if v.data is None]
+    least = first.rows(0, 1) if first.is_divisible(inputs) else first
+    return {name: array.shape for name, array in least.feeds.items()}
+
+
+def _as_wide(array: Array, value: Value) -> Array:
+    """The float model's value with the channels that were added to the candidate's."""
+    shape = value.shape
+    if shape is None or len(shape) != array.ndim:
+        return array
+    more = [
+        (0, max(0, dim - size) if axis and isinstance(dim, int) else 0)
+        for axis, (dim, size) in enumerate(zip(shape, array.shape, strict=True))
+    ]
+    return np.pad(array, more) if any(extra for _, extra in more) else array
