@@ -174,8 +174,14 @@ def open_job(
     """
     recipe, target = load_recipe(options.recipe), load_target(options.target)
     time = _time(options.time_budget)
+    backend = load_backend(target.backend)
+    if not backend.is_for_targets:
+        raise InputError(
+            f"the target '{target.name}' names the backend '{backend.name}', which only measures "
+            "models that are made; name 'onnxruntime' there, and use `onnxq bench --web` afterwards"
+        )
     if options.provider_options:
-        load_backend(target.backend).check(with_options(target.provider, options.provider_options))
+        backend.check(with_options(target.provider, options.provider_options))
     calibrator = parse_calibrator(options.calibrator or recipe.calibrator)
     for text in filter(None, (target.passes, target.finish, *target.forms)):
         parse_passes(text)

@@ -29,7 +29,7 @@ from onnxq.report.certainty import certainty
 from onnxq.report.expectation import expectation
 from onnxq.report.omission import omission
 from onnxq.runtime.pool import model_room
-from onnxq.search import REWRITTEN, Candidate, Search
+from onnxq.search import REWRITTEN, Candidate, Search, check_pinned
 from onnxq.sensitivity import Sensitivity
 from onnxq.study import apply_to, study, uniform_plan
 from onnxq.tuning import method_facts, planned_methods
@@ -299,6 +299,7 @@ def _searched(job: Job) -> Found:
         if job.pins:
             raise
         return _float_only(job, baseline, gates, str(error))
+    check_pinned(job.candidates, prepared.pinned)
     found = study(prepared)
     search = Search(found, gates)
     winner, report = search.prove(search.run())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,23 @@ def is_lucky(lucky: Report, other: Report, between: MetricFacts) -> bool:
     if mine is not None and theirs is not None:
         is_nearer = is_nearer and theirs.value >= mine.value
     return is_nearer and between.confidence is not None and between.confidence[0] <= 0
+
+
+def check_pinned(plans: Mapping[str, Plan], pinned: Mapping[str, str]) -> None:
+    """Refuse plans, by name, in which a node has another precision than it was pinned to.
+
+    Raises:
+        InputError: naming the plan and the node.
+    """
+    for name, plan in plans.items():
+        chosen = plan.precisions()
+        for node, precision in pinned.items():
+            given = chosen.get(node, FLOAT)
+            if given != precision:
+                raise InputError(
+                    f"{name} gives the node '{node}' the precision '{given}', and it is pinned to "
+                    f"'{precision}'; leave the plan or the pin out"
+                )
 
 
 class Search:

@@ -492,6 +492,7 @@ def test_a_plan_that_cannot_be_tried_is_refused(tmp_path: Path) -> None:
         ({"candidates": [replace(own, model_sha256="0" * 64)]}, "plan 1 is for another model"),
         ({"candidates": [replace(own, target="qnn")]}, "plan 1 is for the target 'qnn'"),
         ({"candidates": [own], "keep_overridable": True}, "without --keep-overridable"),
+        ({"candidates": [own], "pins": ["head=float32"]}, "plan 1 gives the node 'head' .*'int8'"),
         ({"candidates": [own], "recipe": "int8"}, "leave --candidate out"),
         ({"candidates": [own], "adaptive": tmp_path / "bundle"}, "leave --candidate or --adaptive"),
         ({"candidates": [tmp_path / "none.toml"]}, "none.toml"),

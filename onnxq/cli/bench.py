@@ -35,8 +35,11 @@ _UNSTEADY = (
 def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
     batch_size = parsed.batch_size or 1
-    if parsed.web and parsed.provider:
-        raise InputError("--web is on the provider wasm; leave --provider out")
+    if parsed.web and (parsed.provider or parsed.provider_options):
+        raise InputError(
+            "--web is on the provider wasm, which takes no options; leave --provider and "
+            "--provider-option out"
+        )
     rows = bench(
         parsed.models,
         data=parsed.data,

@@ -516,7 +516,9 @@ def check_files(parsed: argparse.Namespace) -> None:
     """
     options = vars(parsed)
     names = [options.get(key) for key in _READ]
-    names += [n for key in ("models", "reports", "diff") for n in options.get(key) or ()]
+    names += [
+        n for key in ("models", "reports", "diff", "candidates") for n in options.get(key) or ()
+    ]
     if str(options.get("target")).endswith(".toml"):
         names.append(parsed.target)
     read = {Path(name).resolve() for name in names if name}

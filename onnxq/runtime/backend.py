@@ -41,10 +41,12 @@ class Backend(ABC):
         name: what targets call it.
         integer_operators: what `operators` calls those that compute on integers. Operators that
             only move data run on integers under the same name as on floats and are not among them.
+        is_for_targets: whether a target may name it; else it only measures models that are made.
     """
 
     name: ClassVar[str]
     integer_operators: ClassVar[frozenset[str]] = frozenset()
+    is_for_targets: ClassVar[bool] = True
 
     @property
     @abstractmethod

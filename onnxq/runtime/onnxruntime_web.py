@@ -42,6 +42,7 @@ class OnnxruntimeWeb(Backend):
     """
 
     name = "onnxruntime-web"
+    is_for_targets = False
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()

@@ -128,8 +128,20 @@ def _parted(text: str) -> tuple[str, dict[str, str]]:
         key, separator, value = (s.strip() for s in part.partition("="))
         if not (key and separator):
             raise InputError(f"the provider '{text}' has an option without a value: '{part}'")
-        options[key] = ast.literal_eval(value) if value[:1] in ("'", '"') else value
+        options[key] = _unquoted(text, value)
     return matched[1], options
+
+
+def _unquoted(text: str, value: str) -> str:
+    """An option's value without quotes."""
+    if value[:1] not in ("'", '"'):
+        return value
+    try:
+        return str(ast.literal_eval(value))
+    except (SyntaxError, ValueError) as error:
+        raise InputError(
+            f"the provider '{text}' has an option whose quotes do not close"
+        ) from error
 
 
 def _alias(name: str) -> str:

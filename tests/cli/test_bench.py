@@ -109,3 +109,12 @@ def test_other_outputs_in_a_browser_are_a_failure(
 
 def test_a_browser_has_its_own_provider(onnxq: Command, case: Case) -> None:
     onnxq("bench", case.model, "--web", "--provider", "cpu").refused("--web", "--provider")
+
+
+def test_what_a_browser_does_not_take(onnxq: Command, case: Case) -> None:
+    found = onnxq("bench", "--web", case.model, "--provider-option", "device_type=GPU")
+    found.refused("--provider-option")
+
+
+def test_quotes_that_do_not_close(onnxq: Command, case: Case) -> None:
+    onnxq("bench", case.model, "--provider", "cpu{x='1}").refused("cpu{x='1}", "quotes")

@@ -69,7 +69,7 @@ def test_sensitivity_as_json_and_as_a_page(run, tmp_path: Path) -> None:
     assert (body["schema"], body["proxy"], body["output"]) == ("onnxq/sensitivity/2", "kl", None)
     assert {node["node"] for node in body["nodes"]} >= set(NODES)  # type: ignore[attr-defined]
     page = (folder / "sensitivity.html").read_text()
-    assert page.count("<svg") >= 2 and all(f">{name}<" in page for name in NODES)
+    assert "<svg" in page and all(f">{name}<" in page for name in NODES)
     assert [p.name for p in folder.iterdir()] == ["sensitivity.html"]
 
 
@@ -263,7 +263,7 @@ def test_optimize_writes_the_plan_of_the_model(
     layers = {layer["node"]: layer for layer in body["layers"]}  # type: ignore[attr-defined]
     assert layers["head"]["reason"] == "pinned by hand"
     assert layers["first"]["reason"] and layers["first"]["sensitivity"] > 0
-    assert "<h2>Candidates</h2>" in (tmp_path / "r" / "report.html").read_text()
+    assert "Candidates</h2>" in (tmp_path / "r" / "report.html").read_text()
     again = tmp_path / "again.onnx"
     assert onnxq("apply", case.model, plan, "-o", again, "-q").code == 0
     assert again.read_bytes() == out.read_bytes()

@@ -49,7 +49,7 @@ def test_it_writes_model_plan_report_and_checkpoints(
     assert (training["epochs"], training["device"]) == (2, "cpu")
     assert training["steps"] == 2 * -(-training["samples"] // 16)
     assert Report.load(tmp_path / "r" / "report.json").training is not None
-    assert "<h2>Training" in (tmp_path / "r" / "report.html").read_text()
+    assert "Training</h2>" in (tmp_path / "r" / "report.html").read_text()
     log = (tmp_path / "run" / "training.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in log] == ["epoch", "0", "1", "2"]
     assert files[2].exists() and (tmp_path / "p.toml").exists()
