@@ -226,8 +226,13 @@ def _check(job: Job) -> None:
     if held_out is None:
         # Says that there are too few samples.
         job.samples.split(options.seed, options.samples)
-    elif choose_metric(options.metric, held_out.has_labels, held_out.labels_ndim) is None:
-        _check_decisions(job, held_out)
+    else:
+        metric = choose_metric(options.metric, held_out.has_labels, held_out.labels_ndim)
+        if metric is None:
+            _check_decisions(job, held_out)
+        elif options.max_drop is None and not held_out.has_labels:
+            # Held against its own outputs the float model errs by nothing.
+            metric.allowed_drop(0.0)
     if missing and job.recipe.is_search:
         raise InputError(
             f"the recipe mixed measures latency on the target {job.target.name}, but {missing}; "

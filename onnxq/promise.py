@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxq.errors import InputError
 from onnxq.options import Options
 from onnxq.verify import Gate, Report
-from onnxq.verify.metrics import Metric, available_metrics
+from onnxq.verify.metrics import Metric, metric_kind
 from onnxq.verify.result import AGREEMENT, NEIGHBOUR, MetricFacts
 
 DEFAULT_MIN_SPEEDUP = 1.0
@@ -77,4 +77,4 @@ def promise(report: Report, options: Options, *, is_timed: bool = True) -> list[
 
 
 def _allowed_drop(metric: MetricFacts) -> float:
-    return available_metrics().get(metric.name, Metric).allowed_drop(metric.float)
+    return (metric_kind(metric.name) or Metric).allowed_drop(metric.float)

@@ -128,8 +128,9 @@ _DECLARED: Mapping[str, Keywords] = {
     ),
     "--metric": _value(
         "M",
-        f"{', '.join((*available_metrics(), *LABEL_FREE))} or module:function (default: by the "
-        "labels; agreement where there are none, sqnr where the outputs are no decisions)",
+        f"{', '.join((*available_metrics(), *LABEL_FREE))}, with options as name{{option=value}}, "
+        "or module:function (default: by the labels; agreement where there are none, sqnr where "
+        "the outputs are no decisions)",
         str,
     ),
     "--max-drop": _promise("D", "largest drop of the metric (default 0.01; bits: 2 %% of float's)"),

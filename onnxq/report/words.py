@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from onnxq.adaptive.replay import Nearness
 from onnxq.tune.training import TrainingFacts
-from onnxq.verify.metrics import available_metrics
+from onnxq.verify.metrics import metric_kind
 from onnxq.verify.result import (
     AGREEMENT,
     NEIGHBOUR,
@@ -153,7 +153,7 @@ def bare_drop(metric: MetricFacts, value: float) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether a metric is a share of all, which people read in percent."""
-    kind = available_metrics().get(metric)
+    kind = metric_kind(metric)
     return metric == AGREEMENT or (kind is not None and kind.is_share)
 
 

@@ -29,7 +29,7 @@ from onnxq.verify.facts import peak_rss_bytes, versions
 from onnxq.verify.gates import Gate
 from onnxq.verify.layers import compare_layers
 from onnxq.verify.metrics import paired_drop
-from onnxq.verify.metrics.scored import ScoredMetric
+from onnxq.verify.metrics.mean import MeanMetric
 from onnxq.verify.precision import describe
 from onnxq.verify.reference import Judged, Reference
 from onnxq.verify.result import (
@@ -209,10 +209,10 @@ def _quality(
         agreement.add(ours, theirs, batch.valid)
         if metric is not None and not is_same:
             labels = None if batch.labels is None else batch.labels[: batch.valid]
-            metric.add(theirs, labels, batch.valid)
+            metric.add(theirs, labels, batch.valid, ours)
         done += batch.valid
         progress.advance(done)
-    if isinstance(metric, ScoredMetric):
+    if isinstance(metric, MeanMetric):
         reference.scored[path] = metric
     agreed = None if agreement is None else agreement.result()
     facts = paired_drop(reference.metric, metric) if reference.metric and metric else None

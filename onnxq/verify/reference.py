@@ -26,6 +26,7 @@ from onnxq.runtime.segmented import Segmented, is_too_large
 from onnxq.verify.decisions import Decision, find_decisions
 from onnxq.verify.facts import model_facts
 from onnxq.verify.metrics import Metric, choose_metric
+from onnxq.verify.metrics.mean import MeanMetric
 from onnxq.verify.metrics.scored import ScoredMetric
 from onnxq.verify.result import AGREEMENT, AgreementFacts, MetricFacts, ModelFacts
 
@@ -103,7 +104,7 @@ class Reference:
         described = as_stored(self.runs)
         self.inputs, self.outputs = described.inputs, described.outputs
         self.metric = self.new_metric()
-        self.scored: dict[Path, ScoredMetric] = {}
+        self.scored: dict[Path, MeanMetric] = {}
         self.judged: dict[Path, Judged] = {}
         self._facts: dict[tuple[Path, bool], ModelFacts] = {}
         self._decisions: tuple[Decision, ...] | None = None
@@ -214,7 +215,7 @@ class Reference:
                     self._kept = number
                 if self.metric is not None and number > self._scored:
                     labels = None if batch.labels is None else batch.labels[: batch.valid]
-                    self.metric.add(outputs, labels, batch.valid)
+                    self.metric.add(outputs, labels, batch.valid, outputs)
                     self._scored = number
                 yield batch, outputs
         if number == self._kept and not isinstance(self._model, Segmented):

@@ -146,8 +146,8 @@ def test_only_held_out_samples_are_used(run, case: Case, tmp_path: Path) -> None
 
 
 def test_metric_can_be_chosen(run) -> None:
-    body = strict_json(run("--metric", "top-5", "--json", "-").out)
-    assert body["metric"]["name"] == "top-5"  # type: ignore[index]
+    body = strict_json(run("--metric", "top-k{k=3}", "--json", "-").out)
+    assert body["metric"]["name"] == "top-k{k=3}"  # type: ignore[index]
     assert strict_json(run("--metric", "sqnr", "--json", "-").out)["metric"] is None
     run("--metric", "beauty").refused("'beauty'")
 

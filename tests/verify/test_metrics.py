@@ -223,7 +223,7 @@ def test_the_interval_of_a_proportion_is_scipys(hits: int, count: int) -> None:
     ("name", "has_labels", "ndim", "fragment"),
     [
         (None, True, 3, "labels of 3 dimensions"),
-        ("f1", True, 1, "no metric 'f1'; there are accuracy, bits-per-byte, bits-per-token"),
+        ("beauty", True, 1, "no metric 'beauty'; there are accuracy, bits-per-byte, bits-per-"),
         ("accuracy", False, None, "needs labels"),
         ("nowhere_at_all:f", True, 1, "no module 'nowhere_at_all'"),
         ("math:nothing", True, 1, "no function 'nothing'"),

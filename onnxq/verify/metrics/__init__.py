@@ -1,7 +1,7 @@
 """Metrics of a model's outputs against labels, one a file, and the drop between two models."""
 
 from onnxq.verify.metrics.choice import LABEL_FREE, choose_metric
-from onnxq.verify.metrics.metric import Metric, MetricResult, available_metrics
+from onnxq.verify.metrics.metric import Metric, MetricResult, available_metrics, metric_kind
 from onnxq.verify.metrics.paired import paired_drop
 
 __all__ = [
@@ -10,5 +10,6 @@ __all__ = [
     "MetricResult",
     "available_metrics",
     "choose_metric",
+    "metric_kind",
     "paired_drop",
 ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from onnxq.verify.metrics.top_k import TopK
+from onnxq.verify.metrics.ranked import Ranked
 
 
-class Accuracy(TopK):
+class Accuracy(Ranked):
     """Share of positions whose label is the largest output; the default for labels [N]."""
 
     name = "accuracy"

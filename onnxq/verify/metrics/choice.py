@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from onnxq.data.functions import is_function_name, load_function
 from onnxq.errors import InputError
+from onnxq.registry import from_form
 from onnxq.runtime import TensorSpec
 from onnxq.runtime.specs import is_floating
-from onnxq.verify.metrics.metric import Metric, available_metrics
+from onnxq.verify.metrics.metric import Metric, available_metrics, metric_kind
 from onnxq.verify.metrics.user import UserMetric
 from onnxq.verify.result import AGREEMENT
 
@@ -25,9 +26,9 @@ def choose_metric(
     """Return a fresh metric, or None where outputs are to be compared without labels.
 
     Args:
-        name: One of `available_metrics`, of `LABEL_FREE`, or `module:function`; None chooses by
-            the labels: accuracy for labels [N], bits for labels [N, T], per byte where the model
-            has 256 classes and per token elsewhere.
+        name: One of `available_metrics`, with options as ``name{option=value}``, of `LABEL_FREE`,
+            or `module:function`; None chooses by the labels: accuracy for labels [N], bits for
+            labels [N, T], per byte where the model has 256 classes and per token elsewhere.
         has_labels: whether the data has labels.
         labels_ndim: number of dimensions of a batch's labels.
         outputs: The model's outputs.
@@ -50,14 +51,16 @@ def choose_metric(
         return fitting[0]()
     if is_function_name(name):
         return UserMetric(name, load_function(name))
-    if name not in known:
+    kind = metric_kind(name)
+    if kind is None:
         raise InputError(
             f"there is no metric {name!r}; there are {', '.join((*known, *LABEL_FREE))} and "
             "module:function"
         )
-    if not has_labels:
+    if not has_labels and kind.needs_labels:
         raise InputError(f"metric {name} needs labels; the data has no array 'labels'")
-    return known[name]()
+    metric: Metric = from_form(name, known, "metric")
+    return metric
 
 
 def _classes(outputs: Sequence[TensorSpec], labels_ndim: int) -> int | None:

@@ -35,10 +35,12 @@ class Metric(ABC):
     Attributes:
         name: What the command line and reports call the metric.
         is_share: Whether it is a share of all, which people read in percent.
+        needs_labels: Whether it cannot do with the float model's outputs in the place of labels.
     """
 
     name: str
     is_share: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = True
 
     @classmethod
     def suits(cls, labels_ndim: int, classes: int | None) -> bool:
@@ -52,12 +54,29 @@ class Metric(ABC):
 
     @classmethod
     def allowed_drop(cls, value: float) -> float:
-        """The largest drop where none is promised, by the float model's value."""
+        """The largest drop where none is promised, by the float model's value.
+
+        Raises:
+            InputError: there is no such drop for that value.
+        """
         return 0.01
 
     @abstractmethod
-    def add(self, outputs: Mapping[str, Any], labels: Array | None, valid: int) -> None:
+    def add(
+        self,
+        outputs: Mapping[str, Any],
+        labels: Array | None,
+        valid: int,
+        reference: Mapping[str, Any] | None = None,
+    ) -> None:
         """Add one batch, of which the first `valid` samples count.
+
+        Args:
+            outputs: The model's outputs.
+            labels: What they should be, by the data; None without any.
+            valid: Number of real samples.
+            reference: The float model's outputs, which some metrics take where there are no labels;
+                None where it does not run.
 
         Raises:
             InputError: outputs and labels do not fit the metric.
@@ -74,7 +93,12 @@ class Metric(ABC):
 
 @cache
 def available_metrics() -> Mapping[str, type[Metric]]:
-    """Every metric of labels by name: what the modules of this package hold."""
+    """Every metric by name: what the modules of this package hold."""
     package = importlib.import_module("onnxq.verify.metrics")
     kinds = kinds_in(package, Metric)  # type: ignore[type-abstract]
     return {kind.name: kind for kind in sorted(kinds, key=lambda kind: kind.name)}
+
+
+def metric_kind(form: str) -> type[Metric] | None:
+    """The kind of a metric that reports write as ``name{option=value}``; None of the user's own."""
+    return available_metrics().get(form.partition("{")[0])

@@ -6,8 +6,8 @@ import numpy as np
 
 from onnxq.errors import InputError
 from onnxq.verify.metrics.intervals import bootstrap_interval, paired_interval
+from onnxq.verify.metrics.mean import MeanMetric
 from onnxq.verify.metrics.metric import Floats, Metric
-from onnxq.verify.metrics.scored import ScoredMetric
 from onnxq.verify.result import MetricFacts
 
 
@@ -33,7 +33,7 @@ def paired_drop(float_metric: Metric, candidate_metric: Metric, *, seed: int = 0
         )
     sign = 1 if reference.higher_is_better else -1
     confidence = None
-    if isinstance(float_metric, ScoredMetric) and isinstance(candidate_metric, ScoredMetric):
+    if isinstance(float_metric, MeanMetric) and isinstance(candidate_metric, MeanMetric):
         (ours, weights), (theirs, _) = float_metric.scores(), candidate_metric.scores()
         if float_metric.right_or_wrong():
             confidence = paired_interval(ours, theirs)

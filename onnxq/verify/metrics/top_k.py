@@ -1,33 +1,49 @@
-"""Whether the label is among the largest outputs."""
+"""Top-k accuracy."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from onnxq.errors import InputError
 from onnxq.runtime.specs import Array
-from onnxq.verify.metrics.metric import Floats
-from onnxq.verify.metrics.scored import ScoredMetric
+from onnxq.verify.metrics.choosing import first_fitting, float_outputs
+from onnxq.verify.metrics.ranked import Ranked
 
 
-class TopK(ScoredMetric):
+@dataclass(eq=False)
+class TopK(Ranked):
     """Share of positions whose label is among the `k` largest outputs.
 
-    Of equal outputs the one with the lower index counts as larger, as in `numpy.argmax`.
-    Positions with a NaN among the outputs are wrong.
+    Without labels: whether the float model's first choice is.
+
+    Attributes:
+        k: How many outputs count.
     """
 
-    k: ClassVar[int]
-    is_share = True
+    name = "top-k"
+    needs_labels = False
+    k: int = 5
 
-    def right_or_wrong(self) -> bool:
-        """Tell whether each sample has one position, which is right (1) or wrong (0)."""
-        return all(bool((weights == 1).all()) for weights in self._weights)
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError(f"option 'k' of metric {self.name} is at least 1, not {self.k}")
 
-    def _score(self, logits: Floats, labels: Array) -> Floats:
-        target = np.take_along_axis(logits, labels[..., np.newaxis], axis=-1)
-        before = np.arange(logits.shape[-1]) < labels[..., np.newaxis]
-        rank = ((logits > target) | ((logits == target) & before)).sum(axis=-1)
-        valid = ~np.isnan(logits).any(axis=-1)
-        return np.where(valid & (rank < self.k), 1.0, 0.0)
+    def add(
+        self,
+        outputs: Mapping[str, Any],
+        labels: Array | None,
+        valid: int,
+        reference: Mapping[str, Any] | None = None,
+    ) -> None:
+        """See `Metric`."""
+        if labels is None:
+            theirs = float_outputs(reference, self.name)
+            is_scores = first_fitting(
+                theirs, lambda v: v.ndim > 1 and v.shape[-1] > 1, self.name, "[..., classes]", ""
+            )
+            labels = np.asarray(theirs[is_scores]).argmax(axis=-1)
+        super().add(outputs, labels, valid)

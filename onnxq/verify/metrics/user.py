@@ -28,7 +28,13 @@ class UserMetric(Metric):
         self._labels: list[Array] = []
         self._samples = 0
 
-    def add(self, outputs: Mapping[str, Any], labels: Array | None, valid: int) -> None:
+    def add(
+        self,
+        outputs: Mapping[str, Any],
+        labels: Array | None,
+        valid: int,
+        reference: Mapping[str, Any] | None = None,
+    ) -> None:
         """Keep one batch's outputs and labels; `valid` is the number of real samples."""
         for name, value in outputs.items():
             self._outputs.setdefault(name, []).append(np.atleast_1d(np.asarray(value))[:valid])
