@@ -18,11 +18,12 @@ HELP = "compare a candidate with the float model: metric, outputs, layers, size,
 
 EXAMPLES = f"""gates speak of:
 {chr(10).join(f"  {name:<13} {meaning}" for name, (meaning, _) in QUANTITIES.items())}
+  and of any number in the JSON report by its path, as metric.drop or outputs.*.sqnr_db (every one)
 
 examples:
   onnxq compare model.onnx model.int8.onnx --data samples.npz
   onnxq compare model.onnx model.int8.onnx --data samples.npz --provider cpu --provider cuda \\
-      --gate "drop<=0.01" --gate "speedup>=1.5" --junit junit.xml
+      --gate "drop<=0.01" --gate "latencies.*.speedup>=1.5" --junit junit.xml
 """
 
 NEEDS = "float candidate --data"

@@ -28,10 +28,11 @@ def certainty(report: Report) -> tuple[str, ...]:
 def allowed_drops(metric: MetricFacts, gates: Iterable[GateFacts]) -> list[float]:
     """The largest drop of the metric that each gate on it allows."""
     parsed = [Gate.parse(gate.expr) for gate in gates]
-    found = [g.bound for g in parsed if g.quantity == "drop" and g.comparison in ("<", "<=")]
+    drops, agreements = ("drop", "metric.drop"), (AGREEMENT, "agreement.value")
+    found = [g.bound for g in parsed if g.quantity in drops and g.comparison in ("<", "<=")]
     if metric.name == AGREEMENT:
         found += [
-            1 - g.bound for g in parsed if g.quantity == AGREEMENT and g.comparison in (">", ">=")
+            1 - g.bound for g in parsed if g.quantity in agreements and g.comparison in (">", ">=")
         ]
     return found
 

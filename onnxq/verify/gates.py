@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from onnxq.errors import InputError
+from onnxq.verify.paths import check_path, numbers
 from onnxq.verify.result import GateFacts, Report
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -19,6 +20,16 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
+
+_DISTANCES: dict[str, Callable[[float, float], float]] = {
+    "<=": lambda value, bound: value,
+    "<": lambda value, bound: value,
+    ">=": lambda value, bound: -value,
+    ">": lambda value, bound: -value,
+    "==": lambda value, bound: 0.0 if value == bound else abs(value - bound),
+    "!=": lambda value, bound: 0.0 if value == bound else -abs(value - bound),
+}
+"""What is larger for the worse of two values."""
 
 QUANTITIES: dict[str, tuple[str, Callable[[Report], float | None]]] = {
     "drop": (
@@ -55,12 +66,17 @@ QUANTITIES: dict[str, tuple[str, Callable[[Report], float | None]]] = {
         lambda r: None if r.latency is None else r.latency.candidate_ms,
     ),
 }
-"""What a gate can speak of, with its meaning."""
+"""What a gate can speak of by a short name, with its meaning."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A promise ``quantity operator bound``, as ``drop<=0.01``."""
+    """A promise ``quantity operator bound``, as ``drop<=0.01``.
+
+    The quantity is one of `QUANTITIES`, or the path of a number in the JSON report, as
+    ``latency.speedup``. In ``outputs.*.sqnr_db`` every element has to keep the promise, and the
+    worst one is reported; elements whose number was not measured do not count.
+    """
 
     quantity: str
     comparison: str
@@ -73,29 +89,40 @@ class Gate:
         Raises:
             InputError: naming what cannot be read.
         """
-        found = re.fullmatch(r"\s*(\w+)\s*(<=|>=|==|!=|<|>)\s*([^\s=]\S*)\s*", text)
+        found = re.fullmatch(r"\s*([^\s<>=!]+)\s*(<=|>=|==|!=|<|>)\s*([^\s=]\S*)\s*", text)
         if found is None:
             raise InputError(
                 f"cannot read the gate '{text}'; write a quantity, a comparison and a number, "
                 'as "drop<=0.01"'
             )
-        if found[1] not in QUANTITIES:
-            raise InputError(
-                f"the gate '{text}' speaks of '{found[1]}'; known: {', '.join(QUANTITIES)}"
-            )
+        quantity = found[1]
+        if quantity not in QUANTITIES:
+            check_path(quantity, f"the gate '{text}'", QUANTITIES)
         try:
             bound = float(found[3])
         except ValueError:
             bound = math.nan
         if math.isnan(bound):
             raise InputError(f"the gate '{text}' compares with '{found[3]}', which is no number")
-        return cls(found[1], found[2], bound)
+        return cls(quantity, found[2], bound)
 
     def __str__(self) -> str:
         return f"{self.quantity}{self.comparison}{self.bound:g}"
 
     def check(self, report: Report) -> GateFacts:
-        """Hold a report against the promise; a quantity that was not measured breaks it."""
-        value = QUANTITIES[self.quantity][1](report)
-        passed = value is not None and _OPERATORS[self.comparison](value, self.bound)
+        """Hold a report against the promise; a quantity that was not measured breaks it.
+
+        Raises:
+            InputError: the report has no value at the gate's path.
+        """
+        if self.quantity in QUANTITIES:
+            value = QUANTITIES[self.quantity][1](report)
+        else:
+            found = numbers(report, self.quantity, f"the gate '{self}'")
+            value = max(found, key=self._badness)
+        holds = _OPERATORS[self.comparison]
+        passed = value is not None and not math.isnan(value) and holds(value, self.bound)
         return GateFacts(str(self), value, passed)
+
+    def _badness(self, value: float) -> tuple[bool, float]:
+        return math.isnan(value), _DISTANCES[self.comparison](value, self.bound)

@@ -69,6 +69,20 @@ def test_gates_that_hold_and_break(run) -> None:
     assert not broken.err
 
 
+EQUAL = (
+    *("drop<=0", "metric.drop<=0", "metric==1", "agreement>=1", "agreement.value==1"),
+    *("sqnr==inf", "outputs.*.sqnr_db==inf", "layers.*.sqnr_db==inf", "cosine>=0.999999"),
+    *("max_abs==0", "outputs.*.max_abs<=0", "size_ratio==1", "size.ratio>=1"),
+    *("output.bytes>0", "latency.speedup>0", "latencies.*.candidate_ms>0"),
+)
+
+
+def test_the_float_model_itself_keeps_every_promise_of_accuracy(onnxq: Command, case: Case) -> None:
+    gates = [word for gate in EQUAL for word in ("--gate", gate)]
+    found = onnxq("compare", case.model, case.model, "--data", case.data, *gates)
+    assert (found.code, found.out.count(": held")) == (0, len(EQUAL)), found
+
+
 def test_gates_on_what_was_not_measured_break(run, tmp_path: Path) -> None:
     data = tmp_path / "x.npz"
     np.savez(data, x=images())
@@ -87,6 +101,8 @@ def test_gates_on_what_was_not_measured_break(run, tmp_path: Path) -> None:
         ("drop<=much", "'much'"),
         ("drop<=nan", "'nan'"),
         ("beauty>=1", "'beauty'"),
+        ("metric.beauty>=1", "'metric' has name, float"),
+        ("outputs.1.sqnr_db>=1", "'outputs' has 1, counted from 0"),
         ("drop<=0.1 and more", "more"),
     ],
 )

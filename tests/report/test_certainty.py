@@ -13,10 +13,15 @@ from tests.verify.reports import a_report
 
 
 def a_promise(
-    drop: float, interval: tuple[float, float] | None, bound: float, *, passed: bool = True
+    drop: float,
+    interval: tuple[float, float] | None,
+    bound: float,
+    *,
+    passed: bool = True,
+    quantity: str = "drop",
 ) -> tuple[str, ...]:
     metric = MetricFacts("accuracy", 0.9, 0.9 - drop, drop, 400, interval)
-    gates = (GateFacts(f"drop<={bound:g}", drop, passed), GateFacts("speedup>=1", 2.0, True))
+    gates = (GateFacts(f"{quantity}<={bound:g}", drop, passed), GateFacts("speedup>=1", 2.0, True))
     return certainty(a_report(metric=metric, gates=gates))
 
 
@@ -27,6 +32,7 @@ def test_samples_that_would_prove_the_drop() -> None:
         "The drop is certain only up to 1.30 points (95 %); about 3,600 held-out samples would "
         "prove 0.50 points."
     )
+    assert a_promise(0.001, (-0.011, 0.013), 0.005, quantity="metric.drop") == (sentence,)
 
 
 @pytest.mark.parametrize(

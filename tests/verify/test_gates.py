@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 
 from onnxq.errors import InputError
 from onnxq.runtime import OutputError
-from onnxq.verify import QUANTITIES, Gate, with_gates
-from onnxq.verify.result import LatencyFacts
-from tests.verify.reports import a_report
+from onnxq.verify import QUANTITIES, Gate, Report, with_gates
+from onnxq.verify.result import GateFacts, LatencyFacts
+from tests.verify.reports import METRIC, a_report
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,9 @@ from tests.verify.reports import a_report
         ("metric==1", Gate("metric", "==", 1.0)),
         ("cosine!=-1", Gate("cosine", "!=", -1.0)),
         ("sqnr<=inf", Gate("sqnr", "<=", math.inf)),
+        ("metric.drop<=0.01", Gate("metric.drop", "<=", 0.01)),
+        ("outputs.*.sqnr_db >= 30", Gate("outputs.*.sqnr_db", ">=", 30.0)),
+        ("peak_rss_bytes<1e9", Gate("peak_rss_bytes", "<", 1e9)),
     ],
 )
 def test_parse(text: str, wanted: Gate) -> None:
@@ -48,8 +52,16 @@ def test_the_text_of_a_gate_reads_back(quantity: str, comparison: str, bound: fl
         ("drop", "cannot read the gate 'drop'"),
         ("drop=0.1", "cannot read the gate 'drop=0.1'"),
         ("drop<=", "cannot read the gate 'drop<='"),
-        ("0.1>=drop", "speaks of '0'|cannot read"),
+        ("0.1>=drop", "speaks of '0.1'; known: drop"),
         ("loss<=1", "speaks of 'loss'; known: drop, metric, agreement, speedup, sqnr"),
+        ("metric.dorp<=1", "speaks of 'metric.dorp'; 'metric' has name, float, candidate, drop"),
+        ("outputs.sqnr_db>1", r"speaks of 'outputs.sqnr_db'; 'outputs' has \*$"),
+        ("metric.__class__>1", "speaks of 'metric.__class__'; 'metric' has name"),
+        ("size>1", "'size', which is no number; 'size' has float_bytes, candidate_bytes, ratio"),
+        ("versions.onnx>1", "'versions.onnx', which is no number"),
+        ("candidates.*.chosen==1", "'candidates.*.chosen', which is no number"),
+        ("passed==1", "speaks of 'passed'; known: drop, .* in the JSON report model, output"),
+        ("gates.*.value<1", "speaks of 'gates.*.value'; known"),
         ("drop<=small", "compares with 'small', which is no number"),
         ("drop<=1%", "compares with '1%', which is no number"),
         ("drop<=nan", "compares with 'nan', which is no number"),
@@ -116,6 +128,100 @@ def test_a_speedup_is_that_of_the_latency_that_counts() -> None:
 def test_nan_breaks_a_promise() -> None:
     report = a_report(outputs=(OutputError("y", math.nan, math.nan, math.nan),))
     assert not Gate("sqnr", ">=", 0).check(report).passed
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value"),
+    [
+        ("metric.drop", 0.005),
+        ("metric.confidence.1", 0.012),
+        ("latency.speedup", 1.5),
+        ("latencies.1.speedup", 1.2),
+        ("outputs.0.max_abs", 0.25),
+        ("output.integer_operators.com.microsoft:QLinearConv", 2),
+        ("output.integer_operators.*", 2),
+        ("layers.*.sqnr_db", 40.0),
+        ("seconds", 1.5),
+    ],
+)
+def test_a_path_is_that_of_the_json(quantity: str, value: float) -> None:
+    assert Gate.parse(f"{quantity}=={value}").check(a_report()).value == value
+
+
+@pytest.mark.parametrize(
+    ("comparison", "bound", "worst"),
+    [("<=", 3, 9.0), ("<", 3, 9.0), (">=", 3, 1.0), (">", 3, 1.0), ("==", 8, 1.0), ("!=", 3, 4.0)],
+)
+def test_every_element_has_to_hold_and_the_worst_is_reported(
+    comparison: str, bound: float, worst: float
+) -> None:
+    def facts(*values: float) -> GateFacts:
+        outputs = tuple(OutputError("y", value, 1.0, 0.0) for value in values)
+        gate = Gate("outputs.*.sqnr_db", comparison, bound)
+        return gate.check(a_report(outputs=outputs))
+
+    values = (4.0, 9.0, 1.0)
+    assert facts(*values).value == worst
+    assert facts(*values).passed == all(facts(value).passed for value in values)
+    assert not facts(4.0, math.nan, 9.0, bound).passed
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (
+            "metric.drop",
+            "of which this report has no value; it has model, output, latency, size, outputs",
+        ),
+        ("outputs.2.sqnr_db", "'outputs' has 2, counted from 0"),
+        ("layers.*.local_db", "'layers.*' has node, op_type, precision, sqnr_db"),
+        ("output.integer_operators.Conv", "integer_operators' has com.microsoft:QLinearConv"),
+    ],
+)
+def test_a_path_without_a_value_is_no_promise(path: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Gate.parse(f"{path}<=1").check(a_report(metric=None))
+
+
+WORSE = {"<=": math.inf, ">=": -math.inf}
+
+
+@pytest.mark.parametrize(
+    "promised",
+    [
+        {"drop": "<=", "sqnr": ">=", "cosine": ">=", "size_ratio": ">=", "speedup": ">="},
+        {
+            "metric.drop": "<=",
+            "outputs.*.sqnr_db": ">=",
+            "outputs.*.cosine": ">=",
+            "size.ratio": ">=",
+            "latencies.*.speedup": ">=",
+        },
+    ],
+    ids=["short names", "paths"],
+)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=5, max_size=5), st.integers(0, 4))
+def test_what_is_just_worse_than_its_bound_breaks_that_gate_alone(
+    promised: dict[str, str], bounds: list[float], which: int
+) -> None:
+    gates = [Gate(*pair, bound) for pair, bound in zip(promised.items(), bounds, strict=True)]
+
+    def report(drop: float, sqnr: float, cosine: float, ratio: float, speedup: float) -> Report:
+        outputs = (OutputError("y", math.inf, 1e7, 0.0), OutputError("z", sqnr, cosine, 0.5))
+        timed = LatencyFacts("cpu", 1, 3.0, 2.0, speedup)
+        return a_report(
+            metric=replace(METRIC, drop=drop),
+            outputs=outputs,
+            size=replace(a_report().size, ratio=ratio),
+            latency=timed,
+            latencies=(timed,),
+        )
+
+    assert with_gates(report(*bounds), gates).passed, "what equals its bound keeps the promise"
+    worse = list(bounds)
+    worse[which] = math.nextafter(bounds[which], WORSE[gates[which].comparison])
+    broken = [not gate.passed for gate in with_gates(report(*worse), gates).gates]
+    assert broken == [place == which for place in range(5)]
 
 
 def test_a_report_passes_when_every_gate_does() -> None:
