@@ -14,7 +14,7 @@ from onnxq.verify.metrics.intervals import bootstrap_interval, proportion_interv
 from onnxq.verify.metrics.metric import Floats
 from onnxq.verify.result import NEIGHBOUR, AgreementFacts, DecisionFacts
 
-_FEWEST = 3
+FEWEST = 3
 """Samples without which there are no neighbours to choose among."""
 
 _ROWS = 256
@@ -135,7 +135,7 @@ class _Rows:
     def scores(self) -> tuple[Floats, Floats]:
         """Whether each sample's nearest neighbour is the same."""
         ours, theirs = (nearest(np.concatenate(side)) for side in (self._ours, self._theirs))
-        if len(ours) < _FEWEST:
+        if len(ours) < FEWEST:
             return np.zeros(len(ours)), np.zeros(len(ours))
         return ((ours == theirs) & (theirs != UNDECIDED)).astype(np.float64), np.ones(len(ours))
 

@@ -165,6 +165,7 @@ def test_metric_can_be_chosen(run) -> None:
     body = strict_json(run("--metric", "top-k{k=3}", "--json", "-").out)
     assert body["metric"]["name"] == "top-k{k=3}"  # type: ignore[index]
     assert strict_json(run("--metric", "sqnr", "--json", "-").out)["metric"] is None
+    run("--metric", "cer").refused("cer", "[N, L]")
     run("--metric", "beauty").refused("'beauty'")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from statistics import NormalDist
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxq.verify.metrics.metric import Floats, Interval
 
@@ -25,16 +27,39 @@ def bootstrap_interval(scores: Floats, weights: Floats, *, seed: int = 0) -> Int
     if not np.isfinite(scores).all():
         low, high = float(scores.min()), float(scores.max())
         return (low if math.isinf(low) else high), (high if math.isinf(high) else low)
-    generator = np.random.default_rng(seed)
-    count = len(scores)
-    at_once = max(1, _DRAWS_AT_ONCE // count)
     values = []
-    for start in range(0, RESAMPLES, at_once):
-        draws = generator.integers(0, count, (min(at_once, RESAMPLES - start), count))
+    for draws in _draws(len(scores), seed):
         totals = weights[draws].sum(axis=1)
         values.append(scores[draws].sum(axis=1)[totals > 0] / totals[totals > 0])
     low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
     return float(low), float(high)
+
+
+def resampled_interval(
+    statistic: Callable[[Floats], Floats], count: int, *, seed: int = 0
+) -> Interval:
+    """Return the 95 % percentile bootstrap interval of what is no mean over samples.
+
+    Args:
+        statistic: By how often each sample is drawn, [R, N] -> [R].
+        count: Samples.
+        seed: Seed of the draws.
+    """
+    values = []
+    for draws in _draws(count, seed):
+        cells = draws + count * np.arange(len(draws))[:, np.newaxis]
+        times = np.bincount(cells.ravel(), minlength=len(draws) * count).reshape(-1, count)
+        values.append(statistic(times.astype(np.float64)))
+    low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _draws(count: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Samples drawn with replacement, `RESAMPLES` times, some times at once."""
+    generator = np.random.default_rng(seed)
+    at_once = max(1, _DRAWS_AT_ONCE // count)
+    for start in range(0, RESAMPLES, at_once):
+        yield generator.integers(0, count, (min(at_once, RESAMPLES - start), count))
 
 
 def paired_interval(reference: Floats, candidate: Floats) -> Interval:

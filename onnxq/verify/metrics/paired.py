@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from onnxq.errors import InputError
-from onnxq.verify.metrics.intervals import bootstrap_interval, paired_interval
+from onnxq.verify.metrics.intervals import (
+    bootstrap_interval,
+    paired_interval,
+    resampled_interval,
+)
 from onnxq.verify.metrics.mean import MeanMetric
 from onnxq.verify.metrics.metric import Floats, Metric
+from onnxq.verify.metrics.pooled import PooledMetric
 from onnxq.verify.result import MetricFacts
 
 
@@ -42,6 +47,13 @@ def paired_drop(float_metric: Metric, candidate_metric: Metric, *, seed: int = 0
             low, high = bootstrap_interval(lost, weights, seed=seed)
             mean = float(ours.sum() / weights.sum())
             confidence = float_metric.change(mean, low), float_metric.change(mean, high)
+    elif isinstance(float_metric, PooledMetric) and isinstance(candidate_metric, PooledMetric):
+        mine, other = float_metric.numbers(), candidate_metric.numbers()
+        # One rule for both: options are the same.
+        of = float_metric.of
+        confidence = resampled_interval(
+            lambda times: sign * (of(times @ mine) - of(times @ other)), len(mine), seed=seed
+        )
     drop = sign * float(_difference(np.float64(reference.value), np.float64(candidate.value)))
     return MetricFacts(
         reference.name, reference.value, candidate.value, drop, reference.samples, confidence
