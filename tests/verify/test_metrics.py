@@ -18,6 +18,7 @@ from onnxq.verify.metrics import Metric, available_metrics, choose_metric, paire
 from onnxq.verify.metrics.accuracy import Accuracy
 from onnxq.verify.metrics.bits_per_byte import BitsPerByte
 from onnxq.verify.metrics.intervals import bootstrap_interval, proportion_interval
+from onnxq.verify.metrics.user import UserMetric
 from tests.verify.metrics.filling import filled
 
 
@@ -162,6 +163,20 @@ def test_a_function_may_do_without_labels() -> None:
     metric.add({"y": np.array(7.0)}, None, 1)
     assert metric.result().value == 7.0
     assert metric.result().higher_is_better
+
+
+def test_a_function_that_gives_a_number_a_sample_has_an_interval() -> None:
+    metrics = [UserMetric("m:f", lambda outputs, labels: outputs["y"]) for _ in range(2)]
+    ours = np.random.default_rng(0).normal(size=50)
+    for metric, shift in zip(metrics, (0.0, -1.0), strict=True):
+        metric.add({"y": ours + shift}, None, 50)
+    drop = paired_drop(*metrics)
+    assert drop.float == pytest.approx(ours.mean())
+    assert drop.confidence == pytest.approx((1.0, 1.0))
+    wrong = UserMetric("m:f", lambda outputs, labels: np.zeros(3))
+    wrong.add({"y": ours}, None, 50)
+    with pytest.raises(InputError, match=r"gives \[3\] instead of a number"):
+        wrong.result()
 
 
 @pytest.mark.usefixtures("module")

@@ -13,6 +13,7 @@ from onnxq.verify.metrics.intervals import (
 from onnxq.verify.metrics.mean import MeanMetric
 from onnxq.verify.metrics.metric import Floats, Metric
 from onnxq.verify.metrics.pooled import PooledMetric
+from onnxq.verify.metrics.user import UserMetric
 from onnxq.verify.result import MetricFacts
 
 
@@ -54,6 +55,11 @@ def paired_drop(float_metric: Metric, candidate_metric: Metric, *, seed: int = 0
         confidence = resampled_interval(
             lambda times: sign * (of(times @ mine) - of(times @ other)), len(mine), seed=seed
         )
+    elif isinstance(float_metric, UserMetric) and isinstance(candidate_metric, UserMetric):
+        one, two = float_metric.scores(), candidate_metric.scores()
+        if one is not None and two is not None:
+            lost = sign * _difference(one, two)
+            confidence = bootstrap_interval(lost, np.ones(len(lost)), seed=seed)
     drop = sign * float(_difference(np.float64(reference.value), np.float64(candidate.value)))
     return MetricFacts(
         reference.name, reference.value, candidate.value, drop, reference.samples, confidence
