@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
-from onnxq.data.places import at_hand, is_address
+from onnxq.data.places import at_hand, external_data, is_address
 from onnxq.errors import InputError
 from onnxq.optimization import optimize
 from onnxq.options import Options
@@ -146,7 +146,7 @@ def read_manifest(path: Path) -> tuple[Entry, ...]:
         one = read(Entry, table, f"model {number} of {where}")
         places = {k: _beside(path, v) for k in ("model", "data", "eval") if (v := getattr(one, k))}
         name = one.name or Path(one.model).stem
-        if not name or name in (".", "..") or Path(name).name != name:
+        if not name or name.startswith(".") or Path(name).name != name:
             raise InputError(
                 f"model {number} of {where} has the name '{name}', which is no folder's"
             )
@@ -195,7 +195,10 @@ def batch(
     except OSError as error:
         raise InputError(f"the folder '{folder}' cannot be made: {error.strerror}") from error
     sharing_folder = Sharing(folder / ".spread")
-    own = replace(options, workers=None, scheduler=None, work_folder=None)
+    usual = Options.hangs_after
+    own = replace(options, workers=None, scheduler=None, work_folder=None, hangs_after=usual)
+    # What was found before it was broken off is in the models' own folders.
+    shutil.rmtree(folder / ".spread" / "results", ignore_errors=True)
     tasks = [_task(one, own, folder, sharing_folder) for one in entries]
     done = [_known(task) for task in tasks]
     left = [task for task, known in zip(tasks, done, strict=True) if known is None]
@@ -266,7 +269,8 @@ def _optimized(task: _Task, progress: Progress) -> Done:
     known = Done(task.key, one.name, one.model, "kept")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _RESULT).unlink(missing_ok=True)
+        for old in (_RESULT, f"{one.name}.onnx", "plan.toml", "defect.txt"):
+            (folder / old).unlink(missing_ok=True)
         result = optimize(
             one.model,
             one.data,
@@ -305,15 +309,25 @@ def _facts(report: Report) -> dict[str, Any]:
 
 
 def _task(one: Entry, options: Options, folder: Path, sharing_folder: Sharing) -> _Task:
-    states = [_state(place) for place in (one.model, one.data, one.eval) if place]
+    named = {"recipe": options.recipe, "target": options.target, **one.changes}
+    tables = [str(named[name]) for name in ("recipe", "target")]
+    places = (one.data, one.eval, *(table for table in tables if table.endswith(".toml")))
+    try:
+        states = [_state(one.model, is_model=True), *(_state(place) for place in places if place)]
+    except InputError as error:
+        # It fails alone, when its turn comes.
+        states = [str(error)]
     key = sharing_folder.fingerprint(one, options, states)
     return _Task(key, one, options, folder / one.name)
 
 
-def _state(place: str) -> object:
-    """What changes when a file or folder does."""
-    path = at_hand(place) if is_address(place) else Path(place)
+def _state(place: str, *, is_model: bool = False) -> object:
+    """What changes when a file or folder does, or the external data of a model."""
+    path = at_hand(place, model=is_model) if is_address(place) else Path(place)
     files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
+    if is_model and path.is_file():
+        beside = (path.parent / location for location in external_data(path))
+        files += [file for file in beside if file.is_file()]
     stats = [(str(file), file.stat()) for file in files]
     return [(name, s.st_size, s.st_mtime_ns) for name, s in stats]
 

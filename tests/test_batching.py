@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,45 @@ def test_a_defect_is_told_of_and_done_again(
     assert batch(manifest, out).results[0].state == "kept"
 
 
+def test_what_a_model_depends_on_is_more_than_its_file(tmp_path: Path, made: list[str]) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save(chain(), folder / "m.onnx", external_data=True)
+    np.savez(folder / "d.npz", **inputs(chain(), 16))
+    table = folder / "t.toml"
+    table.write_text('extends = "cpu-x64"\ndescription = "mine"\n')
+    (folder / "models.toml").write_text(f"""
+        [[model]]
+        model = "m.onnx"
+        data = "d.npz"
+        recipe = "int8"
+        target = "{table}"
+        min_agreement = 0.01
+        min_speedup = 0.001
+    """)
+    out = tmp_path / "out"
+    for times, change in (
+        (1, lambda: None),
+        (1, lambda: None),
+        (2, lambda: save(chain(seed=3), folder / "m.onnx", external_data=True)),
+        (3, lambda: table.write_text('extends = "cpu-x64"\ndescription = "other"\n')),
+        (4, lambda: os.utime(folder / "m.onnx.data", (1, 1))),
+    ):
+        change()
+        assert [done.state for done in batch(folder / "models.toml", out).results] == ["kept"]
+        assert len(made) == times
+
+
+def test_a_promise_that_breaks_leaves_no_model_of_before(manifest: Path) -> None:
+    out = manifest.parent / "out"
+    batch(manifest, out)
+    manifest.write_text(
+        manifest.read_text().replace("min_speedup", "min_sqnr = 300.0\nmin_speedup")
+    )
+    assert batch(manifest, out).results[0].state == "broken"
+    assert not (out / "m" / "m.onnx").exists() and not (out / "m" / "plan.toml").exists()
+
+
 def test_a_table_is_a_manifest(tmp_path: Path) -> None:
     path = tmp_path / "models.csv"
     path.write_text(CSV)
@@ -117,6 +157,7 @@ def test_a_table_is_a_manifest(tmp_path: Path) -> None:
         ("[[model]]\nmodel = 'a'\ndata = 'b'\nrecip = 'int8'", "unknown entry 'recip'"),
         ("[[model]]\nmodel = 'a'\ndata = 'b'\nmax_drop = 'x'", "'max_drop' .* takes .*number"),
         ("[[model]]\nmodel = 'a'\ndata = 'b'\nname = '../c'", "'../c', which is no folder's"),
+        ("[[model]]\nmodel = 'a'\ndata = 'b'\nname = '.spread'", "'.spread', which is no folder's"),
         ("[[model]]\nmodel = 'a'\ndata = 'b'\n" * 2, "several models 'a'"),
     ],
 )

@@ -38,7 +38,7 @@ def at_hand(place: str, *, model: bool = False) -> Path:
     system, path = _system(place)
     try:
         state = str(system.ukey(path))
-        name = hashlib.sha256(f"{place}\0{state}".encode()).hexdigest()[:32]
+        name = hashlib.sha256(f"{place}\0{state}\0{model}".encode()).hexdigest()[:32]
         kept = _cache() / "places" / name
         whole = kept / path.rstrip("/").rpartition("/")[2]
         if not kept.is_dir():
@@ -78,18 +78,19 @@ def _fetch(system: Any, path: str, target: Path) -> None:
 
 
 def _fetch_external(system: Any, path: str, target: Path) -> None:
+    for location in external_data(target):
+        if Path(location).name == location and location != os.pardir:
+            _fetch(system, f"{path.rpartition('/')[0]}/{location}", target.parent / location)
+
+
+def external_data(model: Path) -> list[str]:
+    """Where a model's file says that its external data lies; nowhere if it is no model."""
     with suppress(DecodeError):
-        # What is no model is told of by whoever loads it.
-        graph = onnx.load(target, load_external_data=False).graph
-        locations = {
-            one.value
-            for tensor in graph.initializer
-            for one in tensor.external_data
-            if one.key == "location"
-        }
-        for location in sorted(locations):
-            if Path(location).name == location:
-                _fetch(system, f"{path.rpartition('/')[0]}/{location}", target.parent / location)
+        graph = onnx.load(model, load_external_data=False).graph
+        tensors = graph.initializer
+        found = {e.value for t in tensors for e in t.external_data if e.key == "location"}
+        return sorted(found)
+    return []
 
 
 def _rename(making: Path, kept: Path) -> None:

@@ -43,7 +43,7 @@ def sharing(folder: Path | None = None) -> Iterator[Progress]:
         yield SILENT
         return
     beginning = (folder or Path(tempfile.gettempdir())) / f"onnxq-{_user()}"
-    with open(f"{beginning}.machine", "wb") as machine, open(f"{beginning}.gate", "wb") as gate:
+    with _lock(f"{beginning}.machine") as machine, _lock(f"{beginning}.gate") as gate:
         _ours.machine, _ours.gate = machine, gate
         try:
             _take_share()
@@ -103,6 +103,11 @@ def _take_share() -> None:
     fcntl.flock(gate, fcntl.LOCK_EX)
     fcntl.flock(machine, fcntl.LOCK_SH)
     fcntl.flock(gate, fcntl.LOCK_UN)
+
+
+def _lock(path: str) -> BinaryIO:
+    """Open a file to lock, which nobody else may have put there as a link to another one."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb")
 
 
 def _user() -> str:

@@ -30,6 +30,7 @@ def test_a_model_comes_with_its_external_data(tmp_path: Path) -> None:
     save(chain(), tmp_path / "m.onnx", external_data=True)
     for name in ("m.onnx", "m.onnx.data"):
         _put(tmp_path / name, f"/models/{name}")
+    at_hand("memory://models/m.onnx")
     found = load(at_hand("memory://models/m.onnx", model=True))
     assert to_proto(found).SerializeToString() == to_proto(chain()).SerializeToString()
 
