@@ -53,8 +53,8 @@ TRAINING = "onnxq.tune.train"
 NO_TORCH = importlib.util.find_spec("torch") is None
 
 API = {
-    *("__init__", "batching", "benchmark", "bundling", "comparison", "distributions", "forms"),
-    *("gguf", "inspection", "job", "optimization"),
+    *("__init__", "batching", "benchmark", "bundling", "comparison", "distributions", "doctor"),
+    *("forms", "gguf", "inspection", "job", "optimization"),
     *("options", "planning", "prepare", "promise", "proof", "recipe", "recipes", "reporting"),
     "rewriting",
     *("search", "sequential", "study", "training", "transforming", "tuning", "watching", "work"),

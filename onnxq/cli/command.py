@@ -21,6 +21,7 @@ from onnxq.cli import (
     calibrate,
     compare,
     cost,
+    doctor,
     gguf,
     inspect,
     optimize,
@@ -61,6 +62,7 @@ COMMANDS = (
     gguf,
     report,
     batch,
+    doctor,
 )
 
 

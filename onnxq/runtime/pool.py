@@ -61,9 +61,16 @@ def model_room(memory_limit: int | None) -> int:
     A quarter of what was allowed, or of the machine's memory: weights are in memory twice while a
     session packs them, and there are other things.
     """
-    if memory_limit is None and hasattr(os, "sysconf"):
-        memory_limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if memory_limit is None:
+        memory_limit = machine_memory()
     return max(SMALLEST_ROOM, (memory_limit or 1 << 33) // 4)
+
+
+def machine_memory() -> int | None:
+    """Bytes of memory of this machine; None where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def at_a_time(sizes: Mapping[K, int], room: int) -> list[list[K]]:

@@ -1,5 +1,11 @@
 """Targets: what a place to run models computes in which format, one TOML table each."""
 
-from onnxq.targets.target import OperatorRule, Target, available_targets, load_target
+from onnxq.targets.target import (
+    OperatorRule,
+    Target,
+    available_targets,
+    load_target,
+    processor_flags,
+)
 
-__all__ = ["OperatorRule", "Target", "available_targets", "load_target"]
+__all__ = ["OperatorRule", "Target", "available_targets", "load_target", "processor_flags"]

@@ -239,11 +239,11 @@ _DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni"})
 def _this_processor() -> str:
     if platform.machine().lower() in ("arm64", "aarch64"):
         return "cpu-arm"
-    flags = _processor_flags()
+    flags = processor_flags()
     return "cpu-x64-avx2" if flags and not flags & _DOT_PRODUCTS else "cpu-x64"
 
 
-def _processor_flags() -> frozenset[str]:
+def processor_flags() -> frozenset[str]:
     """What Linux says that all processors here can do; nothing if it does not say."""
     try:
         text = _CPUINFO.read_text(encoding="utf-8", errors="replace")

@@ -53,6 +53,7 @@ OPTIONS = {
     "--threads --batch-size --image-size",
     "rewrite": "-p --passes -o --output --list --bisect-passes --external-data --keep-overridable",
     "bench": "--data --seconds --provider --threads --batch-size",
+    "doctor": "",
     "inspect": "--nodes",
     "targets": "",
     "recipes": "",
@@ -178,7 +179,10 @@ def test_wrong_values_of_optimize_name_the_option(
 
 
 @pytest.mark.parametrize(
-    "name", sorted({*NAMES} - {"apply", "batch", "gguf", "recipes", "report", "targets", "watch"})
+    "name",
+    sorted(
+        {*NAMES} - {"apply", "batch", "doctor", "gguf", "recipes", "report", "targets", "watch"}
+    ),
 )
 def test_a_missing_model_is_named(onnxq: Command, case: Case, tmp_path: Path, name: str) -> None:
     rest: tuple[str | Path, ...] = {
@@ -210,6 +214,7 @@ def test_an_unwritable_json_is_refused_before_the_work(
         "plan": ("m.onnx", "--data", "d.npz", "-o", "o.toml"),
         "apply": ("m.onnx", "p.toml", "-o", "o.onnx"),
         "gguf": ("export", "m.onnx", "-o", "o.gguf"),
+        "doctor": (),
         "recipes": (),
         "batch": ("m.toml", "-o", "out"),
         "report": ("a.json", "-o", "page.html"),
