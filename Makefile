@@ -26,7 +26,7 @@ help:
 	@echo "make lint         ruff and mypy"
 	@echo "make docs         the documentation, in build/docs/html"
 	@echo "make release-check  build sdist and wheel, and run the main job from them in a clean environment"
-	@echo "make oldest       the tests with the oldest dependencies that pyproject.toml allows, with coverage"
+	@echo "make oldest       the tests with the oldest dependencies that pyproject.toml allows, without torch"
 	@echo "make newest       the tests with the newest ones there are"
 	@echo "make compat       both"
 	@echo "make constraints  write the versions that all but 'newest' install, in constraints/"
@@ -47,7 +47,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 $(VENV)-oldest/.installed: pyproject.toml $(OLDEST) | $(VENV)-oldest/bin/python
-	$(call held_to,$(OLDEST)) $(VENV)-oldest/bin/python $(PIP) --editable ".[test,train]"
+	$(call held_to,$(OLDEST)) $(VENV)-oldest/bin/python $(PIP) --editable ".[test]"
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
@@ -60,10 +60,10 @@ demo: $(VENV)/.installed
 		-o build/digits_resnet.int8.onnx --report build/report
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow -n auto
+	$(BIN)/python -m pytest -m slow -n auto --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -85,7 +85,7 @@ release-check: $(VENV)/.installed-dev
 compat: oldest newest
 
 oldest: $(VENV)-oldest/.installed
-	$(VENV)-oldest/bin/python -m pytest -n auto --cov --cov-report=term
+	$(VENV)-oldest/bin/python -m pytest -n auto
 
 # Nothing holds this one, so it is brought up to date each time, and where that gives what is pinned
 # anyway there is nothing to find out; without torch, whose newest release may be gigabytes, and
@@ -102,7 +102,7 @@ newest: | $(VENV)-newest/bin/python
 constraints: | $(BIN)/python
 	$(BIN)/python $(PIP) --upgrade uv
 	$(resolve) --extra test --extra lint --extra train --extra docs --output-file $(PINNED)
-	$(resolve) --extra test --extra train --resolution lowest-direct --output-file $(OLDEST)
+	$(resolve) --extra test --resolution lowest-direct --output-file $(OLDEST)
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist *.egg-info .coverage htmlcov

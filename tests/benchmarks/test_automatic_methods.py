@@ -12,7 +12,7 @@ from cases import MODELS, Arrays
 from onnxq.planning import apply_plan, make_plan
 from onnxq.runtime import Session
 
-SPLITS = int(os.environ.get("ONNXQ_SPLITS", "4"))
+SPLITS = int(os.environ.get("ONNXQ_SPLITS", "2"))
 """Ways to divide the data, of which each takes ten seconds or more a model; 20 are thorough."""
 DEVIATIONS = 3.0
 """By chance the mean of equals is so many standard errors above 0 once in 740 comparisons."""
