@@ -14,8 +14,10 @@ from onnxq.job import as_file, held_out_part, label
 from onnxq.progress import SILENT, PeakWatch, Progress
 from onnxq.report.certainty import certainty
 from onnxq.report.expectation import expectation
+from onnxq.report.providers import providers_notes
 from onnxq.runtime import as_stored
 from onnxq.runtime.pool import model_room
+from onnxq.runtime.providers import provider_alias
 from onnxq.verify import CompareOptions, Gate, Report, compare_files
 from onnxq.verify.facts import peak_rss_bytes
 from onnxq.verify.workload import find_workload
@@ -36,11 +38,15 @@ def compare(
     latency_of: Literal["prompt", "token"] | None = None,
     samples: int | None = None,
     layers: bool = True,
+    reference: bool = False,
     progress: Progress = SILENT,
 ) -> Report:
     """Compare a candidate with a float model on data: metric, outputs, layers, size, latency.
 
-    Data with a split of its own is compared on its held-out part, other data as a whole.
+    Data with a split of its own is compared on its held-out part, other data as a whole. Outputs
+    are held against those of the float model on onnxruntime's CPU provider, wherever the candidate
+    runs. Where another provider than that is named, the report says of each how many operators it
+    takes and leaves, and whether it computes what the CPU provider does.
 
     Args:
         float_model: The reference: path, serialized bytes or ``ModelProto``.
@@ -57,6 +63,7 @@ def compare(
         latency_of: Which latency of a decoder gates mean, that of a ``prompt`` or of one ``token``.
         samples: Use only about so many samples.
         layers: Whether to measure the error of every layer.
+        reference: Whether `onnx.reference` computes some samples, too: what ONNX means, slowly.
         progress: Told of stages.
 
     Raises:
@@ -65,7 +72,14 @@ def compare(
     started = time.perf_counter()
     parsed = tuple(g if isinstance(g, Gate) else Gate.parse(g) for g in gates)
     options = CompareOptions(
-        metric=metric, providers=tuple(providers), threads=threads, layers=layers, gates=parsed
+        metric=metric,
+        providers=tuple(dict.fromkeys(providers)),
+        float_on="cpu",
+        each=reference or any(provider_alias(p) != "cpu" for p in providers),
+        reference=reference,
+        threads=threads,
+        layers=layers,
+        gates=parsed,
     )
     with as_file(float_model) as (path, _), as_file(candidate) as (candidate_path, _):
         size = constant_bytes(load(path))
@@ -91,7 +105,7 @@ def compare(
     return replace(
         report,
         peak_stage=watch.peak_stage(),
-        notes=(*expectation(report), *certainty(report)),
+        notes=(*expectation(report), *certainty(report), *providers_notes(report)),
         model=replace(report.model, path=label(float_model)),
         output=replace(report.output, path=label(candidate)),
     )

@@ -22,6 +22,7 @@ EXAMPLES = f"""gates speak of:
 
 examples:
   onnxq compare model.onnx model.int8.onnx --data samples.npz
+  onnxq compare model.onnx model.int8.onnx --data samples.npz --provider openvino --reference
   onnxq compare model.onnx model.int8.onnx --data samples.npz --provider cpu --provider cuda \\
       --gate "drop<=0.01" --gate "latencies.*.speedup>=1.5" --junit junit.xml
 """
@@ -29,7 +30,7 @@ examples:
 NEEDS = "float candidate --data"
 TAKES = (
     "--metric --gate --samples --layers --no-layers --junit --report --provider --provider-option "
-    f"--threads --batch-size --throughput --latency-of {IMAGES}"
+    f"--reference --threads --batch-size --throughput --latency-of {IMAGES}"
 )
 CHANGES = {"--data": {"help": "samples; of data with a split of its own the held-out part is used"}}
 
@@ -52,6 +53,7 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         latency_of=parsed.latency_of,
         samples=parsed.samples,
         layers=not parsed.no_layers,
+        reference=parsed.reference,
         progress=progress,
     )
     report = replace(report, command=parsed.command)

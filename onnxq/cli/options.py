@@ -360,6 +360,7 @@ _DECLARED: Mapping[str, Keywords] = {
         dest="provider_options",
         type=str,
     ),
+    "--reference": _switch("let onnx.reference compute some samples, too, which is slow"),
     "--seconds": _value(
         "S", "time to spend on each provider (default 3)", values.seconds, default=3.0
     ),

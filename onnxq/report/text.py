@@ -12,6 +12,7 @@ from rich.text import Text
 
 from onnxq.report import words
 from onnxq.report.grouping import left_in_float, methods, weakest
+from onnxq.report.providers import told_of
 from onnxq.verify.precision import counts
 from onnxq.verify.result import AGREEMENT, Report
 
@@ -79,6 +80,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
             told += f", 95 % interval {interval}"
         told += f" ({words.measured_on(latency)})"
         yield f"latency {latency.of}".strip(), f"{before} -> {after}", told
+    for found_on in report.providers:
+        yield "provider", words.printable(found_on.name), told_of(found_on)
     for rate in report.throughput:
         before, after = map(words.per_second, (rate.float_per_second, rate.candidate_per_second))
         told = f"{words.ratio(rate.speedup)}x as many ({words.measured_on(rate)})"

@@ -115,6 +115,14 @@ class Backend(ABC):
         """
         return Counter()
 
+    def left(self, model: ModelLike, *, provider: str = "cpu") -> tuple[int, Counter[str]]:
+        """How many operators a provider takes, and those that it leaves to another one, by type.
+
+        Raises:
+            InputError: the model cannot be loaded on that provider.
+        """
+        return sum(self.operators(model, provider=provider).values()), Counter()
+
     time = staticmethod(interleaved)
 
     def close(self) -> None:  # noqa: B027

@@ -60,6 +60,13 @@ class Onnxruntime(Backend):
         """See `Backend.operators`."""
         return optimized_operators(model, provider=provider)
 
+    def left(self, model: ModelLike, *, provider: str = "cpu") -> tuple[int, Counter[str]]:
+        """See `Backend.left`."""
+        session = Session(model, provider=provider, record=True)
+        given = session.assigned()
+        taken = given.pop(session.provider, Counter[str]())
+        return taken.total(), sum(given.values(), Counter[str]())
+
     def profile(
         self,
         models: Sequence[ModelLike],

@@ -171,11 +171,18 @@ class Session:
         What another provider than the CPU runs counts as `COMPILED`.
         """
         counts: Counter[str] = Counter()
-        for part in self._session.get_provider_graph_assignment_info():
-            prefix = "" if part.ep_name == "CPUExecutionProvider" else COMPILED
-            for node in part.get_nodes():
-                counts[prefix + operator_name(node.domain, node.op_type)] += 1
+        for name, operators in self.assigned().items():
+            prefix = "" if name == "CPUExecutionProvider" else COMPILED
+            counts.update({prefix + operator: amount for operator, amount in operators.items()})
         return counts
+
+    def assigned(self) -> dict[str, Counter[str]]:
+        """Operators by type that each provider was given; the session must have recorded it."""
+        found: dict[str, Counter[str]] = {}
+        for part in self._session.get_provider_graph_assignment_info():
+            names = (operator_name(node.domain, node.op_type) for node in part.get_nodes())
+            found.setdefault(part.ep_name, Counter()).update(names)
+        return found
 
     def _run_values(self, feeds: Mapping[str, Array], names: list[str]) -> list[Any]:
         """Run through OrtValues: the plain call knows no bfloat16 and no float8."""

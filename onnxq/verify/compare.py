@@ -31,10 +31,12 @@ from onnxq.verify.layers import compare_layers
 from onnxq.verify.metrics import paired_drop
 from onnxq.verify.metrics.mean import MeanMetric
 from onnxq.verify.precision import describe
+from onnxq.verify.providers import compare_providers
 from onnxq.verify.reference import Judged, Reference
 from onnxq.verify.result import (
     LatencyFacts,
     PassFacts,
+    ProviderFacts,
     Report,
     SizeFacts,
     ThroughputFacts,
@@ -57,6 +59,9 @@ class CompareOptions:
         metric: Name of the metric, None to choose by the labels.
         backend: What to run with.
         providers: Execution providers to run on; metric and outputs are those of the first.
+        float_on: Provider that the float model gives its outputs on; the first if empty.
+        each: Whether to find out what the candidate is worth on each provider.
+        reference: Whether `onnx.reference` is one of them.
         threads: Threads inside one operator.
         layers: Whether to measure the error of every layer.
         latency: Whether to measure latency.
@@ -68,6 +73,9 @@ class CompareOptions:
     metric: str | None = None
     backend: str = "onnxruntime"
     providers: tuple[str, ...] = ("cpu",)
+    float_on: str = ""
+    each: bool = False
+    reference: bool = False
     threads: int = 1
     layers: bool = True
     latency: bool = True
@@ -117,18 +125,38 @@ def compare_files(
                 files=files,
                 metric=options.metric,
                 backend=options.backend,
-                provider=options.providers[0],
+                provider=options.float_on or options.providers[0],
             )
         float_graph, runs = reference.graph, reference.runs
         if candidate_path != float_path:
             runs = files.beside(candidate_graph, candidate_path)
-        if candidate_path not in reference.judged:
-            reference.judged[candidate_path] = _quality(
-                reference, candidate_graph, runs, candidate_path, progress
+        first = options.providers[0]
+        if (candidate_path, first) not in reference.judged:
+            reference.judged[candidate_path, first] = _quality(
+                reference, candidate_graph, runs, candidate_path, first, progress
             )
-        metric, agreement, outputs = reference.judged[candidate_path]
+        metric, agreement, outputs = judged = reference.judged[candidate_path, first]
         models = (float_graph, reference.runs), (candidate_graph, runs)
         latencies, throughput = _timed(models, files, reference.room, workload, options, progress)
+        providers: tuple[ProviderFacts, ...] = ()
+        if options.each:
+            others = {
+                provider: _quality(
+                    reference, candidate_graph, runs, candidate_path, provider, progress
+                )
+                for provider in options.providers[1:]
+            }
+            progress.stage("comparing providers")
+            providers = compare_providers(
+                models,
+                data,
+                {first: judged, **others},
+                latencies,
+                files,
+                backend=options.backend,
+                room=reference.room,
+                reference=options.reference,
+            )
         infer_types(candidate_graph)
         if options.layers:
             progress.stage("comparing layers")
@@ -138,8 +166,9 @@ def compare_files(
         else:
             layers, jump = describe(candidate_graph), None
     progress.finish()
-    model = reference.facts(float_graph, float_path, operators=options.operators)
-    output = reference.facts(candidate_graph, candidate_path, operators=options.operators)
+    counted = options.operators
+    model = reference.facts(float_graph, float_path, reference.provider, operators=counted)
+    output = reference.facts(candidate_graph, candidate_path, first, operators=counted)
     report = Report(
         model=model,
         output=output,
@@ -159,6 +188,7 @@ def compare_files(
         agreement=agreement,
         graph=structure(candidate_graph) if options.layers else None,
         jump=jump,
+        providers=providers,
     )
     return with_gates(report, options.gates)
 
@@ -191,18 +221,18 @@ def _interface(specs: Sequence[TensorSpec], with_rank: bool) -> dict[str, tuple[
 
 
 def _quality(
-    reference: Reference, graph: Graph, runs: Path, path: Path, progress: Progress
+    reference: Reference, graph: Graph, runs: Path, path: Path, provider: str, progress: Progress
 ) -> Judged:
-    """What a model's outputs are worth; without labels agreement is the metric."""
-    is_same = runs == reference.runs
+    """What a model's outputs on a provider are worth; without labels agreement is the metric."""
+    is_same = (runs, provider) == (reference.runs, reference.provider)
     metric = reference.metric if is_same else reference.new_metric()
-    if not is_same:
+    if runs != reference.runs:
         _check_interface(reference, as_stored(runs), path)
     agreement: Agreement | None = None
     errors = ErrorAccumulator()
     progress.stage("verifying", len(reference.data))
     done = 0
-    other = None if is_same else reference.load(graph, runs)
+    other = None if is_same else reference.load(graph, runs, provider)
     for batch, ours, theirs in reference.against(other):
         errors.add(ours, theirs)
         agreement = agreement or Agreement(reference.decisions(ours))
@@ -213,7 +243,7 @@ def _quality(
         done += batch.valid
         progress.advance(done)
     if isinstance(metric, MeanMetric):
-        reference.scored[path] = metric
+        reference.scored.setdefault(path, metric)
     agreed = None if agreement is None else agreement.result()
     facts = paired_drop(reference.metric, metric) if reference.metric and metric else None
     if facts is None and agreed is not None:

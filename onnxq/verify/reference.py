@@ -96,7 +96,7 @@ class Reference:
         self._most_at_once = max(1, AT_ONCE_BYTES // taken)
         self._metric_name = metric
         self._backend = backend
-        self._provider = provider
+        self.provider = provider
         self._file = None if folder is None else folder / "reference.outputs"
         self._disk = 0 if folder is None else int(shutil.disk_usage(folder).free * _FREE_SHARE)
         self._kept = self._scored = 0
@@ -105,8 +105,8 @@ class Reference:
         self.inputs, self.outputs = described.inputs, described.outputs
         self.metric = self.new_metric()
         self.scored: dict[Path, MeanMetric] = {}
-        self.judged: dict[Path, Judged] = {}
-        self._facts: dict[tuple[Path, bool], ModelFacts] = {}
+        self.judged: dict[tuple[Path, str], Judged] = {}
+        self._facts: dict[tuple[Path, str, bool], ModelFacts] = {}
         self._decisions: tuple[Decision, ...] | None = None
 
     def decisions(self, outputs: Outputs) -> tuple[Decision, ...]:
@@ -128,26 +128,25 @@ class Reference:
             self._decisions = () if self._metric_name == "sqnr" else found
         return self._decisions
 
-    def facts(self, graph: Graph, path: Path, *, operators: bool) -> ModelFacts:
-        """Facts about a model's file, and what runs as what, found once."""
-        if (path, operators) not in self._facts:
-            self._facts[path, operators] = model_facts(
-                graph, path, self._provider, self._backend, operators=operators
+    def facts(self, graph: Graph, path: Path, provider: str, *, operators: bool) -> ModelFacts:
+        """Facts about a model's file, and what runs as what on a provider, found once."""
+        key = path, provider, operators
+        if key not in self._facts:
+            self._facts[key] = model_facts(
+                graph, path, provider, self._backend, operators=operators
             )
-        return self._facts[path, operators]
+        return self._facts[key]
 
     def new_metric(self) -> Metric | None:
         """A metric like the model's own, for a candidate."""
         data = self.data
         return choose_metric(self._metric_name, data.has_labels, data.labels_ndim, self.outputs)
 
-    def load(self, graph: Graph, runs: Path) -> Runnable | Segmented:
-        """A model on what the float model runs on; in segments if it is too large for memory."""
-        if is_too_large(constant_bytes(graph), self.room, self._backend, self._provider):
+    def load(self, graph: Graph, runs: Path, provider: str) -> Runnable | Segmented:
+        """A model on a provider; in segments if it is too large for memory."""
+        if is_too_large(constant_bytes(graph), self.room, self._backend, provider):
             return Segmented(graph, self._files, self.room // 2)
-        return load_backend(self._backend).session(
-            runs, provider=self._provider, threads=1, pooled=True
-        )
+        return load_backend(self._backend).session(runs, provider=provider, threads=1, pooled=True)
 
     def against(
         self, candidate: Runnable | Segmented | None
@@ -190,7 +189,7 @@ class Reference:
     def _computed(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Outputs]]:
         first = next(batches, None)
         if first is not None:
-            self._model = self._model or self.load(self.graph, self.runs)
+            self._model = self._model or self.load(self.graph, self.runs, self.provider)
             yield from self._results(self._model, chain([first], batches))
 
     def batches(self) -> Iterator[tuple[Batch, Outputs]]:

@@ -286,6 +286,35 @@ class TensorFacts:
 
 
 @dataclass(frozen=True)
+class ProviderFacts:
+    """What the candidate is worth on one provider, against the float model on the CPU provider.
+
+    ``nodes_taken`` of its operators are run by the provider, and ``nodes_left``, in ``left`` by
+    type, by another one, without a word from the runtime. ``agrees`` says whether each part of the
+    candidate between quantized tensors gives, from the same integers, the same integers as on the
+    CPU provider but for one step; where not, ``parts_at`` is the first node that does not.
+    ``difference_db`` is the SQNR of the candidate's outputs against its own on the CPU provider:
+    single steps add up. ``float_agrees`` and ``float_parts_at`` say the same of the float model,
+    whose step is a 255th of the range of a value.
+    """
+
+    name: str
+    version: str
+    nodes_taken: int
+    nodes_left: int
+    left: dict[str, int]
+    float_ms: float | None
+    candidate_ms: float | None
+    sqnr_db: Number
+    metric: MetricFacts | None
+    difference_db: Number
+    agrees: bool
+    parts_at: str
+    float_agrees: bool
+    float_parts_at: str
+
+
+@dataclass(frozen=True)
 class Report(SavedAsJson):
     """Everything a run found out; keys of its JSON are only ever added to.
 
@@ -297,7 +326,8 @@ class Report(SavedAsJson):
     was trained; ``untried`` is what a time budget left out; ``graph`` is None where it was not
     looked at, or is too large to be drawn; ``tensors`` are those that quantization changes most;
     ``command`` is what was typed, empty where a program asked; ``jump`` is None where every layer
-    errs no more than its precision explains, or none was looked at.
+    errs no more than its precision explains, or none was looked at; ``providers`` has one entry for
+    each that was compared, if there are several.
     """
 
     schema = "onnxq/report/1"
@@ -330,6 +360,7 @@ class Report(SavedAsJson):
     tensors: tuple[TensorFacts, ...] = ()
     command: str = ""
     jump: JumpFacts | None = None
+    providers: tuple[ProviderFacts, ...] = ()
 
     @property
     def sqnr_db(self) -> float:

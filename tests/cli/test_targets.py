@@ -90,7 +90,7 @@ def test_a_file_is_shown_and_checked(onnxq: Command, tmp_path: Path) -> None:
     for line, part in (
         ("passes = 'fuse-everything'", "fuse-everything"),
         ("finish = 'keep'", "keep"),
-        ("backend = 'abacus'", "there is no backend 'abacus'; available: onnxruntime"),
+        ("backend = 'abacus'", "there is no backend 'abacus'; available: onnx.reference"),
         ("precisions = 'int8'", "entry 'precisions'"),
     ):
         path.write_text(f'extends = "qnn"\n{line}\n')

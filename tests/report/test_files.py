@@ -47,6 +47,8 @@ KEYS: dict[str, str | None] = {
     "tensors": "tensor node low high first last shares sqnr_db outside",
     "command": None,
     "jump": None,
+    "providers": "name version nodes_taken nodes_left left float_ms candidate_ms sqnr_db metric "
+    "difference_db agrees parts_at float_agrees float_parts_at",
 }
 
 

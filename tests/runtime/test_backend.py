@@ -67,9 +67,8 @@ def test_a_backend_of_another_package_measures_and_reports(model: Path) -> None:
 
 
 def test_an_unknown_backend_is_told_with_those_there_are(abacus: None) -> None:
-    with pytest.raises(
-        InputError, match=r"no backend 'sundial'; available: abacus, onnxruntime, onnxruntime-web$"
-    ):
+    names = "abacus, onnx.reference, onnxruntime, onnxruntime-web"
+    with pytest.raises(InputError, match=f"no backend 'sundial'; available: {names}$"):
         load_backend("sundial")
 
 
@@ -114,6 +113,22 @@ def test_profiles_name_every_operator_that_ran(model: Path) -> None:
     (times,) = load_backend("onnxruntime").profile([model], feeds, rounds=4)
     assert sorted(time.op_type for time in times) == ["Relu", "Softmax"]
     assert all(time.ms >= 0 for time in times)
+
+
+def test_the_cpu_provider_leaves_nothing(model: Path) -> None:
+    assert load_backend("onnxruntime").left(model) == (2, {})
+
+
+def test_what_onnx_says_is_computed_and_never_timed(model: Path) -> None:
+    runs = load_backend("onnx.reference")
+    x = {"x": np.arange(8, dtype=np.float32).reshape(2, 4) - 4}
+    found = runs.session(model).run(x)["y"]
+    np.testing.assert_allclose(found, Session(model).run(x)["y"], rtol=1e-6)
+    assert (runs.version, runs.missing("cpu")) == (onnx.__version__, "")
+    assert runs.profile([model], x) == [[]]
+    assert "no provider 'cuda'" in runs.missing("cuda")
+    with pytest.raises(InputError, match=r"onnx\.reference cannot run"):
+        runs.session(model).run({})
 
 
 def test_what_a_loop_runs_is_timed_in_all_iterations(tmp_path: Path) -> None:
@@ -169,6 +184,8 @@ def test_what_a_provider_compiled_is_counted_apart(
     counts = {"compiled:Relu": 2, "com.microsoft:Gelu": 1, "QLinearConv": 1}
     assert optimized_operators(model, provider="openvino") == counts
     assert integer_operators(model, provider="openvino") == {"QLinearConv": 1}
+    left = load_backend("onnxruntime").left(model, provider="openvino")
+    assert left == (2, {"com.microsoft:Gelu": 1, "QLinearConv": 1})
     facts = model_facts(load(model), model, "openvino")
     assert (facts.compiled, facts.integer_operators) == (2, {"QLinearConv": 1})
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from rich.console import Console
 
 from onnxq.data import Dataset, read
 from onnxq.errors import InputError
 from onnxq.ir import Graph, PassRecord, save
+from onnxq.report import to_text
+from onnxq.report.providers import providers_notes
 from onnxq.runtime import Session
 from onnxq.verify import CompareOptions, Gate, Report, compare_files
 from onnxq.verify.compare import LAYER_SAMPLES
@@ -92,6 +97,39 @@ def test_outputs_over_all_batches(files: tuple[Path, Path]) -> None:
     assert found.max_abs == pytest.approx(np.abs(ours - theirs).max(), rel=1e-4)
     cosine = (ours * theirs).sum() / np.sqrt((ours**2).sum() * (theirs**2).sum())
     assert found.cosine == pytest.approx(cosine, abs=1e-9)
+
+
+def test_each_provider_is_held_against_float_on_the_cpu(files: tuple[Path, Path]) -> None:
+    report = _compare(files, CompareOptions(latency=False, each=True, reference=True, layers=False))
+    cpu, reference = report.providers
+    assert (cpu.name, cpu.nodes_left, cpu.left, cpu.difference_db) == ("cpu", 0, {}, np.inf)
+    assert cpu.nodes_taken > 0 and cpu.sqnr_db == report.outputs[0].sqnr_db
+    assert cpu.metric == report.metric
+    assert (reference.name, reference.version) == ("onnx.reference", onnx.__version__)
+    assert reference.agrees and reference.float_agrees and reference.nodes_taken == 5
+    assert reference.sqnr_db > 10 and reference.difference_db > 30 and reference.metric is None
+    assert Report.from_json(report.to_json()) == report
+    assert _compare(files).providers == ()
+
+
+def test_what_falls_to_another_provider_is_told(files: tuple[Path, Path]) -> None:
+    report = _compare(files, CompareOptions(latency=False, each=True, layers=False))
+    (cpu,) = report.providers
+    some = replace(
+        cpu, name="gpu", nodes_taken=3, nodes_left=2, left={"TopK": 2}, agrees=False,
+        parts_at="conv", float_agrees=False, float_parts_at="top",
+    )  # fmt: skip
+    none = replace(cpu, name="npu", nodes_taken=0, nodes_left=5, left={"Conv": 5})
+    assert providers_notes(replace(report, providers=(cpu,))) == ()
+    told = providers_notes(replace(report, providers=(some, none)))
+    assert "gpu leaves 2 of 5 operators" in told[0] and "TopK 2" in told[0]
+    assert "part at node 'conv' of the candidate" in told[1]
+    assert "part at node 'top' of the float model" in told[2]
+    assert told[3].startswith("Provider npu takes no operator")
+    console = Console(width=300)
+    with console.capture() as shown:
+        console.print(to_text(replace(report, providers=(some,))))
+    assert "parts from the CPU provider at conv" in shown.get()
 
 
 def test_files_are_described(files: tuple[Path, Path]) -> None:

@@ -115,7 +115,7 @@ def test_what_is_too_large_for_memory_is_no_reason_for_another_provider(
     large = Graph.from_text(TEXT.replace("{ y = Exp(x)", "<float w = {1}> { y = Add(x, w)"))
     save(large, path)
     with pytest.raises(InputError, match="provider 'cuda' is not in the installed onnxruntime"):
-        Reference(path, data, files=files, room=0, provider="cuda").load(large, path)
+        Reference(path, data, files=files, room=0).load(large, path, "cuda")
     reference = Reference(path, data, files=files, room=0)
     options = CompareOptions(providers=("cpu", "cuda"), layers=False, latency_seconds=0.01)
     workload = Workload(next(data.batches()))
