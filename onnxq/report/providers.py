@@ -17,7 +17,7 @@ def told_of(found: ProviderFacts) -> str:
     if found.nodes_left:
         parts.append(f"leaves {found.nodes_left} to others: {_left(found)}")
     parts.append(f"SQNR {words.decibels(found.sqnr_db)}")
-    if not found.agrees:
+    if found.agrees is False:
         parts.append(f"parts from the CPU provider at {words.printable(found.parts_at)}")
     return ", ".join(parts)
 
@@ -41,7 +41,13 @@ def providers_notes(report: Report) -> tuple[str, ...]:
             ("candidate", found.agrees, found.parts_at),
             ("float model", found.float_agrees, found.float_parts_at),
         ):
-            if not agrees:
+            if agrees is None:
+                notes.append(
+                    f"Whether {found.name} computes what the CPU provider does is not known of the "
+                    f"{what}: their outputs are more than a quantization step apart, and it is too "
+                    "large to look for where they part."
+                )
+            elif not agrees:
                 notes.append(
                     f"{found.name} and the CPU provider part at node '{at}' of the {what}: from "
                     "the same values they compute results more than a quantization step apart."

@@ -105,7 +105,8 @@ def _facts(
         taken, counted = runs.left(models[1][1], provider=place.provider)
         left = dict(sorted(counted.items()))
     is_cpu = not place.is_reference and provider_alias(place.provider) == "cpu"
-    float_parting = parting = ""
+    float_parting: str | None = ""
+    parting: str | None = ""
     difference_db = float("inf")
     if not is_cpu:
         _, float_parting = _against_cpu(place, models[0], data, files, is_large=is_large)
@@ -127,24 +128,31 @@ def _facts(
         sqnr_db=sqnr_db,
         metric=metric,
         difference_db=difference_db,
-        agrees=not parting,
-        parts_at=parting,
-        float_agrees=not float_parting,
-        float_parts_at=float_parting,
+        agrees=None if parting is None else not parting,
+        parts_at=parting or "",
+        float_agrees=None if float_parting is None else not float_parting,
+        float_parts_at=float_parting or "",
     )
 
 
 def _against_cpu(
     place: _Place, model: Model, data: Dataset, files: ModelFiles, *, is_large: bool
-) -> tuple[float, str]:
-    """SQNR of a model's outputs against its own on the CPU provider, and where they part."""
+) -> tuple[float, str | None]:
+    """SQNR of a model's outputs against its own on the CPU provider, and where they part.
+
+    The node is empty where they do not, and None where that is not known.
+    """
     graph, path = model
     ours, theirs = Session(path), load_backend(place.backend).session(path, provider=place.provider)
-    errors, parting = ErrorAccumulator(), ""
+    errors = ErrorAccumulator()
+    parting: str | None = ""
     for feeds in _samples(place, data):
         here, there = ours.run(feeds), theirs.run(feeds)
         errors.add(here, there)
-        if not parting and not is_large and outputs_differ(here, there):
+        if parting == "" and outputs_differ(here, there):
+            if is_large:
+                parting = None
+                continue
             cpu = partial(_Place(_NATIVE, "cpu").open, files)
             parting = first_parting(graph, feeds, cpu, partial(place.open, files))
     return _worst(errors), parting

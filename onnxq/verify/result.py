@@ -292,7 +292,8 @@ class ProviderFacts:
     ``nodes_taken`` of its operators are run by the provider, and ``nodes_left``, in ``left`` by
     type, by another one, without a word from the runtime. ``agrees`` says whether each part of the
     candidate between quantized tensors gives, from the same integers, the same integers as on the
-    CPU provider but for one step; where not, ``parts_at`` is the first node that does not.
+    CPU provider but for one step; where not, ``parts_at`` is the first node that does not. None
+    where outputs are more than a step apart and the model is too large to run by parts.
     ``difference_db`` is the SQNR of the candidate's outputs against its own on the CPU provider:
     single steps add up. ``float_agrees`` and ``float_parts_at`` say the same of the float model,
     whose step is a 255th of the range of a value.
@@ -308,9 +309,9 @@ class ProviderFacts:
     sqnr_db: Number
     metric: MetricFacts | None
     difference_db: Number
-    agrees: bool
+    agrees: bool | None
     parts_at: str
-    float_agrees: bool
+    float_agrees: bool | None
     float_parts_at: str
 
 

@@ -112,6 +112,24 @@ def test_each_provider_is_held_against_float_on_the_cpu(files: tuple[Path, Path]
     assert _compare(files).providers == ()
 
 
+def test_what_is_too_large_to_run_by_parts_is_not_said_to_agree(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> str:
+        raise AssertionError("no part is run")
+
+    monkeypatch.setattr("onnxq.verify.providers.first_parting", never)
+    monkeypatch.setattr("onnxq.verify.providers.constant_bytes", lambda graph: 1 << 60)
+    options = CompareOptions(latency=False, each=True, reference=True, layers=False)
+    assert _compare(files, options).providers[1].agrees is True, "outputs are within a step"
+    monkeypatch.setattr("onnxq.verify.providers.outputs_differ", lambda *_: True)
+    report = _compare(files, options)
+    assert [(p.agrees, p.float_agrees) for p in report.providers] == [(True, True), (None, None)]
+    told = providers_notes(report)
+    assert "not known of the candidate" in told[0] and "not known of the float model" in told[1]
+    assert Report.from_json(report.to_json()) == report
+
+
 def test_what_falls_to_another_provider_is_told(files: tuple[Path, Path]) -> None:
     report = _compare(files, CompareOptions(latency=False, each=True, layers=False))
     (cpu,) = report.providers
