@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from onnxq.data.places import at_hand, external_data, is_address
 from onnxq.errors import InputError
@@ -213,7 +213,7 @@ def batch(
             hangs_after=options.hangs_after,
             per_machine=per_machine,
         ) as executor,
-        executor.open(_Optimizing()) as do,
+        executor.open(_Optimizing(executor.is_spread)) as do,
     ):
         fresh = do(left)
         for number, known in enumerate(done, start=1):
@@ -244,21 +244,35 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Optimizing(Work[_Task, Done]):
-    """Optimizes models."""
+    """Optimizes models.
 
-    is_kept: ClassVar[bool] = False
+    Attributes:
+        has_others: Whether another worker may have the room that one has not.
+    """
+
+    has_others: bool
 
     @contextmanager
     def open(self) -> Iterator[Callable[[_Task], Done]]:
         """See `Work`."""
-        yield lambda task: _known(task) or _made(task)
+        yield lambda task: _known(task) or _made(task, self.has_others)
+
+    def given_up(self, item: _Task, sentence: str) -> Done:
+        """See `Work`: a model fails alone, and is tried again in the next run."""
+        return Done(item.key, item.entry.name, item.entry.model, "failed", sentence)
 
 
-def _made(task: _Task) -> Done:
+def _made(task: _Task, has_others: bool) -> Done:
     """Optimize a model, and keep what became of it; what ends the process leaves its work."""
     # Who has no model to work on must not keep others from being alone.
     with sharing() as progress:
-        found = _optimized(task, progress)
+        try:
+            found = _optimized(task, progress)
+        except (OSError, MemoryError) as error:
+            if has_others:
+                raise
+            sentence = f"there was no room for it ({str(error) or type(error).__name__})"
+            return _Optimizing(has_others).given_up(task, sentence)
     found.save(task.folder / _RESULT)
     shutil.rmtree(task.folder / "work", ignore_errors=True)
     return found
@@ -285,7 +299,7 @@ def _optimized(task: _Task, progress: Progress) -> Done:
     except InputError as error:
         known = replace(known, state="failed", sentence=str(error))
     except (OSError, MemoryError):
-        # Another worker may have the room.
+        # It says nothing of the model.
         raise
     except Exception as error:
         (folder / "defect.txt").write_text(traceback.format_exc(), encoding="utf-8")

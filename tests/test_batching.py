@@ -140,6 +140,24 @@ def test_a_promise_that_breaks_leaves_no_model_of_before(manifest: Path) -> None
     assert not (out / "m" / "m.onnx").exists() and not (out / "m" / "plan.toml").exists()
 
 
+@pytest.mark.parametrize("error", [MemoryError(), OSError(28, "No space left on device")])
+def test_a_model_without_room_fails_alone_and_is_tried_again(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(model: str, *rest: Any, **options: Any) -> Optimized:
+        if Path(options["output"]).stem == "m":
+            raise error
+        return optimize(model, *rest, **options)
+
+    monkeypatch.setattr(batching, "optimize", full)
+    out = manifest.parent / "out"
+    first = batch(manifest, out).results
+    assert [done.state for done in first] == ["failed", "failed", "broken"]
+    assert "no room" in first[0].sentence
+    monkeypatch.undo()
+    assert batch(manifest, out).results[0].state == "kept"
+
+
 def test_a_table_is_a_manifest(tmp_path: Path) -> None:
     path = tmp_path / "models.csv"
     path.write_text(CSV)

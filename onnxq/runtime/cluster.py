@@ -141,8 +141,7 @@ class Cluster(Executor):
                 file.write(sharing.dump(work))
         except OSError as error:
             raise _no_room(self.folder, error) from error
-        store = Store(self.folder / "results")
-        taken: list[str] = []
+        store, taken = Store(self.folder / "results"), list[str]()
 
         def do(items: Sequence[T]) -> Iterator[R]:
             keys = [f"{name}-{sharing.fingerprint(item)[:16]}" for item in items]
@@ -151,17 +150,16 @@ class Cluster(Executor):
             run = _Map(*settings, store, str(path), named)
             try:
                 for key in keys:
-                    run.wait_for(key)
-                    yield store.get(key)
+                    sentence = run.wait_for(key)
+                    yield work.given_up(named[key], sentence) if sentence else store.get(key)
             finally:
                 run.cancel()
             taken.extend(keys)
 
         yield do
         # What comes to an end otherwise goes on from there.
-        if not work.is_kept:
-            for key in taken:
-                store.drop(key)
+        for key in taken:
+            store.drop(key)
 
 
 class _Map:
@@ -182,6 +180,7 @@ class _Map:
         self._futures: dict[str, Future] = {}
         self._done: queue.SimpleQueue[tuple[str, Future]] = queue.SimpleQueue()
         self._tries: dict[str, int] = {}
+        self._given_up: dict[str, str] = {}
         self._bound: dict[str, Collection[str]] = {}
         self._at: dict[str, tuple[frozenset[str], float]] = {}
         self._seen = time.monotonic()
@@ -191,11 +190,11 @@ class _Map:
             if key in self._missing:
                 self._submit(key)
 
-    def wait_for(self, key: str) -> None:
-        """Return when an item is done.
+    def wait_for(self, key: str) -> str:
+        """Return when an item is done, or given up: a sentence says why then.
 
         Raises:
-            InputError: it cannot be done.
+            InputError: its work refuses it, or there are no workers.
         """
         while key in self._missing:
             with suppress(queue.Empty):
@@ -204,6 +203,7 @@ class _Map:
                     self._take(done, future)
             if time.monotonic() - self._seen >= self._hangs_after / _LOOKS:
                 self._look()
+        return self._given_up.get(key, "")
 
     def cancel(self) -> None:
         """Let what is not done be."""
@@ -224,14 +224,15 @@ class _Map:
             return
         error = future.exception()
         if isinstance(error, KilledWorker):
-            raise InputError(
+            self._give_up(
+                key,
                 "workers ended one after another with the same item; it may need more memory "
-                "than --memory-limit allows, and the workers' logs may say more"
-            ) from error
-        if not isinstance(error, OSError | MemoryError):
+                "than --memory-limit allows, and the workers' logs may say more",
+            )
+        elif not isinstance(error, OSError | MemoryError):
             raise error
-        self._count(key, f"a worker could not do its part ({_told(error)})")
-        self._submit(key, [w for w in self._workers() if w != getattr(error, "worker", "")])
+        elif self._may_be_tried(key, f"a worker could not do its part ({_told(error)})"):
+            self._submit(key, [w for w in self._workers() if w != getattr(error, "worker", "")])
 
     def _look(self) -> None:
         """Find workers that have been at the same items for too long."""
@@ -258,19 +259,28 @@ class _Map:
     def _move(self, hung: str, keys: Collection[str]) -> None:
         """Give the items of a worker that hangs to others, and start the worker again."""
         del self._at[hung]
-        for key in keys:
-            self._count(key, f"a worker gave nothing in {self._hangs_after:g} seconds")
+        why = f"a worker gave nothing in {self._hangs_after:g} seconds"
+        again = [key for key in keys if self._may_be_tried(key, why)]
         others = [worker for worker in self._workers() if worker != hung]
-        for key in keys if others else ():
+        for key in again if others else ():
             self._submit(key, others)
         with suppress(Exception):
             # One without a nanny cannot be.
             self._connect().restart_workers([hung], timeout=_ANSWERS_WITHIN, raise_for_error=False)
 
-    def _count(self, key: str, why: str) -> None:
+    def _may_be_tried(self, key: str, why: str) -> bool:
+        """Count another try of an item; it is given up after too many."""
         self._tries[key] = self._tries.get(key, 1) + 1
-        if self._tries[key] > _TRIES:
-            raise InputError(f"{why}, {_TRIES} times; what is done is kept in the work folder")
+        if self._tries[key] <= _TRIES:
+            return True
+        self._give_up(key, f"{why}, {_TRIES} times; what is done is kept in the work folder")
+        return False
+
+    def _give_up(self, key: str, sentence: str) -> None:
+        self._given_up[key] = sentence
+        self._missing.discard(key)
+        self._futures.pop(key, None)
+        self._bound.pop(key, None)
 
     def _few(self, workers: Sequence[str]) -> list[str]:
         """As many of some workers as may be used of each machine."""

@@ -26,15 +26,21 @@ class Work(ABC, Generic[T, R]):
 
     Class variables:
         is_reentrant: Whether several threads may do it at a time.
-        is_kept: Whether results are kept in the work folder once all were taken, for another run.
     """
 
     is_reentrant: ClassVar[bool] = False
-    is_kept: ClassVar[bool] = False
 
     @abstractmethod
     def open(self) -> AbstractContextManager[Callable[[T], R]]:
         """Make ready what all items need; gives what is called for each."""
+
+    def given_up(self, item: T, sentence: str) -> R:
+        """What stands for an item that no worker can do.
+
+        Raises:
+            InputError: of the sentence, where work cannot go on without the item.
+        """
+        raise InputError(sentence)
 
 
 class Executor(ABC):

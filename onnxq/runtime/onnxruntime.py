@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from onnxq.errors import InputError
 from onnxq.ir.loading import ModelLike
+from onnxq.runtime.alone import alone
 from onnxq.runtime.backend import Backend, NodeTime
 from onnxq.runtime.operators import INTEGER_OPERATORS, optimized_operators
 from onnxq.runtime.providers import missing_provider
@@ -84,9 +85,10 @@ class Onnxruntime(Backend):
                 for at, model in enumerate(models)
             ]
             runs = max(3, rounds)
-            for _ in range(runs):
-                for session, feed in zip(sessions, per_model, strict=True):
-                    session.run(feed)
+            with alone():
+                for _ in range(runs):
+                    for session, feed in zip(sessions, per_model, strict=True):
+                        session.run(feed)
             return [_node_times(session.end_profile(), runs) for session in sessions]
 
 

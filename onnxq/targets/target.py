@@ -152,7 +152,7 @@ class Target:
     operators: Mapping[str, OperatorRule]
     reasons: Mapping[str, str]
     # Says nothing of what is computed, so tables that differ in it are equal.
-    measured: str = field(default="", repr=False)
+    measured: str = field(default="", repr=False, compare=False)
 
     @property
     def label(self) -> str:

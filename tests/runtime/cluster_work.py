@@ -23,15 +23,20 @@ class Squares(Work[int, int]):
         folder: The folder.
         trouble: What happens to the number 3 the first time: ``killed``, ``stopped``, ``disk``;
             every time: ``always killed``, ``always disk``, ``refused``.
+        instead: What stands for a number that was given up; it is an error if None.
     """
 
     folder: Path
     trouble: str = ""
+    instead: int | None = None
     seconds: float = 0.02
 
     @contextmanager
     def open(self) -> Iterator[Callable[[int], int]]:
         yield self._square
+
+    def given_up(self, item: int, sentence: str) -> int:
+        return super().given_up(item, sentence) if self.instead is None else self.instead
 
     def _square(self, number: int) -> int:
         tries = len(list(self.folder.glob(f"{number}-*")))

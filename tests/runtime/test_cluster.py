@@ -99,6 +99,14 @@ def test_what_nobody_can_do_is_said_in_a_sentence(
         list(executor.map(Squares(noted, trouble), NUMBERS))
 
 
+@pytest.mark.parametrize("trouble", ["always killed", "always disk"])
+def test_work_that_goes_on_without_an_item_has_all_others(
+    trouble: str, executor: Executor, noted: Path
+) -> None:
+    found = list(executor.map(Squares(noted, trouble, instead=-1), NUMBERS))
+    assert found == [-1 if number == 3 else number * number for number in NUMBERS]
+
+
 def test_workers_killed_at_random_change_nothing(executor: Executor, noted: Path) -> None:
     over = threading.Event()
 
