@@ -16,7 +16,11 @@ from onnxq.cli import main
 from onnxq.errors import InputError
 from onnxq.ir import save
 from onnxq.optimization import Optimized, optimize
-from tests.networks import chain, inputs
+from tests.networks import chain, computed, inputs
+
+__all__ = ["computed"]
+
+pytestmark = pytest.mark.usefixtures("computed")
 
 CSV = """name,model,data,max_drop,recipe
 one,m.onnx,d.npz,0.5,int8
