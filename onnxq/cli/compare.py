@@ -10,7 +10,7 @@ from onnxq.cli.options import IMAGES, image_options, providers
 from onnxq.cli.terminal import EXIT_GATE, EXIT_OK, Outcome
 from onnxq.comparison import compare
 from onnxq.progress import Progress
-from onnxq.report import check_folder, to_junit, to_text, write_report
+from onnxq.report import check_folder, to_junit, to_markdown, to_text, write_report
 from onnxq.saved import write_text
 from onnxq.verify import QUANTITIES
 
@@ -24,13 +24,13 @@ examples:
   onnxq compare model.onnx model.int8.onnx --data samples.npz
   onnxq compare model.onnx model.int8.onnx --data samples.npz --provider openvino --reference
   onnxq compare model.onnx model.int8.onnx --data samples.npz --provider cpu --provider cuda \\
-      --gate "drop<=0.01" --gate "latencies.*.speedup>=1.5" --junit junit.xml
+      --gate "drop<=0.01" --gate "latencies.*.speedup>=1.5" --junit junit.xml --markdown summary.md
 """
 
 NEEDS = "float candidate --data"
 TAKES = (
-    "--metric --gate --samples --layers --no-layers --junit --report --provider --provider-option "
-    f"--reference --threads --batch-size --throughput --latency-of {IMAGES}"
+    "--metric --gate --samples --layers --no-layers --junit --markdown --report --provider "
+    f"--provider-option --reference --threads --batch-size --throughput --latency-of {IMAGES}"
 )
 CHANGES = {"--data": {"help": "samples; of data with a split of its own the held-out part is used"}}
 
@@ -61,6 +61,8 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         write_report(report, Path(parsed.report))
     if parsed.junit:
         write_text(Path(parsed.junit), to_junit(report))
+    if parsed.markdown:
+        write_text(Path(parsed.markdown), to_markdown(report))
     code = EXIT_OK if report.passed else EXIT_GATE
     return Outcome(
         report.to_dict(), to_text(report, layers="all" if parsed.layers else "weakest"), code=code

@@ -214,7 +214,10 @@ _DECLARED: Mapping[str, Keywords] = {
         "the weakest)"
     ),
     "--junit": _value("FILE", "write the gates as JUnit XML"),
-    "--report": _value("FOLDER", "write report.json, .html and junit.xml"),
+    "--markdown": _value(
+        "FILE", "write a summary in GitHub-flavoured Markdown, as for $GITHUB_STEP_SUMMARY"
+    ),
+    "--report": _value("FOLDER", "write report.json, .html, .md and junit.xml"),
     "--passes -p": _value(
         "PASSES", 'passes with options, as "fold-constants{limit=1024},fuse-batch-norm"', str
     ),
@@ -412,7 +415,13 @@ STUDY = (
 )
 """How a model is read, rewritten and observed."""
 
-_WRITTEN = {"output": "-o", "plan_out": "--plan-out", "junit": "--junit", "json": "--json"}
+_WRITTEN = {
+    "output": "-o",
+    "plan_out": "--plan-out",
+    "junit": "--junit",
+    "markdown": "--markdown",
+    "json": "--json",
+}
 _READ = (
     "float",
     "candidate",

@@ -7,20 +7,21 @@ from pathlib import Path
 
 from onnxq.errors import InputError
 from onnxq.ir.saving import check_writable
+from onnxq.report.markdown import to_markdown
 from onnxq.report.pages import to_html, to_junit
 from onnxq.saved import write_text
 from onnxq.verify.result import Report
 
-NAMES = ("report.json", "report.html", "junit.xml")
+NAMES = ("report.json", "report.html", "report.md", "junit.xml")
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Write ``report.json``, ``report.html`` and ``junit.xml``; the folder is made if need be.
+    """Write all forms of a report by their `NAMES`; the folder is made if need be.
 
     Raises:
         InputError: the folder cannot be made, or a file cannot be written.
     """
-    texts = (report.to_json(), to_html(report), to_junit(report))
+    texts = (report.to_json(), to_html(report), to_markdown(report), to_junit(report))
     write_texts(folder, dict(zip(NAMES, texts, strict=True)))
 
 

@@ -49,8 +49,8 @@ OPTIONS = {
     "apply": "-o --output",
     "calibrate": "--data -o --output --from --calibrator --memory-limit --recipe --target "
     "--samples --batch-size --keep-overridable --opset --seed --image-size",
-    "compare": "--data --metric --gate --provider --junit --report --samples --no-layers "
-    "--threads --batch-size --image-size",
+    "compare": "--data --metric --gate --provider --junit --markdown --report --samples "
+    "--no-layers --threads --batch-size --image-size",
     "rewrite": "-p --passes -o --output --list --bisect-passes --external-data --keep-overridable",
     "bench": "--data --seconds --provider --threads --batch-size",
     "doctor": "",

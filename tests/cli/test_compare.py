@@ -126,13 +126,20 @@ def test_junit(run, tmp_path: Path) -> None:
     assert "sqnr>=200" in str(failure.get("message"))
 
 
+def test_markdown_tells_of_gates_that_failed(run, tmp_path: Path) -> None:
+    path = tmp_path / "summary.md"
+    found = run("--markdown", path, "--gate", "sqnr>=10", "--gate", "sqnr>=200")
+    assert found.code == 1
+    assert "### ❌ onnxq: 1 of 2 gates failed" in path.read_text("utf-8")
+
+
 def test_report_folder(run, tmp_path: Path) -> None:
     assert run("--report", tmp_path / "r").code == 0
     names = sorted(p.name for p in (tmp_path / "r").iterdir())
-    assert names == ["junit.xml", "report.html", "report.json"]
+    assert names == ["junit.xml", "report.html", "report.json", "report.md"]
 
 
-@pytest.mark.parametrize("option", ["--junit", "--report"])
+@pytest.mark.parametrize("option", ["--junit", "--markdown", "--report"])
 def test_places_that_cannot_be_written(
     run, case: Case, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:

@@ -43,7 +43,7 @@ def test_optimize_keeps_its_promise(made: Path) -> None:
 
 def test_report_folder(made: Path) -> None:
     names = sorted(p.name for p in (made / "report").iterdir())
-    assert names == ["junit.xml", "report.html", "report.json"]
+    assert names == ["junit.xml", "report.html", "report.json", "report.md"]
     assert "digits_resnet.onnx" in (made / "report" / "report.html").read_text()
     suite = ElementTree.parse(made / "report" / "junit.xml").getroot()
     assert suite.get("failures") == "0"

@@ -166,7 +166,12 @@ def test_report_folder(run, tmp_path: Path) -> None:
     assert found.out.splitlines()[-1] == (
         f"Wrote {tmp_path / 'out.onnx'}. The report is in {folder / 'report.html'}."
     )
-    assert sorted(p.name for p in folder.iterdir()) == ["junit.xml", "report.html", "report.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "junit.xml",
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
     check_report(strict_json((folder / "report.json").read_text()))
     assert ElementTree.parse(folder / "junit.xml").getroot().get("tests") == "2"
     assert "out.onnx" in (folder / "report.html").read_text()

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from onnxq.errors import InputError
-from onnxq.report import check_folder, to_html, to_junit, write_report
+from onnxq.report import check_folder, to_html, to_junit, to_markdown, write_report
 from onnxq.verify import Report
 from onnxq.verify.result import GateFacts, MetricFacts
 from tests.report.hostile import SCRIPT, hostile_report, is_clean
@@ -63,6 +63,7 @@ def test_the_files_hold_the_report(tmp_path: Path, report: Report) -> None:
     write_report(report, tmp_path)
     assert Report.from_json((tmp_path / "report.json").read_text("ascii")) == report
     assert (tmp_path / "report.html").read_bytes().decode("utf-8") == to_html(report)
+    assert (tmp_path / "report.md").read_bytes().decode("utf-8") == to_markdown(report)
     assert (tmp_path / "junit.xml").read_bytes().decode("utf-8") == to_junit(report)
 
 
@@ -161,6 +162,7 @@ def test_the_folder_has_all_forms(tmp_path: Path) -> None:
             "junit.xml",
             "report.html",
             "report.json",
+            "report.md",
         ]
     assert Report.from_json((folder / "report.json").read_text()) == a_report()
 
@@ -174,7 +176,7 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path, place: str) -> None:
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-@pytest.mark.parametrize("name", ["report.json", "report.html", "junit.xml"])
+@pytest.mark.parametrize("name", ["report.json", "report.html", "report.md", "junit.xml"])
 def test_a_folder_in_the_place_of_a_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=f"'{name}' in it is a folder"):
