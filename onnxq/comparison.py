@@ -35,6 +35,7 @@ def compare(
     images: ImageOptions | None = None,
     batch_size: int | None = None,
     throughput: Sequence[int] = (),
+    latency: bool = True,
     latency_of: Literal["prompt", "token"] | None = None,
     samples: int | None = None,
     layers: bool = True,
@@ -60,6 +61,7 @@ def compare(
         batch_size: Samples in a batch where the model leaves it open, for latency as well, which
             is that of one sample if None.
         throughput: Numbers of samples in a batch to measure throughput with.
+        latency: Whether to measure latency and throughput; gates on them fail without.
         latency_of: Which latency of a decoder gates mean, that of a ``prompt`` or of one ``token``.
         samples: Use only about so many samples.
         layers: Whether to measure the error of every layer.
@@ -79,6 +81,7 @@ def compare(
         reference=reference,
         threads=threads,
         layers=layers,
+        latency=latency,
         gates=parsed,
     )
     with as_file(float_model) as (path, _), as_file(candidate) as (candidate_path, _):

@@ -57,7 +57,8 @@ API = {
     *("forms", "gguf", "inspection", "job", "optimization"),
     *("options", "planning", "prepare", "promise", "proof", "recipe", "recipes", "reporting"),
     "rewriting",
-    *("search", "sequential", "study", "training", "transforming", "tuning", "watching", "work"),
+    *("search", "sequential", "study", "testing", "training", "transforming", "tuning"),
+    *("watching", "work"),
 }
 """Modules that put the stages together: they import each other."""
 

@@ -31,6 +31,9 @@ _DISTANCES: dict[str, Callable[[float, float], float]] = {
 }
 """What is larger for the worse of two values."""
 
+_TIMED = ("speedup", "candidate_ms", "latency", "latencies", "throughput")
+"""Where a gate speaks of what a clock says."""
+
 QUANTITIES: dict[str, tuple[str, Callable[[Report], float | None]]] = {
     "drop": (
         "float metric minus candidate metric",
@@ -108,6 +111,11 @@ class Gate:
 
     def __str__(self) -> str:
         return f"{self.quantity}{self.comparison}{self.bound:g}"
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether latency has to be measured for it."""
+        return self.quantity.partition(".")[0] in _TIMED
 
     def check(self, report: Report) -> GateFacts:
         """Hold a report against the promise; a quantity that was not measured breaks it.
