@@ -99,7 +99,7 @@ def from_form(text: str, kinds: Mapping[str, type[T]], what: str) -> T:
 
     Args:
         text: As ``percentile{percentile=99.9}``.
-        kinds: The dataclasses there are, by name.
+        kinds: The classes there are, by name; those that are no dataclasses have no options.
         what: What they are called in messages, as ``pass``.
 
     Raises:
@@ -157,6 +157,8 @@ def _imported(name: str) -> ModuleType:
 
 
 def _options(kind: type) -> dict[str, dataclasses.Field[Any]]:
+    if not dataclasses.is_dataclass(kind):
+        return {}
     return {f.name: f for f in dataclasses.fields(kind) if f.init and f.repr}
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from onnxq.errors import InputError
 from onnxq.ir.loading import ModelLike
-from onnxq.registry import installed_kinds, kinds_in
+from onnxq.registry import from_form, installed_kinds, kinds_in
 from onnxq.runtime.specs import Array, Runnable
 from onnxq.runtime.timing import interleaved
 
@@ -141,13 +141,14 @@ def available_backends() -> dict[str, type[Backend]]:
     return {**others, **{kind.name: kind for kind in own}}
 
 
-def load_backend(name: str) -> Backend:
-    """The backend of a name.
+def load_backend(form: str) -> Backend:
+    """The backend of a name, with options as ``onnxruntime{python=PATH}`` if it takes some.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or an option is unknown or wrong.
     """
     found = available_backends()
+    name = form.partition("{")[0].strip()
     if name not in found:
         raise InputError(f"there is no backend '{name}'; available: {', '.join(sorted(found))}")
-    return found[name]()
+    return found[name]() if form == name else from_form(form, found, "backend")

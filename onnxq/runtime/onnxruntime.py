@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.metadata import packages_distributions
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,9 @@ from onnxq.errors import InputError
 from onnxq.ir.loading import ModelLike
 from onnxq.runtime.alone import alone
 from onnxq.runtime.backend import Backend, NodeTime
+from onnxq.runtime.bare import packages
+from onnxq.runtime.elsewhere import Elsewhere, SessionElsewhere, elsewhere
+from onnxq.runtime.executor import HANGS_AFTER
 from onnxq.runtime.operators import INTEGER_OPERATORS, optimized_operators
 from onnxq.runtime.providers import missing_provider
 from onnxq.runtime.session import Session
@@ -27,27 +30,47 @@ _SUFFIX = "_kernel_time"
 _SMALLEST = '<ir_version: 8, opset_import: ["": 13]> g (float[1] x) => (float[1] y) { y = Relu(x) }'
 
 
+@dataclass(frozen=True)
 class Onnxruntime(Backend):
-    """onnxruntime on one of its execution providers."""
+    """onnxruntime on one of its execution providers.
+
+    Attributes:
+        python: Interpreter of the environment whose onnxruntime it is; this one's if empty.
+        patience: Seconds in which that has to answer, after which it counts as hung.
+    """
+
+    python: str = ""
+    patience: float = HANGS_AFTER
 
     name = "onnxruntime"
     integer_operators = INTEGER_OPERATORS
 
     @property
+    def _there(self) -> Elsewhere | None:
+        return elsewhere(self.python, self.patience) if self.python else None
+
+    @property
+    def _open(self) -> Callable[..., Session]:
+        there = self._there
+        return Session if there is None else partial(SessionElsewhere, there)
+
+    @property
     def version(self) -> str:
         """See `Backend.version`: the module's version, and the package unless it is of its name."""
-        return _version()
+        there = self._there
+        return _version() if there is None else there.version
 
     def missing(self, provider: str) -> str:
         """See `Backend.missing`."""
-        return missing_provider(provider)
+        there = self._there
+        return missing_provider(provider, None if there is None else there.offer)
 
     def check(self, provider: str) -> None:
         """See `Backend.check`: a model of one operator is loaded."""
         if self.missing(provider):
             return
         try:
-            Session(onnx.parser.parse_model(_SMALLEST), provider=provider)
+            self._open(onnx.parser.parse_model(_SMALLEST), provider=provider)
         except InputError as error:
             raise InputError(f"provider '{provider}' does not take its options: {error}") from error
 
@@ -55,15 +78,15 @@ class Onnxruntime(Backend):
         self, model: ModelLike, *, provider: str = "cpu", threads: int = 1, pooled: bool = False
     ) -> Session:
         """See `Backend.session`."""
-        return Session(model, provider=provider, threads=threads, pooled=pooled)
+        return self._open(model, provider=provider, threads=threads, pooled=pooled)
 
     def operators(self, model: ModelLike, *, provider: str = "cpu") -> Counter[str]:
         """See `Backend.operators`."""
-        return optimized_operators(model, provider=provider)
+        return optimized_operators(model, provider=provider, session=self._open)
 
     def left(self, model: ModelLike, *, provider: str = "cpu") -> tuple[int, Counter[str]]:
         """See `Backend.left`."""
-        session = Session(model, provider=provider, record=True)
+        session = self._open(model, provider=provider, record=True)
         given = session.assigned()
         taken = given.pop(session.provider, Counter[str]())
         return taken.total(), sum(given.values(), Counter[str]())
@@ -81,7 +104,9 @@ class Onnxruntime(Backend):
         per_model = [feeds] * len(models) if isinstance(feeds, Mapping) else list(feeds)
         with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
             sessions = [
-                Session(model, provider=provider, threads=threads, profile=Path(folder) / str(at))
+                self._open(
+                    model, provider=provider, threads=threads, profile=Path(folder) / str(at)
+                )
                 for at, model in enumerate(models)
             ]
             runs = max(3, rounds)
@@ -94,10 +119,10 @@ class Onnxruntime(Backend):
 
 @cache
 def _version() -> str:
-    packages = sorted(set(packages_distributions().get("onnxruntime", ())))
-    if packages in ([], ["onnxruntime"]):
+    names = packages()
+    if names in ([], ["onnxruntime"]):
         return str(ort.__version__)
-    return f"{ort.__version__} ({', '.join(packages)})"
+    return f"{ort.__version__} ({', '.join(names)})"
 
 
 def _node_times(path: Path, runs: int) -> list[NodeTime]:

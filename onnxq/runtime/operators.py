@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -33,13 +34,15 @@ INTEGER_OPERATORS = frozenset(
 """Operator types, qualified by domain, that compute on integers."""
 
 
-def optimized_operators(model: ModelLike, *, provider: str = "cpu") -> Counter[str]:
+def optimized_operators(
+    model: ModelLike, *, provider: str = "cpu", session: Callable[..., Session] = Session
+) -> Counter[str]:
     """Count the operators, subgraphs included, of the graph that onnxruntime runs.
 
     onnxruntime optimizes the model as far as it does by default, writes the result to a temporary
     folder, and the operators are counted there by type, qualified by the domain unless that is
     ONNX's own. It cannot write what a provider compiled; then the operators are those that it
-    gave to the providers, see `Session.assigned_operators`.
+    gave to the providers, see `Session.assigned_operators`. ``session`` loads the model.
 
     Raises:
         InputError: onnxruntime cannot load the model on that provider.
@@ -53,10 +56,10 @@ def optimized_operators(model: ModelLike, *, provider: str = "cpu") -> Counter[s
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         }
         try:
-            Session(model, provider=provider, config=config, save_optimized=path)
+            session(model, provider=provider, config=config, save_optimized=path)
         except InputError:
             # A model that cannot be loaded at all fails again.
-            return Session(model, provider=provider, record=True).assigned_operators()
+            return session(model, provider=provider, record=True).assigned_operators()
         graph = onnx.load(path, load_external_data=False).graph
     return Counter(operator_name(domain, op_type) for domain, op_type, _ in called(graph.node))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import onnxruntime as ort
 
@@ -30,6 +31,28 @@ _OPENVINO = "OpenVINOExecutionProvider"
 
 _FORM = re.compile(r"\s*([^{}]*?)\s*(?:\{(.*)\})?\s*", re.DOTALL)
 _BARE = re.compile(r"[^\s,'\"{}\[\]()\\]+")
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What an onnxruntime offers: its version, and the full names of its providers.
+
+    ``python`` is the interpreter where it is another environment's.
+    """
+
+    version: str
+    providers: tuple[str, ...]
+    python: str = ""
+
+    def __str__(self) -> str:
+        """Which onnxruntime that is."""
+        whose = f" of '{self.python}'" if self.python else ""
+        return f"the installed onnxruntime {self.version}{whose}"
+
+
+def offered_here() -> Offer:
+    """What the installed onnxruntime offers."""
+    return Offer(ort.__version__, available_providers())
 
 
 def available_providers() -> tuple[str, ...]:
@@ -67,43 +90,43 @@ def with_options(provider: str, options: Iterable[str]) -> str:
     return f"{name}{{{', '.join(written)}}}"
 
 
-def missing_provider(text: str) -> str:
-    """Say why a provider is not in the installed onnxruntime; empty if it is."""
+def missing_provider(text: str, offer: Offer | None = None) -> str:
+    """Say why a provider is not in an onnxruntime, the installed one if None; empty if it is."""
     name = _parted(text)[0]
-    alias = _alias(name)
-    available = sorted(provider_alias(full) for full in available_providers())
+    alias, offer = _alias(name), offer or offered_here()
+    available = sorted(map(provider_alias, offer.providers))
     if alias in available:
         return ""
-    sentence = (
-        f"provider {name!r} is not in the installed onnxruntime {ort.__version__}; "
-        f"available: {', '.join(available)}"
-    )
+    sentence = f"provider {name!r} is not in {offer}; available: {', '.join(available)}"
     if alias in _PACKAGES:
         sentence += f" (the package {_PACKAGES[alias]} in place of onnxruntime brings it)"
     return sentence
 
 
-def resolve_provider(text: str) -> str:
+def resolve_provider(text: str, offer: Offer | None = None) -> str:
     """Return the full name of a provider, whose name may be in any case.
 
     Raises:
-        InputError: the installed onnxruntime does not offer that provider.
+        InputError: the onnxruntime, the installed one if None, does not offer that provider.
     """
-    if missing := missing_provider(text):
+    offer = offer or offered_here()
+    if missing := missing_provider(text, offer):
         raise InputError(missing)
-    return {provider_alias(full): full for full in available_providers()}[_alias(_parted(text)[0])]
+    return {provider_alias(full): full for full in offer.providers}[_alias(_parted(text)[0])]
 
 
-def provider_arguments(text: str, threads: int) -> tuple[str, dict[str, str]]:
+def provider_arguments(
+    text: str, threads: int, offer: Offer | None = None
+) -> tuple[str, dict[str, str]]:
     """A provider's full name and its options, as `onnxruntime.InferenceSession` takes them.
 
     OpenVINO takes all processors whatever the session says of threads, so it is told of them, too;
     0 leaves it all.
 
     Raises:
-        InputError: the installed onnxruntime does not offer that provider.
+        InputError: the onnxruntime, the installed one if None, does not offer that provider.
     """
-    full_name, options = resolve_provider(text), _parted(text)[1]
+    full_name, options = resolve_provider(text, offer), _parted(text)[1]
     if full_name == _OPENVINO and threads:
         options = {"num_of_threads": str(threads), **options}
     return full_name, options

@@ -18,9 +18,16 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnxq.errors import InputError
 from onnxq.ir.loading import ModelLike
 from onnxq.runtime.backend import COMPILED
+from onnxq.runtime.bare import session_options
 from onnxq.runtime.failures import RUNTIME_FAILURES, one_sentence
 from onnxq.runtime.pool import SHARED_ARENA, share_arena
-from onnxq.runtime.providers import on_processor, provider_alias, provider_arguments
+from onnxq.runtime.providers import (
+    Offer,
+    offered_here,
+    on_processor,
+    provider_alias,
+    provider_arguments,
+)
 from onnxq.runtime.specs import Array, TensorSpec, dtype_of
 
 Optimization = Literal["all", "basic", "none"]
@@ -28,15 +35,6 @@ _RECORDING = "session.record_ep_graph_assignment_info"
 
 AS_STORED = {"session.disable_prepacking": "1"}
 """Leaves weights in the file that they lie in, for sessions that hardly run."""
-
-_FATAL = 4
-_LEVELS = {
-    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-}
-
-ort.set_default_logger_severity(_FATAL)
 
 
 class Session:
@@ -75,7 +73,7 @@ class Session:
         record: bool = False,
         pooled: bool = False,
     ) -> None:
-        full_name, own_options = provider_arguments(provider, threads)
+        full_name, own_options = provider_arguments(provider, threads, self._offer)
         self._label = model_label(model)
         source = _source(model, self._label)
         if pooled:
@@ -85,16 +83,16 @@ class Session:
             **({_RECORDING: "1"} if record else {}),
             **(SHARED_ARENA if pooled else {}),
         }
-        options = _options(threads, optimization, config, save_optimized)
-        if profile is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile)
+        settings = {
+            "threads": threads,
+            "optimization": optimization,
+            "profile": "" if profile is None else str(profile),
+        }
+        if save_optimized is not None and not save_optimized.parent.is_dir():
+            raise InputError(f"{save_optimized}: its folder does not exist")
         try:
-            self._session = ort.InferenceSession(
-                source,
-                options,
-                providers=[(full_name, own_options)],
-                enable_fallback=0,
+            self._session = self._opened(
+                source, config, save_optimized, (full_name, own_options), settings
             )
         except RUNTIME_FAILURES as error:
             raise InputError(
@@ -114,6 +112,32 @@ class Session:
         self._output_names = [spec.name for spec in self._outputs]
         self._dtypes = {spec.name: spec.dtype for spec in (*self._inputs, *self._outputs)}
         self._needs_values = any(_is_extension(dtype) for dtype in self._dtypes.values())
+
+    @property
+    def _offer(self) -> Offer:
+        """What the onnxruntime offers that is to run the model."""
+        return offered_here()
+
+    def _opened(
+        self,
+        source: str | bytes,
+        config: Mapping[str, str],
+        save_optimized: Path | None,
+        provider: tuple[str, dict[str, str]],
+        settings: Mapping[str, Any],
+    ) -> Any:
+        """A session of onnxruntime's own."""
+        options = session_options(**settings)
+        for key, value in config.items():
+            try:
+                options.add_session_config_entry(key, value)
+            except RUNTIME_FAILURES as error:
+                raise InputError(
+                    f"onnxruntime refuses the session option {key!r}: {one_sentence(error)}"
+                ) from error
+        if save_optimized is not None:
+            options.optimized_model_filepath = str(save_optimized)
+        return ort.InferenceSession(source, options, providers=[provider], enable_fallback=0)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -244,33 +268,6 @@ def _source(model: ModelLike, label: str) -> str | bytes:
     if not path.is_file():
         raise InputError(f"{label} is not a file")
     return str(path)
-
-
-def _options(
-    threads: int,
-    optimization: Optimization,
-    config: Mapping[str, str],
-    save_optimized: Path | None,
-) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.log_severity_level = _FATAL
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = _LEVELS[optimization]
-    options.use_deterministic_compute = True
-    for key, value in config.items():
-        try:
-            options.add_session_config_entry(key, value)
-        except RUNTIME_FAILURES as error:
-            raise InputError(
-                f"onnxruntime refuses the session option {key!r}: {one_sentence(error)}"
-            ) from error
-    if save_optimized is not None:
-        if not save_optimized.parent.is_dir():
-            raise InputError(f"{save_optimized}: its folder does not exist")
-        options.optimized_model_filepath = str(save_optimized)
-    return options
 
 
 def _spec(arg: Any, unranked: set[str]) -> TensorSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,14 @@ class Runnable(Protocol):
         self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
     ) -> dict[str, Array]:
         """Run once; gives the named outputs by name, all of them if None."""
+
+
+@runtime_checkable
+class Away(Protocol):
+    """A model in another process, which takes the time there."""
+
+    def spend(self, feeds: Mapping[str, Array], inferences: int, *, own: bool) -> float:
+        """Seconds that inferences take: of the thread's own processor time, or that pass."""
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:

@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 
 from onnxq.ir.collector import collector_paused
 from onnxq.runtime.alone import alone
-from onnxq.runtime.specs import Array, Runnable
+from onnxq.runtime.specs import Array, Away, Runnable
 
 Feeds = Mapping[str, Array]
 Clock = Callable[[], float]
@@ -67,7 +67,8 @@ def interleaved(
     as many inferences as fill about 2 ms, so that the clock's grain does not matter. Python's
     garbage collector rests meanwhile. Sessions that all run on the calling thread are timed by
     that thread's processor time, which on a quiet machine is the time that passes, and on a busy
-    one leaves out what other processes take.
+    one leaves out what other processes take. A session of another process takes the time itself,
+    so that what lies between the processes does not count.
 
     Args:
         sessions: the sessions; the first is the reference of `speedup`.
@@ -102,9 +103,7 @@ def _repeats(session: Runnable, feed: Feeds, warmup: int, clock: Clock) -> int:
     for number in range(max(1, warmup)):
         if number and perf_counter() > end:
             break
-        start = clock()
-        session.run(feed)
-        shortest = min(shortest, clock() - start)
+        shortest = min(shortest, _spent(session, feed, 1, clock))
     return max(1, math.ceil(SHORTEST_SLOT / max(shortest, 1e-6)))
 
 
@@ -126,12 +125,19 @@ def _rounds(
         for position in range(count):
             index = (position + len(times)) % count
             session, feed, inferences = sessions[index], feeds[index], repeats[index]
-            start = clock()
-            for _ in range(inferences):
-                session.run(feed)
-            row[index] = (clock() - start) / inferences
+            row[index] = _spent(session, feed, inferences, clock) / inferences
         times.append(row)
     return np.asarray(times, dtype=np.float64)
+
+
+def _spent(session: Runnable, feed: Feeds, inferences: int, clock: Clock) -> float:
+    """Seconds that some inferences take."""
+    if isinstance(session, Away):
+        return session.spend(feed, inferences, own=clock is thread_time)
+    start = clock()
+    for _ in range(inferences):
+        session.run(feed)
+    return clock() - start
 
 
 def summarized(times: Array, repeats: Sequence[int]) -> list[Timing]:

@@ -22,6 +22,7 @@ from onnxq.runtime import (
     NodeTime,
     Session,
     backend,
+    bare,
     integer_operators,
     load_backend,
     optimized_operators,
@@ -100,7 +101,7 @@ def test_onnxruntime_is_there_without_anything_installed() -> None:
 def test_the_version_names_the_package_that_brings_the_module(
     packages: dict[str, list[str]], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(MODULE, "packages_distributions", lambda: packages)
+    monkeypatch.setattr(bare, "packages_distributions", lambda: packages)
     MODULE._version.cache_clear()
     try:
         assert versions()["onnxruntime"] == f"{ort.__version__}{said}"
