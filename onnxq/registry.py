@@ -14,8 +14,11 @@ import importlib
 import inspect
 import pkgutil
 import re
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from importlib.metadata import entry_points
+from functools import cache
+from importlib import metadata
+from importlib.metadata import EntryPoints
 from types import ModuleType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -38,20 +41,26 @@ def kinds_in(
     Raises:
         ImportError: one of the modules cannot be imported.
     """
-    modules = [module]
-    if hasattr(module, "__path__"):
-        prefix = f"{module.__name__}."
-        if nested:
-            found = pkgutil.walk_packages(module.__path__, prefix, lambda name: None)
-        else:
-            found = (m for m in pkgutil.iter_modules(module.__path__, prefix) if not m.ispkg)
-        names = {m.name for m in found} - {f"{prefix}{name}" for name in without}
-        modules += map(_imported, sorted(names))
-    for each in modules:
-        for _, kind in inspect.getmembers(each, inspect.isclass):
-            is_own = kind.__module__ == each.__name__ and hasattr(kind, "name")
-            if issubclass(kind, base) and is_own and not inspect.isabstract(kind):
+    for each in _modules(module, nested, tuple(without)):
+        for _, kind in sorted(vars(each).items()):
+            if not isinstance(kind, type) or kind.__module__ != each.__name__:
+                continue
+            if issubclass(kind, base) and hasattr(kind, "name") and not inspect.isabstract(kind):
                 yield kind
+
+
+@cache
+def _modules(module: ModuleType, nested: bool, without: tuple[str, ...]) -> list[ModuleType]:
+    """The module and, of a package, those within; looked for once, as that reads every folder."""
+    if not hasattr(module, "__path__"):
+        return [module]
+    prefix = f"{module.__name__}."
+    if nested:
+        found = pkgutil.walk_packages(module.__path__, prefix, lambda name: None)
+    else:
+        found = (m for m in pkgutil.iter_modules(module.__path__, prefix) if not m.ispkg)
+    names = {m.name for m in found} - {f"{prefix}{name}" for name in without}
+    return [module, *map(_imported, sorted(names))]
 
 
 def installed_kinds(group: str, base: type[T], what: str) -> dict[str, type[T]]:
@@ -63,7 +72,7 @@ def installed_kinds(group: str, base: type[T], what: str) -> dict[str, type[T]]:
         InputError: an entry point cannot be loaded, or two kinds share a name.
     """
     found: dict[str, type[T]] = {}
-    for entry in entry_points(group=group):
+    for entry in entry_points(group):
         try:
             loaded = entry.load()
             is_module = isinstance(loaded, ModuleType)
@@ -82,6 +91,17 @@ def installed_kinds(group: str, base: type[T], what: str) -> dict[str, type[T]]:
                     f"each of two packages has a {what} '{name}': {modules}; remove one package"
                 )
     return dict(sorted(found.items()))
+
+
+def entry_points(group: str) -> EntryPoints:
+    """The entry points of a group in what is installed on the path."""
+    return _entry_points(group, tuple(sys.path))
+
+
+@cache
+def _entry_points(group: str, path: tuple[str, ...]) -> EntryPoints:
+    """The same, looked for once, as that reads a file of everything that is installed."""
+    return metadata.entry_points(group=group)
 
 
 def to_form(thing: Any) -> str:

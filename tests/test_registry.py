@@ -221,6 +221,8 @@ def test_kinds_are_found_wherever_they_stand(package: str, tmp_path: Path) -> No
     assert [kind.name for kind in kinds_in(one, base)] == ["one"]
     (tmp_path / "stock" / "broken.py").write_text("import nothing_of_that_name")
     importlib.invalidate_caches()
+    del sys.modules[package]
+    stock = importlib.import_module(package)
     with pytest.raises(ImportError, match=r"module stock\.broken: No module named"):
         list(kinds_in(stock, base))
 
