@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from onnxq.benchmark import random_feeds
+from onnxq.benchmark import NATIVE, random_feeds
 from onnxq.data import Batch, DataLike, Dataset, read
 from onnxq.data.dataset import CALIBRATION_LIMIT
 from onnxq.data.places import at_hand, is_address
@@ -72,6 +72,8 @@ class Job:
         time: How long optional work may take.
         notes: What to say of the model in the report.
         candidates: Plans that a search tries beside its own, by name.
+        against_cpu: Whether the float model gives the outputs that are held against on the CPU
+            provider here, wherever candidates run.
     """
 
     path: Path
@@ -95,6 +97,7 @@ class Job:
     time: TimeBudget = field(default_factory=TimeBudget)
     notes: tuple[str, ...] = ()
     candidates: Mapping[str, Plan] = field(default_factory=dict)
+    against_cpu: bool = False
 
     @property
     def one(self) -> Batch:
@@ -120,18 +123,55 @@ class Job:
         require_searchable(self.precisions)
         return replace(self, recipe=replace(self.recipe, precision=""))
 
+    def at(
+        self,
+        target: Target,
+        *,
+        folder: Path,
+        candidates: Mapping[str, Plan],
+        time: TimeBudget,
+    ) -> Job:
+        """The same job for another target, whose candidates are held against the CPU provider here.
+
+        Args:
+            target: The target.
+            folder: For what is made in it.
+            candidates: Plans to try.
+            time: How long its optional work may take.
+
+        Raises:
+            InputError: the recipe is no search, and there are plans to try.
+        """
+        folder.mkdir()
+        options = replace(self.options, target=target.name, min_speedup=None)
+        _check_candidates(candidates, options, self.recipe, target)
+        return replace(
+            self,
+            files=ModelFiles(folder),
+            folder=folder,
+            target=target,
+            precisions=_precisions(options, self.recipe, target),
+            options=options,
+            candidates=candidates,
+            time=time,
+            against_cpu=True,
+        )
+
     @cached_property
     def reference(self) -> Reference:
         """The float model on the held-out samples, on the target's provider if it is here."""
         assert self.held_out is not None
+        backend = self.target.backend
+        provider = "cpu" if self.missing_provider() else self.provider
         return Reference(
             self.path,
             self.held_out,
             files=self.files,
             room=model_room(self.options.memory_limit),
             metric=self.options.metric,
-            backend=self.target.backend,
-            provider="cpu" if self.missing_provider() else self.provider,
+            backend=NATIVE if self.against_cpu else backend,
+            provider="cpu" if self.against_cpu else provider,
+            candidates_on=backend,
             folder=self.folder,
         )
 
@@ -173,6 +213,11 @@ def open_job(
         InputError: the model, the data or an option cannot be used.
     """
     recipe, target = load_recipe(options.recipe), load_target(options.target)
+    if options.pythons:
+        raise InputError(
+            "further environments (--python) are tried by `onnxq optimize --target fastest`; leave "
+            "them out, or name that target"
+        )
     time = _time(options.time_budget)
     backend = load_backend(target.backend)
     if not backend.is_for_targets:
@@ -192,13 +237,9 @@ def open_job(
             "precisions to choose from are for a search, and the recipe gives all nodes one; leave "
             "them out, or use the recipe 'mixed'"
         )
-    candidates = _candidates(options, recipe, target)
-    if recipe.is_search:
-        small = () if options.max_size_ratio is None else target.small
-        precisions = tuple(options.precisions) or recipe.precisions or (*target.precisions, *small)
-        require_searchable(precisions)
-    else:
-        precisions = (recipe.precision,)
+    candidates = read_candidates(options)
+    _check_candidates(candidates, options, recipe, target)
+    precisions = _precisions(options, recipe, target)
     with as_file(model) as (path, folder), _executor(options, folder) as executor:
         for name, plan in candidates.items():
             check_made_for(plan, file_sha256(path), name)
@@ -278,22 +319,49 @@ def _executor(options: Options, folder: Path) -> AbstractContextManager[Executor
     )
 
 
-def _candidates(options: Options, recipe: Recipe, target: Target) -> dict[str, Plan]:
+def _precisions(options: Options, recipe: Recipe, target: Target) -> tuple[str, ...]:
+    """What a search may choose from, or the one precision of the recipe.
+
+    Raises:
+        InputError: a search cannot choose one of them.
+    """
+    if not recipe.is_search:
+        return (recipe.precision,)
+    small = () if options.max_size_ratio is None else target.small
+    found = tuple(options.precisions) or recipe.precisions or (*target.precisions, *small)
+    require_searchable(found)
+    return found
+
+
+def read_candidates(options: Options) -> dict[str, Plan]:
     """The plans that are tried beside a search's own, by name.
 
     Raises:
-        InputError: the recipe is no search, or a plan is for another target or cannot be read.
+        InputError: one cannot be read.
     """
-    if options.candidates and not recipe.is_search:
+    found = {}
+    for at, given in enumerate(options.candidates, 1):
+        if isinstance(given, Plan):
+            found[f"plan {at}"] = given
+        else:
+            found[f"plan {os.fspath(given)}"] = Plan.load(given)
+    return found
+
+
+def _check_candidates(
+    candidates: Mapping[str, Plan], options: Options, recipe: Recipe, target: Target
+) -> None:
+    """Refuse plans that cannot be tried.
+
+    Raises:
+        InputError: the recipe is no search, or a plan is for another target or was made otherwise.
+    """
+    if candidates and not recipe.is_search:
         raise InputError(
             "plans to try are for a search, and the recipe gives all nodes one precision; leave "
             "--candidate out, or use the recipe 'mixed'"
         )
-    found = {}
-    for at, given in enumerate(options.candidates, 1):
-        name, plan = f"plan {at}", given
-        if not isinstance(plan, Plan):
-            name, plan = f"plan {os.fspath(plan)}", Plan.load(plan)
+    for name, plan in candidates.items():
         if plan.target != target.name:
             raise InputError(
                 f"{name} is for the target '{plan.target}', not for '{target.name}'; make one with "
@@ -302,8 +370,6 @@ def _candidates(options: Options, recipe: Recipe, target: Target) -> dict[str, P
         if plan.keep_overridable != options.keep_overridable:
             how = "with" if plan.keep_overridable else "without"
             raise InputError(f"{name} was made {how} --keep-overridable; do the same here")
-        found[name] = plan
-    return found
 
 
 def _time(minutes: float | None) -> TimeBudget:

@@ -14,6 +14,8 @@ from onnxq.bundling import Ladder, Rung, check_bundled, told, write_bundle
 from onnxq.data import DataLike, Dataset
 from onnxq.distributions import worst_tensors
 from onnxq.errors import InputError, NothingToQuantizeError
+from onnxq.fastest import FASTEST, fastest
+from onnxq.found import Found, left_alone, noted
 from onnxq.ir import Graph, ModelLike, save
 from onnxq.ir.saving import check_writable
 from onnxq.job import Job, label, open_job
@@ -80,7 +82,8 @@ def optimize(
     the float model on the other part: metric, outputs, layers, size, and latency measured in turn.
     The recipe ``mixed`` searches for the plan: every node gets the precision that sensitivity and
     measured costs speak for, and the fastest candidate that keeps the promise wins, the float model
-    among them. The plan of any other recipe gives all nodes one precision.
+    among them. The plan of any other recipe gives all nodes one precision. With the target
+    ``fastest`` this is done for every provider that is installed, see `onnxq.fastest.fastest`.
 
     Args:
         model: Path, serialized bytes or ``ModelProto`` of the float model.
@@ -103,9 +106,22 @@ def optimize(
         InputError: the model, the data or an option cannot be used, or nothing in the model can
             be quantized.
     """
-    options = replace(options or Options(), **changes)
+    options, make = replace(options or Options(), **changes), _made
+    if options.target == FASTEST:
+        if adaptive is not None:
+            raise InputError(
+                "a bundle is for one target; find the fastest first, and make the bundle with that "
+                "--target, or leave --adaptive out"
+            )
+        wanted, name = options, "model.onnx" if output is None else os.fspath(output)
+        # What is read and held against is for the CPU provider here, as a whole.
+        options = replace(options, target="auto", pythons=(), candidates=(), provider_options=())
+
+        def make(job: Job) -> Found:
+            return fastest(job, wanted, _made, name)
+
     return made(
-        lambda job: _searched(job) if job.recipe.is_search else _planned(job),
+        make,
         *(model, data, options),
         output=output,
         plan_output=plan_output,
@@ -115,23 +131,6 @@ def optimize(
         keep_failed=keep_failed,
         progress=progress,
     )
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was made in a job.
-
-    Attributes:
-        graph: The model.
-        report: What verification found.
-        plan: The plan that makes it.
-        ladder: What a bundle could be made of; None where nothing was quantized.
-    """
-
-    graph: Graph
-    report: Report
-    plan: Plan
-    ladder: Ladder | None = None
 
 
 def made(
@@ -220,6 +219,10 @@ def made(
     return Optimized(graph, report, written, plan)
 
 
+def _made(job: Job) -> Found:
+    return _searched(job) if job.recipe.is_search else _planned(job)
+
+
 def _check(job: Job) -> None:
     """Refuse before long work what cannot be measured."""
     held_out, options, missing = job.held_out, job.options, job.missing_provider()
@@ -288,7 +291,7 @@ def proven(prepared: Prepared, plan: Plan) -> Found:
     tensors = worst_tensors(prepared, graph)
     report = with_gates(replace(report, untried=plan.untried, tensors=tensors), gates)
     ladder = Ladder(prepared.graph, (Rung(job.recipe.precision, graph, path),))
-    return Found(graph, report, _noted(plan, report, gates), ladder)
+    return Found(graph, report, noted(plan, report, gates), ladder)
 
 
 def _searched(job: Job) -> Found:
@@ -319,7 +322,7 @@ def _searched(job: Job) -> Found:
     kept = with_gates(replace(baseline, candidates=facts, untried=untried), gates)
     may_be_float = all(precision == FLOAT for precision in prepared.pinned.values())
     if not report.passed and kept.passed and may_be_float:
-        return Found(job.source, kept, replace(_left_alone(job), untried=untried), ladder)
+        return Found(job.source, kept, replace(left_alone(job), untried=untried), ladder)
     losses, chosen = found.sensitivity.losses(), winner.plan.precisions()
     layers = tuple(
         replace(layer, sensitivity=losses[layer.node].get(chosen[layer.node], 0.0))
@@ -339,7 +342,7 @@ def _searched(job: Job) -> Found:
         untried=untried,
         tensors=worst_tensors(prepared, winner.graph),
     )
-    return Found(winner.graph, report, _noted(plan, report, gates), ladder)
+    return Found(winner.graph, report, noted(plan, report, gates), ladder)
 
 
 def _float_only(job: Job, baseline: Report, gates: Sequence[Gate], why: str) -> Found:
@@ -362,31 +365,8 @@ def _float_only(job: Job, baseline: Report, gates: Sequence[Gate], why: str) -> 
     report = with_gates(replace(verify(job, path, records), notes=(*notes, *found)), gates)
     kept = with_gates(replace(baseline, notes=notes), gates)
     if not report.passed and kept.passed:
-        return Found(job.source, kept, _left_alone(job))
+        return Found(job.source, kept, left_alone(job))
     return Found(graph, report, plan)
-
-
-def _left_alone(job: Job) -> Plan:
-    """The plan that leaves the model as it is."""
-    return Plan(
-        job.sha256,
-        job.target.name,
-        passes="",
-        opset=job.source.opset,
-        keep_overridable=job.options.keep_overridable,
-        calibrator=str(job.calibrator),
-        seed=job.options.seed,
-    )
-
-
-def _noted(plan: Plan, report: Report, gates: Sequence[Gate]) -> Plan:
-    """The plan with its promise and what verification measured."""
-    found = {"sqnr_db": report.sqnr_db, "size_ratio": report.size.ratio}
-    if report.latency is not None:
-        found["speedup"] = report.latency.speedup
-    if report.metric is not None:
-        found["drop"] = report.metric.drop
-    return replace(plan, promise=tuple(map(str, gates)), measured=found)
 
 
 def _facts(candidate: Candidate, sensitivity: Sensitivity) -> CandidateFacts:

@@ -23,7 +23,9 @@ class Options:
 
     Attributes:
         recipe: A `Recipe`, or the name or file of one.
-        target: Where the model is to run: a name or file; ``auto`` is this machine's processor.
+        target: Where the model is to run: a name or file; ``auto`` is this machine's processor;
+            ``fastest``, for `optimize` alone, is whatever is fastest of all that is installed.
+        pythons: Interpreters of further environments whose onnxruntime is tried for ``fastest``.
         provider_options: What the target's execution provider is told, as ``device_type=GPU``.
         calibrator: How ranges are found, as ``percentile{percentile=99.9}``; the recipe's if None.
         precisions: What a search may choose from; the recipe's or the target's if empty.
@@ -71,6 +73,7 @@ class Options:
 
     recipe: str | Recipe = DEFAULT_RECIPE
     target: str = "auto"
+    pythons: Sequence[str | os.PathLike[str]] = ()
     provider_options: Sequence[str] = ()
     calibrator: str | None = None
     precisions: Sequence[str] = ()

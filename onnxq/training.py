@@ -11,9 +11,10 @@ from typing import Any
 
 from onnxq.data import DataLike
 from onnxq.errors import InputError
+from onnxq.found import Found
 from onnxq.ir import ModelLike, infer_types
 from onnxq.job import Job
-from onnxq.optimization import Found, Optimized, made, proven
+from onnxq.optimization import Optimized, made, proven
 from onnxq.options import Options
 from onnxq.plan import Plan
 from onnxq.precision import parse_precision

@@ -54,7 +54,7 @@ NO_TORCH = importlib.util.find_spec("torch") is None
 
 API = {
     *("__init__", "batching", "benchmark", "bundling", "comparison", "distributions", "doctor"),
-    *("forms", "gguf", "inspection", "job", "optimization"),
+    *("fastest", "forms", "found", "gguf", "inspection", "job", "optimization"),
     *("options", "planning", "prepare", "promise", "proof", "recipe", "recipes", "reporting"),
     "rewriting",
     *("search", "sequential", "study", "testing", "training", "transforming", "tuning"),

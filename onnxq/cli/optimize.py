@@ -12,6 +12,7 @@ from onnxq.cli.terminal import EXIT_GATE, EXIT_OK, Outcome
 from onnxq.optimization import Optimized, optimize
 from onnxq.progress import Progress
 from onnxq.report import check_folder, to_text, write_report
+from onnxq.targets import available_targets
 
 HELP = "quantize a float model, and write it if it keeps its promise on held-out data"
 
@@ -21,11 +22,13 @@ EXAMPLES = """examples:
       --max-drop 0.005 --min-speedup 1.5 -o model.int8.onnx --report report/
   onnxq optimize model.onnx --data samples.npz -o model.int8.onnx --plan-out plan.toml \\
       --pin "head*=float32" --work-dir work/
+  onnxq optimize model.onnx --data samples.npz -o model.fast.onnx --target fastest \\
+      --python openvino/bin/python
 """
 
 NEEDS = "model --data --output"
 TAKES = (
-    "--eval --recipe --target --provider-option --calibrator --methods --max-drop "
+    "--eval --recipe --target --python --provider-option --calibrator --methods --max-drop "
     "--min-agreement --min-speedup --min-sqnr --max-size-ratio --keep-failed --plan-out "
     "--adaptive --cascade --pin --candidate --work-dir --metric --calibration-samples "
     "--time-budget --keep-overridable --opset --seed --memory-limit --workers --scheduler "
@@ -33,6 +36,12 @@ TAKES = (
     f"--throughput --latency-of {IMAGES}"
 )
 MAKES_MODEL = True
+CHANGES = {
+    "--target": {
+        "help": f"where it is to run: auto, {', '.join(available_targets())}, a .toml file, or "
+        "fastest: whatever is fastest of all providers that are installed (default auto)"
+    }
+}
 
 
 def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:

@@ -104,6 +104,12 @@ _DECLARED: Mapping[str, Keywords] = {
         "auto)",
         str,
     ),
+    "--python": _values(
+        "PATH",
+        "with --target fastest: an interpreter whose environment has another onnxruntime, as "
+        "onnxruntime-openvino; that one is tried, too",
+        dest="pythons",
+    ),
     "--precision": _values(
         "P",
         f"consider this precision: {', '.join(searchable())}; default: the target's",

@@ -27,6 +27,8 @@ def to_text(
         layers: Whether to list the layers with the lowest SQNR, too, or all.
     """
     parts: list[RenderableType] = [_listing(figures(report))]
+    if report.deployments:
+        parts += [Text(), _deployments(report)]
     if report.candidates:
         parts += [Text(), _candidates(report)]
     if report.gates:
@@ -50,6 +52,28 @@ def grid(*, fold: bool = False) -> Table:
     """
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=not fold, overflow="fold")
+    return table
+
+
+def _deployments(report: Report) -> Table:
+    table = grid(fold=True)
+    table.add_column(overflow="fold")
+    for _ in range(4):
+        table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    headings = ("model", "speedup", "interval", "SQNR", "size", "")
+    table.add_row(Text("deployments"), *(Text(heading, "bold") for heading in headings))
+    for found in report.deployments:
+        cells = (
+            words.printable(found.model),
+            "" if found.speedup is None else f"{words.ratio(found.speedup)}x",
+            words.speedup_interval(found),
+            "" if found.sqnr_db is None else words.decibels(found.sqnr_db),
+            "" if found.bytes is None else words.size(found.bytes),
+            "chosen" if found.chosen else words.printable(found.reason),
+        )
+        where = Text(words.printable(words.place(found)), "")
+        table.add_row(where, *(Text(cell, "green" * found.chosen) for cell in cells))
     return table
 
 

@@ -12,6 +12,7 @@ from onnxq.verify.result import (
     AGREEMENT,
     NEIGHBOUR,
     AgreementFacts,
+    DeploymentFacts,
     JumpFacts,
     LatencyFacts,
     MetricFacts,
@@ -95,11 +96,14 @@ def ratio(value: float) -> str:
     return f"{value:.2f}"
 
 
-def speedup_interval(latency: LatencyFacts) -> str:
+def speedup_interval(found: LatencyFacts | DeploymentFacts) -> str:
     """The 95 % interval of a speedup: ``2.01 to 2.15``; empty if there is none."""
-    if latency.confidence is None:
-        return ""
-    return " to ".join(map(ratio, latency.confidence))
+    return "" if found.confidence is None else " to ".join(map(ratio, found.confidence))
+
+
+def place(found: DeploymentFacts) -> str:
+    """Where a model was tried: ``cpu-x64``, ``openvino, ov/bin/python``."""
+    return ", ".join(filter(None, (found.target or found.provider, found.python)))
 
 
 def change(size_ratio: float) -> str:

@@ -22,7 +22,7 @@ from onnxq.runtime.bare import packages
 from onnxq.runtime.elsewhere import Elsewhere, SessionElsewhere, elsewhere
 from onnxq.runtime.executor import HANGS_AFTER
 from onnxq.runtime.operators import INTEGER_OPERATORS, optimized_operators
-from onnxq.runtime.providers import missing_provider
+from onnxq.runtime.providers import Offer, missing_provider, offered_here
 from onnxq.runtime.session import Session
 from onnxq.runtime.specs import Array
 
@@ -62,8 +62,13 @@ class Onnxruntime(Backend):
 
     def missing(self, provider: str) -> str:
         """See `Backend.missing`."""
+        return missing_provider(provider, self.offer)
+
+    @property
+    def offer(self) -> Offer:
+        """What it offers."""
         there = self._there
-        return missing_provider(provider, None if there is None else there.offer)
+        return offered_here() if there is None else there.offer
 
     def check(self, provider: str) -> None:
         """See `Backend.check`: a model of one operator is loaded."""

@@ -212,6 +212,10 @@ def load_target(name: str) -> Target:
     Raises:
         InputError: there is no such target or file, or the file has an unknown or wrong entry.
     """
+    if name == "fastest":
+        raise InputError(
+            "the target 'fastest' is for `onnxq optimize`, which says which one that is; name one"
+        )
     if name == "auto":
         name = _this_processor()
     if name not in available_targets() and not name.endswith(".toml"):

@@ -167,8 +167,11 @@ def compare_files(
             layers, jump = describe(candidate_graph), None
     progress.finish()
     counted = options.operators
-    model = reference.facts(float_graph, float_path, reference.provider, operators=counted)
-    output = reference.facts(candidate_graph, candidate_path, first, operators=counted)
+    float_on = reference.provider, reference.backend
+    model = reference.facts(float_graph, float_path, *float_on, operators=counted)
+    output = reference.facts(
+        candidate_graph, candidate_path, first, options.backend, operators=counted
+    )
     report = Report(
         model=model,
         output=output,
@@ -224,7 +227,7 @@ def _quality(
     reference: Reference, graph: Graph, runs: Path, path: Path, provider: str, progress: Progress
 ) -> Judged:
     """What a model's outputs on a provider are worth; without labels agreement is the metric."""
-    is_same = (runs, provider) == (reference.runs, reference.provider)
+    is_same = reference.is_own(runs, provider)
     metric = reference.metric if is_same else reference.new_metric()
     if runs != reference.runs:
         _check_interface(reference, as_stored(runs), path)

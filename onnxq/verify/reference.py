@@ -55,10 +55,12 @@ class Reference:
         metric: Name of the metric, see `choose_metric`.
         backend: What to run with.
         provider: Execution provider to run on.
+        candidates_on: Backend that runs what is held against it; the same if empty.
         folder: Where to keep outputs; None keeps none, for whoever passes over them once.
 
     Attributes:
         path: As given.
+        backend: As given.
         runs: The same model in the form in which it runs, see `ModelFiles.beside`.
         graph: The model.
         inputs: What must be fed.
@@ -82,6 +84,7 @@ class Reference:
         metric: str | None = None,
         backend: str = "onnxruntime",
         provider: str = "cpu",
+        candidates_on: str = "",
         folder: Path | None = None,
     ) -> None:
         self.path, self.graph = path, load(path)
@@ -95,7 +98,8 @@ class Reference:
         self.data = data.in_parts(max(1, RUN_BYTES // taken), inputs)
         self._most_at_once = max(1, AT_ONCE_BYTES // taken)
         self._metric_name = metric
-        self._backend = backend
+        self.backend = backend
+        self._candidates_on = candidates_on or backend
         self.provider = provider
         self._file = None if folder is None else folder / "reference.outputs"
         self._disk = 0 if folder is None else int(shutil.disk_usage(folder).free * _FREE_SHARE)
@@ -106,7 +110,7 @@ class Reference:
         self.metric = self.new_metric()
         self.scored: dict[Path, MeanMetric] = {}
         self.judged: dict[tuple[Path, str], Judged] = {}
-        self._facts: dict[tuple[Path, str, bool], ModelFacts] = {}
+        self._facts: dict[tuple[Path, str, str, bool], ModelFacts] = {}
         self._decisions: tuple[Decision, ...] | None = None
 
     def decisions(self, outputs: Outputs) -> tuple[Decision, ...]:
@@ -128,13 +132,13 @@ class Reference:
             self._decisions = () if self._metric_name == "sqnr" else found
         return self._decisions
 
-    def facts(self, graph: Graph, path: Path, provider: str, *, operators: bool) -> ModelFacts:
+    def facts(
+        self, graph: Graph, path: Path, provider: str, backend: str, *, operators: bool
+    ) -> ModelFacts:
         """Facts about a model's file, and what runs as what on a provider, found once."""
-        key = path, provider, operators
+        key = path, provider, backend, operators
         if key not in self._facts:
-            self._facts[key] = model_facts(
-                graph, path, provider, self._backend, operators=operators
-            )
+            self._facts[key] = model_facts(graph, path, provider, backend, operators=operators)
         return self._facts[key]
 
     def new_metric(self) -> Metric | None:
@@ -142,11 +146,21 @@ class Reference:
         data = self.data
         return choose_metric(self._metric_name, data.has_labels, data.labels_ndim, self.outputs)
 
+    def is_own(self, runs: Path, provider: str) -> bool:
+        """Whether a model that is held against this one is it, on the same provider."""
+        ours = self.runs, self.provider, self.backend
+        return (runs, provider, self._candidates_on) == ours
+
     def load(self, graph: Graph, runs: Path, provider: str) -> Runnable | Segmented:
-        """A model on a provider; in segments if it is too large for memory."""
-        if is_too_large(constant_bytes(graph), self.room, self._backend, provider):
+        """A candidate on a provider; in segments if it is too large for memory."""
+        return self._loaded(graph, runs, provider, self._candidates_on)
+
+    def _loaded(
+        self, graph: Graph, runs: Path, provider: str, backend: str
+    ) -> Runnable | Segmented:
+        if is_too_large(constant_bytes(graph), self.room, backend, provider):
             return Segmented(graph, self._files, self.room // 2)
-        return load_backend(self._backend).session(runs, provider=provider, threads=1, pooled=True)
+        return load_backend(backend).session(runs, provider=provider, threads=1, pooled=True)
 
     def against(
         self, candidate: Runnable | Segmented | None
@@ -189,7 +203,9 @@ class Reference:
     def _computed(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Outputs]]:
         first = next(batches, None)
         if first is not None:
-            self._model = self._model or self.load(self.graph, self.runs, self.provider)
+            self._model = self._model or self._loaded(
+                self.graph, self.runs, self.provider, self.backend
+            )
             yield from self._results(self._model, chain([first], batches))
 
     def batches(self) -> Iterator[tuple[Batch, Outputs]]:

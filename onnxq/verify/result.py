@@ -316,6 +316,36 @@ class ProviderFacts:
 
 
 @dataclass(frozen=True)
+class DeploymentFacts:
+    """A model on a provider of an environment, among those that the fastest was chosen from.
+
+    ``python`` is the environment's interpreter, empty for the one that this was found in;
+    ``runtime`` the version of its onnxruntime, with the packages unless it is onnxruntime alone.
+    ``target`` is empty where the environment, or the provider, has none. ``speedup`` is the time of
+    the float model on the CPU provider of this environment over this one's, all measured in turn,
+    ``confidence`` its 95 % interval, and ``sqnr_db`` and ``drop`` are held against that model; they
+    are None where it could not run. ``nodes_left`` of the operators the provider leaves to another
+    one. ``reason`` says why it was not chosen.
+    """
+
+    python: str
+    runtime: str
+    target: str
+    provider: str
+    model: str
+    ms: float | None = None
+    speedup: float | None = None
+    confidence: tuple[Number, Number] | None = None
+    sqnr_db: Number | None = None
+    drop: float | None = None
+    bytes: int | None = None
+    nodes_taken: int | None = None
+    nodes_left: int | None = None
+    chosen: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Report(SavedAsJson):
     """Everything a run found out; keys of its JSON are only ever added to.
 
@@ -328,7 +358,8 @@ class Report(SavedAsJson):
     looked at, or is too large to be drawn; ``tensors`` are those that quantization changes most;
     ``command`` is what was typed, empty where a program asked; ``jump`` is None where every layer
     errs no more than its precision explains, or none was looked at; ``providers`` has one entry for
-    each that was compared, if there are several.
+    each that was compared, if there are several; ``deployments`` those that the fastest was chosen
+    from, and ``deploy`` the line of Python that loads it, empty where a target was named.
     """
 
     schema = "onnxq/report/1"
@@ -362,6 +393,8 @@ class Report(SavedAsJson):
     command: str = ""
     jump: JumpFacts | None = None
     providers: tuple[ProviderFacts, ...] = ()
+    deployments: tuple[DeploymentFacts, ...] = ()
+    deploy: str = ""
 
     @property
     def sqnr_db(self) -> float:

@@ -26,7 +26,7 @@ STUDYING = (
 
 OPTIONS = {
     "optimize": (
-        "--data -o --output --eval --recipe --target --metric --max-drop --min-speedup "
+        "--data -o --output --eval --recipe --target --python --metric --max-drop --min-speedup "
         "--min-agreement "
         "--min-sqnr --keep-failed --report --seed --threads --batch-size --calibration-samples "
         "--calibrator --keep-overridable --opset --image-size --image-mean --image-std "

@@ -8,6 +8,7 @@ from onnxq.runtime import OutputError
 from onnxq.verify import Report
 from onnxq.verify.result import (
     CandidateFacts,
+    DeploymentFacts,
     EndFacts,
     GateFacts,
     GraphFacts,
@@ -46,6 +47,8 @@ def hostile_report() -> Report:
             ((0, 1),), (evil, evil), (1, 2), (), (EndFacts(evil, (0,)),), (EndFacts(evil, (1,)),)
         ),
         tensors=(TensorFacts(evil, evil, 0.0, 1.0, -1.0, 1.0, (0.5, 0.5), 30.0, 0.5),),
+        deployments=(DeploymentFacts(evil, evil, evil, evil, evil, reason=evil),),
+        deploy=evil,
         notes=(evil,),
         command=evil,
     )

@@ -22,7 +22,7 @@ from onnxq.verify.structure import structure
 from tests.networks import residual_products
 from tests.report.hostile import hostile_report
 from tests.report.test_watch import REPLAY
-from tests.verify.reports import TRAINING, a_report
+from tests.verify.reports import DEPLOYMENTS, TRAINING, a_report
 
 if lacking := missing_browser():
     pytest.skip(lacking, allow_module_level=True)
@@ -30,8 +30,8 @@ if lacking := missing_browser():
 pytestmark = pytest.mark.slow
 
 SECTIONS = (
-    "promise accuracy latency size graph layers sensitivity candidates distributions methods "
-    "training drift float integers passes versions"
+    "promise deployment accuracy latency size graph layers sensitivity candidates distributions "
+    "methods training drift float integers passes versions"
 )
 
 
@@ -53,6 +53,8 @@ def full() -> Report:
         ),
         methods=(MethodFacts("product1", "gptq", 3.0, 1.0),),
         tensors=(TensorFacts("t", "c", 0.0, 1.0, -1.0, 1.0, (0.25, 0.75), 30.0, 0.25),),
+        deployments=DEPLOYMENTS,
+        deploy="onnxruntime.InferenceSession()",
         training=TRAINING,
         notes=("A note.",),
         command="onnxq optimize m.onnx --data d.npz",

@@ -14,7 +14,7 @@ from onnxq.report import check_folder, to_html, to_junit, to_markdown, write_rep
 from onnxq.verify import Report
 from onnxq.verify.result import GateFacts, MetricFacts
 from tests.report.hostile import SCRIPT, hostile_report, is_clean
-from tests.verify.reports import CANDIDATE, TRAINING, a_report
+from tests.verify.reports import CANDIDATE, DEPLOYMENTS, TRAINING, a_report
 
 _FILE = "path sha256 nodes opset bytes integer_operators compiled"
 _LATENCY = "provider threads float_ms candidate_ms speedup batch of confidence"
@@ -49,6 +49,9 @@ KEYS: dict[str, str | None] = {
     "jump": None,
     "providers": "name version nodes_taken nodes_left left float_ms candidate_ms sqnr_db metric "
     "difference_db agrees parts_at float_agrees float_parts_at",
+    "deployments": "python runtime target provider model ms speedup confidence sqnr_db drop bytes "
+    "nodes_taken nodes_left chosen reason",
+    "deploy": None,
 }
 
 
@@ -57,7 +60,12 @@ def properties(suite: ElementTree.Element) -> dict[str | None, str | None]:
 
 
 @pytest.mark.parametrize(
-    "report", [a_report(), a_report(metric=None, latency=None), hostile_report()]
+    "report",
+    [
+        a_report(deployments=DEPLOYMENTS),
+        a_report(metric=None, latency=None),
+        hostile_report(),
+    ],
 )
 def test_the_files_hold_the_report(tmp_path: Path, report: Report) -> None:
     write_report(report, tmp_path)

@@ -31,7 +31,7 @@ from onnxq.verify.result import (
     TensorFacts,
 )
 from tests.report.hostile import SCRIPT, hostile_report, is_clean
-from tests.verify.reports import CANDIDATE, METRIC, TRAINING, a_report
+from tests.verify.reports import CANDIDATE, DEPLOYMENTS, METRIC, TRAINING, a_report
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "rect"}
 ALLOWED = """
@@ -128,6 +128,7 @@ REPORTS: dict[str, Report] = {
     "gates only": a_report(
         gates=(GateFacts("drop<=0.01", 0.0, True), GateFacts("drop>=-1", 0.0, True)), passed=True
     ),
+    "deployed": a_report(deployments=DEPLOYMENTS, deploy="onnxruntime.InferenceSession()"),
     "trained": a_report(training=TRAINING),
     "not trained": a_report(training=replace(TRAINING, best=0, history=TRAINING.history[:1])),
     "drawn": a_report(
@@ -144,6 +145,18 @@ REPORTS: dict[str, Report] = {
 def own(html: str) -> str:
     """A page without what runs in it, the last of which are the scripts that are not data."""
     return html.partition("<script>")[0]
+
+
+def test_deployments_are_a_table_below_the_line_that_loads_the_chosen_one() -> None:
+    page = Page(to_html(REPORTS["deployed"]))
+    assert "Deployment onnxruntime.InferenceSession() target, python" in page.text
+    (chosen,) = (row for row in page.rows if row and row[0] == "openvino, ov/python")
+    assert " ".join(chosen[1:8]) == (
+        "1.24.1 (onnxruntime-openvino) all int8 2.50× 2.40 to 2.60 29.5 dB 0.00 points 1 kB"
+    )
+    assert " ".join(chosen[8].split()) == "chosen The provider leaves 3 operators to another one."
+    (lost,) = (row for row in page.rows if row and row[0] == "nope/python")
+    assert lost[1:] == ["", "", "", "", "", "", "", "'nope/python' cannot be started"]
 
 
 @pytest.mark.parametrize("name", REPORTS)

@@ -24,7 +24,7 @@ from onnxq.verify.result import (
     SizeFacts,
 )
 from tests.report.hostile import SCRIPT, hostile_report, is_clean
-from tests.verify.reports import CANDIDATE, TRAINING, a_report
+from tests.verify.reports import CANDIDATE, DEPLOYMENTS, TRAINING, a_report
 
 
 def printed(report: Report, width: int = 100, **options: str) -> list[str]:
@@ -66,6 +66,13 @@ def test_training() -> None:
     assert "lsq, 2 epochs" in line
     numbers = replace(TRAINING, history=tuple(replace(e, score=None) for e in TRAINING.history))
     assert "held-out loss 0.5 -> 0.25" in flat(printed(a_report(training=numbers)))
+
+
+def test_deployments() -> None:
+    lines = printed(a_report(deployments=DEPLOYMENTS), 160)
+    assert "openvino, ov/python all int8 2.50x 2.40 to 2.60 29.5 dB 1 kB chosen" in flat(lines)
+    assert "0.40 times as fast as what was chosen" in flat(lines)
+    assert "nope/python 'nope/python' cannot be started" in flat(lines)
 
 
 def test_one_line_a_figure_where_there_is_room() -> None:

@@ -11,6 +11,7 @@ from onnxq.verify import Report
 from onnxq.verify.result import (
     AgreementFacts,
     DecisionFacts,
+    DeploymentFacts,
     GateFacts,
     LatencyFacts,
     LayerFacts,
@@ -25,6 +26,43 @@ FLOAT = ModelFacts("m.onnx", "aa", 7, 17, 4000)
 CANDIDATE = ModelFacts("q.onnx", "bb", 19, 17, 1000, {"com.microsoft:QLinearConv": 2})
 METRIC = MetricFacts("accuracy", 0.99, 0.985, 0.005, 450, (-0.002, 0.012))
 DECISION = DecisionFacts("y", "classes", "scores of 10 classes, straight from Gemm", False)
+
+_RAN = DeploymentFacts(
+    "",
+    "1.32.0",
+    "cpu-x64",
+    "cpu",
+    "float",
+    ms=3.0,
+    speedup=1.0,
+    confidence=(1.0, 1.0),
+    sqnr_db=math.inf,
+    drop=0.0,
+    bytes=4000,
+    nodes_taken=7,
+    nodes_left=0,
+    reason="0.40 times as fast as what was chosen",
+)
+DEPLOYMENTS = (
+    _RAN,
+    replace(
+        _RAN,
+        python="ov/python",
+        runtime="1.24.1 (onnxruntime-openvino)",
+        target="openvino",
+        provider="openvino",
+        model="all int8",
+        ms=1.2,
+        speedup=2.5,
+        confidence=(2.4, 2.6),
+        sqnr_db=29.5,
+        bytes=1000,
+        nodes_left=3,
+        chosen=True,
+        reason="",
+    ),
+    DeploymentFacts("nope/python", "", "", "", "", reason="'nope/python' cannot be started"),
+)
 
 TRAINING = TrainingFacts(
     "lsq",
