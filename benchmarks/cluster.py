@@ -4,8 +4,9 @@
     python benchmarks/cluster.py kills [MODEL DATA]      workers killed at 20 random moments
     python benchmarks/cluster.py batch FOLDER...         a batch over 30 models, stopped twice
 
-``speed`` needs two processors that nobody else uses. Beside times it tells the processor time of
-the command and of its workers, which is about the same on a busy machine.
+``speed`` needs two processors that nobody else uses. It tells times of the stages with workers that
+are there, with their start and end and what the command does by itself before, and the ratio of
+processor times on the longest path, that of the command and of the busiest worker.
 """
 
 from __future__ import annotations
@@ -15,22 +16,26 @@ import contextlib
 import hashlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxq.ir import load, save
-from onnxq.planning import find_ranges, find_sensitivity, make_plan
+from onnxq.job import Job, open_job
+from onnxq.options import Options
+from onnxq.planning import find_sensitivity
+from onnxq.prepare import Prepared, find_ranges, observed, prepare, transformed
 from onnxq.runtime import as_stored
+from onnxq.study import find_losses, uniform_plan
 
 MODELS = Path(__file__).parents[1] / "models"
 DEFAULT = (str(MODELS / "digits_vit.onnx"), str(MODELS / "digits.npz"))
@@ -46,41 +51,118 @@ def digest(result: Any) -> str:
         return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-STAGES: dict[str, Callable[..., Any]] = {
-    "observing": lambda *a, **o: find_ranges(*a, recipe="int8", calibrator="percentile", **o),
-    "sensitivity": lambda *a, **o: find_sensitivity(*a, precisions=("int8",), **o),
-    "learned rounding": lambda *a, **o: make_plan(
-        *a, recipe="int4-weight", methods="learned-rounding", **o
+@dataclass(frozen=True)
+class Stage:
+    """What is done with a model, and by which options.
+
+    Attributes:
+        options: The options.
+        prepare: What comes before, as a command does it.
+        run: The stage itself.
+    """
+
+    options: Mapping[str, Any]
+    prepare: Callable[[Job], Prepared]
+    run: Callable[[Prepared], Any]
+
+
+STAGES = {
+    "observing": Stage(
+        {"recipe": "int8", "calibrator": "percentile"},
+        lambda job: transformed(prepare(job)),
+        lambda prepared: find_ranges(prepared, histograms=True),
+    ),
+    "sensitivity": Stage(
+        {"precisions": ("int8",)},
+        lambda job: observed(prepare(job.as_search())),
+        find_losses,
+    ),
+    "learned rounding": Stage(
+        {"recipe": "int4-weight", "methods": "learned-rounding"},
+        lambda job: observed(prepare(job)),
+        lambda prepared: uniform_plan(prepared, prepared.job.recipe.precision),
     ),
 }
 
 
-def spent() -> float:
-    """Processor time of this process and of those it has waited for."""
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, kinds))
+@dataclass(frozen=True)
+class Run:
+    """What one run took, in seconds.
+
+    Attributes:
+        whole: From the start of workers to their end.
+        stage: The stage alone, with workers that are there.
+        command: Processor time of this process in the stage.
+        workers: That of each worker.
+        digest: Hash of what it found.
+    """
+
+    whole: float
+    stage: float
+    command: float
+    workers: Sequence[float]
+    digest: str
+
+    @property
+    def path(self) -> float:
+        """The shortest time in which as many processors as workers could do the stage."""
+        return self.command + max(self.workers)
 
 
-def speed(pairs: list[tuple[str, str]], rounds: int) -> None:
+def ran(stage: Stage, model: str, data: str, workers: int, samples: int) -> Run:
+    """Do a stage once."""
+    began = time.perf_counter()
+    options = Options(**stage.options, workers=workers, samples=samples)
+    with open_job(model, data, options) as job:
+        prepared = stage.prepare(job)
+        # Those that come late would be taken for slow ones.
+        wait_for(workers)
+        before = {pid: spent(pid) for pid in workers_of(os.getpid())}
+        started, used = time.perf_counter(), time.process_time()
+        found = stage.run(prepared)
+        took, used = time.perf_counter() - started, time.process_time() - used
+        spans = [spent(pid) - least for pid, least in before.items()]
+        name = digest(found)
+    return Run(time.perf_counter() - began, took, used, spans, name)
+
+
+def wait_for(count: int) -> None:
+    """Wait until so many workers have come to rest."""
+    while len(workers_of(os.getpid())) < count:
+        time.sleep(0.1)
+    before = -1.0
+    while (now := sum(map(spent, workers_of(os.getpid())))) > before + 0.05:
+        before = now
+        time.sleep(0.5)
+
+
+def spent(process: int) -> float:
+    """Processor time of a process."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def speed(pairs: list[tuple[str, str]], rounds: int, samples: int) -> None:
     """Times of the stages with one worker and with two, in turn."""
-    print("| model | stage | 1 worker s | 2 workers s | ratio | processor s | same bytes |")
-    print("|---|---|---|---|---|---|---|")
+    print("| model | stage | 1 worker s | 2 s | ratio | with start | processor | same bytes |")
+    print("|---|---|---|---|---|---|---|---|")
     for model, data in pairs:
         for name, stage in STAGES.items():
-            times: dict[int, list[float]] = {1: [], 2: []}
-            processor: dict[int, list[float]] = {1: [], 2: []}
-            hashes = set()
+            runs: dict[int, list[Run]] = {1: [], 2: []}
             for number in range(2 * rounds):
                 workers = (1, 2)[(number + number // 2) % 2]
-                started, before = time.perf_counter(), spent()
-                hashes.add(digest(stage(model, data, workers=workers)))
-                times[workers].append(time.perf_counter() - started)
-                processor[workers].append(spent() - before)
-            one, two = (min(times[workers]) for workers in (1, 2))
-            used = " / ".join(f"{min(processor[workers]):.1f}" for workers in (1, 2))
+                runs[workers].append(ran(stage, model, data, workers, samples))
+            times, whole, paths = (
+                [min(getattr(run, of) for run in runs[workers]) for workers in (1, 2)]
+                for of in ("stage", "whole", "path")
+            )
+            ratios = " | ".join(f"{one / two:.2f}" for one, two in (times, whole, paths))
+            is_same = len({run.digest for own in runs.values() for run in own}) == 1
             print(
-                f"| {Path(model).stem} | {name} | {one:.1f} | {two:.1f} | {one / two:.2f} "
-                f"| {used} | {'yes' if len(hashes) == 1 else 'NO'} |",
+                f"| {Path(model).stem} | {name} | {times[0]:.1f} | {times[1]:.1f} "
+                f"| {ratios} | {'yes' if is_same else 'NO'} |",
                 flush=True,
             )
 
@@ -125,12 +207,15 @@ def killing(times: int, between: tuple[float, float], seed: int) -> Iterator[lis
 
 def kills(model: str, data: str, times: int) -> None:
     """Whether a sensitivity analysis finds the same while workers are killed."""
-    stage = STAGES["sensitivity"]
-    wanted = digest(stage(model, data, workers=2))
+
+    def stage() -> str:
+        return digest(find_sensitivity(model, data, precisions=("int8",), workers=2))
+
+    wanted = stage()
     count, number = 0, 0
     while count < times:
         with killing(times - count, (0.5, 4.0), number) as killed:
-            found = digest(stage(model, data, workers=2))
+            found = stage()
         assert found == wanted, "the bytes differ"
         count, number = count + len(killed), number + 1
         print(f"{count} of {times} workers killed, run {number}: same bytes", flush=True)
@@ -189,13 +274,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("speed", "kills", "batch"))
     parser.add_argument("paths", nargs="*")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--count", type=int, help="kills (default 20), or models (default 30)")
     parser.add_argument("--seconds", type=float, default=60.0, help="until a batch is killed")
-    parsed = parser.parse_args()
+    parser.add_argument("--samples", type=int, default=128, help="to calibrate on, for speed")
+    parsed = parser.parse_intermixed_args()
     paths = parsed.paths or [*DEFAULT]
     if parsed.what == "speed":
-        speed(list(zip(paths[::2], paths[1::2], strict=True)), parsed.rounds)
+        speed(list(zip(paths[::2], paths[1::2], strict=True)), parsed.rounds, parsed.samples)
     elif parsed.what == "kills":
         kills(*paths[:2], parsed.count or KILLS)
     else:

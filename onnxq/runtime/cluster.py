@@ -47,6 +47,8 @@ _SETTINGS = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.95,
+    # It looks at what workers do a hundred times a second.
+    "distributed.worker.profile.enabled": False,
 }
 
 Connect = Callable[[], Client]
@@ -342,6 +344,7 @@ def run_item(work: str, item: Any, key: str) -> None:
     # One thread at a time: so many workers, so many processors.
     with _Opened.lock:
         pool.use_processors(1)
+        pool.keep_memory()
         if _Opened.name != work:
             _Opened.stack.close()
             _Opened.name = ""

@@ -7,6 +7,7 @@ import json
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -91,17 +92,24 @@ def test_onnxruntime_is_there_without_anything_installed() -> None:
 @pytest.mark.parametrize(
     ("packages", "said"),
     [
-        ({"onnxruntime": ["onnxruntime"]}, ""),
-        ({"onnxruntime": ["onnxruntime", "onnxruntime"], "onnx": ["onnx"]}, ""),
-        ({"onnxruntime": ["onnxruntime-openvino"]}, " (onnxruntime-openvino)"),
-        ({"onnxruntime": ["onnxruntime-gpu", "onnxruntime"]}, " (onnxruntime, onnxruntime-gpu)"),
-        ({"onnx": ["onnx"]}, ""),
+        ({"onnxruntime": "onnxruntime"}, ""),
+        ({"onnxruntime": "onnxruntime", "onnx": "onnx"}, ""),
+        ({"onnxruntime-openvino": "onnxruntime"}, " (onnxruntime-openvino)"),
+        (
+            {"onnxruntime-gpu": "onnxruntime", "onnxruntime": "onnxruntime"},
+            " (onnxruntime, onnxruntime-gpu)",
+        ),
+        ({"onnx": "onnx", "other": None}, ""),
     ],
 )
 def test_the_version_names_the_package_that_brings_the_module(
-    packages: dict[str, list[str]], said: str, monkeypatch: pytest.MonkeyPatch
+    packages: dict[str, str | None], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bare, "packages_distributions", lambda: packages)
+    found = [
+        SimpleNamespace(metadata={"Name": name}, read_text=lambda file, modules=modules: modules)
+        for name, modules in packages.items()
+    ]
+    monkeypatch.setattr(bare, "distributions", lambda: found)
     MODULE._version.cache_clear()
     try:
         assert versions()["onnxruntime"] == f"{ort.__version__}{said}"
