@@ -49,10 +49,12 @@ class Place:
     Attributes:
         python: The environment's interpreter; this one's if empty.
         target: What the provider computes, on the backend that runs models there.
+        backend: What runs models there in a process of its own, even in this environment.
     """
 
     python: str
     target: Target
+    backend: str
 
     @property
     def name(self) -> str:
@@ -164,10 +166,10 @@ def fastest(job: Job, options: Options, make: Make, name: str) -> Found:
                 entrants.append(model)
             else:
                 lost.append(model)
-    if not entrants:
-        raise InputError(f"no model runs anywhere: {lost[0].reason}")
     job.progress.stage("measuring all in turn")
     entrants, broken = _timed(job, entrants)
+    if not entrants:
+        raise InputError(f"no model runs anywhere: {(*broken, *lost)[0].reason}")
     held = [e for e in entrants if e.proof(e.report, gates).passed and not e.falls_back]
     chosen = _first(held) if held else max(entrants, key=lambda e: e.speedup)
     rows = tuple(_row(entrant, chosen, gates) for entrant in entrants)
@@ -184,7 +186,7 @@ def find_places(options: Options) -> tuple[list[Place], list[DeploymentFacts]]:
     others = [load_target(name) for name in available_targets()]
     others = [t for t in others if t.backend == NATIVE and t.provider != own.provider]
     for python in ("", *(os.fspath(given) for given in options.pythons)):
-        there = _backend(python or sys.executable, options)
+        there = to_form(Onnxruntime(python or sys.executable, options.hangs_after))
         try:
             runs = load_backend(there if python else NATIVE)
             assert isinstance(runs, Onnxruntime)
@@ -196,16 +198,13 @@ def find_places(options: Options) -> tuple[list[Place], list[DeploymentFacts]]:
         for target in targets:
             # What crashes must not end this process.
             is_here = not python and target is own
-            found.append(Place(python, target if is_here else replace(target, backend=there)))
+            apart = target if is_here else replace(target, backend=there)
+            found.append(Place(python, apart, there))
         known = {provider_alias(resolve_provider(t.provider, runs.offer)) for t in targets}
         for name in sorted(names - known):
             reason = "onnxq has no target for it"
             lost.append(DeploymentFacts(python, runs.version, "", name, "", reason=reason))
     return found, lost
-
-
-def _backend(python: str, options: Options) -> str:
-    return to_form(Onnxruntime(python, options.hangs_after))
 
 
 def _by_target(plans: Mapping[str, Plan], places: Sequence[Place]) -> dict[str, dict[str, Plan]]:
@@ -249,7 +248,8 @@ def _timed(job: Job, entrants: Sequence[Entrant]) -> tuple[list[Entrant], list[D
     Every model runs in a process of its environment, those of this one, too, and the processes take
     turns. As many models at a time as fit into memory.
     """
-    own, threads = _backend(sys.executable, job.options), job.options.threads
+    threads = job.options.threads
+    own = to_form(Onnxruntime(sys.executable, job.options.hangs_after))
     base = load_backend(own).session(job.runs, threads=threads)
     found, broken = list[Entrant](), list[DeploymentFacts]()
     sizes = {
@@ -260,13 +260,12 @@ def _timed(job: Job, entrants: Sequence[Entrant]) -> tuple[list[Entrant], list[D
         sessions: dict[int, Runnable] = {}
         for at in group:
             entrant = entrants[at]
-            backend = entrant.place.target.backend
-            if backend == NATIVE and entrant.found is None:
+            if entrant.place.target.backend == NATIVE and entrant.found is None:
                 sessions[at] = base
                 continue
             path = job.runs if entrant.path == job.path else entrant.path
             try:
-                sessions[at] = load_backend(own if backend == NATIVE else backend).session(
+                sessions[at] = load_backend(entrant.place.backend).session(
                     path, provider=entrant.job.provider, threads=threads
                 )
             except InputError as error:
