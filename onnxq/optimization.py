@@ -178,6 +178,8 @@ def made(
         _check(job)
         if adaptive is not None:
             check_bundled(job, cascade)
+            # A bundle is of a search's own models, see above.
+            job = replace(job, target=replace(job.target, alternatives=()))
         found = make(job)
         graph, report, plan = found.graph, found.report, found.plan
         report = replace(

@@ -9,19 +9,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onnxq.errors import InputError
+from onnxq.errors import InputError, NothingToQuantizeError
 from onnxq.ir import Graph, PassRecord
 from onnxq.ir.saving import constant_bytes, saved_bytes
 from onnxq.observe import parse_calibrator
 from onnxq.plan import Assignment, Plan, Problem, assign
 from onnxq.plan.apply import apply_precisions, parsed, remake
 from onnxq.precision import FLOAT, Given
-from onnxq.prepare import observed
+from onnxq.precision.int8 import Int8
+from onnxq.prepare import observed, prepare
 from onnxq.proof import verify
 from onnxq.recipe import Recipe
 from onnxq.runtime import load_backend
 from onnxq.runtime.pool import MODELS_BYTES, at_a_time
-from onnxq.study import Study, apply_to, uniform
+from onnxq.study import Study, apply_to, uniform, uniform_plan
+from onnxq.targets import load_target
 from onnxq.time_budget import Untried
 from onnxq.verify import Gate, Report, with_gates
 from onnxq.verify.facts import model_bytes
@@ -75,7 +77,8 @@ class Candidate:
         path: Its file.
         plan: The plan that made it.
         records: What the quantizing passes did.
-        is_given: Whether the plan is somebody else's, of which nothing was predicted.
+        is_given: Whether the plan is somebody else's or another table's, of which nothing was
+            predicted.
         speedup: Measured, over the float model.
         is_timed_well: Whether it was measured twice, the second time for longer.
         report: Its accuracy, once verified.
@@ -180,7 +183,8 @@ class Search:
     def run(self) -> Candidate:
         """The fastest candidate that keeps the promise, else the one that comes closest to it.
 
-        Plans that were given are tried as well, as they are.
+        Plans that were given are tried as well, as they are, and what other tables make whose
+        models run on the target.
 
         A drop that is kept by luck alone, see `is_lucky`, is not kept.
 
@@ -209,6 +213,7 @@ class Search:
         if self._study.sensitivity.proxy == "noise" and promised and min(promised) < free.loss:
             self._propose(min(promised), free)
         self._try_given()
+        self._try_tables()
         best = self._measured_and_verified()
         for _ in range(ROUNDS):
             fastest, least = (0.0, 0.0) if best is None else (best.speedup * _EQUAL, best.loss)
@@ -343,11 +348,38 @@ class Search:
         """Make and verify the plans that were given."""
         job = self.job
         for name, plan in job.candidates.items():
-            graph, records = remake(job.source, plan, job.target, job.context, job.progress)
-            path = job.files.save(graph, f"candidate-{len(self.candidates)}.onnx")
-            report = verify(job, path, full=False)
-            found = Candidate(name, graph, path, plan, records, is_given=True, report=report)
-            self.candidates.append(found)
+            made = remake(job.source, plan, job.target, job.context, job.progress)
+            self._enter(name, plan, *made)
+
+    def _try_tables(self) -> None:
+        """Make and verify what the target's `Target.alternatives` make of all nodes in int8."""
+        job = self.job
+        for name in job.target.alternatives if Int8.name in job.precisions else ():
+            label = f"all int8 as on {name}"
+            if self._is_late(label):
+                continue
+            other = replace(
+                job,
+                target=replace(
+                    load_target(name), backend=job.target.backend, provider=job.target.provider
+                ),
+                recipe=replace(job.recipe, precision=Int8.name, precisions=()),
+                precisions=(Int8.name,),
+            )
+            try:
+                prepared = observed(prepare(other))
+            except NothingToQuantizeError:
+                continue
+            plan = uniform_plan(prepared, Int8.name)
+            graph, records = apply_to(prepared, plan, job.context)
+            self._enter(label, plan, graph, [*prepared.records, *records])
+
+    def _enter(self, label: str, plan: Plan, graph: Graph, records: list[PassRecord]) -> None:
+        """Verify a model that this search did not predict."""
+        path = self.job.files.save(graph, f"candidate-{len(self.candidates)}.onnx")
+        report = verify(self.job, path, full=False)
+        found = Candidate(label, graph, path, plan, records, is_given=True, report=report)
+        self.candidates.append(found)
 
     def _propose_floats(self, program: Problem, free: Assignment) -> None:
         floats = uniform(program, FLOAT)

@@ -484,6 +484,28 @@ def test_a_plan_that_was_given_is_tried_as_it_is(tmp_path: Path) -> None:
     assert name in {c.label for c in strict.report.candidates}
 
 
+def test_what_another_table_makes_is_tried_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def its_own_are_slow(search: Search, candidates: list[Candidate], seconds: float) -> None:
+        for candidate in candidates:
+            candidate.speedup = 2.0 + candidate.is_given
+
+    monkeypatch.setattr(Search, "_time", its_own_are_slow)
+    table = tmp_path / "mine.toml"
+    table.write_text('extends = "cpu-x64"\nalternatives = ["tensorrt"]\n')
+    graph, pins = chain(), ["head=float32"]
+    found = sought(graph, target=str(table), pins=pins, min_sqnr=10)
+    (chosen,) = (c for c in found.report.candidates if c.chosen)
+    assert chosen.label == "all int8 as on tensorrt"
+    whole = {"recipe": "int8", "target": "tensorrt", "pins": pins}
+    plan = make_plan(to_proto(graph), inputs(graph, 32), **whole)  # type: ignore[arg-type]
+    assert to_proto(found.graph) == to_proto(apply_plan(to_proto(graph), plan))
+    assert found.plan.target == "tensorrt"
+    without = sought(graph, target=str(table), precisions=("int8-dynamic",), min_sqnr=10)
+    assert not any("tensorrt" in c.label for c in without.report.candidates)
+
+
 def test_a_plan_that_cannot_be_tried_is_refused(tmp_path: Path) -> None:
     graph = chain()
     data = inputs(graph, 32)

@@ -80,6 +80,7 @@ def _facts(target: Target) -> dict[str, Any]:
         "everything": target.everything,
         "precisions": list(target.precisions),
         "small": list(target.small),
+        "alternatives": list(target.alternatives),
         "passes": target.passes,
         "finish": target.finish,
         "forms": list(target.forms),
@@ -133,6 +134,8 @@ def _rows(target: Target) -> Iterator[tuple[str, str]]:
     yield "provider", _missing(target) or available
     yield "measured", target.measured or "no: written by documentation, not run where it is for"
     yield "precisions", ", ".join(target.precisions)
+    if target.alternatives:
+        yield "also tried", f"{', '.join(target.alternatives)} (all int8, as a whole)"
     if target.small:
         yield "small", f"{', '.join(target.small)} (where a size is promised)"
     if target.forms:

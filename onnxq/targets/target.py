@@ -123,6 +123,9 @@ class Target:
             are none.
         precisions: What a search over precisions chooses from here.
         small: What it chooses from, too, where a small file is promised.
+        alternatives: Built-in tables whose models of 8-bit integers run here as well, with
+            activations in another format or pairs elsewhere; a search tries what each of them
+            makes, as a whole.
         contrib: Operators of onnxruntime's own that precisions may put in place of ONNX's.
         forms: Names of passes that write regions in another of several equal forms; a search
             measures what each region gains by it.
@@ -147,6 +150,7 @@ class Target:
     finish: str
     precisions: tuple[str, ...]
     small: tuple[str, ...]
+    alternatives: tuple[str, ...]
     contrib: tuple[str, ...]
     forms: tuple[str, ...]
     operators: Mapping[str, OperatorRule]
@@ -286,6 +290,7 @@ class _Table:
     precisions: tuple[str, ...]
     operators: Mapping[str, Mapping[str, Any]]
     small: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
     backend: str = "onnxruntime"
     passes: str = ""
     finish: str = ""
@@ -310,6 +315,12 @@ def parse_target(name: str, text: str) -> Target:
     for what in ("activation", "weight"):
         numbers: _Numbers = getattr(table, what)
         given |= {f"{what}_format": numbers.format, f"{what}_scheme": numbers.as_scheme}
+    for other in table.alternatives:
+        if other not in available_targets():
+            raise InputError(
+                f"entry 'alternatives' of {of} takes names of built-in targets, not {other!r}; "
+                f"there are {', '.join(available_targets())}"
+            )
     given["operators"] = {k: _rule(of, k, rule) for k, rule in table.operators.items()}
     return Target(name=name, weight_per_channel=table.weight.per_channel, **given)
 
