@@ -23,9 +23,10 @@ def drawing(layers: Sequence[LayerFacts], graph: GraphFacts) -> dict[str, Any]:
     ``nodes`` are operators, inputs and outputs; ``sections`` say where they lie, in widths of a
     node and in rows, and ``links`` in them where lines bend on their way (those from -1 begin at
     the node ``from``, which is in the section before); ``units`` are what stands below each other,
-    sections or blocks of them that can be folded. ``far`` are the links
-    past sections. A node has its name, operator, place in ``precisions`` or -1, SQNR, and the
-    places in ``said`` of what it gives and of the reason.
+    sections or blocks of them that can be folded. ``far`` are the links past sections. A node has
+    its name, operator, place in ``precisions`` or -1, accumulated SQNR, the places in ``said`` of
+    what it gives and of the reason, and the SQNR of its own. ``errors`` are those that were
+    measured.
     """
     ends = [(end, "input") for end in graph.inputs if end.layers]
     ends += [(end, "output") for end in graph.outputs if end.layers]
@@ -62,17 +63,26 @@ def drawing(layers: Sequence[LayerFacts], graph: GraphFacts) -> dict[str, Any]:
             words.printable(layer.node),
             words.printable(layer.op_type),
             precisions.index(layer.precision),
-            _sqnr(layer),
+            _sqnr(layer.sqnr_db),
             said[given],
             said[layer.reason],
+            _sqnr(layer.local_db),
         ]
         for layer, given in zip(layers, graph.types, strict=True)
     ]
-    found += [[words.printable(end.name), kind, -1, None, 0, 0] for end, kind in ends]
+    found += [[words.printable(end.name), kind, -1, None, 0, 0, None] for end, kind in ends]
     return {
         "nodes": found,
         "kinds": [colour(p) for p in precisions],
         "precisions": [words.printable(p) for p in precisions],
+        "errors": [
+            kind
+            for kind, values in (
+                ("local", [layer.local_db for layer in layers]),
+                ("accumulated", [layer.sqnr_db for layer in layers]),
+            )
+            if any(value is not None for value in values)
+        ],
         "said": [words.printable(text) for text in said],
         "sections": drawn,
         "units": _units(graph, last),
@@ -166,8 +176,8 @@ def _units(graph: GraphFacts, last: int) -> list[dict[str, Any]]:
     return found
 
 
-def _sqnr(layer: LayerFacts) -> float | None:
+def _sqnr(value: float | None) -> float | None:
     """To a tenth of a decibel; JSON has no infinity, so 999 stands for exact."""
-    if layer.sqnr_db is None or math.isnan(layer.sqnr_db):
+    if value is None or math.isnan(value):
         return None
-    return round(min(max(layer.sqnr_db, -999.0), 999.0), 1)
+    return round(min(max(value, -999.0), 999.0), 1)

@@ -17,7 +17,8 @@ from onnxq.runtime.parallel import in_order
 from onnxq.runtime.pool import RUN_BYTES, at_a_time, give_back, processors
 from onnxq.runtime.segmented import Segmented
 from onnxq.runtime.spool import Spool
-from onnxq.verify.local import Kept, LocalError, least_shapes, local_errors
+from onnxq.verify.harm import Kept
+from onnxq.verify.local import LocalError, least_shapes, local_errors
 from onnxq.verify.precision import describe, operators
 from onnxq.verify.result import JumpFacts, LayerFacts
 
@@ -65,7 +66,10 @@ def compare_layers(
             sizes = {name: size for name, size in _sizes(graphs[0], data).items() if name in names}
             return _kept(files, graphs[0], sizes, samples, room)
 
-        local, jump = local_errors(reference, candidate, precisions, shared, some, show, files)
+        is_whole = constant_bytes(graphs[1]) <= room
+        local, jump = local_errors(
+            reference, candidate, precisions, shared, some, show, files, is_whole=is_whole
+        )
     return tuple(_with(x, found.get(x.node), local.get(x.node)) for x in described), jump
 
 

@@ -27,6 +27,7 @@ from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.pool import RUN_BYTES, at_a_time, give_back
 from onnxq.runtime.specs import Array
 from onnxq.verify.blame import doubtful
+from onnxq.verify.harm import Kept, Wrong, first_harmful
 from onnxq.verify.precision import MAY_HOLD_WEIGHTS, operators
 from onnxq.verify.result import JumpFacts
 
@@ -42,14 +43,17 @@ _NEGLIGIBLE_DB = 50.0
 _GROUP = RUN_BYTES // 4
 """Bytes of one sample's values that are looked at at a time."""
 
-Kept = Callable[[int, str], Array]
-"""A value by the number of the batch and its name."""
-
 Show = Callable[[Sequence[str], Dataset], Kept]
 
 _DB_PER_BIT = 20 * math.log10(2)
 _LEFT_OUT_DB = 13.0
 """What rounded weights are short of 6.02 dB a bit: 8 bits leave 35 dB at least."""
+
+_AT_RUN_TIME = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+"""Operators that quantize what they read first, in 8 bits over the range that it has in a run."""
+
+_MOST_BITS = 11.0
+"""What is computed in float counts as."""
 
 _FLOAT_BITS = {"float16": 11, "bfloat16": 8}
 _FEW_BITS = {"ternary": 2, "binary": 1}
@@ -91,6 +95,8 @@ class _Place:
     """Two values that should be equal, and the layer that is to blame where they are not.
 
     ``wanted`` is the float model's value, or of a pair what goes into it, in the candidate.
+    ``at_run_time`` are values that are quantized over the range that they have in a run; ``depth``
+    counts the layers of bodies, which nothing is fed to.
     """
 
     layer: str
@@ -104,6 +110,13 @@ class _Place:
     grid: _Grid | None = None
     pairs: tuple[str, ...] = ()
     products: tuple[str, ...] = ()
+    at_run_time: tuple[str, ...] = ()
+    depth: int = 1
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Values of the candidate that are looked at."""
+        return (self.given, *([self.wanted] if self.is_pair else ()), *self.at_run_time)
 
 
 class _Found:
@@ -117,6 +130,14 @@ class _Found:
         self.low = self.high = 0.0
         self.count = self.cut_off = 0
         self.cut_noise = 0.0
+        self.at_run_time = {name: [0.0, 0.0] for name in place.at_run_time}
+
+    def add_quantized(self, name: str, values: Array) -> None:
+        """Note what rounding a value to 8 bits over its range leaves, and how large it is."""
+        step = (max(0.0, float(values.max())) - min(0.0, float(values.min()))) / 255
+        sums = self.at_run_time[name]
+        sums[0] += float(np.square(values, dtype=np.float64).sum())
+        sums[1] += values.size * step**2 / 12
 
     def add(self, wanted: Array, given: Array) -> None:
         # Channels that were added hold nothing.
@@ -175,8 +196,10 @@ class _Found:
         """
         place = self.place
         if not place.is_pair:
-            within = (pairs[name].local_db for name in place.pairs if name in pairs)
-            return min([_DB_PER_BIT * place.bits - _LEFT_OUT_DB, *within])
+            within = [pairs[name].local_db for name in place.pairs if name in pairs]
+            within += [_decibels(*sums) for sums in self.at_run_time.values()]
+            weights = _DB_PER_BIT * place.bits - _LEFT_OUT_DB - 10 * math.log10(place.depth)
+            return min([weights, *within])
         low, high = self.low, self.high
         if place.grid is not None and place.grid.is_centred:
             high = max(high, -low)
@@ -201,11 +224,15 @@ def local_errors(
     data: Dataset,
     show: Show,
     files: ModelFiles,
+    *,
+    is_whole: bool,
 ) -> tuple[dict[str, LocalError], JumpFacts | None]:
-    """The local error of the candidate's layers by name, and the first that is not explained.
+    """The local error of the candidate's layers by name, and the first that is at fault.
 
-    Layers of bodies are not cut out, nor is what lies between two layers measured where none of its
-    values has the name of one of the float model's; what ends there is blamed on its last product.
+    That is one whose error its precision does not explain, and which harms the outputs: ranges may
+    be chosen so that they cut off what does not matter. Layers of bodies are not cut out, nor is
+    what lies between two layers measured where none of its values has the name of one of the float
+    model's; what ends there is blamed on its last product.
 
     Args:
         reference: The float model.
@@ -215,6 +242,8 @@ def local_errors(
         data: Samples.
         show: Runs the float model and gives what tells its values.
         files: Where to put parts of the candidate.
+        is_whole: Whether the candidate may run as a whole; without it the first layer that is not
+            explained is named.
     """
     split, fed = _split(candidate, shared)
     places = _places(split, shared, precisions)
@@ -226,7 +255,8 @@ def local_errors(
     largest = max(sum(map(_bytes_of(sizes), members)) for _, members in parts)
     inputs = [v for v in candidate.inputs if v.data is None]
     some = data.in_parts(max(1, RUN_BYTES // max(1, largest)), inputs)
-    kept = show([*{*fed.values(), *(p.wanted for p in places if not p.is_pair)}], some)
+    ends = [v.name for v in reference.outputs if v.dtype is DataType.FLOAT]
+    kept = show([*{*fed.values(), *(p.wanted for p in places if not p.is_pair), *ends}], some)
     for part, members in parts:
         names = [value.name for value in part.inputs if value.data is None]
         session = files.session(part, optimization="none", pooled=True)
@@ -240,14 +270,29 @@ def local_errors(
             # In a branch that is not taken nothing is computed.
             if any(array.size == 0 for array in feeds.values()):
                 continue
-            made = {**batch.feeds, **session.run(feeds)}
+            made = {**feeds, **batch.feeds, **session.run(feeds)}
             for place in members:
+                for name in place.at_run_time:
+                    found[place].add_quantized(name, made[name])
                 ours = made[place.wanted] if place.is_pair else kept(number, place.wanted)
                 pair = batch.trim({"wanted": ours, "given": made[place.given]})
                 found[place].add(pair["wanted"], pair["given"])
         del session
         give_back()
-    by_layer, jump = _judged(places, found)
+    by_layer, suspects = _judged(places, found)
+    first: int | None = 0 if suspects else None
+    if suspects and is_whole:
+        steps = [None if p.grid is None else p.grid.scale for p, _ in suspects]
+        wrong = [
+            Wrong(p.given, p.wanted, p.is_pair, step)
+            for (p, _), step in zip(suspects, steps, strict=True)
+        ]
+
+        def right(number: int, name: str) -> Array:
+            return _as_wide(kept(number, name), candidate.values[name])
+
+        first = first_harmful(candidate, wrong, ends, some, right, files)
+    jump = None if first is None else _jump(*suspects[first])
     if jump is not None and jump.others:
         jump = _blamed(jump, {name: node for node, name in operators(split)}, reference)
     return by_layer, jump
@@ -265,11 +310,11 @@ def _blamed(jump: JumpFacts, nodes: Mapping[str, Node], reference: Graph) -> Jum
 
 def _judged(
     places: Sequence[_Place], found: Mapping[_Place, _Found]
-) -> tuple[dict[str, LocalError], JumpFacts | None]:
-    """The worst error of each layer, and the first place that its precision does not explain."""
+) -> tuple[dict[str, LocalError], list[tuple[_Place, LocalError]]]:
+    """The worst error of each layer, and the places that their precision does not explain."""
     results: dict[str, LocalError] = {}
     by_layer: dict[str, LocalError] = {}
-    jump: JumpFacts | None = None
+    suspects: list[tuple[_Place, LocalError]] = []
     for place in places:
         if not found[place].errors.result():
             continue
@@ -279,17 +324,21 @@ def _judged(
         before = by_layer.get(place.layer)
         if before is None or error.local_db < before.local_db:
             by_layer[place.layer] = error
-        if jump is None and not found[place].is_explained(error):
-            jump = JumpFacts(
-                place.layer,
-                place.op_type,
-                place.what,
-                error.local_db,
-                error.expected_db,
-                error.saturation,
-                tuple(name for name in place.products if name != place.layer),
-            )
-    return by_layer, jump
+        if not found[place].is_explained(error):
+            suspects.append((place, error))
+    return by_layer, suspects
+
+
+def _jump(place: _Place, error: LocalError) -> JumpFacts:
+    return JumpFacts(
+        place.layer,
+        place.op_type,
+        place.what,
+        error.local_db,
+        error.expected_db,
+        error.saturation,
+        tuple(name for name in place.products if name != place.layer),
+    )
 
 
 def _split(candidate: Graph, shared: Collection[str]) -> tuple[Graph, dict[str, str]]:
@@ -407,8 +456,11 @@ def _computed(
     end = _maker(value) or node
     blamed = products[-1] if products else end
     within = [v for n in region if _goes_into_pair(n) for v in behind(n)]
-    bits = [bits_of(precisions.get(names[n], "")) for n in region if n in names]
-    bits += [_stored_bits(n) for n in region if n.is_op("DequantizeLinear")]
+    inner = [n for outer in region for graph in outer.subgraphs() for n in graph.all_nodes()]
+    bits = [bits_of(precisions.get(node_name(n), "")) for n in (*region, *inner)]
+    depth = sum(found < _MOST_BITS for found in bits[len(region) :])
+    bits += [_stored_bits(n) for n in (*region, *inner) if n.is_op("DequantizeLinear")]
+    at_run_time = [v.name for n in region if n.is_op(*_AT_RUN_TIME) if (v := n.input(0))]
     return _Place(
         names.get(blamed, node_name(blamed)),
         blamed.op_type,
@@ -416,10 +468,12 @@ def _computed(
         value.name,
         value.name,
         False,
-        min(bits, default=11.0),
+        min(bits, default=_MOST_BITS),
         _channel_axis(value, end),
         pairs=tuple(v.name for v in within),
         products=tuple(names.get(n, node_name(n)) for n in products),
+        at_run_time=tuple(at_run_time),
+        depth=max(1, depth),
     )
 
 
@@ -454,7 +508,7 @@ def bits_of(precision: str) -> float:
     if precision == "int16-act":
         return 8.0
     integers = re.match(r"int(\d+)", precision)
-    return float(integers[1]) if integers else float(_FLOAT_BITS.get(precision, 11))
+    return float(integers[1]) if integers else float(_FLOAT_BITS.get(precision, _MOST_BITS))
 
 
 def _stored_bits(reader: Node) -> float:
@@ -463,7 +517,7 @@ def _stored_bits(reader: Node) -> float:
     if codes is not None and codes.producer is not None and codes.producer.is_op("Cast"):
         codes = codes.producer.input(0)
     if codes is None or not codes.is_constant or not codes.numpy().size:
-        return 11.0
+        return _MOST_BITS
     numbers = codes.numpy().astype(np.int64)
     return max(1.0, float(np.ceil(np.log2(numbers.max() - numbers.min() + 1))))
 
@@ -520,9 +574,7 @@ def _parts(
     }
     for group in at_a_time(costs, _GROUP):
         members = [places[number] for number in group]
-        outputs = dict.fromkeys(
-            name for p in members for name in ([p.given, p.wanted] if p.is_pair else [p.given])
-        )
+        outputs = dict.fromkeys(name for place in members for name in place.shown)
         ends = [split.values[n] for n in outputs if split.values[n].producer is not None]
         yield split.extract([], ends), members
 

@@ -153,6 +153,8 @@ def _pass_factor(node: Node, source: Value, addend: np.ndarray) -> bool:
         return False
     _set_weights(weights)
     graph, at = node.graph, node.inputs.index(constant)
+    # It is another value from now on, and has another name.
+    graph.rename(node.output, graph.fresh_name(f"{node.output.name}_unscaled"))
     # One number keeps its shape; a Sub takes away what is added otherwise.
     shape = constant.shape if quotient.size == 1 else quotient.shape
     quotient = -quotient if node.is_op("Sub") else quotient

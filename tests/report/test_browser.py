@@ -40,7 +40,13 @@ def full() -> Report:
     graph = residual_products(6)
     infer_types(graph)
     layers = tuple(
-        replace(n, precision="int8" if at % 3 else "float32", sqnr_db=10.0 + at, sensitivity=1e-3)
+        replace(
+            n,
+            precision="int8" if at % 3 else "float32",
+            sqnr_db=10.0 + at,
+            local_db=50.0 - at,
+            sensitivity=1e-3,
+        )
         for at, n in enumerate(describe(graph))
     )
     layers = (replace(layers[0], reason="for a reason"), *layers[1:])
@@ -168,11 +174,20 @@ def test_the_graph_zooms_folds_and_switches_colours(opened: Callable[..., Any], 
     assert settled(page)["boxes"] == str(6 * 3 + 3)
     graph.get_by_role("button", name="Fold all").click()
     assert settled(page)["boxes"] == "9"
-    before = canvas.evaluate("one => one.toDataURL()")
-    graph.get_by_role("radio", name="error").check()
-    settled(page)
-    assert canvas.evaluate("one => one.toDataURL()") != before
-    assert "60 dB or more" in graph.locator(".legend:visible").inner_text()
+    radios = graph.get_by_role("radio")
+    assert radios.evaluate_all("all => all.map(one => one.value)") == [
+        "precision",
+        "local",
+        "accumulated",
+    ]
+    drawn = [canvas.evaluate("one => one.toDataURL()")]
+    for name, said in (("own error", "by itself"), ("accumulated error", "before are in it")):
+        graph.get_by_role("radio", name=name).check()
+        settled(page)
+        drawn.append(canvas.evaluate("one => one.toDataURL()"))
+        legend = graph.locator(".legend:visible").inner_text()
+        assert "60 dB or more" in legend and said in legend
+    assert len({*drawn}) == 3
 
 
 def test_the_graph_is_searched_and_hovered(opened: Callable[..., Any], html: str) -> None:
@@ -188,7 +203,12 @@ def test_the_graph_is_searched_and_hovered(opened: Callable[..., Any], html: str
     assert "MatMul" in page.locator(".details").inner_text()
     page.locator("canvas").hover()
     tip = page.locator(".tip")
-    assert tip.is_visible() and "product4" in tip.inner_text() and "SQNR" in tip.inner_text()
+    assert (
+        tip.is_visible()
+        and "product4" in tip.inner_text()
+        and "SQNR of its own: " in tip.inner_text()
+    )
+    assert "accumulated SQNR: " in tip.inner_text()
     search.fill("no such thing")
     assert page.locator(".found").inner_text() == "0 matches"
 

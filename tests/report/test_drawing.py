@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from onnxq.report.drawing import drawing
 from onnxq.verify.result import EndFacts, GraphFacts, LayerFacts, RepeatFacts
 
 LAYERS = tuple(
-    LayerFacts(name, op, precision, sqnr, None, reason)
+    LayerFacts(name, op, precision, sqnr, None, reason, local_db=sqnr and -sqnr)
     for name, op, precision, sqnr, reason in (
         ("mask", "Cast", "float32", None, ""),
         ("a0", "Conv", "int8", 30.04, "why"),
@@ -40,8 +41,17 @@ def test_nodes_have_what_is_told_of_them() -> None:
         ("b0", "Conv", 0, None, "", ""),
         ("b1", "Add", 1, -999.0, "", ""),
     ]
+    assert [n[6] for n in found["nodes"][:5]] == [None, -30.0, -999.0, None, 999.0]
+    assert found["errors"] == ["local", "accumulated"]
     ends = [(n[0], n[1], n[2]) for n in found["nodes"][6:]]
     assert ends == [("x", "input", -1), ("m\\n", "input", -1), ("y", "output", -1)]
+
+
+def test_only_errors_that_were_measured_can_be_shown() -> None:
+    old = tuple(replace(layer, local_db=None) for layer in LAYERS)
+    assert drawing(old, GRAPH)["errors"] == ["accumulated"]
+    unknown = tuple(replace(layer, sqnr_db=None) for layer in old)
+    assert drawing(unknown, GRAPH)["errors"] == []
 
 
 def test_sections_lie_below_each_other() -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from onnxq.data import Dataset, read
-from onnxq.ir import Graph, infer_types, to_proto
+from onnxq.ir import Context, Graph, infer_types, to_proto
+from onnxq.passes.weights.quantize_dynamic import QuantizeDynamic
 from onnxq.runtime import Session
 from onnxq.verify import layers
 from onnxq.verify.local import behind
@@ -183,6 +184,75 @@ def test_what_a_range_cuts_off_and_where_the_error_lies() -> None:
     assert first.worst_channel_db == pytest.approx(10 * np.log10(signal / (73**2 + 0.25**2)))
     assert last.local_db == math.inf and last.saturation is None
     assert jump is not None and (jump.node, jump.what) == ("t", "the quantization of 't'")
+
+
+@pytest.mark.parametrize(
+    ("behind_it", "is_named"), [("Clip(d, low, high)", False), ("Neg(d)", True)]
+)
+def test_a_range_that_cuts_off_what_does_not_matter_is_no_fault(
+    behind_it: str, is_named: bool
+) -> None:
+    head = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 64] x) => (float[N, 64] y)
+        <float low = {-1}, float high = {1}, float step = {0.03125}, int8 zero = {0}>
+        { t = Abs(x)"""
+    plain = Graph.from_text(f"{head} y = {behind_it.replace('(d', '(t')} }}")
+    graph = Graph.from_text(f"""{head} q = QuantizeLinear(t, step, zero)
+        d = DequantizeLinear(q, step, zero)  y = {behind_it} }}""")
+    for each in (plain, graph):
+        infer_types(each)
+    samples = np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32)
+    samples[0, :8] = 30
+    data = read({"x": samples}, Session(to_proto(plain)).inputs)
+    found, jump = layers.compare_layers(plain, graph, data, 1 << 30)
+    assert found[0].saturation == 8 / samples.size
+    assert found[0].local_db < found[0].expected_db - 3
+    assert (jump is not None) == is_named
+    # Of a model that cannot run as a whole nobody knows.
+    assert layers.compare_layers(plain, graph, data, 0)[1] is not None
+
+
+def test_a_product_of_integers_made_at_run_time_errs_as_they_do() -> None:
+    rng = np.random.default_rng(0)
+    graph = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 32] x) => (float[N, 16] y) { t = Abs(x)  y = Identity(t) }""")
+    weight = graph.constant(rng.standard_normal((32, 16)).astype(np.float32), "w")
+    last = next(n for n in graph.nodes() if n.is_op("Identity"))
+    product = graph.add("MatMul", [graph.values["t"], weight], name="product")
+    last.set_input(0, product.output)
+    infer_types(graph)
+    samples = rng.standard_normal((64, 32)).astype(np.float32)
+    samples[0, 0] = 60
+    candidate = graph.copy()
+    assert QuantizeDynamic().run(candidate, Context()) == 1
+    infer_types(candidate)
+    data = read({"x": samples}, Session(to_proto(graph)).inputs, batch_size=64)
+    found, jump = layers.compare_layers(graph, candidate, data, 1 << 30)
+    (layer,) = (f for f in found if f.local_db is not None and f.op_type == "MatMulInteger")
+    values = np.abs(samples)
+    wanted = 10 * np.log10(np.square(values).sum() / (values.size * (60 / 255) ** 2 / 12))
+    assert layer.expected_db == pytest.approx(wanted, abs=0.1) and wanted < 30
+    assert jump is None and abs(layer.local_db - wanted) < 3
+
+
+def test_layers_of_a_body_add_up() -> None:
+    rng = np.random.default_rng(0)
+    numbers = [", ".join(f"{n:.4f}" for n in rng.standard_normal(64)) for _ in range(2)]
+    graph = Graph.from_text(f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 8] x, bool c) => (float[N, 8] y)
+        <float[8, 8] w = {{{numbers[0]}}}, float[8, 8] v = {{{numbers[1]}}}> {{
+        y = If (c) <then_branch = t () => (float[N, 8] a) {{ p = MatMul(x, w)  a = MatMul(p, v) }},
+                    else_branch = e () => (float[N, 8] b) {{ b = Neg(x) }}> }}""")
+    infer_types(graph)
+    candidate = graph.copy()
+    assert QuantizeDynamic().run(candidate, Context()) == 2
+    infer_types(candidate)
+    samples = [{"x": row[None], "c": np.array(True)} for row in
+               rng.standard_normal((4, 8)).astype(np.float32)]  # fmt: skip
+    data = read(samples, Session(to_proto(graph)).inputs)
+    found, jump = layers.compare_layers(graph, candidate, data, 1 << 30)
+    (layer,) = (layer for layer in found if layer.op_type == "If")
+    assert layer.expected_db == pytest.approx(16 * 10 * np.log10(2) - 13 - 10 * np.log10(2))
+    assert jump is None and layer.local_db is not None and layer.local_db > 20
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS.values(), ids=lambda fault: fault.__name__)

@@ -7,7 +7,8 @@ for (const root of document.querySelectorAll(".graph")) {
   const [tip, details, found] = [".tip", ".details", ".found"].map((s) => root.querySelector(s));
   const search = root.querySelector("input[type=search]");
   const foldButton = root.querySelector("button.fold");
-  const [NAME, OP, PRECISION, SQNR, TYPE, REASON] = [0, 1, 2, 3, 4, 5];
+  const [NAME, OP, PRECISION, ACCUMULATED, TYPE, REASON, OWN] = [0, 1, 2, 3, 4, 5, 6];
+  const ERRORS = { local: [OWN, "SQNR of its own"], accumulated: [ACCUMULATED, "accumulated SQNR"] };
   const WIDTH = 128, HEIGHT = 34, ACROSS = 150, DOWN = 58, GUTTER = 90;
   const EXACT = 999, BEST = 60, WORST = 0;
   const CIVIDIS = [
@@ -238,15 +239,15 @@ for (const root of document.querySelectorAll(".graph")) {
     return `rgb(${mixed.join(",")})`;
   }
 
-  const worstOf = (unit) => {
-    const known = members(unit).map((node) => data.nodes[node][SQNR]).filter((sqnr) => sqnr !== null);
+  const worstOf = (unit, kind) => {
+    const known = members(unit).map((node) => data.nodes[node][ERRORS[kind][0]]).filter((sqnr) => sqnr !== null);
     return known.length ? Math.min(...known) : null;
   };
 
   function fillOf(node) {
     const own = data.nodes[node];
     if (own[PRECISION] < 0) return paint.card;
-    return colourBy === "error" ? shadeOfSqnr(own[SQNR]) : paint.precisions[own[PRECISION]];
+    return colourBy in ERRORS ? shadeOfSqnr(own[ERRORS[colourBy][0]]) : paint.precisions[own[PRECISION]];
   }
 
   const inkOn = new Map();
@@ -328,7 +329,7 @@ for (const root of document.querySelectorAll(".graph")) {
   function drawBox(key, box, isHit) {
     const isUnit = typeof key === "string";
     const unit = isUnit ? Number(key.slice(1)) : -1;
-    const fill = !isUnit ? fillOf(key) : colourBy === "error" ? shadeOfSqnr(worstOf(unit)) : paint.card;
+    const fill = !isUnit ? fillOf(key) : colourBy in ERRORS ? shadeOfSqnr(worstOf(unit, colourBy)) : paint.card;
     const [left, top] = [box.x - WIDTH / 2, box.y - HEIGHT / 2];
     const isEnd = !isUnit && data.nodes[key][PRECISION] < 0;
     pen.beginPath();
@@ -351,7 +352,7 @@ for (const root of document.querySelectorAll(".graph")) {
       return;
     }
     const own = data.nodes[key];
-    const under = isEnd ? own[OP] : colourBy === "error" ? sqnrText(own[SQNR]) : data.precisions[own[PRECISION]];
+    const under = isEnd ? own[OP] : colourBy in ERRORS ? sqnrText(own[ERRORS[colourBy][0]]) : data.precisions[own[PRECISION]];
     const isDetailed = view.scale > 0.6;
     write(isEnd ? own[NAME] : own[OP], box.x, isDetailed ? box.y - 6 : box.y, ink, "600 13px");
     if (isDetailed) write(under, box.x, box.y + 9, ink, "11px");
@@ -401,11 +402,13 @@ for (const root of document.querySelectorAll(".graph")) {
         .map((name, at) => [own.filter((node) => node[PRECISION] === at).length, name])
         .filter(([count]) => count).map(([count, name]) => `${count} ${name}`);
       return [blockName(unit), `${own.length} operators: ${counts.join(", ")}`,
-        `worst SQNR: ${sqnrText(worstOf(unit))}`, "folded: Enter or a click unfolds it"];
+        ...data.errors.map((kind) => `worst ${ERRORS[kind][1]}: ${sqnrText(worstOf(unit, kind))}`),
+        "folded: Enter or a click unfolds it"];
     }
     const own = data.nodes[key];
     if (own[PRECISION] < 0) return [own[NAME], `${own[OP]} of the model`];
-    const lines = [own[NAME], `${own[OP]}, ${data.precisions[own[PRECISION]]}`, `SQNR: ${sqnrText(own[SQNR])}`];
+    const lines = [own[NAME], `${own[OP]}, ${data.precisions[own[PRECISION]]}`];
+    for (const kind of data.errors) lines.push(`${ERRORS[kind][1]}: ${sqnrText(own[ERRORS[kind][0]])}`);
     if (own[TYPE]) lines.push(`gives ${data.said[own[TYPE]]}`);
     if (own[REASON]) lines.push(data.said[own[REASON]]);
     return lines;

@@ -212,3 +212,11 @@ def test_no_wide_copy_is_made_of_a_weight(operator: str) -> None:
         tracemalloc.stop()
     assert operators(after) == [operator] and made == 1
     assert peak < 1.5 * weight.nbytes
+
+
+def test_a_sum_that_lost_its_factor_has_another_name() -> None:
+    before = Graph.from_text(f"""{HEAD} {PAIR}{{1, 2, 3, 4}}, float k = {{4}}, float s = {{8}}> {{
+        c = Mul(x, k)  d = Add(c, s)  y = Conv<pads = [1, 1, 0, 0]>(d, w) }}""")
+    after, _ = rewritten(STEP, before)
+    (total,) = (node for node in after.nodes() if node.op_type == "Add")
+    assert total.output.name != "d" and "d" not in after.values
