@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from onnxq.data.places import at_hand, external_data, is_address
-from onnxq.errors import InputError
+from onnxq.errors import InputError, UnreachableError
 from onnxq.optimization import optimize
 from onnxq.options import Options
 from onnxq.plain import entry, read, read_toml
@@ -31,6 +31,9 @@ State = Literal["kept", "broken", "failed", "defect"]
 """Every promise held; one did not, so that no model was written; the input cannot be used; or it is
 a defect of onnxq."""
 
+HANGS_AFTER = 21600.0
+"""Seconds in which a worker is done with no model, after which it counts as hung."""
+
 _RESULT = "result.json"
 
 
@@ -39,7 +42,8 @@ class Entry:
     """A model of a manifest, with what is wanted of it; see `Options`.
 
     Attributes:
-        model: Its file; relative ones are looked for beside the manifest.
+        model: Its file; relative ones, as those of a recipe and a target, are looked for beside
+            the manifest.
         data: Representative samples, likewise.
         name: Name of its folder; the file's if empty.
         eval: Held-out samples; a part of ``data`` if None.
@@ -145,6 +149,8 @@ def read_manifest(path: Path) -> tuple[Entry, ...]:
     for number, table in enumerate(tables, start=1):
         one = read(Entry, table, f"model {number} of {where}")
         places = {k: _beside(path, v) for k in ("model", "data", "eval") if (v := getattr(one, k))}
+        files = {"recipe": one.recipe, "target": one.target}
+        places |= {k: _beside(path, v) for k, v in files.items() if v and v.endswith(".toml")}
         name = one.name or Path(one.model).stem
         if not name or name.startswith(".") or Path(name).name != name:
             raise InputError(
@@ -163,6 +169,7 @@ def batch(
     options: Options | None = None,
     *,
     per_machine: int | None = None,
+    hangs_after: float = HANGS_AFTER,
     progress: Progress = SILENT,
     told: Callable[[Done], None] = lambda done: None,
     **changes: Any,
@@ -181,6 +188,7 @@ def batch(
             are those of the batch, and its work folder is not used.
         per_machine: Models at a time on one machine of a cluster; as many as it has workers if
             None.
+        hangs_after: See `HANGS_AFTER`.
         progress: Told of models that are done.
         told: Told of each model that is done, in the order of the manifest.
         **changes: Single fields of `Options`.
@@ -195,8 +203,7 @@ def batch(
     except OSError as error:
         raise InputError(f"the folder '{folder}' cannot be made: {error.strerror}") from error
     sharing_folder = Sharing(folder / ".spread")
-    usual = Options.hangs_after
-    own = replace(options, workers=None, scheduler=None, work_folder=None, hangs_after=usual)
+    own = replace(options, workers=None, scheduler=None, work_folder=None)
     # What was found before it was broken off is in the models' own folders.
     shutil.rmtree(folder / ".spread" / "results", ignore_errors=True)
     tasks = [_task(one, own, folder, sharing_folder) for one in entries]
@@ -210,7 +217,7 @@ def batch(
             options.scheduler if left else None,
             folder / ".spread",
             memory_limit=options.memory_limit,
-            hangs_after=options.hangs_after,
+            hangs_after=hangs_after,
             per_machine=per_machine,
         ) as executor,
         executor.open(_Optimizing(executor.is_spread)) as do,
@@ -268,6 +275,8 @@ def _made(task: _Task, has_others: bool) -> Done:
     with sharing() as progress:
         try:
             found = _optimized(task, progress)
+        except UnreachableError as error:
+            return _Optimizing(has_others).given_up(task, str(error))
         except (OSError, MemoryError) as error:
             if has_others:
                 raise
@@ -296,6 +305,9 @@ def _optimized(task: _Task, progress: Progress) -> Done:
         )
         write_report(result.report, folder)
         known = replace(known, state="kept" if result.passed else "broken", **_facts(result.report))
+    except UnreachableError:
+        # It may be there the next time.
+        raise
     except InputError as error:
         known = replace(known, state="failed", sentence=str(error))
     except (OSError, MemoryError):

@@ -11,6 +11,10 @@ class InputError(OnnxqError):
     """What the user gave (file, data, option, model) cannot be used; the command exits with 2."""
 
 
+class UnreachableError(InputError):
+    """What lies elsewhere could not be read, which may be otherwise the next time."""
+
+
 class NothingToQuantizeError(InputError):
     """The model holds nothing that the target computes on integers."""
 

@@ -29,7 +29,7 @@ from onnxq.recipe import Recipe, load_recipe
 from onnxq.runtime import TensorSpec, as_stored, load_backend
 from onnxq.runtime.executor import IN_PROCESS, Executor, open_executor
 from onnxq.runtime.files import ModelFiles
-from onnxq.runtime.pool import SMALLEST_ROOM, model_room
+from onnxq.runtime.pool import SMALLEST_ROOM, is_worker, model_room
 from onnxq.runtime.providers import with_options
 from onnxq.targets import Target, load_target
 from onnxq.time_budget import TimeBudget
@@ -291,8 +291,8 @@ def open_job(
 
 def _within_workers(options: Options, weights: int) -> Options:
     """The same with what is left for observing of a worker's memory, however many there are."""
-    limit = options.memory_limit
-    if limit is None or (options.workers is None and options.scheduler is None):
+    limit, is_spread = options.memory_limit, (options.workers, options.scheduler) != (None, None)
+    if limit is None or not (is_spread or is_worker()):
         return options
     # Sessions hold weights twice while they pack them; more of them than that run in segments.
     left = limit - _WORKER_BYTES - min(2 * weights, limit // 4)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from onnxq import batching
+from onnxq import batching, job
 from onnxq.batching import batch, read_manifest
 from onnxq.cli import main
-from onnxq.errors import InputError
+from onnxq.errors import InputError, UnreachableError
 from onnxq.ir import save
 from onnxq.optimization import Optimized, optimize
+from onnxq.options import Options
+from onnxq.runtime.executor import IN_PROCESS
 from tests.networks import chain, computed, inputs
 
 __all__ = ["computed"]
@@ -160,6 +163,39 @@ def test_a_model_without_room_fails_alone_and_is_tried_again(
     assert "no room" in first[0].sentence
     monkeypatch.undo()
     assert batch(manifest, out).results[0].state == "kept"
+
+
+def test_what_cannot_be_reached_is_tried_again(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(model: str, *rest: Any, **options: Any) -> Optimized:
+        raise UnreachableError("cannot read 's3://bucket/d.npz': it is away")
+
+    monkeypatch.setattr(batching, "optimize", unreachable)
+    out = manifest.parent / "out"
+    assert batch(manifest, out).results[0].sentence.endswith("it is away")
+    monkeypatch.undo()
+    assert batch(manifest, out).results[0].state == "kept"
+
+
+def test_recipes_and_targets_lie_beside_the_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "models.csv"
+    path.write_text("model,data,recipe,target\nm.onnx,d.npz,mine.toml,cpu-x64\n")
+    (one,) = read_manifest(path)
+    assert (one.recipe, one.target) == (str(tmp_path / "mine.toml"), "cpu-x64")
+
+
+def test_a_worker_takes_part_of_its_memory_for_itself(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = []
+    monkeypatch.setattr("onnxq.runtime.pool._most", 1)
+    for workers in (None, 2):
+        options = Options(recipe="int8", memory_limit=1 << 30, workers=workers)
+        monkeypatch.setattr(job, "_executor", lambda *_: nullcontext(IN_PROCESS))
+        with job.open_job(manifest.parent / "m.onnx", manifest.parent / "d.npz", options) as own:
+            limits.append(own.options.memory_limit)
+    assert limits[0] == limits[1] and limits[0] is not None and limits[0] < 1 << 30
 
 
 def test_a_table_is_a_manifest(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from onnxq.batching import Batched, Done, batch, rows
+from onnxq.batching import HANGS_AFTER, Batched, Done, batch, rows
 from onnxq.cli.options import given
 from onnxq.cli.terminal import EXIT_DEFECT, EXIT_GATE, EXIT_INPUT, EXIT_OK, Outcome, table
 from onnxq.progress import Progress
@@ -44,8 +44,9 @@ CHANGES = {
     },
     "--hangs-after": {
         "help": "seconds in which a worker is done with no model, after which it counts as hung "
-        "(default 21600)",
-        "default": 21600.0,
+        f"(default {HANGS_AFTER:g})",
+        "default": HANGS_AFTER,
+        "dest": "patience",
     },
 }
 
@@ -59,6 +60,7 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         folder,
         given(parsed),
         per_machine=parsed.per_machine,
+        hangs_after=parsed.patience,
         progress=progress,
     )
     write_summary(rows(found), folder)

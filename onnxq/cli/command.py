@@ -141,7 +141,6 @@ def _run(arguments: Sequence[str] | None) -> int:
         emit()
         return int(leaving.code or 0)
     debug_level()
-    given = sys.argv[1:] if arguments is None else arguments
     parsed.command = shlex.join(["onnxq", *given])
     check_files(parsed)
     with progress(parsed) as stages:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from onnxq.errors import InputError
+from onnxq.errors import InputError, UnreachableError
+from onnxq.saved import cache_folder
 
 
 def is_address(place: object) -> bool:
@@ -37,9 +37,9 @@ def at_hand(place: str, *, model: bool = False) -> Path:
     """
     system, path = _system(place)
     try:
-        state = str(system.ukey(path))
+        state = repr(sorted(_files(system, path).items()))
         name = hashlib.sha256(f"{place}\0{state}\0{model}".encode()).hexdigest()[:32]
-        kept = _cache() / "places" / name
+        kept = cache_folder() / "places" / name
         whole = kept / path.rstrip("/").rpartition("/")[2]
         if not kept.is_dir():
             making = kept.with_name(f"making-{uuid.uuid4().hex}")
@@ -53,7 +53,8 @@ def at_hand(place: str, *, model: bool = False) -> Path:
             finally:
                 shutil.rmtree(making, ignore_errors=True)
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"cannot read '{place}': {str(error) or type(error).__name__}") from error
+        why = str(error) or type(error).__name__
+        raise UnreachableError(f"cannot read '{place}': {why}") from error
     return whole
 
 
@@ -68,13 +69,26 @@ def _system(place: str) -> tuple[Any, str]:
     try:
         system, path = url_to_fs(place)
     except (ImportError, ValueError, OSError) as error:
-        raise InputError(f"cannot read '{place}': {error}") from error
+        raise UnreachableError(f"cannot read '{place}': {error}") from error
     return system, str(path)
 
 
+def _files(system: Any, path: str) -> dict[str, Any]:
+    """What the system tells of a file, or of all in a folder: size, times, hashes.
+
+    What it calls their key is the same for whatever is at an HTTP address, or in a folder.
+    """
+    # Whoever asked before may be told of what was there then.
+    system.invalidate_cache()
+    told: dict[str, Any] = system.info(path)
+    return system.find(path, detail=True) if told["type"] == "directory" else {path: told}
+
+
 def _fetch(system: Any, path: str, target: Path) -> None:
-    get: Callable[..., object] = system.get if system.isdir(path) else system.get_file
-    get(path, str(target), **({"recursive": True} if system.isdir(path) else {}))
+    if system.info(path)["type"] == "directory":
+        system.get(path, str(target), recursive=True)
+    else:
+        system.get_file(path, str(target))
 
 
 def _fetch_external(system: Any, path: str, target: Path) -> None:
@@ -99,10 +113,3 @@ def _rename(making: Path, kept: Path) -> None:
     except OSError:
         if not kept.is_dir():
             raise
-
-
-def _cache() -> Path:
-    if own := os.environ.get("ONNXQ_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "onnxq"

@@ -57,6 +57,8 @@ def _written(batch: Batch, folder: Path) -> str:
         finally:
             with suppress(OSError):
                 made.unlink()
+    # It is still wanted.
+    os.utime(folder / name)
     return name
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from onnxq.errors import InputError
 from onnxq.progress import SILENT, Progress
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -37,13 +39,17 @@ def sharing(folder: Path | None = None) -> Iterator[Progress]:
     """Compute among other processes that do likewise; gives what is to be told of progress.
 
     Args:
-        folder: Where the locks lie; the machine's folder for temporary files if None.
+        folder: Where the locks lie; a folder that only this user can write to, in that of the
+            machine for temporary files, if None.
+
+    Raises:
+        InputError: somebody else made that folder.
     """
     if fcntl is None or _ours.machine is not None:
         yield SILENT
         return
-    beginning = (folder or Path(tempfile.gettempdir())) / f"onnxq-{_user()}"
-    with _lock(f"{beginning}.machine") as machine, _lock(f"{beginning}.gate") as gate:
+    folder = folder or _own_folder()
+    with _lock(folder / "machine.lock") as machine, _lock(folder / "gate.lock") as gate:
         _ours.machine, _ours.gate = machine, gate
         try:
             _take_share()
@@ -105,10 +111,18 @@ def _take_share() -> None:
     fcntl.flock(gate, fcntl.LOCK_UN)
 
 
-def _lock(path: str) -> BinaryIO:
-    """Open a file to lock, which nobody else may have put there as a link to another one."""
+def _own_folder() -> Path:
+    """A folder of this user, in which nobody else can be first with a lock."""
+    folder = Path(tempfile.gettempdir()) / f"onnxq-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o77 or not stat.S_ISDIR(found.st_mode):
+        raise InputError(
+            f"the folder '{folder}' may be written to by others; remove it, or name another place "
+            "for temporary files by TMPDIR"
+        )
+    return folder
+
+
+def _lock(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb")
-
-
-def _user() -> str:
-    return str(os.getuid()) if hasattr(os, "getuid") else "user"

@@ -10,11 +10,13 @@ import errno
 import logging
 import os
 import queue
+import re
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from threading import RLock
+from threading import RLock, Timer
 from typing import Any, ClassVar, TypeVar
 
 import dask
@@ -35,6 +37,12 @@ _TRIES = 3
 
 _LOOKS = 5
 """Times that workers are looked at before one counts as hung."""
+
+_KEEPS_OPEN = 60.0
+"""Seconds for which a worker keeps work open that it has nothing to do for."""
+
+_WANTED_FOR = 30 * 86400
+"""Seconds after which what runs have left in the folder, and none has used again, goes."""
 
 _ANSWERS_WITHIN = 30.0
 """Seconds in which a scheduler that was started again, or a first worker, has to be there."""
@@ -127,6 +135,7 @@ class Cluster(Executor):
         self, connect: Connect, folder: Path, hangs_after: float, per_machine: int | None
     ) -> None:
         self.folder: Path = folder.resolve()
+        _tidy(self.folder)
         self._connect = connect
         self._hangs_after = hangs_after
         self._per_machine = per_machine
@@ -247,7 +256,9 @@ class _Map:
             return
         ours = {future.key: key for key, future in self._futures.items()}
         for worker, futures in held.items():
-            keys = frozenset(ours[key] for key in futures if key in ours)
+            # Others wait, maybe for what somebody else does there.
+            own = [ours[key] for key in futures if key in ours]
+            keys = frozenset(key for key in own if _begun(self._work, key, worker).exists())
             since = before[worker][1] if before.get(worker, ("",))[0] == keys else now
             self._at[worker] = keys, since
             if keys and now - since >= self._hangs_after:
@@ -322,12 +333,46 @@ class _Map:
 
 
 class _Opened:
-    """The work that this process did last, which is kept open for further items."""
+    """The work that this process did last, which is kept open for further items for a while."""
 
     lock: ClassVar[RLock] = RLock()
     name: ClassVar[str] = ""
+    used: ClassVar[float] = 0.0
     stack: ClassVar[ExitStack] = ExitStack()
     run: ClassVar[Callable[[Any], Any]]
+
+    @classmethod
+    def of(cls, work: str) -> Callable[[Any], Any]:
+        """What does an item of the work in a file."""
+        if cls.name != work:
+            if not cls.name:
+                _later(_KEEPS_OPEN, cls.close_when_idle)
+            cls.close()
+            cls.run = cls.stack.enter_context(loads(Path(work).read_bytes()).open())
+            cls.name = work
+        return cls.run
+
+    @classmethod
+    def close(cls) -> None:
+        """Give back what the work holds."""
+        cls.stack.close()
+        cls.name = ""
+
+    @classmethod
+    def close_when_idle(cls) -> None:
+        """Give it back unless it was used of late, or see to it again later."""
+        with cls.lock:
+            left = cls.used + _KEEPS_OPEN - time.monotonic()
+            if left <= 0:
+                cls.close()
+            else:
+                _later(left, cls.close_when_idle)
+
+
+def _later(seconds: float, do: Callable[[], None]) -> None:
+    timer = Timer(seconds, do)
+    timer.daemon = True
+    timer.start()
 
 
 def run_item(work: str, item: Any, key: str) -> None:
@@ -345,17 +390,24 @@ def run_item(work: str, item: Any, key: str) -> None:
     with _Opened.lock:
         pool.use_processors(1)
         pool.keep_memory()
-        if _Opened.name != work:
-            _Opened.stack.close()
-            _Opened.name = ""
-            opened = loads(Path(work).read_bytes()).open()
-            _Opened.run = _Opened.stack.enter_context(opened)
-            _Opened.name = work
+        address = get_worker().address
+        begun = _begun(work, key, address)
         try:
-            store.put(key, _Opened.run(item))
+            begun.parent.mkdir(exist_ok=True)
+            begun.touch()
+            store.put(key, _Opened.of(work)(item))
         except (OSError, MemoryError) as error:
-            vars(error)["worker"] = get_worker().address
+            vars(error)["worker"] = address
             raise
+        finally:
+            _Opened.used = time.monotonic()
+            with suppress(OSError):
+                begun.unlink()
+
+
+def _begun(work: str, key: str, worker: str) -> Path:
+    """The file that says that a worker is at an item."""
+    return Path(work).parents[1] / "begun" / f"{key}-{re.sub(r'[^0-9A-Za-z]', '-', worker)}"
 
 
 @contextmanager
@@ -368,6 +420,14 @@ def _quiet(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what nobody has wanted for long from a folder that outlives runs."""
+    for path in folder.glob("*/*"):
+        with suppress(OSError):
+            if path.stat().st_mtime < time.time() - _WANTED_FOR:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _close(client: Client) -> None:

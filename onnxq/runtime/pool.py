@@ -118,6 +118,11 @@ def use_processors(count: int) -> None:
     _most = count
 
 
+def is_worker() -> bool:
+    """Whether this is one of several processes that share a machine."""
+    return bool(_most)
+
+
 def processors() -> int:
     """Number of processors that this process may use."""
     if _most:

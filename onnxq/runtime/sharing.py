@@ -66,6 +66,8 @@ class Sharing:
                 self._models[graph] = path
                 if not path.is_dir():
                     os.rename(made, path)
+                # It is still wanted.
+                os.utime(path)
             except OSError as error:
                 raise _unwritable(self._folder, error) from error
             finally:

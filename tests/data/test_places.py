@@ -15,6 +15,7 @@ from onnxq.runtime import Session
 from tests.networks import chain, inputs, load
 
 fsspec = pytest.importorskip("fsspec")
+memory = pytest.importorskip("fsspec.implementations.memory")
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,28 @@ def test_samples_are_those_of_the_file_there_now(tmp_path: Path) -> None:
         data = read("memory://data/d.npz", specs)
         assert np.array_equal(next(data.batches()).feeds["x"], arrays["x"])
         assert data.origin is not None
+
+
+class Unversioned(memory.MemoryFileSystem):  # type: ignore[misc, name-defined]
+    """As one of HTTP: the key of an address is the same whatever is there."""
+
+    protocol = "unversioned"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.replace("unversioned://", "memory://")))
+
+    def ukey(self, path: str) -> str:
+        return path
+
+
+def test_what_changes_in_place_is_fetched_again() -> None:
+    fsspec.register_implementation("unversioned", Unversioned, clobber=True)
+    for content in (b"one", b"two"):
+        for system in ("memory", "unversioned"):
+            fsspec.filesystem(system).pipe("/images/0/a.png", content)
+            assert (at_hand(f"{system}://images") / "0" / "a.png").read_bytes() == content
+            assert at_hand(f"{system}://images/0/a.png").read_bytes() == content
 
 
 def test_what_is_not_there_is_told_in_a_sentence() -> None:

@@ -7,6 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from onnxq.errors import InputError
 from onnxq.runtime.alone import alone, sharing
 
 OTHER = """
@@ -41,4 +44,17 @@ def test_who_computes_stands_aside_for_who_times(tmp_path: Path) -> None:
 
 def test_without_others_nobody_waits() -> None:
     with alone():
+        pass
+
+
+def test_locks_lie_where_nobody_else_can_put_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    with sharing():
+        pass
+    (folder,) = tmp_path.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700 and folder.is_dir()
+    folder.chmod(0o777)
+    with pytest.raises(InputError, match="may be written to by others"), sharing():
         pass

@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from onnxq.errors import InputError
 from onnxq.runtime.executor import IN_PROCESS, Executor, open_executor
+from onnxq.runtime.sharing import Sharing
 from onnxq.runtime.store import Store
 from tests.runtime.cluster_work import Squares
 
@@ -140,6 +142,48 @@ def test_a_run_that_was_broken_off_goes_on(executor: Executor, noted: Path) -> N
     done = {int(name.split("-")[0]) for name in before}
     again = {int(f.name.split("-")[0]) for f in noted.iterdir() if f.name not in before}
     assert not {0, 1, 2, 3, 4} & again and done | again == {*NUMBERS}
+
+
+def test_what_waits_behind_the_work_of_others_does_not_hang(
+    executor: Executor, noted: Path
+) -> None:
+    client = executor._connect()  # type: ignore[attr-defined]
+    client.wait_for_workers(2, timeout=60)
+    before = client.run(os.getpid)
+    others = [client.submit(time.sleep, 9, workers=[w], pure=False) for w in before]
+    assert list(executor.map(Squares(noted), NUMBERS)) == SQUARES
+    assert client.run(os.getpid) == before, "a worker was started again"
+    assert [other.result(timeout=20) for other in others] == [None, None]
+
+
+def test_work_is_not_kept_open_for_ever(
+    tmp_path: Path, noted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = importlib.import_module("onnxq.runtime.cluster")
+    monkeypatch.setattr(cluster, "_KEEPS_OPEN", 0.2)
+    monkeypatch.setattr(cluster, "get_worker", lambda: SimpleNamespace(address="tcp://here:1"))
+    monkeypatch.setattr("onnxq.runtime.pool._most", 0)
+    file = tmp_path / "work" / "squares"
+    file.parent.mkdir()
+    file.write_bytes(Sharing(tmp_path).dump(Squares(noted)))
+    cluster.run_item(str(file), 4, "four")
+    assert Store(tmp_path / "results").get("four") == 16
+    assert cluster._Opened.name == str(file)
+    until = time.monotonic() + 20
+    while cluster._Opened.name and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not cluster._Opened.name
+
+
+def test_what_nobody_has_wanted_for_long_goes(tmp_path: Path) -> None:
+    cluster = importlib.import_module("onnxq.runtime.cluster")
+    for name in ("work/old", "work/new", "models/old/model.onnx", "models/new/model.onnx"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("work/old", "models/old"):
+        os.utime(tmp_path / name, (1, 1))
+    cluster.Cluster(lambda: None, tmp_path, 60, None)
+    assert {p.name for p in tmp_path.glob("*/*")} == {"new"}
 
 
 def test_a_second_result_leaves_the_first(tmp_path: Path) -> None:
