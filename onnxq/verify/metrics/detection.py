@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,7 @@ class Detection(PooledMetric):
 
     A box is detected where its score is at least `threshold`. From the candidate's best one on each
     takes the box of the float model, of the same class and not taken yet, that it overlaps most, if
-    their intersection over union (IoU) is at least `iou`. 1 where nobody detects anything. Labels
-    are not read.
+    their intersection over union (IoU) is at least `iou`. Labels are not read.
 
     Attributes:
         boxes: Output [N, M, 4], or [M, 4] of one sample.
@@ -40,6 +40,10 @@ class Detection(PooledMetric):
     name = "detection"
     is_share = True
     needs_labels = False
+    nothing = (
+        "no box is detected in any sample, so nothing tells whether models agree; lower option "
+        "'threshold' or give samples that show objects"
+    )
     boxes: str
     scores: str
     threshold: float = 0.5
@@ -47,6 +51,17 @@ class Detection(PooledMetric):
     nms: float | None = None
     background: int | None = None
     centers: bool = False
+
+    def __post_init__(self) -> None:
+        for option, value, fits, wanted in (
+            ("threshold", self.threshold, math.isfinite(self.threshold), "a finite number"),
+            ("iou", self.iou, 0 < self.iou <= 1, "above 0 and at most 1"),
+            ("nms", self.nms, self.nms is None or 0 <= self.nms <= 1, "from 0 to 1"),
+        ):
+            if not fits:
+                raise InputError(
+                    f"option '{option}' of metric {self.name} is {wanted}, not {value}"
+                )
 
     def add(
         self,
@@ -61,27 +76,33 @@ class Detection(PooledMetric):
                 f"metric {self.name} compares with the float model, which does not run here; name "
                 "another metric with --metric"
             )
-        pairs = zip(self._detected(reference, valid), self._detected(outputs, valid), strict=True)
-        for ours, theirs in pairs:
+        ours_all, theirs_all = (self._detected(side, valid) for side in (reference, outputs))
+        if len(ours_all) != len(theirs_all):
+            raise InputError(
+                f"metric {self.name}: '{self.boxes}' holds {len(theirs_all)} samples of one model "
+                f"and {len(ours_all)} of the other; name other outputs with --metric"
+            )
+        for ours, theirs in zip(ours_all, theirs_all, strict=True):
             both = 2.0 * _matched(ours, theirs, self.iou)
             self._numbers.append(np.array([[both, len(ours[0]) + len(theirs[0])]]))
 
     def of(self, sums: Floats) -> Floats:
         """See `PooledMetric`."""
         both, all_ = sums.T
-        return np.asarray(np.where(all_ > 0, both / np.maximum(all_, 1), 1.0))
+        return np.asarray(np.where(all_ > 0, both / np.maximum(all_, 1), np.nan))
 
     def _detected(self, outputs: Mapping[str, Any], valid: int) -> list[Detected]:
         """What is detected in each sample."""
         boxes, scores = (self._named(outputs, name) for name in (self.boxes, self.scores))
         if boxes.ndim == 2 and boxes.shape[1] == 4:
             boxes, scores = boxes[np.newaxis], scores[np.newaxis]
-        if boxes.ndim != 3 or boxes.shape[2] != 4 or scores.shape[:2] != boxes.shape[:2]:
+        is_batch = boxes.ndim == 3 and boxes.shape[2] == 4 and scores.ndim in (2, 3)
+        if not is_batch or scores.shape[:2] != boxes.shape[:2] or 0 in scores.shape[2:]:
             raise InputError(
                 f"metric {self.name} needs boxes [N, M, 4] and scores [N, M] or [N, M, classes]; "
                 f"'{self.boxes}' is {list(boxes.shape)} and '{self.scores}' {list(scores.shape)}"
             )
-        scores = scores.reshape(*boxes.shape[:2], -1)
+        scores = scores if scores.ndim == 3 else scores[..., np.newaxis]
         if self.background is not None:
             if not 0 <= self.background < scores.shape[2]:
                 raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ class F1(PooledMetric):
     classes take their place. A NaN is of no class.
 
     Attributes:
-        positive: The class whose F1 alone is taken, 0 where it does not occur.
+        positive: The class whose F1 alone is taken; it has to occur.
         threshold: See above.
         output: The output's name; the first that fits where empty.
     """
@@ -34,9 +35,23 @@ class F1(PooledMetric):
     name = "f1"
     is_share = True
     needs_labels = False
+    nothing = (
+        "there is nothing to count: no position has a label, or the class of option 'positive' "
+        "occurs nowhere"
+    )
     positive: int | None = None
     threshold: float = 0.5
     output: str = ""
+
+    def __post_init__(self) -> None:
+        if self.positive is not None and self.positive < 0:
+            raise InputError(
+                f"option 'positive' of metric {self.name} is a class from 0 on, not {self.positive}"
+            )
+        if not math.isfinite(self.threshold):
+            raise InputError(
+                f"option 'threshold' of metric {self.name} is a finite number, not {self.threshold}"
+            )
 
     def add(
         self,
@@ -65,10 +80,10 @@ class F1(PooledMetric):
     def of(self, sums: Floats) -> Floats:
         """See `PooledMetric`."""
         hits, all_ = np.split(sums, 2, axis=1)
-        scores = hits / np.maximum(all_, 1)
         if self.positive is not None:
-            return np.asarray(scores[:, self.positive])
-        return np.asarray(scores.sum(axis=1) / np.maximum((all_ > 0).sum(axis=1), 1))
+            hits, all_ = (side[:, self.positive :][:, :1] for side in (hits, all_))
+        scores, occur = hits / np.maximum(all_, 1), (all_ > 0).sum(axis=1)
+        return np.asarray(np.where(occur > 0, scores.sum(axis=1) / np.maximum(occur, 1), np.nan))
 
     def _choices(
         self, outputs: Mapping[str, Any], shape: tuple[int, ...] | None

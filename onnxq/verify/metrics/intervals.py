@@ -41,7 +41,7 @@ def resampled_interval(
     """Return the 95 % percentile bootstrap interval of what is no mean over samples.
 
     Args:
-        statistic: By how often each sample is drawn, [R, N] -> [R].
+        statistic: By how often each sample is drawn, [R, N] -> [R]; NaN leaves a draw out.
         count: Samples.
         seed: Seed of the draws.
     """
@@ -50,7 +50,7 @@ def resampled_interval(
         cells = draws + count * np.arange(len(draws))[:, np.newaxis]
         times = np.bincount(cells.ravel(), minlength=len(draws) * count).reshape(-1, count)
         values.append(statistic(times.astype(np.float64)))
-    low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
+    low, high = np.nanpercentile(np.concatenate(values), [2.5, 97.5])
     return float(low), float(high)
 
 

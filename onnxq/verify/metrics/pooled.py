@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -18,9 +19,13 @@ class PooledMetric(Metric):
     """A metric that follows from some numbers of each sample, summed over the samples.
 
     Subclasses add the numbers and say what their sums mean; intervals draw samples.
+
+    Attributes:
+        nothing: What it says where there is nothing to count.
     """
 
     higher_is_better: ClassVar[bool] = True
+    nothing: ClassVar[str]
 
     _numbers: list[Floats] = field(default_factory=list, init=False, repr=False)
 
@@ -38,8 +43,10 @@ class PooledMetric(Metric):
         """See `Metric`."""
         numbers = self.numbers()
         value = float(self.of(numbers.sum(axis=0, keepdims=True))[0])
+        if math.isnan(value):
+            raise InputError(f"metric {to_form(self)}: {self.nothing}")
         return MetricResult(to_form(self), value, len(numbers), self.higher_is_better)
 
     @abstractmethod
     def of(self, sums: Floats) -> Floats:
-        """The metric by sums of the samples' numbers, [R, K] -> [R]."""
+        """The metric by sums of the samples' numbers, [R, K] -> [R]; NaN of nothing counted."""

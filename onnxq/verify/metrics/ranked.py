@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxq.errors import InputError
 from onnxq.runtime.specs import Array
 from onnxq.verify.metrics.metric import Floats
 from onnxq.verify.metrics.scored import ScoredMetric
@@ -24,6 +25,11 @@ class Ranked(ScoredMetric):
         return all(bool((weights == 1).all()) for weights in self._weights)
 
     def _score(self, logits: Floats, labels: Array) -> Floats:
+        if self.k >= logits.shape[-1]:
+            raise InputError(
+                f"metric {self.name}: the label is always among the {self.k} largest of "
+                f"{logits.shape[-1]} classes; set option 'k' to fewer"
+            )
         target = np.take_along_axis(logits, labels[..., np.newaxis], axis=-1)
         before = np.arange(logits.shape[-1]) < labels[..., np.newaxis]
         rank = ((logits > target) | ((logits == target) & before)).sum(axis=-1)

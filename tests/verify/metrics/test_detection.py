@@ -46,7 +46,6 @@ def test_boxes_match_by_overlap_class_and_score() -> None:
     assert value(theirs, ours) == 0.0
     assert value(theirs, ours, iou=0.3) == pytest.approx(2 * 1 / (2 + 1))
     assert value(theirs, ours, iou=0.3, threshold=0.3) == 1.0
-    assert value(theirs, ours, threshold=0.95) == 1.0
     classes = outputs([SQUARE, FAR], [[0, 0.9, 0], [0.7, 0, 0.6]])
     others = outputs([SQUARE, FAR], [[0, 0, 0.9], [0.7, 0, 0.6]])
     assert value(others, classes) == 0.5
@@ -82,6 +81,22 @@ def test_a_drop_has_an_interval() -> None:
     assert 0 < drop.confidence[0] < drop.drop < drop.confidence[1] < 0.2
 
 
+def test_no_box_anywhere_is_no_agreement() -> None:
+    ours = outputs([SQUARE], [0.9])
+    with pytest.raises(InputError, match=r"detection\{.*threshold=50.*no box is detected in any"):
+        value(outputs([FAR], [np.nan]), ours, threshold=50)
+    empty = {"b": np.zeros((1, 0, 4)), "s": np.zeros((1, 0))}
+    with pytest.raises(InputError, match="no box is detected in any sample"):
+        value(empty, empty)
+    assert value(empty, ours) == 0.0
+
+
+@pytest.mark.parametrize("option", ["threshold=nan", "iou=-2", "iou=0", "iou=nan", "nms=1.5"])
+def test_options_that_match_anything(option: str) -> None:
+    with pytest.raises(InputError, match=f"option '{option.partition('=')[0]}' of metric"):
+        choose_metric(f"detection{{boxes=b, scores=s, {option}}}", False, None)
+
+
 def test_what_does_not_fit() -> None:
     with pytest.raises(InputError, match="needs option 'boxes'"):
         choose_metric("detection", False, None)
@@ -90,6 +105,9 @@ def test_what_does_not_fit() -> None:
         Detection("b", "c").add(ours, None, 1, ours)
     with pytest.raises(InputError, match=r"'s' is \[1, 1\] and 'b' \[1, 1, 4\]"):
         Detection("s", "b").add(ours, None, 1, ours)
+    twice = {name: np.repeat(value, 2, axis=0) for name, value in ours.items()}
+    with pytest.raises(InputError, match="'b' holds 1 samples of one model and 2 of the other"):
+        Detection("b", "s").add(ours, None, 2, twice)
     with pytest.raises(InputError, match="does not run here"):
         Detection("b", "s").add(ours, None, 1)
     with pytest.raises(InputError, match="'background' of metric detection is 4"):

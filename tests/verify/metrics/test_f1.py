@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxq.errors import InputError
-from onnxq.verify.metrics import paired_drop
+from onnxq.verify.metrics import choose_metric, paired_drop
 from onnxq.verify.metrics.f1 import F1
 from tests.verify.metrics.filling import filled
 
@@ -27,7 +27,6 @@ def test_it_is_the_mean_over_classes_that_occur_or_one_class() -> None:
     value = filled(F1(), logits, labels).result().value
     assert value == pytest.approx(sum(wanted.values()) / len(wanted))
     assert filled(F1(positive=2), logits, labels).result().value == pytest.approx(wanted[2])
-    assert filled(F1(positive=7), logits, labels).result().value == 0.0
     metrics = pytest.importorskip("sklearn.metrics", reason="an oracle that need not be there")
     assert value == pytest.approx(metrics.f1_score(labels, logits.argmax(1), average="macro"))
 
@@ -63,7 +62,16 @@ def test_the_float_models_classes_stand_in_and_negative_labels_do_not_count() ->
     assert filled(F1(), theirs, np.array([0, 1, 2, -1])).result().value == 1.0
 
 
+def test_nothing_to_count_is_no_score() -> None:
+    for metric, labels in ((F1(), [-1, -1]), (F1(positive=2), [0, 1])):
+        with pytest.raises(InputError, match=r"metric f1.*: there is nothing to count"):
+            filled(metric, np.eye(3)[[0, 1]], np.array(labels)).result()
+
+
 def test_what_does_not_fit() -> None:
+    for option in ("positive=-1", "threshold=nan"):
+        with pytest.raises(InputError, match=f"option '{option.partition('=')[0]}' of metric f1"):
+            choose_metric(f"f1{{{option}}}", False, None)
     with pytest.raises(InputError, match="class 5 is beyond the model's 3 classes"):
         filled(F1(), np.eye(3), np.array([0, 1, 5]))
     with pytest.raises(InputError, match=r"output of labels \[2\]"):

@@ -13,9 +13,9 @@ from onnxq.verify.metrics.top_k import TopK
 from tests.verify.metrics.filling import filled
 
 
-@given(st.integers(0, 10_000), st.integers(2, 12), st.integers(1, 6))
-def test_equals_a_stable_sort_also_with_ties(seed: int, classes: int, k: int) -> None:
-    generator = np.random.default_rng(seed)
+@given(st.integers(0, 10_000), st.integers(1, 10), st.integers(1, 6))
+def test_equals_a_stable_sort_also_with_ties(seed: int, others: int, k: int) -> None:
+    generator, classes = np.random.default_rng(seed), k + others
     logits = generator.integers(0, 3, (20, classes)).astype(np.float32)
     labels = generator.integers(0, classes, 20)
     order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
@@ -47,6 +47,12 @@ def test_the_float_models_choice_stands_in_for_labels() -> None:
 def test_options_that_cannot_be(form: str) -> None:
     with pytest.raises(InputError, match="top-k"):
         choose_metric(form, True, 1)
+
+
+def test_as_many_as_there_are_classes_would_always_be_right() -> None:
+    for k in (3, 50):
+        with pytest.raises(InputError, match=f"always among the {k} largest of 3 classes"):
+            filled(TopK(k=k), np.eye(3), np.arange(3))
 
 
 def test_without_anything_to_hold_against() -> None:
