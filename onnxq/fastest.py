@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +39,9 @@ _EQUAL = 1.03
 
 _CALLS_OUT = "azure"
 """The provider that calls a service, and runs nothing here."""
+
+_FILE = "entrant.onnx"
+"""Name of what was made for a place."""
 
 Make = Callable[[Job], Found]
 
@@ -77,7 +81,7 @@ class Entrant:
 
     Attributes:
         place: Where.
-        job: The job that it was made in.
+        job: The job there.
         path: Its file.
         report: Its accuracy and size.
         label: What it is, in a few words.
@@ -128,11 +132,12 @@ def fastest(job: Job, options: Options, make: Make, name: str) -> Found:
     """The fastest model and provider of all that is installed, which keep the promise.
 
     For every target whose provider this onnxruntime or that of another environment has, a model is
-    made as if that target had been named. Each of them, and the float model on each provider, is
+    made as if that target had been named. Each of them on every provider, and the float model, is
     held against the float model on the CPU provider of this environment on held-out data, and all
     are timed in turn, each in a process of its environment. Of those that keep the promise, and
     that measuring cannot tell from the fastest, the first is chosen: this environment and its CPU
-    provider come first, and the float model before what was made of it.
+    provider come first, and the float model before what was made of it, and that before what was
+    made for another one.
 
     Args:
         job: The job on the CPU provider of this environment.
@@ -152,7 +157,7 @@ def fastest(job: Job, options: Options, make: Make, name: str) -> Found:
     plans = _by_target(read_candidates(options), places)
     baseline = verify(job, job.path, full=False)
     gates = promise(baseline, options)
-    entrants: list[Entrant] = []
+    entered: list[list[Entrant]] = []
     for at, place in enumerate(places):
         pair = job.at(
             place.target,
@@ -161,13 +166,14 @@ def fastest(job: Job, options: Options, make: Make, name: str) -> Found:
             time=job.time.share(1 / (len(places) - at)),
         )
         job.progress.stage(f"trying {place.name}")
-        for model in _entering(place, pair, make):
-            if isinstance(model, Entrant):
-                entrants.append(model)
-            else:
-                lost.append(model)
+        entered.append([])
+        _sort(_entering(place, pair, make), entered[-1], lost)
+    made = [e for own in entered for e in own if e.found is not None]
+    for own in entered:
+        if own and not own[0].falls_back:
+            _sort(_others(own[0], [e for e in made if e not in own]), own, lost)
     job.progress.stage("measuring all in turn")
-    entrants, broken = _timed(job, entrants)
+    entrants, broken = _timed(job, [e for own in entered for e in own])
     if not entrants:
         raise InputError(f"no model runs anywhere: {(*broken, *lost)[0].reason}")
     held = [e for e in entrants if e.proof(e.report, gates).passed and not e.falls_back]
@@ -220,26 +226,54 @@ def _by_target(plans: Mapping[str, Plan], places: Sequence[Place]) -> dict[str, 
     return found
 
 
+def _sort(
+    tried: Iterable[Entrant | DeploymentFacts], able: list[Entrant], lost: list[DeploymentFacts]
+) -> None:
+    for each in tried:
+        if isinstance(each, Entrant):
+            able.append(each)
+        else:
+            lost.append(each)
+
+
 def _entering(place: Place, job: Job, make: Make) -> Iterator[Entrant | DeploymentFacts]:
     """The float model and what is made of it, or why one of them cannot run."""
-    backend = load_backend(place.target.backend)
-
-    def enter(path: Path, report: Report, label: str, found: Found | None) -> Entrant:
-        taken, left = backend.left(path, provider=job.provider)
-        return Entrant(place, job, path, report, label, found, (taken, left.total()))
-
     model = "float"
     try:
-        yield enter(job.path, verify(job, job.path, full=False), model, None)
+        yield _entrant(place, job, job.path, verify(job, job.path, full=False), model)
         model = job.recipe.precision or "mixed"
         found = make(job)
         if found.graph is job.source:
             return
         model = next((c.label for c in found.report.candidates if c.chosen), model)
-        path = job.files.save(found.graph, "entrant.onnx")
-        yield enter(path, found.report, model, found)
+        path = job.files.save(found.graph, _FILE)
+        yield _entrant(place, job, path, found.report, model, found)
     except InputError as error:
         yield place.facts(model, str(error))
+
+
+def _others(own: Entrant, made: Sequence[Entrant]) -> Iterator[Entrant | DeploymentFacts]:
+    """What was made for other places, where one's own is, or why it cannot run there."""
+    place, job = own.place, own.job
+    known = [job.folder / _FILE]
+    for other in made:
+        if any(path.exists() and filecmp.cmp(path, other.path, shallow=False) for path in known):
+            continue
+        known.append(other.path)
+        label = f"{other.label}, made for {other.place.name}"
+        try:
+            report = verify(job, other.path, full=False)
+            yield _entrant(place, job, other.path, report, label, other.found)
+        except InputError as error:
+            yield place.facts(label, str(error))
+
+
+def _entrant(
+    place: Place, job: Job, path: Path, report: Report, label: str, found: Found | None = None
+) -> Entrant:
+    backend = load_backend(place.target.backend)
+    taken, left = backend.left(path, provider=job.provider)
+    return Entrant(place, job, path, report, label, found, (taken, left.total()))
 
 
 def _timed(job: Job, entrants: Sequence[Entrant]) -> tuple[list[Entrant], list[DeploymentFacts]]:
@@ -362,7 +396,23 @@ def _result(
         f"thread{'' if threads == 1 else 's'}, and the speedup is over the float model on the CPU "
         "provider of this environment."
     )
-    report = chosen.proof(found.report, gates)
+    report = found.report
+    if chosen.found is not None and chosen.report is not report:
+        # It was made for another place, and is to be told of as it runs here.
+        own, backend = chosen.report, place.target.backend
+        report = replace(
+            report,
+            output=job.reference.facts(
+                found.graph, chosen.path, job.provider, backend, operators=True
+            ),
+            metric=own.metric,
+            agreement=own.agreement,
+            outputs=own.outputs,
+            versions=own.versions,
+            latencies=(),
+            throughput=(),
+        )
+    report = chosen.proof(report, gates)
     report = replace(report, deployments=rows, deploy=line, notes=(note, *report.notes))
     return replace(found, report=report, plan=noted(found.plan, report, gates))
 

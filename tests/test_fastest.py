@@ -149,16 +149,22 @@ def test_a_provider_that_takes_nothing_counts_as_the_cpu_provider(
     model: Path, data: dict[str, np.ndarray], timed: Timed, tmp_path: Path
 ) -> None:
     python = environment(tmp_path, OPENVINO)
-    timed([1.1, 0.9, 1.2, 5.0, 6.0])
+    timed([1.1, 1.3, 0.9, 1.2, 1.4, 5.0, 6.0])
     found = optimize(model, data, python)
-    assert [row[:3] for row in shown(found)[4:]] == [
+    assert [row[:3] for row in shown(found)[6:]] == [
         (str(python), "openvino", "float"),
         (str(python), "openvino", "int8"),
     ]
-    for row in found.report.deployments[4:]:
+    for row in found.report.deployments[6:]:
         assert row.reason.startswith("the provider openvino takes no operator of it")
         assert (row.nodes_taken, bool(row.nodes_left)) == (0, True)
+    # What was made for that provider is the fastest on the CPU provider beside it.
     assert chosen(found).python == str(python) and chosen(found).target != "openvino"
+    assert chosen(found).model == f"int8, made for openvino of '{python}'"
+    assert found.plan.target == "openvino"
+    assert found.report.latency is not None
+    assert (found.report.latency.provider, found.report.latency.speedup) == ("cpu", 1.4)
+    assert chosen(found).sqnr_db == found.report.sqnr_db
 
 
 def test_environments_that_do_not_work_are_told_of(
