@@ -12,7 +12,7 @@ from onnxq.verify.metrics.intervals import (
 )
 from onnxq.verify.metrics.mean import MeanMetric
 from onnxq.verify.metrics.metric import Floats, Metric
-from onnxq.verify.metrics.pooled import PooledMetric
+from onnxq.verify.metrics.resampled import ResampledMetric
 from onnxq.verify.metrics.user import UserMetric
 from onnxq.verify.result import MetricFacts
 
@@ -48,12 +48,12 @@ def paired_drop(float_metric: Metric, candidate_metric: Metric, *, seed: int = 0
             low, high = bootstrap_interval(lost, weights, seed=seed)
             mean = float(ours.sum() / weights.sum())
             confidence = float_metric.change(mean, low), float_metric.change(mean, high)
-    elif isinstance(float_metric, PooledMetric) and isinstance(candidate_metric, PooledMetric):
-        mine, other = float_metric.numbers(), candidate_metric.numbers()
-        # One rule for both: options are the same.
-        of = float_metric.of
+    elif isinstance(float_metric, ResampledMetric) and isinstance(
+        candidate_metric, ResampledMetric
+    ):
+        of, other = float_metric.resampled, candidate_metric.resampled
         confidence = resampled_interval(
-            lambda times: sign * (of(times @ mine) - of(times @ other)), len(mine), seed=seed
+            lambda times: sign * (of(times) - other(times)), float_metric.samples(), seed=seed
         )
     elif isinstance(float_metric, UserMetric) and isinstance(candidate_metric, UserMetric):
         one, two = float_metric.scores(), candidate_metric.scores()

@@ -7,7 +7,8 @@ import pytest
 
 from onnxq.errors import InputError
 from onnxq.verify.metrics import choose_metric, paired_drop
-from onnxq.verify.metrics.detection import Detection, overlaps
+from onnxq.verify.metrics.boxes import overlaps
+from onnxq.verify.metrics.detection import Detection
 
 SQUARE = [0.0, 0.0, 2.0, 2.0]
 BESIDE = [1.0, 0.0, 3.0, 2.0]
@@ -65,8 +66,8 @@ def test_centres_and_one_sample_without_its_axis() -> None:
     centred = {"b": np.array([[1.0, 1.0, 2.0, 2.0]]), "s": np.array([0.9])}
     metric = choose_metric("detection{boxes=b, scores=s, centers=true}", False, None)
     assert isinstance(metric, Detection)
-    corners = Detection("b", "s")._detected(ours, 1)[0]
-    assert metric._detected(centred, 1)[0][0].tolist() == corners[0].tolist()
+    corners = Detection("b", "s").detected(ours, 1)[0]
+    assert metric.detected(centred, 1)[0][0].tolist() == corners[0].tolist()
 
 
 def test_a_drop_has_an_interval() -> None:
