@@ -29,12 +29,13 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.errors import InputError
 from onnxq.ir import load, save
 from onnxq.job import Job, open_job
 from onnxq.options import Options
 from onnxq.planning import find_sensitivity
 from onnxq.prepare import Prepared, find_ranges, observed, prepare, transformed
-from onnxq.runtime import as_stored
+from onnxq.runtime import TensorSpec, as_stored
 from onnxq.study import find_losses, uniform_plan
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -214,11 +215,18 @@ def kills(model: str, data: str, times: int) -> None:
     wanted = stage()
     count, number = 0, 0
     while count < times:
-        with killing(times - count, (0.5, 4.0), number) as killed:
+        with killing(times - count, (2.0, 10.0), number) as killed:
             found = stage()
         assert found == wanted, "the bytes differ"
         count, number = count + len(killed), number + 1
         print(f"{count} of {times} workers killed, run {number}: same bytes", flush=True)
+
+
+def specs_of(model: Path) -> tuple[TensorSpec, ...]:
+    """What a model is fed; nothing where onnxruntime does not load it, which a batch tells then."""
+    with contextlib.suppress(InputError):
+        return tuple(as_stored(model).inputs)
+    return ()
 
 
 def models_of(folders: list[Path], into: Path, count: int) -> Path:
@@ -230,7 +238,7 @@ def models_of(folders: list[Path], into: Path, count: int) -> Path:
         model, data = into / f"{file.stem}-{made}.onnx", into / f"{file.stem}-{made}.npz"
         save(load(file), model)
         rng, arrays = np.random.default_rng(made), {}
-        for spec in as_stored(file).inputs:
+        for spec in specs_of(file):
             shape = [16, *(d if isinstance(d, int) else 8 for d in (spec.shape or (1,))[1:])]
             dtype = spec.dtype or np.dtype(np.float32)
             arrays[spec.name] = (
@@ -246,26 +254,34 @@ def models_of(folders: list[Path], into: Path, count: int) -> Path:
     return path
 
 
-def batches(folders: list[Path], count: int, seconds: float) -> None:
+def done(folder: Path) -> dict[str, int]:
+    """The models of a batch that are done, and when each was."""
+    return {p.parent.name: p.stat().st_mtime_ns for p in folder.glob("*/result.json")}
+
+
+def batches(folders: list[Path], count: int) -> None:
     """Whether a batch that is killed twice makes each report once."""
     with tempfile.TemporaryDirectory() as name:
         manifest, out = models_of(folders, Path(name), count), Path(name) / "out"
         command = [sys.executable, "-m", "onnxq", "batch", str(manifest), "-o", str(out)]
         written: dict[str, int] = {}
-        for last in (False, False, True):
+        for wanted in (count // 3, 2 * count // 3, count):
             process = subprocess.Popen([*command, "--workers", "2", "-q"], start_new_session=True)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(None if last else seconds)
-            if not last:
+            while process.poll() is None and (wanted == count or len(done(out)) < wanted):
+                time.sleep(0.2)
+            if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-            results = {p.parent.name: p.stat().st_mtime_ns for p in out.glob("*/result.json")}
+            results = done(out)
             again = [k for k, when in written.items() if results[k] != when]
             assert not again, f"made twice: {again}"
             written = results
-            print(f"{len(results)} results, none made twice", flush=True)
+            ended = "it ended" if process.returncode >= 0 else "it was killed"
+            print(f"{len(results)} results when {ended}, none made twice", flush=True)
         states = [json.loads(p.read_text())["state"] for p in out.glob("*/result.json")]
         assert len(states) == count
+        pages = len([*out.glob("*/report.html")])
+        print(f"{pages} reports", end=" ")
         print({state: states.count(state) for state in sorted({*states})}, process.returncode)
 
 
@@ -276,7 +292,6 @@ def main() -> None:
     parser.add_argument("paths", nargs="*")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--count", type=int, help="kills (default 20), or models (default 30)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="until a batch is killed")
     parser.add_argument("--samples", type=int, default=128, help="to calibrate on, for speed")
     parsed = parser.parse_intermixed_args()
     paths = parsed.paths or [*DEFAULT]
@@ -285,7 +300,7 @@ def main() -> None:
     elif parsed.what == "kills":
         kills(*paths[:2], parsed.count or KILLS)
     else:
-        batches([Path(p) for p in parsed.paths or [MODELS]], parsed.count or 30, parsed.seconds)
+        batches([Path(p) for p in parsed.paths or [MODELS]], parsed.count or 30)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -106,7 +106,7 @@ def tune_in_order(
                 return
             later = {name for other in segments[number:] for name in other.inputs}
             changed = _quantized(prepared, segment, precisions, tuned)
-            pairs = [passes.through(changed, segment, later, pair) for pair in pairs]
+            pairs = passes.through(changed, segment, later, pairs)
             give_back()
 
 
@@ -261,20 +261,41 @@ class _Passes:
             whole = part if whole is None else merge_observations([whole, part])
         return whole or Observations()
 
-    def through(self, graph: Graph, segment: Segment, later: Collection[str], pair: _Pair) -> _Pair:
+    def through(
+        self, graph: Graph, segment: Segment, later: Collection[str], pairs: Sequence[_Pair]
+    ) -> list[_Pair]:
         """What later segments read behind a segment, of which a graph is the quantized form."""
-        quantized = self._held(graph, segment, later, pair.quantized)
-        exact = pair.exact and self._held(segment.graph, segment, later, pair.exact)
-        return _Pair(quantized, exact)
-
-    def _held(self, graph: Graph, segment: Segment, later: Collection[str], held: _Held) -> _Held:
         names = [name for name in segment.outputs if name in later]
-        made = {name: Shelf[Any](self.folder) for name in names}
-        work = _Running(graph, held, made)
-        for _ in self.executor.map(work, [*range(len(held.dataset(()).shards()))]):
+        sides = [
+            _Side(form, held, {name: Shelf[Any](self.folder) for name in names})
+            for pair in pairs
+            for form, held in ((graph, pair.quantized), (segment.graph, pair.exact))
+            if held is not None
+        ]
+        # All together, so that nobody waits at the end of each.
+        items = [
+            (place, shard)
+            for place, side in enumerate(sides)
+            for shard in range(len(side.held.dataset(()).shards()))
+        ]
+        for _ in self.executor.map(_Running(tuple(sides)), items):
             pass
-        values = {**held.values, **made}
-        return _Held(held.sizes, {name: v for name, v in values.items() if name in later})
+        found = iter([side.behind(later) for side in sides])
+        return [_Pair(next(found), None if p.exact is None else next(found)) for p in pairs]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A segment in some form, what it reads, and where to put what it gives."""
+
+    graph: Graph
+    held: _Held
+    made: Mapping[str, Shelf[Any]]
+
+    def behind(self, later: Collection[str]) -> _Held:
+        """What later segments read."""
+        values = {**self.held.values, **self.made}
+        return _Held(self.held.sizes, {name: v for name, v in values.items() if name in later})
 
 
 @dataclass(frozen=True)
@@ -332,30 +353,32 @@ class _Seeing(Work[int, Observations]):
 
 
 @dataclass(frozen=True)
-class _Running(Work[int, None]):
+class _Running(Work[tuple[int, int], None]):
     """Runs a segment on shards of what it reads, and puts away what it gives.
 
     Attributes:
-        graph: The segment, in some form.
-        held: What it reads.
-        made: Where to put what it gives, by name.
+        sides: Its forms, each with what it reads.
     """
 
-    graph: Graph
-    held: _Held
-    made: Mapping[str, Shelf[Any]]
+    sides: tuple[_Side, ...]
 
     @contextmanager
-    def open(self) -> Iterator[Callable[[int], None]]:
+    def open(self) -> Iterator[Callable[[tuple[int, int]], None]]:
         """See `Work`."""
-        shards = self.held.dataset(()).shards()
+        shards = [side.held.dataset(()).shards() for side in self.sides]
         with ModelFiles.temporary() as files:
-            made = _Run(self.graph, [*self.made], files)
 
-            def run(number: int) -> None:
-                for part in _of_shard(shards, number):
-                    for name, values in made.all_of(self.held, part).items():
-                        self.made[name].put(part, values)
+            @cache
+            def opened(place: int) -> _Run:
+                side = self.sides[place]
+                return _Run(side.graph, [*side.made], files)
+
+            def run(item: tuple[int, int]) -> None:
+                place, shard = item
+                side = self.sides[place]
+                for part in _of_shard(shards[place], shard):
+                    for name, values in opened(place).all_of(side.held, part).items():
+                        side.made[name].put(part, values)
 
             yield run
 

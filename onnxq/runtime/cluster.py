@@ -45,7 +45,10 @@ _WANTED_FOR = 30 * 86400
 """Seconds after which what runs have left in the folder, and none has used again, goes."""
 
 _ANSWERS_WITHIN = 30.0
-"""Seconds in which a scheduler that was started again, or a first worker, has to be there."""
+"""Seconds in which a scheduler that was started again has to be there."""
+
+_WORKS_WITHIN = 120.0
+"""Seconds in which one worker at least has to be there; busy machines take some to start one."""
 
 _SETTINGS = {
     # Workers that may die with one item.
@@ -321,7 +324,7 @@ class _Map:
 
     def _workers(self) -> list[str]:
         """Addresses of the workers there are, of which one at least is waited for."""
-        until = time.monotonic() + _ANSWERS_WITHIN
+        until = time.monotonic() + _WORKS_WITHIN
         while True:
             with suppress(OSError, RuntimeError):
                 client = self._connect()

@@ -18,14 +18,20 @@ from onnxq.passes.weights.stored_weights import SLICE
 from onnxq.quant import FEW_RANGES, from_storage, weight_qparams
 from onnxq.tune.factor import BLOCK, Factor, factor
 from onnxq.tune.layer import Layer
-from onnxq.tune.tuner import Tuner
-from onnxq.tune.weight_matrix import cross_gram_of, gram_of, matrix_of, weight_matrix
+from onnxq.tune.matrix_tuner import MatrixTuner
+from onnxq.tune.weight_matrix import (
+    WeightMatrix,
+    cross_gram_of,
+    gram_of,
+    matrix_of,
+    weight_matrix,
+)
 
 Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Gptq(Tuner):
+class Gptq(MatrixTuner):
     """Rounds W to Q so that tr((W - Q)ᵀ H (W - Q)) is small, H = XᵀX + λI (Frantar et al., 2023).
 
     With H = U D Uᵀ, U upper triangular with ones on the diagonal, the error is Σ Dᵢ |rᵢ|² with
@@ -87,9 +93,8 @@ class Gptq(Tuner):
         matrix = matrix_of(layer)
         return (matrix.gram, *((matrix.cross_gram,) if self.asymmetric else ()))
 
-    def tune(self, layer: Layer, observations: Observations) -> Tensors:
-        """See `Tuner`."""
-        matrix = matrix_of(layer)
+    def tune_matrix(self, matrix: WeightMatrix, observations: Observations) -> Tensors:
+        """See `MatrixTuner`."""
         numbers = matrix.numbers()
         if not np.isfinite(numbers).all():
             return {}

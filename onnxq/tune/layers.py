@@ -26,19 +26,28 @@ def tune_layers(
         executor: Where they are tuned.
     """
     if not executor.is_spread:
-        yield from executor.map(_Tuning(tuple(layers), observations), [*range(len(layers))])
+        yield from _joined(_Tuning(tuple(layers), observations), executor)
         return
     assert executor.folder is not None
     executor.folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=executor.folder, ignore_cleanup_errors=True) as name:
         # What was seen of a layer may be large: workers map what they need of it.
         observations.save(name)
-        yield from executor.map(_Tuning(tuple(layers), None, Path(name)), [*range(len(layers))])
+        yield from _joined(_Tuning(tuple(layers), None, Path(name)), executor)
+
+
+def _joined(work: _Tuning, executor: Executor) -> Iterator[Tensors]:
+    """What is computed for each layer, of its parts."""
+    counts = [tuner.parts(layer) for tuner, layer in work.layers]
+    items = [(number, part) for number, count in enumerate(counts) for part in range(count)]
+    found = executor.map(work, items)
+    for (tuner, layer), count in zip(work.layers, counts, strict=True):
+        yield tuner.joined(layer, [next(found) for _ in range(count)])
 
 
 @dataclass(frozen=True)
-class _Tuning(Work[int, Tensors]):
-    """Tunes layers.
+class _Tuning(Work[tuple[int, int], Tensors]):
+    """Tunes parts of layers.
 
     Attributes:
         layers: All layers, each with its tuner.
@@ -51,15 +60,16 @@ class _Tuning(Work[int, Tensors]):
     folder: Path | None = None
 
     @contextmanager
-    def open(self) -> Iterator[Callable[[int], Tensors]]:
+    def open(self) -> Iterator[Callable[[tuple[int, int]], Tensors]]:
         """See `Work`."""
         seen = self.observations
         if seen is None:
             assert self.folder is not None
             seen = Observations.load(self.folder)
 
-        def run(number: int) -> Tensors:
+        def run(item: tuple[int, int]) -> Tensors:
+            number, part = item
             tuner, layer = self.layers[number]
-            return tuner.tune(layer, seen)
+            return tuner.tune_part(layer, seen, part)
 
         yield run

@@ -18,8 +18,8 @@ from onnxq.passes.weights.stored_weights import SLICE
 from onnxq.quant import from_storage
 from onnxq.tune.gptq import Gptq, damped
 from onnxq.tune.layer import Layer
-from onnxq.tune.tuner import Tuner
-from onnxq.tune.weight_matrix import cross_gram_of, gram_of, matrix_of
+from onnxq.tune.matrix_tuner import MatrixTuner
+from onnxq.tune.weight_matrix import WeightMatrix, cross_gram_of, gram_of
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -34,7 +34,7 @@ _LARGEST_CHANGE = 0.5
 
 
 @dataclass(frozen=True)
-class LearnedRounding(Tuner):
+class LearnedRounding(MatrixTuner):
     """Learns codes Q and scales s so that tr((W - s Q)ᵀ H (W - s Q)) is small, H = X̂ᵀX̂ + λI.
 
     It starts from what `gptq` gives. Input by input, each code becomes the best one with all others
@@ -82,12 +82,11 @@ class LearnedRounding(Tuner):
         """See `Tuner`."""
         return self.start.needs(layer)
 
-    def tune(self, layer: Layer, observations: Observations) -> Tensors:
-        """See `Tuner`."""
-        start = self.start.tune(layer, observations)
+    def tune_matrix(self, matrix: WeightMatrix, observations: Observations) -> Tensors:
+        """See `MatrixTuner`."""
+        start = self.start.tune_matrix(matrix, observations)
         if not start:
             return {}
-        matrix = matrix_of(layer)
         weights, grams = matrix.matrices(matrix.numbers()), gram_of(matrix, observations)
         cross = cross_gram_of(matrix, observations) if self.asymmetric else None
         pull = np.zeros((1, 1, 1)) if cross is None else (cross - grams) @ weights

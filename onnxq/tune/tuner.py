@@ -38,3 +38,15 @@ class Tuner(Method):
     @abstractmethod
     def tune(self, layer: Layer, observations: Observations) -> Tensors:
         """The node's tensors; none where its weight cannot be stored at all."""
+
+    def parts(self, layer: Layer) -> int:
+        """Into how many parts a layer's work falls, which may be done in any order."""
+        return 1
+
+    def tune_part(self, layer: Layer, observations: Observations, number: int) -> Tensors:
+        """What `joined` makes the node's tensors of: one part of it."""
+        return self.tune(layer, observations)
+
+    def joined(self, layer: Layer, tensors: Sequence[Tensors]) -> Tensors:
+        """The node's tensors, of all parts in their order."""
+        return tensors[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,10 @@ from onnxq.tune.layer import Layer
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
 
+_MOST_PARTS, _FEWEST_OUTPUTS, _INPUTS_PER_OUTPUT = 8, 64, 8
+"""Of a weight whose outputs are tuned some at a time: each part makes use of the whole Gram matrix
+anew, which has to be little beside what it does for its outputs."""
+
 _MATRICES = 6
 """Of the size of a Gram matrix that are in memory at once while one is found and made use of."""
 
@@ -36,12 +41,14 @@ class WeightMatrix:
         weight: Its weight.
         layout: How it is stored.
         rounding: What it is rounded to.
+        outputs: The outputs that count; all if None.
     """
 
     node: Node
     weight: ConstantWeight
     layout: Layout
     rounding: Rounding
+    outputs: slice | None = None
 
     @property
     def gram(self) -> GramOf:
@@ -56,6 +63,8 @@ class WeightMatrix:
     def numbers(self) -> npt.NDArray[np.float32]:
         """The weight, times the factor with which it is stored, as the constant lies in memory."""
         numbers, factor = self.weight.value.numpy(), self.layout.factor
+        if self.outputs is not None:
+            numbers = np.take(numbers, range(numbers.shape[self._axis])[self.outputs], self._axis)
         return numbers if factor == 1.0 else numbers * np.float32(factor)
 
     def matrices(self, array: Array) -> Array:
@@ -69,12 +78,12 @@ class WeightMatrix:
         """A number for each input of each group, [groups, inputs], to go with the constant."""
         if not self.node.is_op("Conv"):
             return numbers if self._is_turned else numbers.T
-        outputs, *others = self.weight.shape
+        outputs, *others = self._shape
         return numbers.repeat(outputs // len(numbers), axis=0).reshape(outputs, *others)
 
     def spread(self, array: Array) -> Array:
         """What there is one of for each scale for each number, as matrices."""
-        granularity, shape = self.layout.own_granularity, self.weight.value.numpy().shape
+        granularity, shape = self.layout.own_granularity, self._shape
         if granularity.axis is not None:
             axis, size = granularity.axis % len(shape), granularity.block_size
             if size is None:
@@ -83,6 +92,45 @@ class WeightMatrix:
                 # The last block may be longer than what is left for it.
                 array = array.repeat(size, axis)[tuple(map(slice, shape))]
         return self.matrices(np.broadcast_to(array, shape))
+
+    def parts(self) -> list[WeightMatrix]:
+        """Outputs that have scales of their own, some at a time, so that others may do them.
+
+        They depend on the shape alone, as numbers do on what is multiplied together. Where all
+        share a scale, or groups have outputs of their own, there is one part.
+        """
+        groups, inputs, outputs = self.matrices(self.weight.value.numpy()).shape
+        count = min(_MOST_PARTS, outputs // max(_FEWEST_OUTPUTS, inputs // _INPUTS_PER_OUTPUT))
+        own, dims = self.layout.own_granularity, len(self._shape)
+        if groups > 1 or count < 2 or own.axis is None:
+            return [self]
+        if (own.axis % dims == self._axis) == (own.block_size is not None):
+            return [self]
+        each = -(-outputs // count)
+        return [
+            replace(self, outputs=slice(at, min(at + each, outputs)))
+            for at in range(0, outputs, each)
+        ]
+
+    def joined(self, tensors: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+        """What was found for `parts`, together."""
+        if len(tensors) == 1:
+            return dict(tensors[0])
+        axes = {name: self._axis if a.ndim > 1 else 0 for name, a in tensors[0].items()}
+        return {n: np.concatenate([own[n] for own in tensors], axis) for n, axis in axes.items()}
+
+    @property
+    def _axis(self) -> int:
+        """The axis of the outputs, as the constant lies in memory."""
+        return 0 if self._is_turned or self.node.is_op("Conv") else 1
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """The shape of `numbers`."""
+        shape = [*self.weight.value.numpy().shape]
+        if self.outputs is not None:
+            shape[self._axis] = len(range(shape[self._axis])[self.outputs])
+        return tuple(shape)
 
     @property
     def granularity(self) -> Granularity:

@@ -25,6 +25,8 @@ from onnxq.targets import load_target
 from onnxq.tune import Layer, parse_method
 from onnxq.tune.gptq import Gptq
 from onnxq.tune.learned_rounding import LearnedRounding
+from onnxq.tune.matrix_tuner import MatrixTuner
+from onnxq.tune.tuned import sha256
 from onnxq.tune.weight_matrix import matrix_of
 from tests.helpers import run
 from tests.networks import inputs, products
@@ -333,6 +335,29 @@ def test_what_it_is_not_for() -> None:
     of.node.graph.set_attribute(of.node, "auto_pad", "SAME_UPPER")
     of.node.graph.values["x"].type = TensorType(DataType.FLOAT, ("N", 2, "H", "W"))
     assert refusal(of) == "how far it pads is not known"
+
+
+@pytest.mark.parametrize("tuner", [Gptq(), LearnedRounding(rounds=2)])
+@pytest.mark.parametrize("text", ["int4-weight", "int8-weight", "int3-weight{block_size=0}"])
+@pytest.mark.parametrize("form", ["MatMul", "transB", "Conv", "grouped"])
+def test_outputs_are_tuned_some_at_a_time(
+    form: str, text: str, tuner: MatrixTuner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(5)
+    weight = weights(form, rng, 40, 150)
+    of = layer(form, weight, text)
+    observations = seen(of, feed(form, weight, rng, 90))
+    parts = tuner.parts(of)
+    assert parts == {"grouped": 1, "Conv": 4}.get(form, 2)
+    made = [tuner.tune_part(of, observations, number) for number in range(parts)]
+    found = tuner.joined(of, made)
+    assert sha256({"n": found}) == sha256({"n": tuner.tune(of, observations)})
+    monkeypatch.setattr("onnxq.tune.weight_matrix._MOST_PARTS", 1)
+    whole = tuner.tune(of, observations)
+    for name, wanted in whole.items():
+        assert found[name].shape == wanted.shape and found[name].dtype == wanted.dtype
+    assert np.allclose(found["scale"], whole["scale"], rtol=1e-5)
+    assert np.mean(np.asarray(found["values"] != whole["values"])) < 1e-3
 
 
 SCRIPT = """
