@@ -52,6 +52,6 @@ def _schema(text: str) -> object:
     """The schema that a file says it has; what is no JSON has none."""
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return body.get("schema") if isinstance(body, dict) else None

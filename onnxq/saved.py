@@ -75,7 +75,7 @@ class SavedAsJson(Saved):
         """
         try:
             body = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{where or f'the {cls.what}'} is not valid JSON: {error}; {cls.remedy}"
             ) from error

@@ -26,7 +26,7 @@ def certainty(report: Report) -> tuple[str, ...]:
 
 
 def allowed_drops(metric: MetricFacts, gates: Iterable[GateFacts]) -> list[float]:
-    """The largest drop of the metric that each gate on it allows."""
+    """The largest drop of the metric that each gate on it allows, if it is any."""
     parsed = [Gate.parse(gate.expr) for gate in gates]
     drops, agreements = ("drop", "metric.drop"), (AGREEMENT, "agreement.value")
     found = [g.bound for g in parsed if g.quantity in drops and g.comparison in ("<", "<=")]
@@ -34,7 +34,7 @@ def allowed_drops(metric: MetricFacts, gates: Iterable[GateFacts]) -> list[float
         found += [
             1 - g.bound for g in parsed if g.quantity in agreements and g.comparison in (">", ">=")
         ]
-    return found
+    return [bound for bound in found if math.isfinite(bound)]
 
 
 def _sentence(metric: MetricFacts, high: float, bound: float) -> str:

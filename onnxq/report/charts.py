@@ -197,8 +197,8 @@ def front(report: Report) -> Chart:
             "type": "scatter",
             "mode": "lines",
             "name": "none is better in both",
-            "x": [speed for speed, _ in corners],
-            "y": [min(d, top) for _, d in corners],
+            "x": [_rounded(speed) for speed, _ in corners],
+            "y": [_rounded(min(d, top)) for _, d in corners],
             "line": {"shape": "vh", "dash": "dot", "color": "--soft"},
             "hoverinfo": "skip",
         },
@@ -466,7 +466,16 @@ def _curve(
 
 
 def _chart(data: list[dict[str, Any]], layout: dict[str, Any], height: int) -> Chart:
-    return {"data": data, "layout": layout, "height": height}
+    return {"data": _known(data), "layout": _known(layout), "height": height}
+
+
+def _known(value: Any) -> Any:
+    """Plain data without infinite numbers and NaN, which JSON has no form for: none is drawn."""
+    if isinstance(value, dict):
+        return {key: _known(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [_known(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _axes(x: str, y: str) -> dict[str, Any]:
@@ -493,6 +502,9 @@ def _room(marks: Iterable[float | None]) -> list[float]:
 
 
 def _decibels(loss: float) -> float:
+    """What is not known counts as the worst."""
+    if math.isnan(loss):
+        return -math.inf
     return -10 * math.log10(loss) if loss > 0 else math.inf
 
 

@@ -68,7 +68,7 @@ def duration(seconds: float) -> str:
     """A stretch of time: ``3.2 ms``, ``8.1 s``, ``2 min 5 s``."""
     if seconds < 0.9995:
         return milliseconds(seconds * 1e3)
-    if seconds < 99.95:
+    if seconds < 99.95 or not math.isfinite(seconds):
         return f"{significant(seconds)} s"
     return f"{round(seconds) // 60} min {round(seconds) % 60} s"
 
@@ -119,9 +119,11 @@ def is_unsteady(float_ms: float, candidate_ms: float, speedup: float) -> bool:
     The speedup compares the fastest tenth of the runs of each. On a quiet machine that is the
     ratio of the two medians, too.
     """
-    if not min(float_ms, candidate_ms, speedup) > 0.0:
+    found = (float_ms, candidate_ms, speedup)
+    if not all(0.0 < value < math.inf for value in found):
         return False
-    return abs(math.log(float_ms / candidate_ms / speedup)) > math.log(_UNSTEADY)
+    own, other, ratio = map(math.log, found)
+    return abs(own - other - ratio) > math.log(_UNSTEADY)
 
 
 def jump(found: JumpFacts) -> str:
@@ -232,7 +234,7 @@ def loss(proxy: str, value: float | None) -> str:
         return ""
     if proxy != "noise":
         return number(value)
-    return decibels(-10 * math.log10(value) if value > 0 else math.inf)
+    return decibels(math.inf if value <= 0 else -10 * math.log10(value))
 
 
 def count(amount: int, noun: str) -> str:

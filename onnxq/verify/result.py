@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from graphlib import CycleError, TopologicalSorter
+from itertools import chain
+from typing import Any, Self, TypeAlias
 
+from onnxq.errors import InputError
 from onnxq.runtime import OutputError
 from onnxq.saved import SavedAsJson
 from onnxq.time_budget import Untried
@@ -264,6 +267,32 @@ class GraphFacts:
     inputs: tuple[EndFacts, ...]
     outputs: tuple[EndFacts, ...]
 
+    def is_of(self, count: int) -> bool:
+        """Whether it can be that of so many operators, as what a file says need not be."""
+        ends = chain.from_iterable(end.layers for end in (*self.inputs, *self.outputs))
+        return (
+            len(self.types) == len(self.sections) == count
+            and all(0 <= place < count for place in chain(ends, *self.links))
+            and all(-1 <= section <= count for section in self.sections)
+            and all(
+                r.first >= 0 < r.length
+                and r.count > 0
+                and r.first + r.length * r.count <= max(self.sections, default=0) + 1
+                for r in self.repeats
+            )
+            and self._is_acyclic()
+        )
+
+    def _is_acyclic(self) -> bool:
+        order = TopologicalSorter[int]()
+        for maker, reader in self.links:
+            order.add(reader, maker)
+        try:
+            order.prepare()
+        except CycleError:
+            return False
+        return True
+
 
 @dataclass(frozen=True)
 class TensorFacts:
@@ -395,6 +424,15 @@ class Report(SavedAsJson):
     providers: tuple[ProviderFacts, ...] = ()
     deployments: tuple[DeploymentFacts, ...] = ()
     deploy: str = ""
+
+    @classmethod
+    def _read(cls, entries: dict[str, Any], where: str) -> Self:
+        found = super()._read(entries, where)
+        if found.graph is not None and not found.graph.is_of(len(found.layers)):
+            raise InputError(
+                f"entry 'graph' of {where} is not that of its {len(found.layers)} layers"
+            )
+        return found
 
     @property
     def sqnr_db(self) -> float:

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -104,6 +104,32 @@ def many_layers(count: int, reason: str = "") -> tuple[LayerFacts, ...]:
     return tuple(LayerFacts(f"node_{i}", "Conv", kind, 20.0, None, reason) for i in range(count))
 
 
+def full_of(value: float) -> Report:
+    """A report in which no number but those of whole things is another one."""
+
+    def filled(own: Any) -> Any:
+        if is_dataclass(own):
+            return replace(own, **{f.name: filled(getattr(own, f.name)) for f in fields(own)})
+        if isinstance(own, tuple):
+            return tuple(map(filled, own))
+        return value if isinstance(own, float) else own
+
+    candidates = (
+        CandidateFacts("all int8", 3.0, 1e-3, 29.5, 0.002, True),
+        CandidateFacts("weights", 2.0, 0.0, None, None),
+    )
+    gates = (GateFacts("drop<=inf", 0.0, True), GateFacts("drop<=0.1", 0.0, True))
+    return filled(
+        a_report(
+            gates=gates,
+            candidates=candidates,
+            tensors=(TensorFacts("t", "c", 0.0, 1.0, -1.0, 1.0, (0.5, 0.5), 20.0, 0.5),),
+            methods=(MethodFacts("c", "gptq", 3.0, 1.0),),
+            training=TRAINING,
+        )
+    )
+
+
 REPORTS: dict[str, Report] = {
     "usual": a_report(),
     "hostile": hostile_report(),
@@ -118,6 +144,7 @@ REPORTS: dict[str, Report] = {
             LayerFacts("c", "Conv", "int8", math.nan, None, ""),
         ),
     ),
+    **{f"all {value}": full_of(value) for value in (math.inf, -math.inf, math.nan, 1e308)},
     "no latency": a_report(latency=None, latencies=()),
     "bare": a_report(
         metric=None, latency=None, latencies=(), outputs=(), layers=(), gates=(), passes=()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from onnxq.reporting import page_of
 from onnxq.verify.result import LatencyFacts, LayerFacts, MethodFacts, SizeFacts
 from onnxq.watching import Watch
 from tests.report.hostile import SCRIPT, hostile_report, is_clean
-from tests.report.test_html import ALLOWED, Page, own
+from tests.report.test_html import ALLOWED, Page, full_of, own
 from tests.report.test_watch import REPLAY
 from tests.verify.reports import CANDIDATE, METRIC, a_report
 
@@ -82,6 +83,7 @@ def test_pages_from_files(tmp_path: Path) -> None:
     [
         ("{", "is not valid JSON"),
         ("[1]", "the report '.*file.json'"),
+        ("[" * 200_000, "is not valid JSON"),
         ('{"schema": "onnxq/plan/1"}', "has schema 'onnxq/plan/1', not 'onnxq/report/1'"),
         (None, "cannot read the report"),
     ],
@@ -99,3 +101,9 @@ def test_too_many_or_none() -> None:
         compared(["r"] * 27, [ONE] * 27)
     with pytest.raises(InputError, match=r"name report\.json files"):
         page_of([])
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_is_drawn_nowhere(value: float) -> None:
+    page = Page(compared(["a", "b"], [full_of(value), ONE]))
+    assert page.chart("SQNR of the layers")["data"][1]["y"] == [40.0]

@@ -149,3 +149,10 @@ def test_printable_text_is_printable_and_else_unchanged(text: str) -> None:
     assert shown.isprintable()
     assert (shown == text) == text.isprintable()
     shown.encode()
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_what_is_not_finite_is_said_as_it_is(value: float) -> None:
+    assert words.duration(value) == f"{value} s"
+    assert not words.is_unsteady(1.0, value, 1.0)
+    assert words.loss("noise", value) == f"{-value} dB".replace("-nan", "nan")

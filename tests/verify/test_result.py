@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from onnxq.errors import InputError
 from onnxq.runtime import OutputError
 from onnxq.verify import Report
+from onnxq.verify.result import EndFacts, GraphFacts, RepeatFacts
 from tests.verify.reports import a_report
 
 CONTRACT = {
@@ -103,3 +106,25 @@ def test_another_schema() -> None:
         Report.from_json(_edited("schema", "onnxq/report/2"))
     with pytest.raises(InputError, match="schema 'None'"):
         Report.from_json("{}")
+
+
+GRAPH = GraphFacts(((0, 1),), ("", ""), (1, 2), (), (EndFacts("x", (0,)),), ())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"links": ((0, 2),)},
+        {"links": ((0, 1), (1, 0))},
+        {"types": ("",)},
+        {"sections": (1, 9)},
+        {"outputs": (EndFacts("y", (-1,)),)},
+        {"repeats": (RepeatFacts(1, 0, 2),)},
+        {"repeats": (RepeatFacts(1, 1, 9),)},
+    ],
+)
+def test_a_graph_is_that_of_the_layers(wrong: dict[str, Any]) -> None:
+    assert Report.from_json(a_report(graph=GRAPH).to_json()).graph == GRAPH
+    text = a_report(graph=replace(GRAPH, **wrong)).to_json()
+    with pytest.raises(InputError, match="entry 'graph' of the report is not that of its 2 layers"):
+        Report.from_json(text)
