@@ -173,6 +173,7 @@ class Job:
             provider="cpu" if self.against_cpu else provider,
             candidates_on=backend,
             folder=self.folder,
+            executor=self.executor,
         )
 
     @property

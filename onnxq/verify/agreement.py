@@ -51,6 +51,13 @@ class Agreement:
                 mine, other = (decision.choices(o).reshape(rows, -1) for o in (ours, theirs))
                 self._positions[name].add(mine, other, decision.divergence(ours, theirs))
 
+    def merge(self, other: Agreement) -> None:
+        """Add what another one of the same decisions was told, behind what this one was."""
+        for name, positions in other._positions.items():
+            self._positions[name].merge(positions)
+        for name, rows in other._rows.items():
+            self._rows[name].merge(rows)
+
     def result(self) -> AgreementFacts | None:
         """The agreement; None where nothing was decided, or too few samples have neighbours."""
         parts = [own.scores() for own in self._positions.values()]
@@ -91,14 +98,20 @@ class _Positions:
         self._totals: list[int] = []
         self._equal: list[Counter[int]] = []
         self._ours: Counter[int] = Counter()
-        self._diverged = 0.0
+        self._diverged: list[float] = []
 
     def add(self, ours: Choices, theirs: Choices, diverged: float) -> None:
-        self._diverged += diverged
+        self._diverged.append(diverged)
         self._ours.update(_counted(ours))
         for mine, other in zip(ours, theirs, strict=True):
             self._totals.append(mine.size)
             self._equal.append(_counted(mine[(mine == other) & (mine != UNDECIDED)]))
+
+    def merge(self, other: _Positions) -> None:
+        self._diverged += other._diverged
+        self._ours.update(other._ours)
+        self._totals += other._totals
+        self._equal += other._equal
 
     @property
     def background(self) -> int | None:
@@ -110,7 +123,7 @@ class _Positions:
 
     def divergence(self) -> float:
         """Of a position, in the mean."""
-        return self._diverged / sum(self._totals)
+        return sum(self._diverged) / sum(self._totals)
 
     def scores(self) -> tuple[Floats, Floats]:
         """Equal choices and positions that count, of each sample."""
@@ -131,6 +144,10 @@ class _Rows:
     def add(self, ours: Array, theirs: Array) -> None:
         self._ours.append(ours)
         self._theirs.append(theirs)
+
+    def merge(self, other: _Rows) -> None:
+        self._ours += other._ours
+        self._theirs += other._theirs
 
     def scores(self) -> tuple[Floats, Floats]:
         """Whether each sample's nearest neighbour is the same."""

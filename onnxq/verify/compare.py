@@ -228,23 +228,25 @@ def _quality(
 ) -> Judged:
     """What a model's outputs on a provider are worth; without labels agreement is the metric."""
     is_same = reference.is_own(runs, provider)
-    metric = reference.metric if is_same else reference.new_metric()
     if runs != reference.runs:
         _check_interface(reference, as_stored(runs), path)
     agreement: Agreement | None = None
     errors = ErrorAccumulator()
     progress.stage("verifying", len(reference.data))
     done = 0
-    other = None if is_same else reference.load(graph, runs, provider)
-    for batch, ours, theirs in reference.against(other):
-        errors.add(ours, theirs)
-        agreement = agreement or Agreement(reference.decisions(ours))
-        agreement.add(ours, theirs, batch.valid)
-        if metric is not None and not is_same:
-            labels = None if batch.labels is None else batch.labels[: batch.valid]
-            metric.add(theirs, labels, batch.valid, ours)
-        done += batch.valid
+    metric = None if is_same else reference.new_metric()
+    for part in reference.parts(graph, runs, path, provider):
+        for of_batch in part.errors:
+            errors.merge(of_batch)
+        if agreement is None:
+            agreement = part.agreement
+        else:
+            agreement.merge(part.agreement)
+        if metric is not None and part.metric is not None:
+            metric.merge(part.metric)
+        done += part.samples
         progress.advance(done)
+    metric = reference.metric if is_same else metric
     if isinstance(metric, MeanMetric):
         reference.scored.setdefault(path, metric)
     agreed = None if agreement is None else agreement.result()

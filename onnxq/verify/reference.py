@@ -5,30 +5,35 @@ Outputs are never in memory for more than one batch.
 
 from __future__ import annotations
 
+import math
 import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 from onnxq.data import Batch, Dataset
+from onnxq.data.shared import shared
 from onnxq.errors import InputError
 from onnxq.ir import Graph, load
 from onnxq.ir.saving import constant_bytes
 from onnxq.ir.sizes import live_bytes, value_bytes
 from onnxq.runtime import OutputError, Runnable, as_stored, load_backend
+from onnxq.runtime.executor import IN_PROCESS, Executor
 from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.parallel import in_order
 from onnxq.runtime.pool import AT_ONCE_BYTES, RUN_BYTES, give_back, model_room, processors
-from onnxq.runtime.segmented import Segmented, is_too_large
+from onnxq.runtime.segmented import CPU, Segmented, is_too_large
+from onnxq.runtime.spool import Shelf
 from onnxq.verify.decisions import Decision, find_decisions
 from onnxq.verify.facts import model_facts
 from onnxq.verify.metrics import Metric, choose_metric
 from onnxq.verify.metrics.mean import MeanMetric
 from onnxq.verify.metrics.scored import ScoredMetric
+from onnxq.verify.metrics.user import UserMetric
 from onnxq.verify.result import AGREEMENT, AgreementFacts, MetricFacts, ModelFacts
+from onnxq.verify.shards import Giving, Judging, Outputs, Part, judged, scored
 
 _WORKING_COPIES = 8
 """Times that a metric holds the outputs of a batch, at most: float64 copies, and what it computes
@@ -36,8 +41,6 @@ from them."""
 
 _FREE_SHARE = 0.25
 """Share of the free space of a disk that outputs may take; batches beyond are computed anew."""
-
-Outputs = dict[str, Any]
 
 Judged = tuple[MetricFacts | None, AgreementFacts | None, tuple[OutputError, ...]]
 """The metric, agreement, and how far outputs are."""
@@ -57,6 +60,7 @@ class Reference:
         provider: Execution provider to run on.
         candidates_on: Backend that runs what is held against it; the same if empty.
         folder: Where to keep outputs; None keeps none, for whoever passes over them once.
+        executor: Where models run on shards of the data, if that is onnxruntime's CPU provider.
 
     Attributes:
         path: As given.
@@ -86,7 +90,10 @@ class Reference:
         provider: str = "cpu",
         candidates_on: str = "",
         folder: Path | None = None,
+        executor: Executor = IN_PROCESS,
     ) -> None:
+        self._executor = executor
+        self._given: Shelf[list[Outputs]] | None = None
         self.path, self.graph = path, load(path)
         self.runs = files.beside(self.graph, path)
         self._files = files
@@ -95,6 +102,7 @@ class Reference:
         first = next(data.batches())
         least = first.rows(0, 1) if first.is_divisible(inputs) else first
         taken = _bytes(self.graph, least)
+        self._given_bytes = _output_bytes(self.graph, least) * math.ceil(len(data) / least.size)
         self.data = data.in_parts(max(1, RUN_BYTES // taken), inputs)
         self._most_at_once = max(1, AT_ONCE_BYTES // taken)
         self._metric_name = metric
@@ -186,6 +194,55 @@ class Reference:
         for (batch, outputs), other in in_order(run, self.batches(), workers):
             yield batch, outputs, other
 
+    def parts(self, graph: Graph, runs: Path, path: Path, provider: str) -> Iterator[Part]:
+        """What is found of a model on the samples, in their order.
+
+        Args:
+            graph: The model; the float one may be held against itself.
+            runs: Its file, in the form in which it runs.
+            path: Its file, as messages call it.
+            provider: Execution provider to run on.
+
+        Raises:
+            InputError: as `batches`, or the model cannot be run.
+        """
+        is_own = self.is_own(runs, provider)
+        if self._is_spread(graph, provider):
+            yield from self._spread(None if is_own else graph, path)
+            return
+        metric = None if is_own else self.new_metric()
+        for each in self.against(None if is_own else self.load(graph, runs, provider)):
+            yield judged([each], self.decisions(each[1]), metric)
+
+    def _is_spread(self, graph: Graph, provider: str) -> bool:
+        """Whether other processes can run both models, and keep what the float one gives."""
+        folder = self._executor.folder
+        if not self._executor.is_spread or folder is None or isinstance(self.metric, UserMetric):
+            return False
+        largest = max(map(constant_bytes, (graph, self.graph)))
+        places = {(self.backend, self.provider), (self._candidates_on, provider)}
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free * _FREE_SHARE
+        return places == {CPU} and largest <= self.room and self._given_bytes < free
+
+    def _spread(self, graph: Graph | None, path: Path) -> Iterator[Part]:
+        folder = self._executor.folder
+        assert folder is not None
+        data, metric = shared(self.data, folder), self.new_metric()
+        numbers = [*range(len(data.shards()))]
+        if self._given is None:
+            given = Shelf[list[Outputs]](folder)
+            giving = Giving(self.graph, str(self.path), data, metric, given)
+            self.metric = self.new_metric()
+            for part in self._executor.map(giving, numbers):
+                if self.metric is not None and part is not None:
+                    self.metric.merge(part)
+            self._given, self._scored = given, len(self.data.units)
+        decisions = self.decisions(self._given[0][0])
+        wanted = None if graph is None else metric
+        judging = Judging(graph, str(path), data, decisions, wanted, self._given)
+        yield from self._executor.map(judging, numbers)
+
     def _at_once(self, model: Runnable | Segmented) -> int:
         in_caller = isinstance(model, Segmented) or model.runs_in_caller
         return min(processors(), self._most_at_once) if in_caller else 1
@@ -228,9 +285,8 @@ class Reference:
                 if file is not None and number == self._kept + 1 and file.tell() < self._disk:
                     pickle.dump(outputs, file, protocol=5)
                     self._kept = number
-                if self.metric is not None and number > self._scored:
-                    labels = None if batch.labels is None else batch.labels[: batch.valid]
-                    self.metric.add(outputs, labels, batch.valid, outputs)
+                if number > self._scored:
+                    scored(self.metric, batch, outputs, outputs)
                     self._scored = number
                 yield batch, outputs
         if number == self._kept and not isinstance(self._model, Segmented):
@@ -241,5 +297,9 @@ class Reference:
 def _bytes(graph: Graph, batch: Batch) -> int:
     """Bytes that running a batch takes, and judging what comes out, by the shapes of all values."""
     sizes = value_bytes(graph, {name: array.shape for name, array in batch.feeds.items()})
-    outputs = sum(sizes.get(value.name, 0) for value in graph.outputs)
-    return max(1, live_bytes(graph, sizes) + _WORKING_COPIES * outputs)
+    return max(1, live_bytes(graph, sizes) + _WORKING_COPIES * _output_bytes(graph, batch))
+
+
+def _output_bytes(graph: Graph, batch: Batch) -> int:
+    sizes = value_bytes(graph, {name: array.shape for name, array in batch.feeds.items()})
+    return sum(sizes.get(value.name, 0) for value in graph.outputs)

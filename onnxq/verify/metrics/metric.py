@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,16 @@ class Metric(ABC):
         Raises:
             InputError: outputs and labels do not fit the metric.
         """
+
+    def merge(self, other: Self) -> None:
+        """Add what was added to another one of the same options, behind what this one has.
+
+        Metrics are dataclasses that keep what batches give in lists, of which the result is made in
+        the end, so that it is the same however batches were divided.
+        """
+        for kept in fields(cast(Any, self)):
+            if not kept.init:
+                getattr(self, kept.name).extend(getattr(other, kept.name))
 
     @abstractmethod
     def result(self) -> MetricResult:

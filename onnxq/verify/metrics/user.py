@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -43,6 +43,14 @@ class UserMetric(Metric):
         if labels is not None:
             self._labels.append(labels[:valid])
         self._samples += valid
+        self._found = None
+
+    def merge(self, other: Self) -> None:
+        """See `Metric`."""
+        for name, values in other._outputs.items():
+            self._outputs.setdefault(name, []).extend(values)
+        self._labels += other._labels
+        self._samples += other._samples
         self._found = None
 
     def result(self) -> MetricResult:
