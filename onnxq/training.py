@@ -93,10 +93,12 @@ def train(
     def make(job: Job) -> Found:
         # Says without torch what to install.
         from onnxq.tune.train.fitting import Lesson
-        from onnxq.tune.train.norms import normalized
+        from onnxq.tune.train.norms import normalized, restorable
 
         norms = normalized(job.source) if settings.batch_norm == "live" else ()
         prepared = prepare(job)
+        if settings.batch_norm == "restored":
+            norms = restorable(prepared.graph)
         lesson = Lesson(prepared.graph, job.training, settings)
         prepared = observed(prepared)
         plan = uniform_plan(prepared, job.recipe.precision)
@@ -124,8 +126,7 @@ def train(
         found = proven(prepared, replace(plan, nodes=nodes, ranges=ranges, tuned=tuned))
         notes = found.report.notes
         if norms:
-            lived = f"BatchNormalization lived behind {fitted.norms} of the {len(norms)} layers"
-            notes = (*notes, f"{lived} that have it; behind the others it was folded before.")
+            notes = (*notes, _lived(settings.batch_norm, fitted.norms, len(norms)))
         return replace(found, report=replace(found.report, training=fitted.facts, notes=notes))
 
     return made(
@@ -178,6 +179,17 @@ def _beginning(precision: str) -> dict[str, Any]:
         if wanted.activation < 8:
             found["calibrator"] = "mse"
     return found
+
+
+def _lived(batch_norm: str, count: int, wanted: int) -> str:
+    """What a report says of normalizations."""
+    lived = f"BatchNormalization lived behind {count} of the {wanted}"
+    if batch_norm == "live":
+        return f"{lived} layers that have it; behind the others it was folded before."
+    return (
+        f"{lived} convolutions and products that may have had it; the others lack what it can be "
+        "folded back into: integers with a scale for each channel, read once, and a bias."
+    )
 
 
 def _unfinished(job: Job) -> Job:

@@ -307,9 +307,10 @@ _DECLARED: Mapping[str, Keywords] = {
         values.number,
     ),
     "--batch-norm": _choice(
-        ("frozen", "live"),
+        ("frozen", "live", "restored"),
         "live: train it with the statistics of batches where the model has it, and fold it at the "
-        "end; frozen: fold it before (default frozen)",
+        "end; restored: behind every convolution, also where it was folded at export; frozen: fold "
+        "it before (default frozen)",
         group="training",
     ),
     "--epochs": _training(

@@ -29,8 +29,9 @@ class TrainOptions:
         features: Weight of the distance from the float model at the tensors that every way through
             the model leads through; none at 0.
         batch_norm: ``live`` trains BatchNormalization that is behind a convolution or product with
-            the statistics of batches, and folds it into scales and biases at the end; ``frozen``
-            trains what the model is after it was folded.
+            the statistics of batches, and folds it into scales and biases at the end; ``restored``
+            puts one behind those, too, that the file has none behind, as if it had not been folded
+            when the model was exported; ``frozen`` trains what the model is after it was folded.
         epochs: Passes over the training data; at 0 ten, or as many as `FEWEST_UPDATES` take.
         batch_size: Samples in an update. Models with a fixed batch take it feed by feed.
         accumulate: Parts into which an update's samples are split, to save memory.
@@ -64,7 +65,7 @@ class TrainOptions:
     method: Method = "lsq"
     loss: LossKind = "both"
     features: float = 0.0
-    batch_norm: Literal["frozen", "live"] = "frozen"
+    batch_norm: Literal["frozen", "live", "restored"] = "frozen"
     epochs: int = 0
     batch_size: int = 64
     accumulate: int = 1
@@ -137,7 +138,7 @@ _LIMITS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
 _CHOICES = {
     "method": ("lsq", "lsq+", "ste"),
     "loss": ("task", "distill", "both"),
-    "batch_norm": ("frozen", "live"),
+    "batch_norm": ("frozen", "live", "restored"),
     "optimizer": ("adamw", "sgd"),
     "schedule": ("cosine", "one-cycle"),
 }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from onnxq.tune.train.learner import Subject
 from onnxq.tune.train.objectives import Head, check_labels, evaluating
 from onnxq.tune.train.places import Places
 from onnxq.tune.train.quantized import Grid
-from onnxq.tune.train.samples import Feed, Samples, augmenting, image_of
+from onnxq.tune.train.samples import Samples, augmenting, image_of
 from onnxq.tune.train.team import team
 from onnxq.tune.train.trainer import Trainer, find_device
 from onnxq.tune.training import (
@@ -45,9 +44,6 @@ _TRIED, _AGREEING = 256, 0.7
 
 _SEEN, _OF_EACH = 8, 0.5
 """... and so many of those of each class that it was tried on so often."""
-
-_SHOWING = 1024
-"""So many samples, drawn by the seed, show the statistics that BatchNormalization begins with."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +154,7 @@ class Lesson:
             )
         if own.module.norms:
             with own.module.measuring():
-                own.judge(self._few())
+                own.judge(self._train.shown(options.batch_size, [options.seed]))
         with team(subject, own) as learner:
             trainer = Trainer(learner, parameters, options)
             facts = trainer.run(self._train, self._held_out, checkpoints, progress, self._augment)
@@ -181,13 +177,6 @@ class Lesson:
             if plain.ndim != 2 or plain.shape[1] < 2:
                 return ()
             return tuple(n for n in AUGMENTATIONS if _agree(plain.argmax(1), scores(n).argmax(1)))
-
-    def _few(self) -> Iterator[Feed]:
-        """Feeds that show the statistics of what is computed."""
-        order = np.random.RandomState(self.options.seed)
-        updates = self._train.epoch(order, self.options.batch_size)
-        for parts in islice(updates, -(-_SHOWING // self.options.batch_size)):
-            yield from map(self._train.feed, parts)
 
 
 def _agree(before: torch.Tensor, after: torch.Tensor) -> bool:

@@ -15,6 +15,7 @@ from onnxq.ir import Context, Graph
 from onnxq.ir.blocks import cuts
 from onnxq.passes.weights.shift_biases import ShiftBiases
 from onnxq.tune.train.executor import Executor
+from onnxq.tune.train.norms import averaging
 from onnxq.tune.train.objectives import Head, Objective, Tap, evaluating
 from onnxq.tune.train.quantized import Grid, QuantizedModule
 from onnxq.tune.train.samples import Feed, channels_last
@@ -105,6 +106,15 @@ class Learner:
                 decisions = self._objective.right(moved, outputs) or (0, 0)
                 found += Judgement(loss, feed.valid, *decisions)
         return found
+
+    @torch.no_grad()
+    def average(self, feeds: Iterable[Feed]) -> None:
+        """Give normalizations the statistics that the module has with its numbers of now."""
+        self.module.train()
+        with averaging(self.module.norms.values()) as another:
+            for feed in feeds:
+                another()
+                self.module(feed.to(self.device).feeds)
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._mixes else nullcontext()

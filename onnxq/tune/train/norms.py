@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +18,9 @@ from onnxq.tune.train.straight_through import at_least
 _EPSILON = 1e-5
 _MOMENTUM = 0.1
 """Share that a batch has in the running statistics."""
+
+_LIVES_UNTIL = 0.8
+"""Share of the training after which statistics of batches count no more."""
 
 _LEAST = 1e-3
 """A gain never gets smaller than this part of what it was."""
@@ -52,6 +57,7 @@ class LiveNorm(nn.Module):
         super().__init__()
         self.is_live = True
         self.is_part = False
+        self.momentum = _MOMENTUM
         self.gain = nn.Parameter(torch.ones_like(bias))
         self.shift = nn.Parameter(bias.detach().clone())
         self.mean: Tensor
@@ -94,7 +100,7 @@ class LiveNorm(nn.Module):
             return x * self.factor.reshape(shape) + self.bias.reshape(shape)
         if not self.is_part:
             gain, kept = self._positive(), (self.mean, self.variance)
-            return F.batch_norm(x, *kept, gain, self.shift, True, _MOMENTUM, _EPSILON)
+            return F.batch_norm(x, *kept, gain, self.shift, True, self.momentum, _EPSILON)
         return self._with_others(x)
 
     def begin(self) -> None:
@@ -140,6 +146,36 @@ class LiveNorm(nn.Module):
         return at_least(self.gain, self._least)
 
 
+def lives(done: float) -> bool:
+    """Whether statistics of batches count when so much of the training is over."""
+    return done < _LIVES_UNTIL
+
+
+@contextmanager
+def averaging(norms: Collection[LiveNorm]) -> Iterator[Callable[[], None]]:
+    """Let running statistics become the means of all batches that pass meanwhile.
+
+    While weights change from one integer to the next, running ones are of models that are no more
+    (Nagel et al., 2022).
+
+    Yields:
+        What is to be called before each batch.
+    """
+    were, count = [norm.is_live for norm in norms], 0
+
+    def another() -> None:
+        nonlocal count
+        count += 1
+        for norm in norms:
+            norm.momentum = 1 / count
+
+    for norm in norms:
+        norm.is_live, norm.is_part = True, False
+    yield another
+    for norm, was in zip(norms, were, strict=True):
+        norm.is_live, norm.momentum = was, _MOMENTUM
+
+
 def _axes(x: Tensor) -> list[int]:
     return [0, *range(2, x.ndim)]
 
@@ -164,6 +200,20 @@ def normalized(graph: Graph) -> tuple[str, ...]:
     if not found:
         raise InputError(
             "the model has no BatchNormalization behind a Conv, ConvTranspose or Gemm that could "
-            "live: it was folded when the model was exported; leave --batch-norm out"
+            "live: it was folded when the model was exported; say --batch-norm restored, or leave "
+            "it out"
         )
     return tuple(found)
+
+
+def restorable(graph: Graph) -> tuple[str, ...]:
+    """Names of the convolutions and products of a folded graph that may have had one behind them.
+
+    It begins as the identity, so that it does no harm where there was none. What the graph itself
+    gives had none: nobody normalizes scores.
+    """
+    return tuple(
+        node.name
+        for node in graph.nodes()
+        if node.is_op("Conv", "ConvTranspose", "Gemm") and node.output not in graph.outputs
+    )

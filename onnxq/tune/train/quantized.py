@@ -17,7 +17,7 @@ from torch import nn
 from onnxq.ir import DataType, Graph, Node, Tensor, Use, Value, attribute_value, remove_unused
 from onnxq.tune.train.dtypes import to_numpy, to_torch
 from onnxq.tune.train.executor import Executor
-from onnxq.tune.train.norms import LiveNorm
+from onnxq.tune.train.norms import LiveNorm, lives
 from onnxq.tune.train.operators.quantization import ends_of, offset_of, spread
 from onnxq.tune.train.straight_through import (
     at_least,
@@ -38,9 +38,6 @@ at its border the first updates would undo what the method did."""
 
 _SOFTEST, _SHARPEST = 0.1, 10.0
 """Slope of what stands in for signs at the beginning and the end of training (Qin et al., 2020)."""
-
-_LIVES_UNTIL = 0.8
-"""Share of the training after which statistics of batches count no more."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +246,7 @@ class QuantizedModule(nn.Module):
     def progress(self, done: float) -> None:
         """Tell what changes during training how much of it is done, from 0 to 1."""
         for norm in self.norms.values():
-            norm.is_live = done < _LIVES_UNTIL
+            norm.is_live = lives(done)
         for stored in self._stored.values():
             stored.slope = _SOFTEST * (_SHARPEST / _SOFTEST) ** done
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ _COLOURS = (1, 3, 4)
 
 _SHIFT = 8
 """A crop moves an image by up to this part of its side."""
+
+_SHOWING = 1024
+"""So many samples show the statistics of BatchNormalization."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,12 @@ class Samples:
         tensors = {name: to_torch(array) for name, array in feeds.items()}
         valid, size = (sum(getattr(u, what) for u in chosen) for what in ("valid", "size"))
         return Feed(tensors, labels, valid, size, self._is_divisible)
+
+    def shown(self, batch_size: int, seed: Sequence[int]) -> Iterator[Feed]:
+        """Feeds, drawn by the seed, that show the statistics of what is computed."""
+        updates = self.epoch(np.random.RandomState(seed), batch_size)
+        for parts in islice(updates, -(-_SHOWING // batch_size)):
+            yield from map(self.feed, parts)
 
     def _per_update(self, batch_size: int) -> int:
         """Units in an update."""

@@ -111,6 +111,10 @@ class Team(Learner):
 
         return self._watched(together)
 
+    def average(self, feeds: Iterable[Feed]) -> None:
+        """See `Learner.average`; this process does it, and the others hear of it."""
+        self._own.average(feeds)
+
     def _tell(self, order: _Order, feeds: Sequence[Feed]) -> list[Feed]:
         """Tell the others what to compute; gives this process' share of it."""
         # Statistics of a batch are of one that all processes have a part of, or of the first's.

@@ -17,6 +17,7 @@ from onnxq.errors import InputError
 from onnxq.progress import Progress
 from onnxq.tune.train.checkpoints import Checkpoints, State
 from onnxq.tune.train.learner import Learner
+from onnxq.tune.train.norms import lives
 from onnxq.tune.train.samples import Augment, Samples, weighted
 from onnxq.tune.train.schedules import factor
 from onnxq.tune.train.team import LostProcessError
@@ -97,6 +98,7 @@ class Trainer:
         """
         options, started = self._options, time.perf_counter()
         per_epoch = train.updates(options.batch_size)
+        whole = options.epochs * per_epoch
         found = checkpoints.load()
         state = self._begun(held_out) if found is None else self._restored(found)
         while not self._is_over(state):
@@ -119,11 +121,15 @@ class Trainer:
                 state["step"] += 1
                 state["loss"] += loss * samples
                 state["samples"] += samples
+                if lives((state["step"] - 1) / whole) and not lives(state["step"] / whole):
+                    self._average(train, state["step"])
                 progress.advance(state["step"] - epoch * per_epoch)
                 is_last = state["step"] % per_epoch == 0
                 if not is_last and state["step"] % options.checkpoint_every == 0:
                     self._keep(state, checkpoints, started)
             mean = state["loss"] / max(state["samples"], 1)
+            if lives(state["step"] / whole):
+                self._average(train, state["step"])
             try:
                 held_out_loss = self._judge(state, held_out, epoch + 1, mean)
             except LostProcessError:
@@ -220,6 +226,12 @@ class Trainer:
             for (parameter, by), old in zip(self._factors, before, strict=True):
                 torch.lerp(old, parameter, by, out=parameter)
         return total, count
+
+    def _average(self, train: Samples, step: int) -> None:
+        """Let normalizations have the statistics of the module as it is."""
+        if self._module.norms:
+            options = self._options
+            self._learner.average(train.shown(options.batch_size, [options.seed, step]))
 
     def _judge(self, state: State, held_out: Samples, epoch: int, loss: float | None) -> float:
         """Note what an epoch came to, keep its numbers if it is the best so far; gives its loss."""

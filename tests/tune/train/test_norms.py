@@ -15,15 +15,17 @@ torch = pytest.importorskip("torch", reason='needs torch: pip install "onnxq[tra
 
 from torch.nn import functional
 
-from onnxq import InputError, Optimized, Options, TrainOptions, train
+from onnxq import InputError, Optimized, Options, train
 from onnxq.data import read
-from onnxq.ir import Graph, infer_types, to_proto
+from onnxq.ir import Context, Graph, infer_types, to_proto
+from onnxq.passes.fusion.fuse_batch_norm import FuseBatchNorm
 from onnxq.plan import Pin
 from onnxq.runtime import Session
-from onnxq.tune.train import fitting
-from onnxq.tune.train.norms import LiveNorm, normalized
+from onnxq.tune.train import samples
+from onnxq.tune.train.learner import Learner
+from onnxq.tune.train.norms import LiveNorm, averaging, normalized, restorable
 from onnxq.tune.train.quantized import QuantizedModule
-from onnxq.tune.train.samples import Feed
+from onnxq.tune.train.samples import Feed, Samples
 from onnxq.tune.train.team import Team
 from onnxq.tune.train.trainer import Trainer
 from onnxq.tune.tuned import to_bytes
@@ -52,6 +54,14 @@ def normed() -> Graph:
             (relu,) = (use.node for use in node.output.uses)
             norm = graph.add("BatchNormalization", [node.output, *given], name=f"{node.name}_norm")
             relu.set_input(0, norm.output)
+    infer_types(graph)
+    return graph
+
+
+def folded() -> Graph:
+    """The same as exporters give it."""
+    graph = normed()
+    FuseBatchNorm().run(graph, Context())
     infer_types(graph)
     return graph
 
@@ -118,11 +128,48 @@ def test_it_begins_without_changing_anything() -> None:
         torch.testing.assert_close(norm.train()(x), x + bias.reshape(1, 3, 1, 1))
 
 
-@pytest.mark.parametrize("bits", ["w8a8", "w2a4", "binary"])
-def test_the_model_computes_what_was_trained(
-    bits: str, data: dict[str, np.ndarray], modules: list[QuantizedModule]
+def test_averaging_gives_the_means_of_all_batches() -> None:
+    norm, batches = a_norm().train(), [torch.randn(4, 3, 5, 5) + number for number in range(3)]
+    norm.is_live = False
+    with averaging([norm]) as another, torch.no_grad():
+        for batch in batches:
+            another()
+            norm(batch)
+    columns = torch.stack([batch.movedim(1, 0).reshape(3, -1) for batch in batches])
+    torch.testing.assert_close(norm.mean, columns.mean(2).mean(0))
+    torch.testing.assert_close(norm.variance, columns.var(2).mean(0))
+    assert not norm.is_live
+    mean = norm.mean.clone()
+    norm.is_live = True
+    norm(batches[0])
+    torch.testing.assert_close(norm.mean, mean + 0.1 * (columns[0].mean(1) - mean))
+
+
+def test_while_it_lives_epochs_are_judged_with_statistics_of_the_numbers_of_then(
+    data: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = trained(normed(), data, bits=bits, held_out=0.3)
+    done = list[str]()
+
+    def note(kind: type, name: str) -> None:
+        run = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda *given: done.append(name[:2]) or run(*given))
+
+    note(Trainer, "_update")
+    note(Learner, "average")
+    note(Learner, "judge")
+    trained(normed(), data, epochs=5, batch_size=64)
+    begun, epoch, in_running_ones = "ju ju", "_u av ju", "_u ju"
+    assert " ".join(done) == " ".join([begun, *[epoch] * 4, in_running_ones])
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind"), [("w8a8", "live"), ("w2a4", "live"), ("binary", "restored")]
+)
+def test_the_model_computes_what_was_trained(
+    bits: str, kind: str, data: dict[str, np.ndarray], modules: list[QuantizedModule]
+) -> None:
+    graph = normed() if kind == "live" else folded()
+    found = trained(graph, data, bits=bits, held_out=0.3, batch_norm=kind)
     assert found.report.training is not None and found.report.training.best > 0
     (module,) = modules
     assert len(module.norms) == 4
@@ -153,9 +200,10 @@ def test_two_processes_have_the_statistics_of_one(data: dict[str, np.ndarray]) -
 def test_broken_off_it_goes_on_to_the_same_numbers(
     data: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"bits": "w4a8", "checkpoint_every": 1, "held_out": 0.3}
+    options = {"bits": "w4a8", "checkpoint_every": 1, "epochs": 5, "batch_size": 32}
     whole = trained(normed(), data, folder=tmp_path / "whole", **options)
-    update, left = Trainer._update, 3
+    # Of ten updates the ninth is the first that has the running statistics.
+    update, left = Trainer._update, 8
 
     def breaking(self: Trainer, *arguments: Any) -> tuple[float, int]:
         nonlocal left
@@ -171,6 +219,33 @@ def test_broken_off_it_goes_on_to_the_same_numbers(
     broken = trained(normed(), data, folder=tmp_path / "broken", **options)
     assert to_bytes(broken.plan.tuned) == to_bytes(whole.plan.tuned)
     assert broken.plan.ranges == whole.plan.ranges
+
+
+def test_restored_it_is_behind_all_but_what_the_model_gives() -> None:
+    graph = folded()
+    assert not any(node.is_op("BatchNormalization") for node in graph.nodes())
+    assert restorable(graph) == tuple(f"conv{i}" for i in range(4))
+    (scores,) = graph.outputs
+    graph.set_outputs([graph.add("Relu", [scores], name="relu").output])
+    assert restorable(graph)[-1] == "head"
+
+
+def test_restored_it_begins_as_the_model_that_it_was_folded_in(
+    data: dict[str, np.ndarray], modules: list[QuantizedModule]
+) -> None:
+    curves = [
+        found.report.training.history[0]
+        for batch_norm in ("frozen", "restored")
+        if (found := trained(folded(), data, batch_norm=batch_norm, epochs=1)).report.training
+    ]
+    assert curves[1].held_out_loss == pytest.approx(curves[0].held_out_loss, rel=1e-3)
+    assert [len(module.norms) for module in modules] == [0, 4]
+
+
+def test_restored_it_says_where_it_cannot_be(data: dict[str, np.ndarray]) -> None:
+    pinned = Options(pins=(Pin("conv1", "float32"),))
+    found = trained(folded(), data, epochs=1, batch_norm="restored", options=pinned)
+    assert any("lived behind 3 of the 4 convolutions" in note for note in found.report.notes)
 
 
 def test_a_model_without_it_says_so(data: dict[str, np.ndarray]) -> None:
@@ -194,14 +269,13 @@ def test_where_no_layer_can_let_it_live_it_says_so(data: dict[str, np.ndarray]) 
 
 
 def test_statistics_begin_with_samples_of_the_whole_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "_SHOWING", 32)
+    monkeypatch.setattr(samples, "_SHOWING", 32)
     graph = normed()
     arrays = {**inputs(graph, 96), "labels": np.repeat(np.arange(CLASSES), 96 // CLASSES)}
     data = read(arrays, Session(to_proto(graph)).inputs)
     shown = []
     for seed in (0, 0, 1):
-        lesson = fitting.Lesson(graph, data, TrainOptions(batch_size=16, seed=seed))
-        feeds = list(lesson._few())
+        feeds = list(Samples.of(data, graph.inputs).shown(16, [seed]))
         assert [feed.valid for feed in feeds] == [16, 16]
         shown.append(torch.cat([feed.labels for feed in feeds if feed.labels is not None]))
         assert len(shown[-1].unique()) == CLASSES
