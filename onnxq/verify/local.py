@@ -348,7 +348,7 @@ def _split(candidate: Graph, shared: Collection[str]) -> tuple[Graph, dict[str, 
         value = split.values.get(name)
         if value is None or value.producer is None:
             continue
-        read = [value, *chain.from_iterable(behind(q) for q in _quantizers(value))]
+        read = [value, *chain.from_iterable(_read_back(q) for q in _quantizers(value))]
         if not any(not _goes_into_pair(use.node) for v in read for use in v.uses):
             continue
         given = split.add_input(split.fresh_name(f"{name}_fed"), TensorType(DataType.FLOAT, None))
@@ -381,6 +381,32 @@ def behind(quantizer: Node) -> list[Value]:
     ]
 
 
+def _read_back(quantizer: Node) -> list[Value]:
+    """What of `behind` is the value that was quantized.
+
+    Integers that are read with another scale or zero-point may be another value, a multiple of this
+    one or a sum. They are where they were clipped, or where insert-qdq named them after another.
+    """
+    source, found = quantizer.inputs[0], []
+    assert source is not None
+    for value in behind(quantizer):
+        reader = value.producer
+        assert reader is not None
+        is_other = value.name.endswith("_dq") and value.name != f"{source.name}_dq"
+        is_other = is_other or reader.input(0) is not quantizer.output
+        if not is_other or all(map(_equal, quantizer.inputs[1:], reader.inputs[1:])):
+            found.append(value)
+    return found
+
+
+def _equal(one: Value | None, other: Value | None) -> bool:
+    if one is other:
+        return True
+    if one is None or other is None or not (one.is_constant and other.is_constant):
+        return False
+    return np.array_equal(one.numpy(), other.numpy())
+
+
 def _places(split: Graph, shared: Collection[str], precisions: Mapping[str, str]) -> list[_Place]:
     """Where the candidate is measured, in the order in which it computes."""
     names = {node: name for node, name in operators(split) if node.graph is split}
@@ -408,7 +434,7 @@ def _pairs(
     source = quantizer.input(0)
     if source is None or (source.producer is None and source.data is not None):
         return
-    for value in behind(quantizer):
+    for value in _read_back(quantizer):
         assert value.producer is not None
         maker = _maker(source)
         # What quantizes an input of the model belongs to the layer that reads it.

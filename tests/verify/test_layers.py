@@ -234,6 +234,27 @@ def test_a_product_of_integers_made_at_run_time_errs_as_they_do() -> None:
     assert jump is None and abs(layer.local_db - wanted) < 3
 
 
+@pytest.mark.parametrize("gate", ["HardSwish(c)", "Mul(c, k)", "Add(c, k)"])
+def test_integers_with_another_scale_are_another_value(gate: str) -> None:
+    graph = Graph.from_text(f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 2, 4, 4] x) => (float[N, 2, 4, 4] y)
+        <float[2, 2, 1, 1] w = {{1, -2, 0.5, 1.5}}, float k = {{3}}>
+        {{ c = Conv(x, w)  h = {gate}  d = Conv(h, w)  y = Relu(d) }}""")
+    infer_types(graph)
+    samples = np.random.default_rng(0).standard_normal((16, 2, 4, 4)).astype(np.float32)
+    candidate = quantized(graph, observed_bounds(graph.copy(), {"x": samples}))
+    made = {node.output.name: node.op_type for node in candidate.nodes()}
+    assert made.get("h_gate_dq", made.get("h_dq")) == "DequantizeLinear"
+    assert made.get("h", "Mul") == "Mul" and not {"HardSwish", "Add"} & {*made.values()}
+    infer_types(candidate)
+    data = read({"x": samples}, Session(to_proto(graph)).inputs)
+    found, jump = layers.compare_layers(graph, candidate, data, 1 << 30)
+    assert jump is None
+    # The range of what a HardSwish reads ends where that is zero; nothing else errs much.
+    local = {layer.node: layer.local_db for layer in found if layer.node != "c"}
+    assert min(value for value in local.values() if value is not None) > 35
+
+
 def test_layers_of_a_body_add_up() -> None:
     rng = np.random.default_rng(0)
     numbers = [", ".join(f"{n:.4f}" for n in rng.standard_normal(64)) for _ in range(2)]
