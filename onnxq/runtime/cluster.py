@@ -13,6 +13,8 @@ import queue
 import re
 import shutil
 import time
+from asyncio import Future as Task
+from asyncio import ensure_future
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -47,6 +49,9 @@ _WANTED_FOR = 30 * 86400
 _ANSWERS_WITHIN = 30.0
 """Seconds in which a scheduler that was started again has to be there."""
 
+_MENDS_AFTER = 20.0
+"""Seconds without any worker after which those whose process is not there are started anew."""
+
 _WORKS_WITHIN = 120.0
 """Seconds in which one worker at least has to be there; busy machines take some to start one."""
 
@@ -62,14 +67,55 @@ _SETTINGS = {
     "distributed.worker.profile.enabled": False,
 }
 
-Connect = Callable[[], Client]
+
+class Connection:
+    """A way to a cluster.
+
+    Args:
+        address: Its scheduler's address, or the cluster itself.
+    """
+
+    def __init__(self, address: Any) -> None:
+        self._address = address
+        self._clients: list[Client] = []
+
+    def client(self) -> Client:
+        """A client that is connected: another one where the last has lost the scheduler.
+
+        Raises:
+            InputError: nothing answers at the address.
+        """
+        if not self._clients or self._clients[-1].status != "running":
+            try:
+                client = Client(self._address, timeout=_ANSWERS_WITHIN, set_as_default=False)
+            except (OSError, ValueError, TypeError) as error:
+                raise InputError(
+                    f"no Dask scheduler answers at '{self._address}' ({_told(error)}); check the "
+                    "address and, where it uses TLS, the settings of distributed.comm.tls"
+                ) from error
+            self._clients.append(client)
+        return self._clients[-1]
+
+    def mend(self) -> None:
+        """Start workers of this machine again that died while they started.
+
+        Dask itself starts those again only that die later.
+        """
+        if isinstance(self._address, LocalCluster):
+            self._address.loop.add_callback(_replace_dead, self._address)
+
+    def close(self) -> None:
+        """Leave the cluster."""
+        for client in self._clients:
+            with suppress(Exception):
+                client.close(timeout=5)
 
 
 @contextmanager
 def connected(
     workers: int | None, scheduler: str | None, memory_limit: int | None
-) -> Iterator[Connect]:
-    """What connects to a cluster: one that is there, or one of processes that end afterwards.
+) -> Iterator[Connection]:
+    """A way to a cluster: one that is there, or one of processes that end afterwards.
 
     A cluster that is started listens on the loopback interface only.
 
@@ -82,24 +128,24 @@ def connected(
         address: Any = scheduler
         if address is None:
             address = stack.enter_context(_local(workers, memory_limit))
-        clients: list[Client] = []
+        connection = Connection(address)
+        stack.callback(connection.close)
+        connection.client()
+        yield connection
 
-        def connect() -> Client:
-            if clients and clients[-1].status == "running":
-                return clients[-1]
-            try:
-                client = Client(address, timeout=_ANSWERS_WITHIN, set_as_default=False)
-            except (OSError, ValueError, TypeError) as error:
-                raise InputError(
-                    f"no Dask scheduler answers at '{scheduler}' ({_told(error)}); check the "
-                    "address and, where it uses TLS, the settings of distributed.comm.tls"
-                ) from error
-            clients.append(client)
-            stack.callback(_close, client)
-            return client
 
-        connect()
-        yield connect
+_closing: set[Task[Any]] = set()
+
+
+def _replace_dead(cluster: LocalCluster) -> None:
+    dead = [name for name, nanny in cluster.workers.items() if not nanny.is_alive()]
+    for name in dead:
+        # What nobody holds may be collected before it is done.
+        task = ensure_future(cluster.workers.pop(name).close())
+        _closing.add(task)
+        task.add_done_callback(_closing.discard)
+    if dead:
+        cluster.scale(len(cluster.worker_spec))
 
 
 def _local(workers: int | None, memory_limit: int | None) -> Any:
@@ -126,7 +172,7 @@ class Cluster(Executor):
     """Does work on the workers of a Dask cluster, each item by one thread.
 
     Args:
-        connect: Gives a client.
+        connection: The way to it.
         folder: A folder that all machines see under this name.
         hangs_after: Seconds without any result after which workers count as hung.
         per_machine: Workers of one machine that are used; all if None.
@@ -135,11 +181,11 @@ class Cluster(Executor):
     is_spread: ClassVar[bool] = True
 
     def __init__(
-        self, connect: Connect, folder: Path, hangs_after: float, per_machine: int | None
+        self, connection: Connection, folder: Path, hangs_after: float, per_machine: int | None
     ) -> None:
         self.folder: Path = folder.resolve()
         _tidy(self.folder)
-        self._connect = connect
+        self._connection = connection
         self._hangs_after = hangs_after
         self._per_machine = per_machine
 
@@ -160,7 +206,7 @@ class Cluster(Executor):
         def do(items: Sequence[T]) -> Iterator[R]:
             keys = [f"{name}-{sharing.fingerprint(item)[:16]}" for item in items]
             named = dict(zip(keys, items, strict=True))
-            settings = (self._connect, self._hangs_after, self._per_machine)
+            settings = (self._connection, self._hangs_after, self._per_machine)
             run = _Map(*settings, store, str(path), named)
             try:
                 for key in keys:
@@ -181,14 +227,14 @@ class _Map:
 
     def __init__(
         self,
-        connect: Connect,
+        connection: Connection,
         hangs_after: float,
         per_machine: int | None,
         store: Store,
         work: str,
         items: dict[str, Any],
     ) -> None:
-        self._connect, self._hangs_after, self._store = connect, hangs_after, store
+        self._connection, self._hangs_after, self._store = connection, hangs_after, store
         self._per_machine = per_machine
         self._work, self._items = work, items
         self._futures: dict[str, Future] = {}
@@ -223,7 +269,7 @@ class _Map:
         """Let what is not done be."""
         if self._futures:
             with suppress(Exception):
-                self._connect().cancel([*self._futures.values()])
+                self._connection.client().cancel([*self._futures.values()])
 
     def _take(self, key: str, future: Future) -> None:
         del self._futures[key]
@@ -253,7 +299,7 @@ class _Map:
         self._seen = now = time.monotonic()
         before, self._at = self._at, {}
         try:
-            held = self._connect().processing()
+            held = self._connection.client().processing()
         except (OSError, RuntimeError):
             # The client is about to find a scheduler again, or to give up.
             return
@@ -282,7 +328,9 @@ class _Map:
             self._submit(key, others)
         with suppress(Exception):
             # One without a nanny cannot be.
-            self._connect().restart_workers([hung], timeout=_ANSWERS_WITHIN, raise_for_error=False)
+            self._connection.client().restart_workers(
+                [hung], timeout=_ANSWERS_WITHIN, raise_for_error=False
+            )
 
     def _may_be_tried(self, key: str, why: str) -> bool:
         """Count another try of an item; it is given up after too many."""
@@ -309,7 +357,7 @@ class _Map:
         """Send an item on its way: to some workers, or to any that may be used."""
         if self._per_machine is not None and not workers:
             workers = self._workers()
-        future = self._connect().submit(
+        future = self._connection.client().submit(
             *(run_item, self._work, self._items[key], key),
             # A key of an earlier try would be taken for that.
             key=f"{key}-{time.monotonic_ns()}",
@@ -324,13 +372,18 @@ class _Map:
 
     def _workers(self) -> list[str]:
         """Addresses of the workers there are, of which one at least is waited for."""
-        until = time.monotonic() + _WORKS_WITHIN
+        began = time.monotonic()
+        mended = began
         while True:
             with suppress(OSError, RuntimeError):
-                client = self._connect()
+                client = self._connection.client()
                 if found := sorted(client.scheduler_info(n_workers=-1)["workers"]):
                     return self._few(found)
-            if time.monotonic() > until:
+            now = time.monotonic()
+            if now > mended + _MENDS_AFTER:
+                self._connection.mend()
+                mended = now
+            if now > began + _WORKS_WITHIN:
                 raise InputError("the cluster has no workers; start some with `dask worker`")
             time.sleep(0.1)
 
@@ -431,11 +484,6 @@ def _tidy(folder: Path) -> None:
         with suppress(OSError):
             if path.stat().st_mtime < time.time() - _WANTED_FOR:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _close(client: Client) -> None:
-    with suppress(Exception):
-        client.close(timeout=5)
 
 
 def _told(error: BaseException) -> str:

@@ -131,5 +131,5 @@ def open_executor(
             f"several workers need the package {error.name}; install them with "
             "`pip install onnxq[cluster]`"
         ) from error
-    with cluster.connected(workers, scheduler, memory_limit) as connect:
-        yield cluster.Cluster(connect, folder, hangs_after, per_machine)
+    with cluster.connected(workers, scheduler, memory_limit) as connection:
+        yield cluster.Cluster(connection, folder, hangs_after, per_machine)

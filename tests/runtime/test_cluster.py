@@ -131,6 +131,30 @@ def test_workers_killed_at_random_change_nothing(executor: Executor, noted: Path
     assert found == SQUARES
 
 
+def test_a_worker_that_dies_while_it_starts_is_started_again(
+    tmp_path: Path, noted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    psutil = pytest.importorskip("psutil")
+    monkeypatch.setattr("onnxq.runtime.cluster._MENDS_AFTER", 3.0)
+    own = {process.pid for process in psutil.Process().children(recursive=True)}
+
+    def started() -> list[int]:
+        now = psutil.Process().children(recursive=True)
+        return [p.pid for p in now if p.pid not in own and "spawn_main" in " ".join(p.cmdline())]
+
+    with open_executor(1, None, tmp_path / "spread", hangs_after=60) as executor:
+        for _ in range(2):
+            (pid,) = started()
+            os.kill(pid, signal.SIGKILL)
+            own.add(pid)
+            until = time.monotonic() + 30
+            while not started() and time.monotonic() < until:
+                time.sleep(0.01)
+        (pid,) = started()
+        os.kill(pid, signal.SIGKILL)
+        assert list(executor.map(Squares(noted), NUMBERS)) == SQUARES
+
+
 def test_a_run_that_was_broken_off_goes_on(executor: Executor, noted: Path) -> None:
     taken = []
     for square in executor.map(Squares(noted), NUMBERS):
@@ -147,7 +171,7 @@ def test_a_run_that_was_broken_off_goes_on(executor: Executor, noted: Path) -> N
 def test_what_waits_behind_the_work_of_others_does_not_hang(
     executor: Executor, noted: Path
 ) -> None:
-    client = executor._connect()  # type: ignore[attr-defined]
+    client = executor._connection.client()  # type: ignore[attr-defined]
     client.wait_for_workers(2, timeout=60)
     before = client.run(os.getpid)
     others = [client.submit(time.sleep, 9, workers=[w], pure=False) for w in before]
@@ -182,7 +206,7 @@ def test_what_nobody_has_wanted_for_long_goes(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     for name in ("work/old", "models/old"):
         os.utime(tmp_path / name, (1, 1))
-    cluster.Cluster(lambda: None, tmp_path, 60, None)
+    cluster.Cluster(cluster.Connection(""), tmp_path, 60, None)
     assert {p.name for p in tmp_path.glob("*/*")} == {"new"}
 
 
