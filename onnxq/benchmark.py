@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.data import DataLike, read
+from onnxq.data import Batch, DataLike, read
 from onnxq.errors import InputError
 from onnxq.ir import load
 from onnxq.progress import SILENT, Progress
 from onnxq.runtime import ErrorAccumulator, TensorSpec, load_backend
+from onnxq.runtime.providers import distinct_providers
 from onnxq.verify.facts import model_bytes
+from onnxq.verify.workload import single_feed
 
 NATIVE = "onnxruntime"
 """The backend that others are held against."""
@@ -33,7 +35,8 @@ class BenchRow:
     ``low`` and ``high`` are the ends of its 95 % interval.
 
     ``sqnr_db`` is of the outputs, against those of the same model in onnxruntime on the CPU
-    provider, where another backend ran it: the least of all outputs.
+    provider, where another backend ran it: the least of all outputs. ``batch`` is the samples that
+    were fed at a time.
     """
 
     model: str
@@ -47,6 +50,7 @@ class BenchRow:
     low: float = 0.0
     high: float = math.inf
     sqnr_db: float | None = None
+    batch: int = 1
 
 
 def bench(
@@ -65,7 +69,8 @@ def bench(
 
     Args:
         models: Paths; the first is what the others are compared with.
-        data: Samples, of which the first batch is fed; random inputs if None.
+        data: Samples, of which the first are fed, over again where there are fewer than
+            ``batch_size``; random inputs if None.
         providers: Execution providers to measure on, with options as ``openvino{device_type=GPU}``.
         backend: What runs the models.
         threads: Threads inside one operator.
@@ -79,10 +84,10 @@ def bench(
     """
     paths = [Path(m) for m in models]
     sizes = [model_bytes(load(path), path) for path in paths]
-    known: dict[tuple[TensorSpec, ...], dict[str, np.ndarray]] = {}
+    known: dict[tuple[TensorSpec, ...], Batch] = {}
     rows: list[BenchRow] = []
     with contextlib.closing(load_backend(backend)) as runs:
-        for provider in providers:
+        for provider in distinct_providers(providers):
             progress.stage(f"measuring latency on {provider}")
             sessions = [runs.session(path, provider=provider, threads=threads) for path in paths]
             for session in sessions:
@@ -90,11 +95,16 @@ def bench(
                 if session.inputs in known:
                     continue
                 known[session.inputs] = (
-                    random_feeds(session.inputs, batch_size=batch_size, seed=seed)
+                    _random_batch(session.inputs, batch_size, seed)
                     if data is None
-                    else next(read(data, session.inputs, batch_size=batch_size).batches()).feeds
+                    else single_feed(
+                        read(data, session.inputs, batch_size=batch_size),
+                        session.inputs,
+                        batch_size,
+                    )
                 )
-            feeds = [known[session.inputs] for session in sessions]
+            batches = [known[session.inputs] for session in sessions]
+            feeds = [batch.feeds for batch in batches]
             found = []
             for session, fed, path in zip(sessions, feeds, paths, strict=True):
                 try:
@@ -112,13 +122,26 @@ def bench(
             ]
             timings = runs.time(sessions, feeds, seconds=seconds)
             rows += [
-                BenchRow(str(path), provider, **vars(timing), bytes=size, sqnr_db=agreement)
-                for path, size, timing, agreement in zip(
-                    paths, sizes, timings, agreements, strict=True
+                BenchRow(
+                    str(path),
+                    provider,
+                    **vars(timing),
+                    bytes=size,
+                    sqnr_db=agreement,
+                    batch=batch.size,
+                )
+                for path, size, timing, agreement, batch in zip(
+                    paths, sizes, timings, agreements, batches, strict=True
                 )
             ]
     progress.finish()
     return rows
+
+
+def _random_batch(inputs: Sequence[TensorSpec], batch_size: int, seed: int) -> Batch:
+    feeds = random_feeds(inputs, batch_size=batch_size, seed=seed)
+    size = next((len(array) for array in feeds.values() if array.ndim), 1)
+    return Batch(feeds, None, size, size)
 
 
 def _sqnr_db(

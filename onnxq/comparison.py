@@ -17,7 +17,7 @@ from onnxq.report.expectation import expectation
 from onnxq.report.providers import providers_notes
 from onnxq.runtime import as_stored
 from onnxq.runtime.pool import model_room
-from onnxq.runtime.providers import provider_alias
+from onnxq.runtime.providers import distinct_providers, provider_alias
 from onnxq.verify import CompareOptions, Gate, Report, compare_files
 from onnxq.verify.facts import peak_rss_bytes
 from onnxq.verify.workload import find_workload
@@ -75,7 +75,7 @@ def compare(
     parsed = tuple(g if isinstance(g, Gate) else Gate.parse(g) for g in gates)
     options = CompareOptions(
         metric=metric,
-        providers=tuple(dict.fromkeys(providers)),
+        providers=distinct_providers(providers),
         float_on="cpu",
         each=reference or any(provider_alias(p) != "cpu" for p in providers),
         reference=reference,

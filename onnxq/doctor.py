@@ -59,6 +59,11 @@ class PackageFacts:
     extra: str
     version: str
 
+    @property
+    def is_there(self) -> bool:
+        """Whether a version of it is here that is enough."""
+        return bool(self.version) and _release(self.version) >= _release(self.required)
+
 
 @dataclass(frozen=True)
 class ProviderCheck:
@@ -111,7 +116,7 @@ class Examination:
     def works(self) -> bool:
         """Whether the core does: what it requires is here, and the CPU provider computes right."""
         cpu = (check for check in self.providers if check.name == "cpu")
-        return all(p.version for p in self.packages if not p.extra) and any(
+        return all(p.is_there for p in self.packages if not p.extra) and any(
             not check.reason for check in cpu
         )
 
@@ -185,6 +190,12 @@ def _packages(onnxruntime: str) -> Iterator[PackageFacts]:
     yield from sorted(found, key=lambda package: (package.extra, package.name))
 
 
+def _release(text: str) -> tuple[int, ...]:
+    """The numbers of a version, or of the least one that is required, without zeros at the end."""
+    found = re.search(r"\d+(?:\.\d+)*", text)
+    return tuple(map(int, re.sub(r"(\.0+)+$", "", found[0]).split("."))) if found else ()
+
+
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
@@ -195,8 +206,9 @@ def _version(name: str) -> str:
 def _missing(packages: tuple[PackageFacts, ...]) -> Iterator[Missing]:
     lacking: dict[str, list[str]] = {}
     for package in packages:
-        if not package.version:
-            lacking.setdefault(package.extra, []).append(package.name)
+        if not package.is_there:
+            old = f" (has {package.version})" if package.version else ""
+            lacking.setdefault(package.extra, []).append(f"{package.name}{package.required}{old}")
     for extra, names in lacking.items():
         brings = BRINGS.get(extra, "") if extra else "what onnxq cannot work without"
         wanted = f"onnxq[{extra}]" if extra else "onnxq"

@@ -98,7 +98,7 @@ def _miss(facts: GateFacts) -> str:
     gate = Gate.parse(facts.expr)
     by = words.number(abs(facts.value - gate.bound))
     how = {"<": "too much", ">": "too little"}.get(gate.comparison[0], "apart")
-    return f"measured {words.number(facts.value)}, {by} {how}"
+    return f"measured {words.gate_value(facts)}, {by} {how}"
 
 
 def _where(report: Report) -> str:

@@ -18,6 +18,7 @@ from onnxq.errors import InputError, UnreachableError
 from onnxq.ir import save
 from onnxq.optimization import Optimized, optimize
 from onnxq.options import Options
+from onnxq.report.summary import to_csv
 from onnxq.runtime.executor import IN_PROCESS
 from tests.networks import chain, computed, inputs
 
@@ -224,3 +225,9 @@ def test_a_wrong_manifest_is_told_in_a_sentence(text: str, said: str, tmp_path: 
     path.write_text(text)
     with pytest.raises(InputError, match=said):
         read_manifest(path)
+
+
+def test_no_text_of_the_table_is_a_formula() -> None:
+    row = {"name": "=1+1", "model": "a\x1b[31m.onnx", "sentence": "-2", "drop": -0.5}
+    text = to_csv([row])
+    assert text == "name,model,sentence,drop\n'=1+1,a\\x1b[31m.onnx,'-2,-0.5\n"

@@ -109,3 +109,30 @@ def without(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
         return version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", hidden)
+
+
+def test_a_package_that_is_too_old_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "1.9" if name == "scipy" else version(name)
+    )
+    found = doctor.examine()
+    assert not found.works
+    assert "scipy>=1.15 (has 1.9)" in [m.what for m in found.missing]
+
+
+@pytest.mark.parametrize(
+    ("required", "version", "is_there"),
+    [
+        (">=2.1", "2.1.0", True),
+        (">=2.1", "2.10", True),
+        (">=2.1.0", "2.1", True),
+        (">=9", "10.0rc1", True),
+        (">=2.1", "2.0.9", False),
+        ("", "0.1", True),
+        (">=1.24", "1.24.1 (onnxruntime-openvino)", True),
+        (">=1", "", False),
+    ],
+)
+def test_versions_that_are_enough(required: str, version: str, is_there: bool) -> None:
+    assert doctor.PackageFacts("p", required, "", version).is_there == is_there

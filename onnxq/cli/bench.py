@@ -34,7 +34,6 @@ _UNSTEADY = (
 
 def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    batch_size = parsed.batch_size or 1
     if parsed.web and (parsed.provider or parsed.provider_options):
         raise InputError(
             "--web is on the provider wasm, which takes no options; leave --provider and "
@@ -47,13 +46,12 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         backend="onnxruntime-web" if parsed.web else NATIVE,
         threads=parsed.threads,
         seconds=parsed.seconds,
-        batch_size=batch_size,
+        batch_size=parsed.batch_size or 1,
         progress=progress,
     )
     body = {
         "schema": "onnxq/bench/1",
         "threads": parsed.threads,
-        "batch_size": batch_size,
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     first = {row.provider: row for row in reversed(rows)}
@@ -83,10 +81,6 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         )
         return Outcome(body, shown, ending, EXIT_GATE)
     return Outcome(body, shown, _UNSTEADY if _is_unsteady(rows) else "")
-
-
-def _interval(row: BenchRow) -> str:
-    return f"{words.ratio(row.low)} to {words.ratio(row.high)}"
 
 
 def _agrees(row: BenchRow) -> bool:

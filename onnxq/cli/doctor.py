@@ -20,7 +20,8 @@ EXAMPLES = """examples:
   onnxq doctor
   onnxq doctor --json doctor.json
 
-The exit code is 1 if a package that onnxq requires is missing, or the CPU provider fails.
+The exit code is 1 if a package that onnxq requires is missing or too old, or the CPU provider
+fails.
 """
 
 NEEDS = ""
@@ -63,6 +64,6 @@ def _rows(found: Examination) -> Iterator[tuple[str, str]]:
 
 def _listed(packages: Iterable[PackageFacts]) -> str:
     return ", ".join(
-        f"{p.name} {p.version}" if p.version else f"{p.name} missing ({p.required or 'any'})"
+        f"{p.name} {p.version or 'missing'}" + ("" if p.is_there else f" ({p.required or 'any'})")
         for p in packages
     )

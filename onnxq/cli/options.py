@@ -18,6 +18,7 @@ from onnxq.observe import CALIBRATORS
 from onnxq.options import DEFAULT_RECIPE, Options
 from onnxq.precision import searchable
 from onnxq.recipe import built_in_recipes
+from onnxq.report.folder import NAMES
 from onnxq.runtime.executor import HANGS_AFTER
 from onnxq.runtime.providers import provider_alias, with_options
 from onnxq.sensitivity.loss import PROXIES
@@ -33,9 +34,13 @@ _GROUPS = {
     "plan": None,
     "training": None,
     "limit": "one of these (default: --min-sqnr 15)",
+    "layers": "one of these (default: list the weakest)",
     "images": "for data that is a folder of images; x = (pixel * scale - mean) / std",
 }
-"""Groups of options in the help, and what is said of each; of limits only one may be given."""
+"""Groups of options in the help, and what is said of each."""
+
+_ALTERNATIVES = ("limit", "layers")
+"""Groups of which only one option may be given."""
 
 
 def _value(
@@ -214,10 +219,10 @@ _DECLARED: Mapping[str, Keywords] = {
         group="plan",
     ),
     "--gate": _values("EXPR", "a promise", type=str),
-    "--no-layers": _switch("leave out the error of every layer"),
+    "--no-layers": _switch("leave out the error of every layer", group="layers"),
     "--layers": _switch(
-        "list every layer: accumulated and local error, worst channel, what is cut off (default: "
-        "the weakest)"
+        "list every layer: accumulated and local error, worst channel, what is cut off",
+        group="layers",
     ),
     "--junit": _value("FILE", "write the gates as JUnit XML"),
     "--markdown": _value(
@@ -462,7 +467,8 @@ def declare(
         group = keywords.pop("group")
         if group not in groups:
             titled = parser.add_argument_group(group, _GROUPS[group])
-            groups[group] = titled.add_mutually_exclusive_group() if group == "limit" else titled
+            is_choice = group in _ALTERNATIVES
+            groups[group] = titled.add_mutually_exclusive_group() if is_choice else titled
         if name.startswith("-"):
             keywords["required"] = name in required
         elif name not in required:
@@ -540,7 +546,8 @@ def check_files(parsed: argparse.Namespace) -> None:
     if str(options.get("target")).endswith(".toml"):
         names.append(parsed.target)
     read = {Path(name).resolve() for name in names if name}
-    taken: dict[Path, str] = {}
+    folder = Path(options.get("report") or "").resolve()
+    taken = {folder / name: "--report" for name in (NAMES if options.get("report") else ())}
     for key, option in _WRITTEN.items():
         name = options.get(key)
         if not name or name == "-":

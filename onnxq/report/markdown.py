@@ -83,8 +83,7 @@ def _verdict(gates: Sequence[GateFacts]) -> str:
 
 
 def _gate(gate: GateFacts) -> tuple[str, str, str]:
-    value = "not measured" if gate.value is None else words.number(gate.value)
-    return code(gate.expr), value, "✅ held" if gate.passed else "❌ **failed**"
+    return code(gate.expr), words.gate_value(gate), "✅ held" if gate.passed else "❌ **failed**"
 
 
 def _db(value: float | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from onnxq.ir.saving import replacing
 from onnxq.report.folder import write_texts
 from onnxq.report.pages import render
+from onnxq.report.words import printable
 
 NAMES = ("index.html", "summary.csv", "summary.parquet")
 
@@ -39,9 +40,17 @@ def write_summary(rows: Rows, folder: Path) -> None:
 
 
 def to_csv(rows: Rows) -> str:
-    """The rows as a table with a heading."""
+    """The rows as a table with a heading, in which no text is a formula or holds a control."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [*rows[0]], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    """Spreadsheets compute what begins so, unless an apostrophe stands before it."""
+    if not isinstance(value, str):
+        return value
+    shown = printable(value)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown

@@ -96,7 +96,7 @@ def _candidates(report: Report) -> Table:
 
 def _gates(report: Report) -> Iterator[tuple[str, str, Text]]:
     for place, gate in enumerate(report.gates):
-        value = "not measured" if gate.value is None else f"measured {words.number(gate.value)}"
+        value = ("" if gate.value is None else "measured ") + words.gate_value(gate)
         verdict = Text("held", "green") if gate.passed else Text("FAILED", "bold red")
         yield "" if place else "gates", gate.expr, Text(f"{value}: ") + verdict
 

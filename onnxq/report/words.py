@@ -7,12 +7,14 @@ from collections.abc import Mapping
 
 from onnxq.adaptive.replay import Nearness
 from onnxq.tune.training import TrainingFacts
+from onnxq.verify.gates import Gate
 from onnxq.verify.metrics import metric_kind
 from onnxq.verify.result import (
     AGREEMENT,
     NEIGHBOUR,
     AgreementFacts,
     DeploymentFacts,
+    GateFacts,
     JumpFacts,
     LatencyFacts,
     MetricFacts,
@@ -140,6 +142,16 @@ def jump(found: JumpFacts) -> str:
 def number(value: float) -> str:
     """Any number, short: four significant digits."""
     return f"{value + 0.0:.4g}"
+
+
+def gate_value(gate: GateFacts) -> str:
+    """What was measured of a gate, with as many digits as show why it held or did not."""
+    if gate.value is None:
+        return "not measured"
+    promise = Gate.parse(gate.expr)
+    texts = (f"{gate.value + 0.0:.{digits}g}" for digits in range(4, 18))
+    known = (text for text in texts if promise.holds(float(text)) == gate.passed)
+    return next(known, number(gate.value))
 
 
 def metric_value(metric: MetricFacts, value: float) -> str:

@@ -62,7 +62,16 @@ def available_providers() -> tuple[str, ...]:
 
 def provider_alias(text: str) -> str:
     """Return the short lower-case name of a provider: `cuda` for `CUDAExecutionProvider`."""
-    return _parted(text)[0].removesuffix(_SUFFIX).lower()
+    alias = _parted(text)[0].lower().removesuffix(_SUFFIX.lower())
+    return _OTHER_NAMES.get(alias, alias)
+
+
+def distinct_providers(texts: Iterable[str]) -> tuple[str, ...]:
+    """Those that are not the same but for how they are written, each as it is written first."""
+    found: dict[tuple[str, frozenset[tuple[str, str]]], str] = {}
+    for text in texts:
+        found.setdefault((provider_alias(text), frozenset(_parted(text)[1].items())), text)
+    return tuple(found.values())
 
 
 def with_options(provider: str, options: Iterable[str]) -> str:
@@ -81,7 +90,7 @@ def with_options(provider: str, options: Iterable[str]) -> str:
         known[key.strip()] = value.strip()
     if not known:
         return name
-    if _alias(name) == "cpu":
+    if provider_alias(name) == "cpu":
         raise InputError(
             f"the CPU provider takes no options, but is given {', '.join(known)}; name the "
             "provider they are for"
@@ -93,7 +102,7 @@ def with_options(provider: str, options: Iterable[str]) -> str:
 def missing_provider(text: str, offer: Offer | None = None) -> str:
     """Say why a provider is not in an onnxruntime, the installed one if None; empty if it is."""
     name = _parted(text)[0]
-    alias, offer = _alias(name), offer or offered_here()
+    alias, offer = provider_alias(text), offer or offered_here()
     available = sorted(map(provider_alias, offer.providers))
     if alias in available:
         return ""
@@ -112,7 +121,7 @@ def resolve_provider(text: str, offer: Offer | None = None) -> str:
     offer = offer or offered_here()
     if missing := missing_provider(text, offer):
         raise InputError(missing)
-    return {provider_alias(full): full for full in offer.providers}[_alias(_parted(text)[0])]
+    return {provider_alias(full): full for full in offer.providers}[provider_alias(text)]
 
 
 def provider_arguments(
@@ -165,8 +174,3 @@ def _unquoted(text: str, value: str) -> str:
         raise InputError(
             f"the provider '{text}' has an option whose quotes do not close"
         ) from error
-
-
-def _alias(name: str) -> str:
-    alias = name.lower().removesuffix(_SUFFIX.lower())
-    return _OTHER_NAMES.get(alias, alias)

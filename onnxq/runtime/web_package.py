@@ -72,8 +72,15 @@ def _is_complete(folder: Path) -> bool:
 def _fetch(folder: Path) -> None:
     if lacking := missing_package():
         raise InputError(lacking)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="onnxq-", dir=folder.parent) as name:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix="onnxq-", dir=folder.parent)
+    except OSError as error:
+        raise InputError(
+            f"onnxruntime-web cannot be kept in '{folder.parent}' ({error.strerror}); name a "
+            "folder that can be written in ONNXQ_CACHE"
+        ) from error
+    with made as name:
         archive = _pack(Path(name))
         unpacked = Path(name) / "dist"
         unpacked.mkdir()

@@ -110,7 +110,9 @@ class Gate:
         return cls(quantity, found[2], bound)
 
     def __str__(self) -> str:
-        return f"{self.quantity}{self.comparison}{self.bound:g}"
+        short = f"{self.bound:g}"
+        bound = short if float(short) == self.bound else repr(self.bound)
+        return f"{self.quantity}{self.comparison}{bound}"
 
     @property
     def is_timed(self) -> bool:
@@ -118,19 +120,16 @@ class Gate:
         return self.quantity.partition(".")[0] in _TIMED
 
     def check(self, report: Report) -> GateFacts:
-        """Hold a report against the promise; a quantity that was not measured breaks it.
-
-        Raises:
-            InputError: the report has no value at the gate's path.
-        """
+        """Hold a report against the promise; a quantity that was not measured breaks it."""
         if self.quantity in QUANTITIES:
             value = QUANTITIES[self.quantity][1](report)
         else:
-            found = numbers(report, self.quantity, f"the gate '{self}'")
-            value = max(found, key=self._badness)
-        holds = _OPERATORS[self.comparison]
-        passed = value is not None and not math.isnan(value) and holds(value, self.bound)
-        return GateFacts(str(self), value, passed)
+            value = max(numbers(report, self.quantity), key=self._badness, default=None)
+        return GateFacts(str(self), value, value is not None and self.holds(value))
+
+    def holds(self, value: float) -> bool:
+        """Whether a value keeps the promise, as NaN never does."""
+        return not math.isnan(value) and _OPERATORS[self.comparison](value, self.bound)
 
     def _badness(self, value: float) -> tuple[bool, float]:
         return math.isnan(value), _DISTANCES[self.comparison](value, self.bound)

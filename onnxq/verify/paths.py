@@ -52,20 +52,12 @@ def check_path(path: str, of: str, others: Iterable[str]) -> None:
         )
 
 
-def numbers(report: Report, path: str, of: str) -> list[float]:
+def numbers(report: Report, path: str) -> list[float]:
     """The numbers at a path that `check_path` found to be one; several where it has a ``*``.
 
-    Elements whose number was not measured are left out. ``of`` says in messages who speaks of it.
-
-    Raises:
-        InputError: there is none; the message says what there is.
+    What was not measured is left out.
     """
-    found = [value for value in _ends(report, path.split(".")) if value is not None]
-    if not found:
-        raise InputError(
-            f"{of} speaks of '{path}', of which this report has no value; {_there(report, path)}"
-        )
-    return found
+    return [value for value in _ends(report, path.split(".")) if value is not None]
 
 
 @cache
@@ -112,20 +104,3 @@ def _steps(value: Any, parts: Sequence[str]) -> Iterator[tuple[Any, Sequence[str
         yield from ((own, parts[1:]) for own in chosen)
     else:
         yield getattr(value, parts[0]), parts[1:]
-
-
-def _there(report: Report, path: str) -> str:
-    """What the report has at the last place of a path where it has anything."""
-    value: Any = report
-    parts: Sequence[str] = path.split(".")
-    here = ""
-    while (step := next(_steps(value, parts), None)) and step[0] not in (None, (), {}):
-        here = ".".join(path.split(".")[: -len(step[1]) or None])
-        value, parts = step
-    if isinstance(value, dict):
-        return _offer(here, value)
-    if isinstance(value, tuple):
-        return f"'{here}' has {len(value)}, counted from 0"
-    kind: Any = type(value)
-    names = [n for n in _below(kind) if getattr(value, n) not in (None, (), {}, "")]
-    return _offer(here, names) if here else f"it has {', '.join(names)}"

@@ -252,6 +252,10 @@ def test_an_unwritable_json_is_refused_before_the_work(
             ("compare", "m", "c", "--data", "d", "--junit", "j", "--json", "j"),
             ("--junit and --json",),
         ),
+        (
+            ("compare", "m", "c", "--data", "d", "--report", "r", "--junit", "r/report.json"),
+            ("--report and --junit both write 'r/report.json'",),
+        ),
     ],
 )
 def test_no_result_replaces_another_file_of_the_command(

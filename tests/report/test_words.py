@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxq.report import words
-from onnxq.verify.result import MetricFacts
+from onnxq.verify.gates import Gate
+from onnxq.verify.result import GateFacts, MetricFacts
 
 ACCURACY = MetricFacts("accuracy", 0.99, 0.98, 0.01, 10, (-0.00001, 0.02))
 BITS = MetricFacts("bits-per-byte", 2.0, 2.1, 0.1, 10, None)
@@ -156,3 +157,22 @@ def test_what_is_not_finite_is_said_as_it_is(value: float) -> None:
     assert words.duration(value) == f"{value} s"
     assert not words.is_unsteady(1.0, value, 1.0)
     assert words.loss("noise", value) == f"{-value} dB".replace("-nan", "nan")
+
+
+@pytest.mark.parametrize(
+    ("expr", "value", "text"),
+    [
+        ("speedup>=1", 0.99996, "0.99996"),
+        ("speedup>=1", 0.9, "0.9"),
+        ("sqnr>30", 30.0, "30"),
+        ("drop<=0", 1e-12, "1e-12"),
+        ("sqnr<30.000001", 30.0000005, "30"),
+        ("sqnr>30.000001", 30.000002, "30.000002"),
+        ("sqnr>=1", -math.inf, "-inf"),
+        ("drop!=0", math.nan, "nan"),
+        ("drop<=0", None, "not measured"),
+    ],
+)
+def test_what_is_measured_shows_the_verdict(expr: str, value: float | None, text: str) -> None:
+    held = value is not None and Gate.parse(expr).holds(value)
+    assert words.gate_value(GateFacts(expr, value, held)) == text

@@ -92,6 +92,17 @@ def test_a_fetched_package_is_that_of_the_sum_and_kept(
     assert folder == web_package() and asked == [["pack", "onnxruntime-web@1.30.0"]] * 2
 
 
+def test_a_cache_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("ONNXQ_ORT_WEB", raising=False)
+    monkeypatch.setenv("ONNXQ_CACHE", str(tmp_path / "file" / "x"))
+    monkeypatch.setattr(PACKAGE.shutil, "which", lambda name: name)
+    with pytest.raises(InputError, match=r"cannot be kept in .*Not a directory.*ONNXQ_CACHE"):
+        web_package()
+
+
 def test_npm_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONNXQ_ORT_WEB", raising=False)
     monkeypatch.setenv("ONNXQ_CACHE", str(tmp_path))

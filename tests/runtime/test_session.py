@@ -16,6 +16,7 @@ import pytest
 from onnxq.errors import InputError
 from onnxq.runtime import Session, TensorSpec, missing_provider, resolve_provider
 from onnxq.runtime.failures import one_sentence
+from onnxq.runtime.providers import distinct_providers, provider_alias
 
 HEADER = '<ir_version: 8, opset_import: ["" : 19]>'
 RELU = "g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }"
@@ -148,6 +149,12 @@ def test_session_options_reach_onnxruntime(tmp_path: Path) -> None:
 def test_a_provider_has_a_short_and_a_full_name(name: str) -> None:
     assert resolve_provider(name) == "CPUExecutionProvider"
     assert Session(parse(RELU), provider=name).provider == "CPUExecutionProvider"
+    assert provider_alias(name) == "cpu"
+
+
+def test_providers_differ_in_more_than_how_they_are_written() -> None:
+    written = ("cuda{a=1, b=2}", "CPU", "CUDAExecutionProvider{b='2', a=1}", "cpu", "cuda{a=1}")
+    assert distinct_providers(written) == ("cuda{a=1, b=2}", "CPU", "cuda{a=1}")
 
 
 @pytest.mark.parametrize(
@@ -158,6 +165,7 @@ def test_providers_have_their_usual_names(
 ) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: [full, "CPUExecutionProvider"])
     assert resolve_provider(name) == full
+    assert provider_alias(name) == provider_alias(full)
 
 
 def test_a_provider_that_is_not_installed_is_named_with_those_that_are() -> None:

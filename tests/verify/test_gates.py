@@ -38,7 +38,7 @@ def test_parse(text: str, wanted: Gate) -> None:
 @given(
     st.sampled_from(sorted(QUANTITIES)),
     st.sampled_from(["<=", ">=", "==", "!=", "<", ">"]),
-    st.integers(-99999, 99999).map(lambda n: n / 100),
+    st.floats(allow_nan=False),
 )
 def test_the_text_of_a_gate_reads_back(quantity: str, comparison: str, bound: float) -> None:
     gate = Gate(quantity, comparison, bound)
@@ -167,20 +167,18 @@ def test_every_element_has_to_hold_and_the_worst_is_reported(
 
 
 @pytest.mark.parametrize(
-    ("path", "message"),
+    "path",
     [
-        (
-            "metric.drop",
-            "of which this report has no value; it has model, output, latency, size, outputs",
-        ),
-        ("outputs.2.sqnr_db", "'outputs' has 2, counted from 0"),
-        ("layers.*.local_db", "'layers.*' has node, op_type, precision, sqnr_db"),
-        ("output.integer_operators.Conv", "integer_operators' has com.microsoft:QLinearConv"),
+        "metric.drop",
+        "outputs.2.sqnr_db",
+        "layers.*.local_db",
+        "output.integer_operators.Conv",
     ],
 )
-def test_a_path_without_a_value_is_no_promise(path: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Gate.parse(f"{path}<=1").check(a_report(metric=None))
+@pytest.mark.parametrize("comparison", ["<=", ">=", "!="])
+def test_a_path_without_a_value_breaks_every_promise(path: str, comparison: str) -> None:
+    facts = Gate.parse(f"{path}{comparison}1").check(a_report(metric=None))
+    assert facts == GateFacts(f"{path}{comparison}1", None, False)
 
 
 WORSE = {"<=": math.inf, ">=": -math.inf}
