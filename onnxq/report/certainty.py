@@ -22,7 +22,7 @@ def certainty(report: Report) -> tuple[str, ...]:
         return ()
     high = metric.confidence[1]
     bounds = allowed_drops(metric, (gate for gate in report.gates if gate.passed))
-    return tuple(_sentence(metric, high, bound) for bound in bounds if high > bound)
+    return tuple(_sentence(metric, high, bound) for bound in bounds if bound < high < math.inf)
 
 
 def allowed_drops(metric: MetricFacts, gates: Iterable[GateFacts]) -> list[float]:
@@ -40,9 +40,10 @@ def allowed_drops(metric: MetricFacts, gates: Iterable[GateFacts]) -> list[float
 def _sentence(metric: MetricFacts, high: float, bound: float) -> str:
     sentence = f"The drop is certain only up to {words.metric_drop(metric, high)} (95 %)"
     promised = words.metric_drop(metric, bound)
-    if metric.drop >= bound:
+    reach = (high - metric.drop) / (bound - metric.drop) if metric.drop < bound else math.inf
+    needed = metric.samples * reach * reach
+    if math.isinf(needed):
         return f"{sentence}; no number of samples would prove {promised} if it stays as measured."
-    needed = metric.samples * ((high - metric.drop) / (bound - metric.drop)) ** 2
     return f"{sentence}; about {_rounded_up(needed):,} held-out samples would prove {promised}."
 
 

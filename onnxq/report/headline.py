@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from onnxq.report import words
@@ -57,6 +58,9 @@ def _accuracy(report: Report) -> str:
             return said
         low, high = (words.share(1 - end) for end in reversed(metric.confidence))
         return f"{said} (95 % interval {low} to {high})"
+    if math.isnan(metric.drop):
+        values = (words.measured(metric.name, side) for side in (metric.float, metric.candidate))
+        return "loses an unknown amount of {} ({} before, {} after)".format(metric.name, *values)
     amount = words.metric_drop(metric, abs(metric.drop))
     said = f"{'gains' if metric.drop < 0 else 'loses'} {amount} of {metric.name}"
     if not metric.drop:

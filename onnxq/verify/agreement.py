@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxq.runtime.specs import Array
 from onnxq.verify.decisions import UNDECIDED, Choices, Decision
-from onnxq.verify.metrics.intervals import bootstrap_interval, proportion_interval
+from onnxq.verify.metrics.intervals import proportion_interval, shares_interval
 from onnxq.verify.metrics.metric import Floats
 from onnxq.verify.result import NEIGHBOUR, AgreementFacts, DecisionFacts
 
@@ -67,13 +67,12 @@ class Agreement:
         scores, weights = (np.sum(side, axis=0) for side in zip(*parts, strict=True))
         if not weights.sum():
             return None
-        single = bool((weights == 1).all())
-        if single or (scores == weights).all():
-            counted = weights > 0
-            share = scores[counted] / weights[counted]
-            confidence = proportion_interval(float(share.sum()), int(counted.sum()))
+        if (weights <= 1).all():
+            confidence = proportion_interval(float(scores.sum()), int(weights.sum()))
         else:
-            confidence = bootstrap_interval(scores, weights)
+            pair = (np.stack([side, weights], axis=1) for side in (weights, scores))
+            low, high = shares_interval(lambda sums: sums[:, 0] / sums[:, 1], *pair)
+            confidence = max(0.0, 1.0 - high), min(1.0, 1.0 - low)
         return AgreementFacts(
             float(scores.sum() / weights.sum()),
             len(scores),

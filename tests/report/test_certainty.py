@@ -42,8 +42,9 @@ def test_samples_that_would_prove_the_drop() -> None:
         ((-0.01, 0.005), 0.005, True),
         (None, 0.005, True),
         ((-0.01, 0.02), 0.005, False),
+        ((-0.01, math.inf), 0.005, True),
     ],
-    ids=["inside", "just inside", "no interval", "broken"],
+    ids=["inside", "just inside", "no interval", "broken", "endless"],
 )
 def test_nothing_to_say(interval: tuple[float, float] | None, bound: float, passed: bool) -> None:
     assert not a_promise(0.001, interval, bound, passed=passed)
@@ -62,6 +63,8 @@ def test_a_drop_as_large_as_promised_can_never_be_proved() -> None:
     (sentence,) = a_promise(0.0, (-0.006, 0.006), 0.0)
     assert "certain only up to 0.60 points" in sentence
     assert "no number of samples would prove 0.00 points" in sentence
+    (sentence,) = a_promise(0.001, (0.0, 1e300), 0.005)
+    assert "no number of samples would prove 0.50 points" in sentence
 
 
 def _highest(successes: int, samples: int) -> float:

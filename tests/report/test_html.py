@@ -510,6 +510,14 @@ def test_plotly_knows_all_that_charts_say(name: str) -> None:
         ),
         (
             {
+                "metric": MetricFacts("psnr", math.inf, math.inf, math.nan, 9, None),
+                "gates": (GateFacts("drop<=1", math.nan, False),),
+            },
+            "q.onnx is 1.50 times as fast as m.onnx and 4.00 times smaller, and loses an unknown "
+            "amount of psnr (inf before, inf after), but 1 of 1 gate failed.",
+        ),
+        (
+            {
                 "metric": None,
                 "latency": LatencyFacts("cpu", 1, 2.0, 2.0, 0.999),
                 "size": SizeFacts(10, 10, 1.0),

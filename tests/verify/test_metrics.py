@@ -17,7 +17,12 @@ from onnxq.runtime import TensorSpec
 from onnxq.verify.metrics import Metric, available_metrics, choose_metric, paired_drop
 from onnxq.verify.metrics.accuracy import Accuracy
 from onnxq.verify.metrics.bits_per_byte import BitsPerByte
-from onnxq.verify.metrics.intervals import bootstrap_interval, proportion_interval
+from onnxq.verify.metrics.intervals import (
+    bootstrap_interval,
+    paired_interval,
+    proportion_interval,
+    shares_interval,
+)
 from onnxq.verify.metrics.user import UserMetric
 from tests.verify.metrics.filling import filled
 
@@ -108,6 +113,38 @@ def test_paired_interval_covers_the_true_drop_in_95_of_100_draws() -> None:
         assert drop.confidence is not None
         covered.append(drop.confidence[0] <= 0.02 <= drop.confidence[1])
     assert 0.93 <= np.mean(covered) <= 0.98
+
+
+def test_a_sample_without_a_label_does_not_change_the_interval_of_right_and_wrong() -> None:
+    logits, labels = np.eye(2)[[0, 1, 1, 0, 1]], np.array([0, 1, 0, 0, -1])
+    drops = [
+        paired_drop(*(filled(Accuracy(), logits[:n], labels[:n]) for _ in range(2))) for n in (4, 5)
+    ]
+    assert drops[0].confidence == drops[1].confidence
+
+
+@pytest.mark.parametrize(("lost", "wide"), [(0.0005, 0.13), (0.002, 0.01), (0.02, 0.02)])
+def test_the_interval_of_shares_covers_drops_that_few_samples_show(
+    lost: float, wide: float
+) -> None:
+    generator = np.random.default_rng(4)
+    covered, widths = [], []
+    for seed in range(120):
+        right = generator.random((50, 20)) < 0.9
+        kept = right & (generator.random(right.shape) >= lost)
+        pair = (np.stack([x.sum(1), np.full(50, 20)], axis=1) * 1.0 for x in (right, kept))
+        low, high = shares_interval(lambda sums: sums[:, 0] / sums[:, 1], *pair, seed=seed)
+        covered.append(low <= 0.9 * lost <= high)
+        widths.append(high - low)
+    assert np.mean(covered) >= 0.92
+    assert np.median(widths) < wide
+
+
+def test_equal_shares_leave_the_room_that_equal_proportions_leave() -> None:
+    numbers = np.tile([[17.0, 20.0]], (100, 1))
+    low, high = shares_interval(lambda sums: sums[:, 0] / sums[:, 1], numbers, numbers)
+    wanted = paired_interval(np.ones(100), np.ones(100))
+    assert (low, high) == pytest.approx(wanted, rel=0.15)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))

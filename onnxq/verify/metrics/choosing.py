@@ -85,3 +85,10 @@ def numbers_and_wanted(
         found.reshape(rows, -1).astype(np.float64),
         np.asarray(wanted).reshape(rows, -1).astype(np.float64),
     )
+
+
+def squared_errors(found: Floats, wanted: Floats) -> Floats:
+    """The square of each difference: 0 of equal infinities, infinite where a side is NaN."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        squared = np.where(found == wanted, 0.0, found - wanted) ** 2
+    return np.where(np.isnan(squared), np.inf, squared)

@@ -27,8 +27,10 @@ def bootstrap_interval(scores: Floats, weights: Floats, *, seed: int = 0) -> Int
     if not np.isfinite(scores).all():
         low, high = float(scores.min()), float(scores.max())
         return (low if math.isinf(low) else high), (high if math.isinf(high) else low)
+    generator, count = np.random.default_rng(seed), len(scores)
     values = []
-    for draws in _draws(len(scores), seed):
+    for size in _sizes(count):
+        draws = generator.integers(0, count, (size, count))
         totals = weights[draws].sum(axis=1)
         values.append(scores[draws].sum(axis=1)[totals > 0] / totals[totals > 0])
     low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
@@ -45,21 +47,64 @@ def resampled_interval(
         count: Samples.
         seed: Seed of the draws.
     """
+    generator = np.random.default_rng(seed)
     values = []
-    for draws in _draws(count, seed):
-        cells = draws + count * np.arange(len(draws))[:, np.newaxis]
-        times = np.bincount(cells.ravel(), minlength=len(draws) * count).reshape(-1, count)
-        values.append(statistic(times.astype(np.float64)))
+    for size in _sizes(count):
+        draws = generator.integers(0, count, (size, count))
+        values.append(statistic(_times(draws, count)))
     low, high = np.nanpercentile(np.concatenate(values), [2.5, 97.5])
     return float(low), float(high)
 
 
-def _draws(count: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Samples drawn with replacement, `RESAMPLES` times, some times at once."""
+def shares_interval(
+    of: Callable[[Floats], Floats], reference: Floats, candidate: Floats, *, seed: int = 0
+) -> Interval:
+    """Return the 95 % bootstrap interval of of(sum of reference) - of(sum of candidate).
+
+    Two samples more are drawn from than there are, which differ as those do that differ, one in
+    the reference's favour and one in the candidate's; where none differs, one model has all of it
+    and the other one nothing. That is the adjustment of `paired_interval`: the percentile bootstrap
+    alone takes what no sample, or one, showed for impossible.
+
+    Args:
+        of: The share by sums, [R, K] -> [R]; NaN leaves a draw out.
+        reference: Numbers of each sample, [N, K]: what counts, and behind it out of how much.
+        candidate: Likewise, of the same samples.
+        seed: Seed of the draws.
+    """
+    of_how_much = np.split(reference + candidate, 2, axis=1)[1]
+    reference, candidate = (side[of_how_much.any(axis=1)] for side in (reference, candidate))
+    differ = (reference != candidate).any(axis=1)
+    ours, theirs = reference[differ], candidate[differ]
+    if not differ.any():
+        _, all_ = np.split(reference, 2, axis=1)
+        ours, theirs = np.hstack([all_, all_]), np.hstack([0 * all_, all_])
+    sides = [(reference, candidate), (ours, theirs), (theirs, ours)]
+    pairs = np.concatenate([np.hstack(both) for both in sides])
+    count, width = len(reference), reference.shape[1]
     generator = np.random.default_rng(seed)
-    at_once = max(1, _DRAWS_AT_ONCE // count)
-    for start in range(0, RESAMPLES, at_once):
-        yield generator.integers(0, count, (min(at_once, RESAMPLES - start), count))
+    values = []
+    for size in _sizes(len(pairs)):
+        draws = generator.integers(0, count + 2, (size, count + 2))
+        added = draws >= count
+        draws[added] = generator.integers(count, len(pairs), int(added.sum()))
+        sums = _times(draws, len(pairs)) @ pairs
+        values.append(of(sums[:, :width]) - of(sums[:, width:]))
+    low, high = np.nanpercentile(np.concatenate(values), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _times(draws: npt.NDArray[np.int64], count: int) -> Floats:
+    """How often each of so many is drawn, [R, N]."""
+    cells = draws + count * np.arange(len(draws))[:, np.newaxis]
+    times = np.bincount(cells.ravel(), minlength=len(draws) * count)
+    return times.reshape(-1, count).astype(np.float64)
+
+
+def _sizes(cells: int) -> Iterator[int]:
+    """How many of `RESAMPLES` draws are made at once where each takes so many cells."""
+    at_once = max(1, _DRAWS_AT_ONCE // cells)
+    return (min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once))
 
 
 def paired_interval(reference: Floats, candidate: Floats) -> Interval:

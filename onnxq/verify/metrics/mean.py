@@ -42,11 +42,12 @@ class MeanMetric(Metric):
             InputError: nothing was counted.
         """
         scores, weights = self.scores()
-        value = self.value(float(scores.sum() / weights.sum()))
+        with np.errstate(invalid="ignore"):
+            value = self.value(float(scores.sum() / weights.sum()))
         return MetricResult(to_form(self), value, len(scores), self.higher_is_better)
 
     def right_or_wrong(self) -> bool:
-        """Tell whether each sample is either right (1) or wrong (0), as for a proportion."""
+        """Tell whether each sample that counts is right (1) or wrong (0), as for a proportion."""
         return False
 
     def value(self, mean: float) -> float:

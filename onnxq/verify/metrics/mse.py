@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxq.errors import InputError
 from onnxq.runtime.specs import Array
-from onnxq.verify.metrics.choosing import numbers_and_wanted
+from onnxq.verify.metrics.choosing import numbers_and_wanted, squared_errors
 from onnxq.verify.metrics.mean import MeanMetric
 
 ALLOWED_RISE = 0.02
@@ -51,6 +51,6 @@ class MeanSquaredError(MeanMetric):
     ) -> None:
         """See `Metric`."""
         found, wanted = numbers_and_wanted(outputs, labels, reference, self.name, self.output)
-        squared = ((found - wanted) ** 2).sum(axis=1)[:valid]
-        self._scores.append(np.where(np.isnan(squared), np.inf, squared))
+        squared = squared_errors(found, wanted).sum(axis=1)[:valid]
+        self._scores.append(squared)
         self._weights.append(np.full(len(squared), float(found.shape[1])))

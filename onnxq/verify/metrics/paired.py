@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from onnxq.errors import InputError
@@ -9,9 +11,11 @@ from onnxq.verify.metrics.intervals import (
     bootstrap_interval,
     paired_interval,
     resampled_interval,
+    shares_interval,
 )
 from onnxq.verify.metrics.mean import MeanMetric
 from onnxq.verify.metrics.metric import Floats, Metric
+from onnxq.verify.metrics.pooled import PooledMetric
 from onnxq.verify.metrics.resampled import ResampledMetric
 from onnxq.verify.metrics.user import UserMetric
 from onnxq.verify.result import MetricFacts
@@ -21,7 +25,9 @@ def paired_drop(float_metric: Metric, candidate_metric: Metric, *, seed: int = 0
     """Return both models' metric and the drop between them, on the same samples.
 
     The interval is over pairs of scores of one sample: `paired_interval` where each sample is right
-    or wrong, otherwise the percentile bootstrap's over samples.
+    or wrong, `shares_interval` of other shares, and the percentile bootstrap's of the rest. The
+    drop is NaN, which keeps no promise, where both models are infinitely good or bad and samples do
+    not tell them apart.
 
     Args:
         float_metric: the metric with the float model's outputs added.
@@ -38,35 +44,59 @@ def paired_drop(float_metric: Metric, candidate_metric: Metric, *, seed: int = 0
             f"{candidate.name} over {candidate.samples}"
         )
     sign = 1 if reference.higher_is_better else -1
+    drop = sign * (reference.value - candidate.value)
     confidence = None
-    if isinstance(float_metric, MeanMetric) and isinstance(candidate_metric, MeanMetric):
-        (ours, weights), (theirs, _) = float_metric.scores(), candidate_metric.scores()
-        if float_metric.right_or_wrong():
-            confidence = paired_interval(ours, theirs)
-        else:
-            lost = sign * _difference(ours, theirs)
-            low, high = bootstrap_interval(lost, weights, seed=seed)
-            mean = float(ours.sum() / weights.sum())
-            confidence = float_metric.change(mean, low), float_metric.change(mean, high)
+    if isinstance(float_metric, PooledMetric) and isinstance(candidate_metric, PooledMetric):
+        # One rule for both: options are the same.
+        of = float_metric.of
+        numbers = float_metric.numbers(), candidate_metric.numbers()
+        confidence = shares_interval(lambda sums: sign * of(sums), *numbers, seed=seed)
     elif isinstance(float_metric, ResampledMetric) and isinstance(
         candidate_metric, ResampledMetric
     ):
-        of, other = float_metric.resampled, candidate_metric.resampled
+        of_ours, of_theirs = float_metric.resampled, candidate_metric.resampled
+        count = float_metric.samples()
         confidence = resampled_interval(
-            lambda times: sign * (of(times) - other(times)), float_metric.samples(), seed=seed
+            lambda times: sign * (of_ours(times) - of_theirs(times)), count, seed=seed
         )
+        if confidence == (0.0, 0.0):
+            # No sample differs, which leaves open what as many that are right or wrong do.
+            confidence = paired_interval(np.ones(count), np.ones(count))
+    elif isinstance(float_metric, MeanMetric) and isinstance(candidate_metric, MeanMetric):
+        (ours, weights), (theirs, _) = float_metric.scores(), candidate_metric.scores()
+        if float_metric.right_or_wrong():
+            counted = weights > 0
+            confidence = paired_interval(ours[counted], theirs[counted])
+        elif float_metric.is_share:
+            pair = (np.stack([scores, weights], axis=1) for scores in (ours, theirs))
+            confidence = shares_interval(lambda s: sign * s[:, 0] / s[:, 1], *pair, seed=seed)
+        else:
+            lost, mean = _lost(ours, theirs, sign), float(ours.sum() / weights.sum())
+            if math.isnan(drop):
+                drop = float_metric.change(mean, _mean(lost, weights))
+            low, high = bootstrap_interval(lost, weights, seed=seed)
+            confidence = float_metric.change(mean, low), float_metric.change(mean, high)
     elif isinstance(float_metric, UserMetric) and isinstance(candidate_metric, UserMetric):
         one, two = float_metric.scores(), candidate_metric.scores()
         if one is not None and two is not None:
-            lost = sign * _difference(one, two)
-            confidence = bootstrap_interval(lost, np.ones(len(lost)), seed=seed)
-    drop = sign * float(_difference(np.float64(reference.value), np.float64(candidate.value)))
+            lost, weights = _lost(one, two, sign), np.ones(len(one))
+            if math.isnan(drop):
+                drop = _mean(lost, weights)
+            confidence = bootstrap_interval(lost, weights, seed=seed)
+    if any(map(math.isnan, (drop, *(confidence or ())))):
+        confidence = None
     return MetricFacts(
         reference.name, reference.value, candidate.value, drop, reference.samples, confidence
     )
 
 
-def _difference(reference: Floats | np.float64, candidate: Floats | np.float64) -> Floats:
-    """Zero where both are equal, also where both are infinite."""
+def _lost(ours: Floats, theirs: Floats, sign: int) -> Floats:
+    """What each sample loses; NaN where both are infinitely bad, which hides all else in them."""
     with np.errstate(invalid="ignore"):
-        return np.where(reference == candidate, 0.0, reference - candidate)
+        both_perfect = (ours == theirs) & (ours == sign * np.inf)
+        return np.where(both_perfect, 0.0, sign * (ours - theirs))
+
+
+def _mean(scores: Floats, weights: Floats) -> float:
+    with np.errstate(invalid="ignore"):
+        return float(scores.sum() / weights.sum())

@@ -22,7 +22,7 @@ class PooledMetric(ResampledMetric):
     _numbers: list[Floats] = field(default_factory=list, init=False, repr=False)
 
     def numbers(self) -> Floats:
-        """The numbers of each sample, [N, K].
+        """The numbers of each sample, [N, K]: what counts, and behind it out of how much.
 
         Raises:
             InputError: no batch was added.

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxq.errors import InputError
 from onnxq.runtime.specs import Array
-from onnxq.verify.metrics.choosing import numbers_and_wanted
+from onnxq.verify.metrics.choosing import numbers_and_wanted, squared_errors
 from onnxq.verify.metrics.mean import MeanMetric
 
 ALLOWED_DROP_DB = 0.1
@@ -52,8 +52,8 @@ class Psnr(MeanMetric):
         if labels is None:
             raise InputError(f"metric {self.name} needs labels; the data has no array 'labels'")
         found, wanted = numbers_and_wanted(outputs, labels, None, self.name, self.output)
-        error = ((found - wanted) ** 2).mean(axis=1)[:valid]
+        error = squared_errors(found, wanted).mean(axis=1)[:valid]
         with np.errstate(divide="ignore"):
             ratio = 10 * np.log10(self.peak**2 / error)
-        self._scores.append(np.where(np.isnan(ratio), -np.inf, ratio))
+        self._scores.append(ratio)
         self._weights.append(np.ones(len(ratio)))

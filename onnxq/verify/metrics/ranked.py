@@ -21,8 +21,8 @@ class Ranked(ScoredMetric):
     is_share = True
 
     def right_or_wrong(self) -> bool:
-        """Tell whether each sample has one position, which is right (1) or wrong (0)."""
-        return all(bool((weights == 1).all()) for weights in self._weights)
+        """Tell whether no sample has more than one position, right (1) or wrong (0)."""
+        return all(bool((weights <= 1).all()) for weights in self._weights)
 
     def _score(self, logits: Floats, labels: Array) -> Floats:
         if self.k >= logits.shape[-1]:

@@ -42,7 +42,9 @@ def test_bits_of_useless_logits_are_infinite() -> None:
     assert broken.result().value == math.inf
     assert bootstrap_interval(*broken.scores()) == (math.inf, math.inf)
     assert paired_drop(finite, broken).drop == math.inf
-    assert paired_drop(broken, broken).drop == 0.0
+    both = paired_drop(broken, broken)
+    assert math.isnan(both.drop) and both.confidence is None, "what is infinite hides all else"
+    assert paired_drop(broken, finite).drop == -math.inf
 
 
 def test_a_rise_of_bits_per_byte_is_a_positive_drop() -> None:

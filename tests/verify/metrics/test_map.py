@@ -86,6 +86,8 @@ def test_a_sample_that_counts_twice_is_as_if_it_were_there_twice() -> None:
 
 def test_a_drop_has_an_interval() -> None:
     labels, boxes, scores = scene()
+    equal = paired_drop(*(filled(labels, boxes, scores) for _ in range(2)))
+    assert equal.confidence is not None and equal.confidence[0] < 0 < equal.confidence[1]
     drop = paired_drop(filled(labels, boxes, scores), filled(labels, boxes + 3, scores))
     assert drop.name == "map{boxes='b', scores='s'}" and drop.confidence is not None
     low, high = drop.confidence

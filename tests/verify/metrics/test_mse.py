@@ -38,6 +38,14 @@ def test_the_float_models_output_of_that_name_stands_in_for_labels() -> None:
     assert metric.result().value == math.inf
 
 
+def test_equal_infinities_are_no_error_and_what_is_nan_hides_none() -> None:
+    ours = np.array([[-np.inf, 1.0], [0.0, np.inf]])
+    assert filled(MeanSquaredError(), ours, ours).result().value == 0.0
+    assert filled(MeanSquaredError(), -ours, ours).result().value == math.inf
+    broken = [filled(MeanSquaredError(), x * np.nan, ours) for x in (ours, ours + 9)]
+    assert math.isnan(paired_drop(*broken).drop)
+
+
 def test_what_does_not_fit() -> None:
     metric, outputs = MeanSquaredError(output="c"), {"a": np.zeros((2, 3))}
     with pytest.raises(InputError, match=r"output 'c' of the labels' shape \[2, 3\]"):

@@ -33,6 +33,19 @@ def test_no_error_is_infinite_and_no_number_the_worst() -> None:
     assert filled(Psnr(), labels * np.nan, labels).result().value == -math.inf
 
 
+def test_images_without_an_error_do_not_hide_what_others_lose() -> None:
+    labels = np.zeros((20, 4))
+    ours, theirs = labels + 0.01, labels + 0.1
+    ours[0] = theirs[0] = 0
+    drop = paired_drop(*(filled(Psnr(), x, labels) for x in (ours, theirs)))
+    assert (drop.float, drop.candidate) == (math.inf, math.inf)
+    assert drop.drop == pytest.approx(20 * 19 / 20) and drop.confidence is not None
+    assert drop.confidence[0] < drop.drop <= drop.confidence[1]
+    theirs[1], theirs[0] = 0, 0.1
+    mixed = paired_drop(*(filled(Psnr(), x, labels) for x in (ours, theirs)))
+    assert math.isnan(mixed.drop) and mixed.confidence is None
+
+
 def test_it_needs_labels_and_a_peak() -> None:
     with pytest.raises(InputError, match="needs labels"):
         choose_metric("psnr", False, None)
