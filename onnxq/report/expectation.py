@@ -14,6 +14,8 @@ def expectation(report: Report) -> tuple[str, ...]:
     if agreement is not None and metric is not None and metric.name == AGREEMENT:
         what, where, amount = words.agreement(agreement)
         found = "; ".join(f"output '{d.output}', {d.why}" for d in agreement.decisions)
+        left = ", ".join(f"output '{name}'" for name in agreement.left_out)
+        found += left and f"; left out: {left}, whose first axis is not that of the samples"
         return (
             f"Expect the same {what} as the float model's "
             f"{where.format(words.share(agreement.value))}, 95 % interval "

@@ -25,7 +25,8 @@ class Agreement:
 
     Where a sample holds many positions and the float model makes one choice at more than half of
     all of them, as the background of an image, positions where both choose it are left out: they
-    would drown what the model is for.
+    would drown what the model is for. Of outputs with a row a sample and others, as one number of a
+    whole batch, those others are left out.
 
     Args:
         decisions: What the outputs decide.
@@ -33,11 +34,13 @@ class Agreement:
 
     def __init__(self, decisions: Sequence[Decision]) -> None:
         self._decisions = tuple(decisions)
+        self._samples = 0
         self._positions = {d.output: _Positions() for d in decisions if d.kind != NEIGHBOUR}
         self._rows = {d.output: _Rows() for d in decisions if d.kind == NEIGHBOUR}
 
     def add(self, reference: Mapping[str, Any], candidate: Mapping[str, Any], valid: int) -> None:
         """Add one batch of both models' outputs with so many samples."""
+        self._samples += valid
         for decision in self._decisions:
             name = decision.output
             ours, theirs = reference[name], np.asarray(candidate[name])
@@ -53,6 +56,7 @@ class Agreement:
 
     def merge(self, other: Agreement) -> None:
         """Add what another one of the same decisions was told, behind what this one was."""
+        self._samples += other._samples
         for name, positions in other._positions.items():
             self._positions[name].merge(positions)
         for name, rows in other._rows.items():
@@ -60,11 +64,14 @@ class Agreement:
 
     def result(self) -> AgreementFacts | None:
         """The agreement; None where nothing was decided, or too few samples have neighbours."""
-        parts = [own.scores() for own in self._positions.values()]
-        parts += [own.scores() for own in self._rows.values()]
-        if not parts or len({len(scores) for scores, _ in parts}) > 1:
+        parts = {name: own.scores() for name, own in self._positions.items()}
+        parts |= {name: own.scores() for name, own in self._rows.items()}
+        counts = [len(scores) for scores, _ in parts.values()]
+        if not counts:
             return None
-        scores, weights = (np.sum(side, axis=0) for side in zip(*parts, strict=True))
+        count = self._samples if self._samples in counts else counts[0]
+        parts = {name: part for name, part in parts.items() if len(part[0]) == count}
+        scores, weights = (np.sum(side, axis=0) for side in zip(*parts.values(), strict=True))
         if not weights.sum():
             return None
         if (weights <= 1).all():
@@ -81,8 +88,12 @@ class Agreement:
             tuple(
                 DecisionFacts(d.output, d.kind, d.why, self._is_marked(d.output))
                 for d in self._decisions
+                if d.output in parts
             ),
-            sum(own.divergence() for own in self._positions.values()) if self._positions else None,
+            sum(own.divergence() for name, own in self._positions.items() if name in parts)
+            if self._positions
+            else None,
+            tuple(d.output for d in self._decisions if d.output not in parts),
         )
 
     def _is_marked(self, output: str) -> bool:

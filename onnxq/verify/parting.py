@@ -62,12 +62,14 @@ def parts(graph: Graph) -> Iterator[Part]:
         yield Part(tuple(starts), tuple(inner), value)
 
 
-def first_parting(graph: Graph, feeds: Mapping[str, Array], here: Open, there: Open) -> str:
+def first_parting(
+    graph: Graph, samples: Sequence[Mapping[str, Array]], here: Open, there: Open
+) -> str:
     """Name of the first node whose result is more than a quantization step off; empty if none is.
 
     Args:
         graph: The model.
-        feeds: Samples.
+        samples: Feeds of each.
         here: Loads graphs where the numbers are taken to be right.
         there: Loads them on the other provider.
 
@@ -81,18 +83,23 @@ def first_parting(graph: Graph, feeds: Mapping[str, Array], here: Open, there: O
     for name in dict.fromkeys(value.name for part in found for value in part.reads):
         if not exposed.values[name].is_input and not exposed.values[name].is_output:
             exposed.add_output(exposed.values[name])
-    known = {**here(exposed).run(feeds), **feeds}
+    session = here(exposed)
+    known = [{**session.run(feeds), **feeds} for feeds in samples]
     for part in found:
-        fed = {value.name: known[value.name] for value in part.reads}
         alone = graph.extract(part.reads, [part.gives])
-        if not _parted(part.gives.name, [open(alone).run(fed) for open in (here, there)]):
+        both = [open(alone) for open in (here, there)]
+        for held in known:
+            fed = {value.name: held[value.name] for value in part.reads}
+            if _parted(part.gives.name, [one.run(fed) for one in both]):
+                break
+        else:
             continue
         inner = [n.output for n in part.nodes if _is_inner(n, part)]
         if not inner:
             return node_name(_named(part))
         shown = graph.extract(part.reads, [*inner, part.gives])
-        both = [open(shown).run(fed) for open in (here, there)]
-        wrong = (v for v in inner if _parted(v.name, both))
+        results = [open(shown).run(fed) for open in (here, there)]
+        wrong = (v for v in inner if _parted(v.name, results))
         at = next(wrong, None)
         return node_name(_named(part) if at is None else _maker(at))
     return ""
@@ -108,7 +115,7 @@ def _parted(name: str, both: Sequence[Mapping[str, Any]]) -> bool:
     a, b = (np.asarray(found[name]) for found in both)
     if a.shape != b.shape:
         return True
-    if a.dtype.kind not in "fiu" or not a.size or a.dtype.itemsize > 4:
+    if a.dtype.kind not in "fiu" or not a.size:
         return False
     ours, theirs = a.astype(np.float64), b.astype(np.float64)
     finite = np.isfinite(ours) & np.isfinite(theirs)

@@ -145,17 +145,16 @@ def _against_cpu(
     graph, path = model
     ours, theirs = Session(path), load_backend(place.backend).session(path, provider=place.provider)
     errors = ErrorAccumulator()
-    parting: str | None = ""
+    differing = []
     for feeds in _samples(place, data):
         here, there = ours.run(feeds), theirs.run(feeds)
         errors.add(here, there)
-        if parting == "" and outputs_differ(here, there):
-            if is_large:
-                parting = None
-                continue
-            cpu = partial(_Place(_NATIVE, "cpu").open, files)
-            parting = first_parting(graph, feeds, cpu, partial(place.open, files))
-    return _worst(errors), parting
+        if outputs_differ(here, there):
+            differing.append(feeds)
+    if not differing or is_large:
+        return _worst(errors), None if differing else ""
+    cpu = partial(_Place(_NATIVE, "cpu").open, files)
+    return _worst(errors), first_parting(graph, differing, cpu, partial(place.open, files))
 
 
 def _against_float(place: _Place, models: tuple[Model, Model], data: Dataset) -> float:

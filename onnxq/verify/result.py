@@ -80,6 +80,7 @@ class AgreementFacts:
     ``positions`` counts the decisions compared, of which a sample may hold many. ``kl`` is the
     Kullback-Leibler divergence of the candidate's distribution over the choices from the float
     model's at a position, in nats and in the mean, summed over outputs; None for neighbours.
+    ``left_out`` names outputs that decide something, but not by samples as the others do.
     """
 
     value: Number
@@ -88,6 +89,7 @@ class AgreementFacts:
     confidence: tuple[Number, Number]
     decisions: tuple[DecisionFacts, ...]
     kl: Number | None = None
+    left_out: tuple[str, ...] = ()
 
     def as_metric(self) -> MetricFacts:
         """The same as a metric, of which the float model has all."""

@@ -40,7 +40,7 @@ KEYS: dict[str, str | None] = {
     "methods": "node method gain_db seconds",
     "notes": None,
     "peak_stage": None,
-    "agreement": "value samples positions confidence decisions kl",
+    "agreement": "value samples positions confidence decisions kl left_out",
     "training": None,
     "untried": "what reason",
     "graph": None,

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
+from onnxq.report.expectation import expectation
 from onnxq.verify.agreement import Agreement, nearest
 from onnxq.verify.decisions import Decision
 from onnxq.verify.result import AgreementFacts
+from tests.verify.reports import a_report
 
 CLASSES = Decision("y", "classes", 1, "")
 MAP = Decision("y", "threshold", -1, "")
@@ -140,6 +142,20 @@ def test_embeddings_that_are_nan_have_no_neighbour() -> None:
     ours = np.random.default_rng(2).normal(size=(9, 8))
     facts = agreed(ROWS, ours, np.full_like(ours, np.nan))
     assert facts is not None and facts.value == 0
+
+
+def test_an_output_without_a_row_a_sample_is_left_out_and_told() -> None:
+    whole, single = (Decision(name, "classes", 1, "") for name in ("whole", "y"))
+    agreement = Agreement((whole, single))
+    ours, theirs = np.eye(3)[[0, 1, 2, 0]], np.eye(3)[[0, 1, 2, 1]]
+    for _ in range(3):
+        whole_batch = {"whole": np.eye(5)[:1]}
+        agreement.add({"y": ours} | whole_batch, {"y": theirs} | whole_batch, 4)
+    facts = agreement.result()
+    assert facts is not None and (facts.value, facts.samples) == (0.75, 12)
+    assert ([d.output for d in facts.decisions], facts.left_out) == (["y"], ("whole",))
+    report = a_report(agreement=facts, metric=facts.as_metric())
+    assert "left out: output 'whole', whose first axis" in " ".join(expectation(report))
 
 
 def test_several_outputs_count_together() -> None:

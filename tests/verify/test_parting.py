@@ -92,13 +92,25 @@ def test_parts_lie_between_quantized_tensors(model: Graph) -> None:
 def test_the_first_node_that_is_off_is_named(
     model: Graph, node: str, factor: float, named: str
 ) -> None:
-    assert first_parting(model, FEEDS, _here, _faulty(node, factor)) == named
+    assert first_parting(model, [FEEDS], _here, _faulty(node, factor)) == named
 
 
 def test_a_float_model_is_one_part() -> None:
     graph = _float()
-    assert first_parting(graph, FEEDS, _here, _here) == ""
-    assert first_parting(graph, FEEDS, _here, _faulty("first", 1.1)) == "first"
+    assert first_parting(graph, [FEEDS], _here, _here) == ""
+    assert first_parting(graph, [FEEDS], _here, _faulty("first", 1.1)) == "first"
+
+
+def test_one_sample_that_parts_is_enough_and_no_session_is_opened_for_each() -> None:
+    graph, opened = _float(), list[Graph]()
+    quiet = {"x": np.zeros((16, 4), np.float32)}
+
+    def there(part: Graph) -> Runnable:
+        opened.append(part)
+        return _faulty("first", 1.1)(part)
+
+    assert first_parting(graph, [quiet, quiet, FEEDS], _here, there) == "first"
+    assert len(opened) == 2
 
 
 @pytest.mark.parametrize(
@@ -121,6 +133,13 @@ def test_what_is_a_step(ours: list[float], theirs: list[float], differ: bool) ->
     assert outputs_differ({"y": np.array(ours, kind)}, {"y": np.array(theirs, kind)}) is differ
 
 
-def test_names_and_choices_are_no_numbers() -> None:
-    for ours, theirs in ((["a"], ["b"]), ([True], [False]), ([1], [2])):
+def test_names_and_answers_are_no_numbers() -> None:
+    for ours, theirs in ((["a"], ["b"]), ([True], [False])):
         assert not outputs_differ({"y": np.array(ours)}, {"y": np.array(theirs)})
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.int64, np.uint64])
+def test_numbers_of_64_bits_are_numbers(kind: type) -> None:
+    ours, near, far = (np.array(y, kind) for y in ([3, 700], [4, 700], [9, 700]))
+    assert not outputs_differ({"y": ours}, {"y": near})
+    assert outputs_differ({"y": ours}, {"y": far})

@@ -15,6 +15,9 @@ from onnxq.verify.metrics.choosing import first_fitting, float_outputs
 from onnxq.verify.metrics.mean import MeanMetric
 from onnxq.verify.metrics.scored import integer_labels
 
+_UNREAD = -2, -3
+"""Classes of steps with a NaN, in the true text and in what is held against it: never equal."""
+
 
 @dataclass(eq=False)
 class CtcErrors(MeanMetric):
@@ -23,6 +26,7 @@ class CtcErrors(MeanMetric):
     Outputs are scores [N, T, classes]. Greedy decoding takes the largest class of each step, one
     of equal ones in a row, and leaves the blank out. Labels are classes [N, L], filled up with
     negative ones; without labels the text decoded from the float model's output is the true one.
+    A step with a NaN is wrong.
 
     Attributes:
         blank: The class that stands for nothing.
@@ -44,7 +48,7 @@ class CtcErrors(MeanMetric):
     ) -> None:
         """See `Metric`."""
         if labels is None:
-            wanted = self._decoded(float_outputs(reference, self.name))
+            wanted = self._decoded(float_outputs(reference, self.name), _UNREAD[0])
         else:
             rows = integer_labels(labels, self.name)
             if rows.ndim != 2:
@@ -53,13 +57,13 @@ class CtcErrors(MeanMetric):
                     f"{list(rows.shape)}"
                 )
             wanted = [row[row >= 0].tolist() for row in rows]
-        found = self._decoded(outputs)[:valid]
+        found = self._decoded(outputs, _UNREAD[1])[:valid]
         texts = [self._parts(text) for text in wanted[: len(found)]]
         pairs = zip(map(self._parts, found), texts, strict=True)
         self._scores.append(np.array([distance(one, other) for one, other in pairs], np.float64))
         self._weights.append(np.array([len(text) for text in texts], np.float64))
 
-    def _decoded(self, outputs: Mapping[str, Any]) -> list[list[int]]:
+    def _decoded(self, outputs: Mapping[str, Any], unread: int) -> list[list[int]]:
         name = first_fitting(
             outputs,
             lambda v: v.ndim == 3 and v.shape[2] > 1,
@@ -73,7 +77,8 @@ class CtcErrors(MeanMetric):
                 f"option 'blank' of metric {self.name} is {self.blank}, but output '{name}' has "
                 f"{scores.shape[2]} classes"
             )
-        return [decoded(row, self.blank) for row in scores.argmax(axis=2)]
+        choices = np.where(np.isnan(scores).any(axis=2), unread, scores.argmax(axis=2))
+        return [decoded(row, self.blank) for row in choices]
 
     @abstractmethod
     def _parts(self, text: list[int]) -> Sequence[Hashable]:

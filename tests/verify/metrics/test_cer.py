@@ -56,6 +56,17 @@ def test_the_float_models_text_stands_in_for_labels() -> None:
     assert (drop.float, drop.drop) == (0.0, 1.0) and drop.confidence is not None
 
 
+def test_steps_that_are_nan_are_no_class() -> None:
+    right = steps([0, 4, 1])
+    for broken, errors in ((right * np.nan, 1.0), (right * [[[1], [1], [np.nan]]], 0.5)):
+        metric = CharacterErrors(blank=4)
+        metric.add({"y": broken}, None, 1, {"y": right})
+        assert metric.result().value == errors
+        assert filled(CharacterErrors(blank=4), broken, np.array([[0, 1]])).result().value == errors
+    metric.add({"y": right * np.nan}, None, 1, {"y": right * np.nan})
+    assert metric.result().value > errors, "nor is one equal to another"
+
+
 def test_what_does_not_fit() -> None:
     metric = choose_metric("cer{blank=7}", True, 2)
     assert metric is not None
