@@ -77,11 +77,14 @@ def first_harmful(
         return found
 
     before, tried = errors(()), wrong[:_MOST]
+    together = _gain(before, errors(tried))
+    # Where nothing changes for all of them, there is no need to run the model for each.
+    if len(tried) == 1 or abs(together) < _LEAST_DB:
+        return 0 if together >= _LEAST_DB else None
     for number, one in enumerate(tried):
         if _gain(before, errors([one])) >= _LEAST_DB:
             return number
-    together = len(tried) > 1 and _gain(before, errors(tried)) >= _LEAST_TOGETHER_DB
-    return 0 if together else None
+    return 0 if together >= _LEAST_TOGETHER_DB else None
 
 
 def _gain(before: Mapping[str, float], after: Mapping[str, float]) -> float:
