@@ -23,6 +23,7 @@ from typing import Any, ClassVar, TypeVar
 
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster, get_worker
+from distributed.security import Security
 
 from onnxq.errors import InputError
 from onnxq.ir.saving import replacing
@@ -65,6 +66,9 @@ _SETTINGS = {
     "distributed.worker.memory.terminate": 0.95,
     # It looks at what workers do a hundred times a second.
     "distributed.worker.profile.enabled": False,
+    # What their pages tell is for nobody.
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
 }
 
 
@@ -117,7 +121,8 @@ def connected(
 ) -> Iterator[Connection]:
     """A way to a cluster: one that is there, or one of processes that end afterwards.
 
-    A cluster that is started listens on the loopback interface only.
+    A cluster that is started listens on the loopback interface only, and where the package
+    cryptography is there, as the extra installs it, by TLS with keys that nobody else has.
 
     Raises:
         InputError: nothing answers at the address.
@@ -148,6 +153,15 @@ def _replace_dead(cluster: LocalCluster) -> None:
         cluster.scale(len(cluster.worker_spec))
 
 
+def _security() -> Security:
+    """Keys for one run, without which nobody on this machine can connect; none if they can't be."""
+    try:
+        return Security.temporary()
+    except ImportError:
+        # The extra brings what makes them.
+        return Security()
+
+
 def _local(workers: int | None, memory_limit: int | None) -> Any:
     """A cluster of processes of this machine, of which one may die before it has begun."""
     for left in reversed(range(_TRIES)):
@@ -160,6 +174,9 @@ def _local(workers: int | None, memory_limit: int | None) -> Any:
                 dashboard_address="127.0.0.1:0",
                 worker_dashboard_address="127.0.0.1:0",
                 memory_limit=memory_limit or 0,
+                # What there is to see is told by the command.
+                scheduler_kwargs={"dashboard": False},
+                security=_security(),
                 silence_logs=logging.CRITICAL,
             )
         except RuntimeError as error:

@@ -75,6 +75,15 @@ def test_what_is_started_listens_on_loopback_only(executor: Executor, noted: Pat
     assert len(listening) >= 4 and {*listening} == {"127.0.0.1"}
 
 
+def test_nobody_without_the_keys_of_the_run_can_connect(executor: Executor) -> None:
+    pytest.importorskip("cryptography")
+    address = executor._connection.client().scheduler_info()["address"]  # type: ignore[attr-defined]
+    assert address.startswith("tls://127.0.0.1:")
+    for way in (address, address.replace("tls", "tcp")):
+        with pytest.raises((OSError, ValueError, TypeError)):
+            distributed.Client(way, timeout=2, set_as_default=False)
+
+
 @pytest.mark.parametrize("trouble", ["killed", "stopped", "disk"])
 def test_what_a_worker_cannot_do_another_one_does(
     trouble: str, executor: Executor, noted: Path
