@@ -21,6 +21,7 @@ they are not, whether the ratio is within the 3 % that count as equal.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,7 +113,8 @@ def row(
     ours = min(theirs, key=lambda e: e.timing.p10_ms)
     ratio = best.timing.p10_ms / ours.timing.p10_ms
     same = "yes" if best.where == ours.where else "equal" if ratio * EQUAL >= 1 else "no"
-    cells = (model.stem, told(best), told(ours), described(named), f"{ratio:.3f}", same)
+    what = described(named, [os.fspath(python) for python in options.pythons])
+    cells = (model.stem, told(best), told(ours), what, f"{ratio:.3f}", same)
     return f"| {' | '.join(cells)} | {minutes:.1f} |"
 
 
@@ -180,10 +182,12 @@ def told(entry: Entry) -> str:
     return f"{entry.form} on {where}, {entry.timing.p10_ms:.3g} ms"
 
 
-def described(named: DeploymentFacts) -> str:
-    """What ``--target fastest`` named."""
-    elsewhere = " elsewhere" if named.python else ""
-    return f"{named.model} on {named.provider}{elsewhere}, {named.speedup:.2f}x"
+def described(named: DeploymentFacts, pythons: Sequence[str]) -> str:
+    """What ``--target fastest`` named, without where interpreters lie."""
+    model, elsewhere = named.model, " elsewhere" if named.python else ""
+    for python in pythons:
+        model = model.replace(f" of '{python}'", " elsewhere")
+    return f"{model} on {named.provider}{elsewhere}, {named.speedup:.2f}x"
 
 
 if __name__ == "__main__":
