@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxq.runtime.specs import Array
 from onnxq.verify.decisions import UNDECIDED, Choices, Decision
-from onnxq.verify.metrics.intervals import proportion_interval, shares_interval
+from onnxq.verify.metrics.intervals import proportion_interval, ratio, shares_interval
 from onnxq.verify.metrics.metric import Floats
 from onnxq.verify.result import NEIGHBOUR, AgreementFacts, DecisionFacts
 
@@ -78,7 +78,7 @@ class Agreement:
             confidence = proportion_interval(float(scores.sum()), int(weights.sum()))
         else:
             pair = (np.stack([side, weights], axis=1) for side in (weights, scores))
-            low, high = shares_interval(lambda sums: sums[:, 0] / sums[:, 1], *pair)
+            low, high = shares_interval(ratio, *pair)
             confidence = max(0.0, 1.0 - high), min(1.0, 1.0 - low)
         return AgreementFacts(
             float(scores.sum() / weights.sum()),

@@ -21,6 +21,7 @@ from onnxq.verify.metrics.intervals import (
     bootstrap_interval,
     paired_interval,
     proportion_interval,
+    ratio,
     shares_interval,
 )
 from onnxq.verify.metrics.user import UserMetric
@@ -133,16 +134,25 @@ def test_the_interval_of_shares_covers_drops_that_few_samples_show(
         right = generator.random((50, 20)) < 0.9
         kept = right & (generator.random(right.shape) >= lost)
         pair = (np.stack([x.sum(1), np.full(50, 20)], axis=1) * 1.0 for x in (right, kept))
-        low, high = shares_interval(lambda sums: sums[:, 0] / sums[:, 1], *pair, seed=seed)
+        low, high = shares_interval(ratio, *pair, seed=seed)
         covered.append(low <= 0.9 * lost <= high)
         widths.append(high - low)
     assert np.mean(covered) >= 0.92
     assert np.median(widths) < wide
 
 
+def test_shares_of_two_samples_lie_in_their_interval() -> None:
+    ours, theirs = np.array([[0.0, 2.0], [0.0, 0.0]]), np.array([[0.0, 2.0], [3.0, 0.0]])
+    low, high = shares_interval(lambda s: -ratio(s), ours, theirs)
+    assert low < 0 and high >= 1.5, "nothing to read counts where something is read"
+    ours, theirs = np.array([[0.0, 2.0]] * 2), np.array([[6.0, 2.0]] * 2)
+    low, high = shares_interval(lambda s: -ratio(s), ours, theirs)
+    assert low < 3.0 <= high
+
+
 def test_equal_shares_leave_the_room_that_equal_proportions_leave() -> None:
     numbers = np.tile([[17.0, 20.0]], (100, 1))
-    low, high = shares_interval(lambda sums: sums[:, 0] / sums[:, 1], numbers, numbers)
+    low, high = shares_interval(ratio, numbers, numbers)
     wanted = paired_interval(np.ones(100), np.ones(100))
     assert (low, high) == pytest.approx(wanted, rel=0.15)
 

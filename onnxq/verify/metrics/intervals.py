@@ -72,8 +72,8 @@ def shares_interval(
         candidate: Likewise, of the same samples.
         seed: Seed of the draws.
     """
-    of_how_much = np.split(reference + candidate, 2, axis=1)[1]
-    reference, candidate = (side[of_how_much.any(axis=1)] for side in (reference, candidate))
+    counted = (reference + candidate).any(axis=1)
+    reference, candidate = reference[counted], candidate[counted]
     differ = (reference != candidate).any(axis=1)
     ours, theirs = reference[differ], candidate[differ]
     if not differ.any():
@@ -90,8 +90,16 @@ def shares_interval(
         draws[added] = generator.integers(count, len(pairs), int(added.sum()))
         sums = _times(draws, len(pairs)) @ pairs
         values.append(of(sums[:, :width]) - of(sums[:, width:]))
+    # Of very few samples the two that were added can outweigh what was measured.
+    measured = of(reference.sum(axis=0)[np.newaxis]) - of(candidate.sum(axis=0)[np.newaxis])
     low, high = np.nanpercentile(np.concatenate(values), [2.5, 97.5])
-    return float(low), float(high)
+    return float(min(low, measured[0])), float(max(high, measured[0]))
+
+
+def ratio(sums: Floats) -> Floats:
+    """What counts out of how much, [R, 2] -> [R]; NaN out of nothing."""
+    what, of = sums.T
+    return np.asarray(np.where(of > 0, what / np.where(of > 0, of, 1.0), np.nan))
 
 
 def _times(draws: npt.NDArray[np.int64], count: int) -> Floats:

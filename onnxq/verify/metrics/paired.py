@@ -10,6 +10,7 @@ from onnxq.errors import InputError
 from onnxq.verify.metrics.intervals import (
     bootstrap_interval,
     paired_interval,
+    ratio,
     resampled_interval,
     shares_interval,
 )
@@ -69,7 +70,7 @@ def paired_drop(float_metric: Metric, candidate_metric: Metric, *, seed: int = 0
             confidence = paired_interval(ours[counted], theirs[counted])
         elif float_metric.is_share:
             pair = (np.stack([scores, weights], axis=1) for scores in (ours, theirs))
-            confidence = shares_interval(lambda s: sign * s[:, 0] / s[:, 1], *pair, seed=seed)
+            confidence = shares_interval(lambda s: sign * ratio(s), *pair, seed=seed)
         else:
             lost, mean = _lost(ours, theirs, sign), float(ours.sum() / weights.sum())
             if math.isnan(drop):
