@@ -97,7 +97,8 @@ def test_latency_is_measured_only_where_a_gate_speaks_of_it(
     original: Graph, feeds: Feeds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxq.comparison.compare_files", _asked)
-    for gates, is_asked in (((), False), (["sqnr>=1"], False), (["latencies.*.speedup>=1"], True)):
+    asked = ("latencies.*.speedup>=1", "providers.*.candidate_ms<=9", "throughput.*.speedup>=1")
+    for gates, is_asked in (((), False), (["sqnr>=1"], False), *(([one], True) for one in asked)):
         with pytest.raises(_AskedError) as caught:
             assert_equivalent(to_proto(original), to_proto(original), feeds, gates=gates)
         assert caught.value.args == (is_asked,)

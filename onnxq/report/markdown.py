@@ -14,11 +14,13 @@ from onnxq.report import words
 from onnxq.report.figures import figures
 from onnxq.report.grouping import weakest
 from onnxq.report.headline import headline
-from onnxq.verify.result import GateFacts, Report
+from onnxq.verify.result import DeploymentFacts, GateFacts, Report
 
 _WEAKEST = 10
 _LONGEST = 200
 """Most characters of a name: services cut off long comments."""
+
+_DEPLOYMENT = ("target, python", "model", "speedup", "interval", "SQNR", "size", "verdict")
 
 _WORD = re.compile(r"(\(?)((?:[^()]|\([^()]*\))*?)(\)?[.,;:]*)")
 """A word between what may stand before and behind it."""
@@ -36,6 +38,10 @@ def to_markdown(report: Report) -> str:
         parts.append(_table(("gate", "measured", "result"), map(_gate, report.gates)))
     rows = ((text(row[0]), *map(text, row[1:])) for row in figures(report))
     parts.append(_table(("", "", ""), rows))
+    if report.deployments:
+        parts.append(_table(_DEPLOYMENT, map(_deployment, report.deployments)))
+    if report.deploy:
+        parts.append(_block(report.deploy))
     if report.jump is not None:
         parts.append(f"**First jump:** {text(words.jump(report.jump))}.")
     parts += map(text, report.notes)
@@ -59,7 +65,8 @@ def text(sentence: str) -> str:
 def _word(word: str) -> str:
     if word == "->":
         return "→"
-    found = _WORD.fullmatch(word)
+    # The pattern looks at what ends a word once for each of its characters.
+    found = _WORD.fullmatch(word) if len(word) <= _LONGEST else None
     before, core, after = ("", word, "") if found is None else found.groups()
     return f"{before}{core if _PLAIN.fullmatch(core) else code(core)}{after}"
 
@@ -84,6 +91,24 @@ def _verdict(gates: Sequence[GateFacts]) -> str:
 
 def _gate(gate: GateFacts) -> tuple[str, str, str]:
     return code(gate.expr), words.gate_value(gate), "✅ held" if gate.passed else "❌ **failed**"
+
+
+def _block(source: str) -> str:
+    """Python between more backticks than it has on end."""
+    fence = "`" * max(3, *(1 + len(run) for run in re.findall("`+", source)), 0)
+    return "\n".join([f"{fence}python", *map(words.printable, source.split("\n")), fence])
+
+
+def _deployment(found: DeploymentFacts) -> tuple[str, ...]:
+    return (
+        text(words.place(found)),
+        code(found.model),
+        "" if found.speedup is None else f"{words.ratio(found.speedup)}x",
+        words.speedup_interval(found),
+        _db(found.sqnr_db),
+        "" if found.bytes is None else words.size(found.bytes),
+        "**chosen**" if found.chosen else text(found.reason),
+    )
 
 
 def _db(value: float | None) -> str:

@@ -12,7 +12,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,7 +43,7 @@ def sharing(folder: Path | None = None) -> Iterator[Progress]:
             machine for temporary files, if None.
 
     Raises:
-        InputError: somebody else made that folder.
+        InputError: somebody else made that folder, or it cannot be made.
     """
     if fcntl is None or _ours.machine is not None:
         yield SILENT
@@ -114,8 +114,15 @@ def _take_share() -> None:
 def _own_folder() -> Path:
     """A folder of this user, in which nobody else can be first with a lock."""
     folder = Path(tempfile.gettempdir()) / f"onnxq-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
+    try:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder '{folder}' ({error.strerror}); name another place for "
+            "temporary files by TMPDIR"
+        ) from error
     if found.st_uid != os.getuid() or found.st_mode & 0o77 or not stat.S_ISDIR(found.st_mode):
         raise InputError(
             f"the folder '{folder}' may be written to by others; remove it, or name another place "

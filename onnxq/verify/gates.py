@@ -31,8 +31,8 @@ _DISTANCES: dict[str, Callable[[float, float], float]] = {
 }
 """What is larger for the worse of two values."""
 
-_TIMED = ("speedup", "candidate_ms", "latency", "latencies", "throughput")
-"""Where a gate speaks of what a clock says."""
+_TIMED = re.compile(r"(latency|latencies|throughput)\..*|(.*\.)?(speedup|\w+_ms|\w+_per_second)")
+"""Quantities and paths that speak of what a clock says."""
 
 QUANTITIES: dict[str, tuple[str, Callable[[Report], float | None]]] = {
     "drop": (
@@ -117,7 +117,7 @@ class Gate:
     @property
     def is_timed(self) -> bool:
         """Whether latency has to be measured for it."""
-        return self.quantity.partition(".")[0] in _TIMED
+        return _TIMED.fullmatch(self.quantity) is not None
 
     def check(self, report: Report) -> GateFacts:
         """Hold a report against the promise; a quantity that was not measured breaks it."""

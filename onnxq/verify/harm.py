@@ -89,7 +89,12 @@ def first_harmful(
 
 def _gain(before: Mapping[str, float], after: Mapping[str, float]) -> float:
     """By how many dB the output that gains most does; one that was exact cannot."""
-    gains = (after[name] - sqnr for name, sqnr in before.items() if sqnr < math.inf)
+    gains = (
+        after[name] - sqnr
+        for name, sqnr in before.items()
+        # Where NaN stays NaN, both are -inf.
+        if sqnr < math.inf and after[name] != sqnr
+    )
     return max(gains, default=0.0)
 
 

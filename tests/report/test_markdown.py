@@ -16,7 +16,7 @@ from onnxq.report.markdown import code, text
 from onnxq.verify import Report
 from onnxq.verify.result import GateFacts, JumpFacts, LatencyFacts, LayerFacts
 from tests.report.hostile import SCRIPT, hostile_report, is_clean
-from tests.verify.reports import a_report
+from tests.verify.reports import DEPLOYMENTS, a_report
 
 OWN = {"<details>", "</details>", "<summary>", "</summary>", "<sub>", "</sub>", "<code>", "</code>"}
 
@@ -110,12 +110,25 @@ def test_hostile_names_do_nothing() -> None:
     found = list(tokens(shown))
     html = [t.content for t in found if t.type in ("html_inline", "html_block")]
     assert {tag for part in html for tag in re.findall(r"<[^>]*>", part)} <= OWN
-    assert not {t.type for t in found} & {"link_open", "image", "em_open", "fence"}
+    assert not {t.type for t in found} & {"link_open", "image", "em_open"}
     assert "<script" in "".join(t.content for t in found if t.type == "code_inline")
-    assert {len(row) for row in cells(shown)} == {3, 5}
+    assert {len(row) for row in cells(shown)} == {3, 5, 7}
 
 
 def test_long_names_are_cut_in_the_middle() -> None:
     report: Report = a_report(layers=(LayerFacts("a" * 9999 + "z", "Conv", "int8", 1.0, None, ""),))
     shown = to_markdown(report)
     assert len(shown) < 3000 and "aaa…aaa" in shown and "aaz`" in shown
+
+
+def test_deployments_are_a_table_and_the_line_that_loads_one_can_be_copied() -> None:
+    line = 'onnxruntime.InferenceSession("a```b.onnx", providers=["CPUExecutionProvider"])'
+    shown = to_markdown(a_report(deployments=DEPLOYMENTS, deploy=line))
+    assert [token.content for token in tokens(shown) if token.type == "fence"] == [line + "\n"]
+    verdicts = [row[-1] for row in cells(shown) if len(row) == 7]
+    assert verdicts.count("chosen") == 1
+    assert any("'nope/python' cannot be started" in verdict for verdict in verdicts)
+
+
+def test_a_word_of_any_length_is_read_at_once() -> None:
+    assert len(text("." * 1_000_000 + "x")) < 300

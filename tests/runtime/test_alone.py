@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -57,4 +58,16 @@ def test_locks_lie_where_nobody_else_can_put_them(
     assert folder.stat().st_mode & 0o777 == 0o700 and folder.is_dir()
     folder.chmod(0o777)
     with pytest.raises(InputError, match="may be written to by others"), sharing():
+        pass
+
+
+def test_a_file_in_the_place_of_their_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    (tmp_path / f"onnxq-{os.getuid()}").touch()
+    with pytest.raises(InputError, match="may be written to by others"), sharing():
+        pass
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "missing"))
+    with pytest.raises(InputError, match=r"missing.*TMPDIR"), sharing():
         pass

@@ -25,6 +25,12 @@ def model(a: float = 1.0, b: float = 1.0) -> Graph:
     return graph
 
 
+MAKES_NAN = Graph.from_text(
+    (HEAD + BODY.replace("y = Neg(v)", "w = Sub(v, v)  y = Div(w, w)")).format(a=1.0, b=1.5)
+)
+infer_types(MAKES_NAN)
+
+
 def first(candidate: Graph, *wrong: str) -> int | None:
     original = model()
     shown = original.copy()
@@ -50,6 +56,7 @@ def first(candidate: Graph, *wrong: str) -> int | None:
         pytest.param(model(b=1.5), ("v", "z"), 0, id="one of two outputs"),
         pytest.param(model(b=1.5), ("z",), 0, id="an output itself"),
         pytest.param(model(), ("t", "v"), None, id="nothing is wrong"),
+        pytest.param(MAKES_NAN, ("z",), 0, id="another output stays NaN"),
     ],
 )
 def test_it_is_the_first_that_brings_the_outputs_nearer(
