@@ -116,15 +116,19 @@ def _errors(
 ) -> dict[str, float]:
     """SQNR in dB of outputs, with some values put right."""
     graph, given_as, fed = candidate.copy(), {name: name for name in outputs}, dict[str, str]()
+    placed = dict[str, Value]()
     for one in right:
         value = graph.values[one.value]
         if one.is_own:
-            put = _rounded(graph, graph.values[one.right], one.step)
+            # What a pair quantizes may have been put right, too.
+            source = placed.get(one.right, graph.values[one.right])
+            put = _rounded(graph, source, one.step)
         else:
             name = graph.fresh_name(f"{one.value}_right")
             put = graph.add_input(name, TensorType(DataType.FLOAT, None))
             fed[name] = one.right
         graph.replace_uses(value, put)
+        placed[one.value] = put
         if one.value in given_as:
             given_as[one.value] = put.name
     made = dict.fromkeys(name for name in given_as.values() if name not in fed)

@@ -88,6 +88,20 @@ def test_of_many_that_harm_only_together_it_is_the_first() -> None:
     assert found(wrong[:1]) is None
 
 
+def test_a_wrong_value_counts_whose_pair_errs_as_well() -> None:
+    candidate = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 4] x) => (float[N, 4] y) <float two = {2}, float step = {0.05}, int8 zero = {0}>
+        { t = Mul(x, two) q = QuantizeLinear(t, step, zero) d = DequantizeLinear(q, step, zero)
+          y = Neg(d) }""")
+    infer_types(candidate)
+    values = {"t": SAMPLES, "y": -SAMPLES}
+    data = read({"x": SAMPLES}, Session(to_proto(candidate)).inputs, batch_size=8)
+    wrong = [Wrong("t", "t", False), Wrong("d", "t", True, 0.05)]
+    with ModelFiles.temporary() as files:
+        kept = lambda number, name: values[name]  # noqa: E731
+        assert first_harmful(candidate, wrong, ["y"], data, kept, files) == 0
+
+
 def test_what_a_pair_quantizes_takes_the_place_of_what_it_gives() -> None:
     candidate = Graph.from_text("""<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 4] x) => (float[N, 4] y, float[N, 4] z) <float step = {0.01}, int8 zero = {0}>
