@@ -2,7 +2,7 @@
 
     python benchmarks/cluster.py speed [MODEL DATA]...   1 and 2 workers of one thread, in turn
     python benchmarks/cluster.py kills [MODEL DATA]      workers killed at 20 random moments
-    python benchmarks/cluster.py batch FOLDER...         a batch over 30 models, stopped twice
+    python benchmarks/cluster.py batch PLACE...          a batch over 30 models, stopped twice
 
 ``speed`` needs two processors that nobody else uses. It tells times of the stages with workers that
 are there, with their start and end and what the command does by itself before, and the ratio of
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,13 @@ from onnxq.job import Job, open_job
 from onnxq.options import Options
 from onnxq.planning import find_sensitivity
 from onnxq.prepare import Prepared, find_ranges, observed, prepare, transformed
+from onnxq.progress import SILENT, Progress
 from onnxq.runtime import TensorSpec, as_stored
 from onnxq.study import find_losses, uniform_plan
 
 MODELS = Path(__file__).parents[1] / "models"
 DEFAULT = (str(MODELS / "digits_vit.onnx"), str(MODELS / "digits.npz"))
 KILLS = 20
-STARTS_WITHIN = 8.0
 
 
 def digest(result: Any) -> str:
@@ -180,45 +180,64 @@ def workers_of(process: int) -> list[int]:
     return found
 
 
-@contextlib.contextmanager
-def killing(times: int, between: tuple[float, float], seed: int) -> Iterator[list[int]]:
-    """Kill one worker of this process at so many random moments; gives those that were."""
-    over, killed, rng = threading.Event(), list[int](), np.random.default_rng(seed)
+class Killing(Progress):
+    """Kills one worker of this process at so many random moments, once workers have work.
 
-    def kill() -> None:
-        while not workers_of(os.getpid()) and not over.wait(0.5):
-            pass
-        # Who dies before it has begun is none that did any work.
-        over.wait(STARTS_WITHIN)
-        while len(killed) < times and not over.wait(rng.uniform(*between)):
+    Attributes:
+        killed: Those that were.
+    """
+
+    def __init__(self, times: int, between: tuple[float, float], seed: int) -> None:
+        self.killed: list[int] = []
+        self._times, self._between, self._rng = times, between, np.random.default_rng(seed)
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """See `Progress`: these stages are spread."""
+        if self._thread is None and name in ("calibrating", "analysing sensitivity"):
+            self._thread = threading.Thread(target=self._kill)
+            self._thread.start()
+
+    def advance(self, done: int) -> None:
+        """See `Progress`."""
+
+    def finish(self) -> None:
+        """See `Progress`."""
+
+    def stop(self) -> None:
+        """Kill no more."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _kill(self) -> None:
+        while len(self.killed) < self._times:
+            if self._over.wait(self._rng.uniform(*self._between)):
+                return
             if alive := workers_of(os.getpid()):
-                victim = int(rng.choice(alive))
+                victim = int(self._rng.choice(alive))
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGKILL)
-                    killed.append(victim)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        over.set()
-        thread.join()
+                    self.killed.append(victim)
 
 
 def kills(model: str, data: str, times: int) -> None:
     """Whether a sensitivity analysis finds the same while workers are killed."""
 
-    def stage() -> str:
-        return digest(find_sensitivity(model, data, precisions=("int8",), workers=2))
+    def found(progress: Progress) -> str:
+        options: dict[str, Any] = {"precisions": ("int8",), "workers": 2}
+        return digest(find_sensitivity(model, data, progress=progress, **options))
 
-    wanted = stage()
+    wanted = found(SILENT)
     count, number = 0, 0
     while count < times:
-        with killing(times - count, (2.0, 10.0), number) as killed:
-            found = stage()
-        assert found == wanted, "the bytes differ"
-        count, number = count + len(killed), number + 1
+        killing = Killing(times - count, (0.2, 3.0), number)
+        try:
+            assert found(killing) == wanted, "the bytes differ"
+        finally:
+            killing.stop()
+        count, number = count + len(killing.killed), number + 1
         print(f"{count} of {times} workers killed, run {number}: same bytes", flush=True)
 
 
@@ -229,10 +248,10 @@ def specs_of(model: Path) -> tuple[TensorSpec, ...]:
     return ()
 
 
-def models_of(folders: list[Path], into: Path, count: int) -> Path:
+def models_of(places: list[Path], into: Path, count: int) -> Path:
     """A manifest of so many models, with made-up data where they take it."""
     rows, made = ["name,model,data,recipe"], 0
-    files = [file for folder in folders for file in sorted(folder.glob("*.onnx"))]
+    files = [f for p in places for f in ([p] if p.is_file() else sorted(p.glob("*.onnx")))]
     while made < count:
         file = files[made % len(files)]
         model, data = into / f"{file.stem}-{made}.onnx", into / f"{file.stem}-{made}.npz"
@@ -259,10 +278,10 @@ def done(folder: Path) -> dict[str, int]:
     return {p.parent.name: p.stat().st_mtime_ns for p in folder.glob("*/result.json")}
 
 
-def batches(folders: list[Path], count: int) -> None:
+def batches(places: list[Path], count: int) -> None:
     """Whether a batch that is killed twice makes each report once."""
     with tempfile.TemporaryDirectory() as name:
-        manifest, out = models_of(folders, Path(name), count), Path(name) / "out"
+        manifest, out = models_of(places, Path(name), count), Path(name) / "out"
         command = [sys.executable, "-m", "onnxq", "batch", str(manifest), "-o", str(out)]
         written: dict[str, int] = {}
         for wanted in (count // 3, 2 * count // 3, count):
@@ -278,7 +297,11 @@ def batches(folders: list[Path], count: int) -> None:
             written = results
             ended = "it ended" if process.returncode >= 0 else "it was killed"
             print(f"{len(results)} results when {ended}, none made twice", flush=True)
-        states = [json.loads(p.read_text())["state"] for p in out.glob("*/result.json")]
+        bodies = [json.loads(p.read_text()) for p in sorted(out.glob("*/result.json"))]
+        states = [body["state"] for body in bodies]
+        for body in bodies:
+            if body.get("sentence"):
+                print(f"{body['name']}: {body['sentence']}")
         assert len(states) == count
         pages = len([*out.glob("*/report.html")])
         print(f"{pages} reports", end=" ")
