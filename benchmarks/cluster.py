@@ -42,6 +42,8 @@ from onnxq.study import find_losses, uniform_plan
 MODELS = Path(__file__).parents[1] / "models"
 DEFAULT = (str(MODELS / "digits_vit.onnx"), str(MODELS / "digits.npz"))
 KILLS = 20
+STARTED = 2.5
+"""Processor time that a worker takes before it does anything."""
 
 
 def digest(result: Any) -> str:
@@ -215,7 +217,8 @@ class Killing(Progress):
         while len(self.killed) < self._times:
             if self._over.wait(self._rng.uniform(*self._between)):
                 return
-            if alive := workers_of(os.getpid()):
+            # Who dies before it has begun is none that did any work.
+            if alive := [pid for pid in workers_of(os.getpid()) if spent(pid) > STARTED]:
                 victim = int(self._rng.choice(alive))
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGKILL)

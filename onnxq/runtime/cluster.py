@@ -50,8 +50,8 @@ _WANTED_FOR = 30 * 86400
 _ANSWERS_WITHIN = 30.0
 """Seconds in which a scheduler that was started again has to be there."""
 
-_MENDS_AFTER = 20.0
-"""Seconds without any worker after which those whose process is not there are started anew."""
+_MENDS_AFTER = 10.0
+"""Seconds without anything from a worker after which processes of this machine are looked at."""
 
 _WORKS_WITHIN = 120.0
 """Seconds in which one worker at least has to be there; busy machines take some to start one."""
@@ -82,6 +82,8 @@ class Connection:
     def __init__(self, address: Any) -> None:
         self._address = address
         self._clients: list[Client] = []
+        self._dead: set[Any] = set()
+        self._closing: set[Task[Any]] = set()
 
     def client(self) -> Client:
         """A client that is connected: another one where the last has lost the scheduler.
@@ -106,7 +108,21 @@ class Connection:
         Dask itself starts those again only that die later.
         """
         if isinstance(self._address, LocalCluster):
-            self._address.loop.add_callback(_replace_dead, self._address)
+            self._address.loop.add_callback(self._replace_dead)
+
+    def _replace_dead(self) -> None:
+        cluster = self._address
+        before = self._dead
+        self._dead = {n for n, nanny in cluster.workers.items() if not nanny.is_alive()}
+        # One that is found dead once may be about to be started again.
+        for name in self._dead & before:
+            # What nobody holds may be collected before it is done.
+            task = ensure_future(cluster.workers.pop(name).close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        if self._dead & before:
+            self._dead = set()
+            cluster.scale(len(cluster.worker_spec))
 
     def close(self) -> None:
         """Leave the cluster."""
@@ -137,20 +153,6 @@ def connected(
         stack.callback(connection.close)
         connection.client()
         yield connection
-
-
-_closing: set[Task[Any]] = set()
-
-
-def _replace_dead(cluster: LocalCluster) -> None:
-    dead = [name for name, nanny in cluster.workers.items() if not nanny.is_alive()]
-    for name in dead:
-        # What nobody holds may be collected before it is done.
-        task = ensure_future(cluster.workers.pop(name).close())
-        _closing.add(task)
-        task.add_done_callback(_closing.discard)
-    if dead:
-        cluster.scale(len(cluster.worker_spec))
 
 
 def _security() -> Security:
@@ -274,10 +276,13 @@ class _Map:
             InputError: its work refuses it, or there are no workers.
         """
         while key in self._missing:
-            with suppress(queue.Empty):
-                done, future = self._done.get(timeout=self._hangs_after / _LOOKS)
+            try:
+                wait = min(self._hangs_after / _LOOKS, _MENDS_AFTER)
+                done, future = self._done.get(timeout=wait)
                 if self._futures.get(done) is future:
                     self._take(done, future)
+            except queue.Empty:
+                self._connection.mend()
             if time.monotonic() - self._seen >= self._hangs_after / _LOOKS:
                 self._look()
         return self._given_up.get(key, "")
