@@ -387,12 +387,12 @@ def _read_back(quantizer: Node) -> list[Value]:
     Integers that are read with another scale or zero-point may be another value, a multiple of this
     one or a sum. They are where they were clipped, or where insert-qdq named them after another.
     """
-    source, found = quantizer.inputs[0], []
-    assert source is not None
+    found = []
     for value in behind(quantizer):
         reader = value.producer
         assert reader is not None
-        is_other = value.name.endswith("_dq") and value.name != f"{source.name}_dq"
+        stem = quantizer.output.name.removesuffix("_q")
+        is_other = value.name.endswith("_dq") and value.name != f"{stem}_dq"
         is_other = is_other or reader.input(0) is not quantizer.output
         if not is_other or all(map(_equal, quantizer.inputs[1:], reader.inputs[1:])):
             found.append(value)
