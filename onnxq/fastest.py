@@ -7,7 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from onnxq.benchmark import NATIVE
@@ -21,13 +23,14 @@ from onnxq.promise import promise
 from onnxq.proof import verify
 from onnxq.registry import to_form
 from onnxq.runtime import Runnable, Timing, interleaved, load_backend
+from onnxq.runtime.elsewhere import Elsewhere, SessionElsewhere
 from onnxq.runtime.onnxruntime import Onnxruntime
 from onnxq.runtime.pool import MODELS_BYTES, at_a_time
 from onnxq.runtime.providers import provider_alias, provider_arguments, resolve_provider
 from onnxq.runtime.specs import Array
 from onnxq.targets import Target, available_targets, load_target
 from onnxq.verify import Gate, Report, with_gates
-from onnxq.verify.result import DeploymentFacts, LatencyFacts
+from onnxq.verify.result import DeploymentFacts, GateFacts, LatencyFacts
 
 FASTEST = "fastest"
 
@@ -65,6 +68,11 @@ class Place:
         """What messages call it."""
         where = f" of '{self.python}'" if self.python else ""
         return f"{self.target.label}{where}"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the float model that all are held against runs there, on the CPU provider."""
+        return self.target.backend == NATIVE
 
     def facts(self, model: str, reason: str = "") -> DeploymentFacts:
         """What is known of a model there before it ran."""
@@ -108,10 +116,14 @@ class Entrant:
     @property
     def falls_back(self) -> bool:
         """Whether the provider takes nothing, so that it is the CPU provider's model after all."""
-        return not self.taken[0]
+        taken, left = self.taken
+        return bool(left and not taken)
 
     def proof(self, report: Report, gates: Sequence[Gate]) -> Report:
-        """A report on it with the latency that was measured here, held against the promise."""
+        """A report on it with the latency that was measured here, held against the promise.
+
+        Nothing else that was timed stays, unless over the same float model on the same provider.
+        """
         assert self.timing is not None
         timing, options = self.timing, self.job.options
         latency = LatencyFacts(
@@ -124,11 +136,19 @@ class Entrant:
             self.job.workload.of,
             (timing.low, timing.high),
         )
-        latencies = (latency, *report.latencies[1:])
-        return with_gates(replace(report, latency=latency, latencies=latencies), gates)
+        further = report if self.place.is_own else replace(report, latencies=(), throughput=())
+        latencies = (latency, *further.latencies[1:])
+        return with_gates(replace(further, latency=latency, latencies=latencies), gates)
+
+    def broken(self, gates: Sequence[Gate]) -> list[GateFacts]:
+        """What it breaks of the promise beside the speedup."""
+        found = self.proof(self.report, gates).gates
+        return [g for g in found if not g.passed and not g.expr.startswith("speedup")]
 
 
-def fastest(job: Job, options: Options, make: Make, name: str) -> Found:
+def fastest(
+    job: Job, options: Options, make: Make, name: str, *, keep_failed: bool = False
+) -> Found:
     """The fastest model and provider of all that is installed, which keep the promise.
 
     For every target whose provider this onnxruntime or that of another environment has, a model is
@@ -137,13 +157,14 @@ def fastest(job: Job, options: Options, make: Make, name: str) -> Found:
     are timed in turn, each in a process of its environment. Of those that keep the promise, and
     that measuring cannot tell from the fastest, the first is chosen: this environment and its CPU
     provider come first, and the float model before what was made of it, and that before what was
-    made for another one.
+    made for another one. If none does, those come first that keep all of it but the speedup.
 
     Args:
         job: The job on the CPU provider of this environment.
         options: What the user wants, with the further environments.
         make: Makes a model in a job.
         name: Where the model will lie, for the line that loads it.
+        keep_failed: Whether it will lie there even when a promise broke.
 
     Raises:
         InputError: an option is for one target alone, a plan to try is for none that is here, or
@@ -174,12 +195,16 @@ def fastest(job: Job, options: Options, make: Make, name: str) -> Found:
             _sort(_others(own[0], [e for e in made if e not in own]), own, lost)
     job.progress.stage("measuring all in turn")
     entrants, broken = _timed(job, [e for own in entered for e in own])
-    if not entrants:
+    able = [e for e in entrants if not e.falls_back]
+    if not able:
         raise InputError(f"no model runs anywhere: {(*broken, *lost)[0].reason}")
-    held = [e for e in entrants if e.proof(e.report, gates).passed and not e.falls_back]
-    chosen = _first(held) if held else max(entrants, key=lambda e: e.speedup)
+    exact = [e for e in able if not e.broken(gates)]
+    held = [e for e in exact if e.proof(e.report, gates).passed]
+    chosen = _first(held or exact or able)
     rows = tuple(_row(entrant, chosen, gates) for entrant in entrants)
-    return _result(chosen, gates, (*rows, *broken, *lost), name)
+    found = _result(chosen, gates, (*rows, *broken, *lost))
+    is_kept = found.report.passed or keep_failed
+    return _told(found, chosen, name) if is_kept else found
 
 
 def find_places(options: Options) -> tuple[list[Place], list[DeploymentFacts]]:
@@ -280,59 +305,63 @@ def _timed(job: Job, entrants: Sequence[Entrant]) -> tuple[list[Entrant], list[D
     """The models with their latencies, and those that cannot be timed.
 
     Every model runs in a process of its environment, those of this one, too, and the processes take
-    turns. As many models at a time as fit into memory.
+    turns; the float model here has one of its own, which nothing else can crash. As many models at
+    a time as fit into memory.
     """
     threads = job.options.threads
-    own = to_form(Onnxruntime(sys.executable, job.options.hangs_after))
-    base = load_backend(own).session(job.runs, threads=threads)
+    own = Elsewhere(sys.executable, job.options.hangs_after)
+    base = SessionElsewhere(own, job.runs, threads=threads)
     found, broken = list[Entrant](), list[DeploymentFacts]()
     sizes = {
         at: constant_bytes(job.source if e.found is None else e.found.graph)
         for at, e in enumerate(entrants)
     }
     for group in at_a_time(sizes, MODELS_BYTES):
-        sessions: dict[int, Runnable] = {}
+        opened: dict[int, Callable[[], Runnable]] = {}
         for at in group:
             entrant = entrants[at]
-            if entrant.place.target.backend == NATIVE and entrant.found is None:
-                sessions[at] = base
+            if entrant.place.is_own and entrant.found is None:
+                opened[at] = lambda: base
                 continue
-            path = job.runs if entrant.path == job.path else entrant.path
-            try:
-                sessions[at] = load_backend(entrant.place.backend).session(
-                    path, provider=entrant.job.provider, threads=threads
-                )
-            except InputError as error:
-                broken.append(entrant.place.facts(entrant.label, str(error)))
-        timings, failed = _in_turn(base, sessions, job.one.feeds)
+            opened[at] = partial(
+                load_backend(entrant.place.backend).session,
+                job.runs if entrant.path == job.path else entrant.path,
+                provider=entrant.job.provider,
+                threads=threads,
+            )
+        timings, failed = _in_turn(base, opened, job.one.feeds)
         found += [replace(entrants[at], timing=timing) for at, timing in timings.items()]
         broken += [entrants[at].place.facts(entrants[at].label, why) for at, why in failed.items()]
     return found, broken
 
 
 def _in_turn(
-    base: Runnable, sessions: dict[int, Runnable], feeds: Mapping[str, Array]
+    base: Runnable, opened: Mapping[int, Callable[[], Runnable]], feeds: Mapping[str, Array]
 ) -> tuple[dict[int, Timing], dict[int, str]]:
-    """The latency of each session over that of the first, or why it has none."""
-    failed: dict[int, str] = {}
-    while True:
-        others = {at: session for at, session in sessions.items() if session is not base}
-        seconds = _SECONDS * (1 + len(others))
+    """The latency of each model over that of the first, or why it has none.
+
+    A crash takes along all that is loaded in the same process. Then each model is loaded anew and
+    timed beside the first alone, so that only what fails by itself has no latency.
+    """
+    with suppress(InputError):
+        return _together(base, opened, feeds), {}
+    timings, failed = dict[int, Timing](), dict[int, str]()
+    for at, load in opened.items():
         try:
-            first, *rest = interleaved([base, *others.values()], feeds, seconds=seconds)
-        except InputError:
-            known = len(failed)
-            for at, session in others.items():
-                try:
-                    session.run(feeds)
-                except InputError as error:
-                    failed[at] = str(error)
-                    del sessions[at]
-            if len(failed) == known:
-                raise
-        else:
-            measured = dict(zip(others, rest, strict=True))
-            return {at: measured.get(at, first) for at in sessions}, failed
+            timings.update(_together(base, {at: load}, feeds))
+        except InputError as error:
+            failed[at] = str(error)
+    return timings, failed
+
+
+def _together(
+    base: Runnable, opened: Mapping[int, Callable[[], Runnable]], feeds: Mapping[str, Array]
+) -> dict[int, Timing]:
+    others = {at: session for at, load in opened.items() if (session := load()) is not base}
+    seconds = _SECONDS * (1 + len(others))
+    first, *rest = interleaved([base, *others.values()], feeds, seconds=seconds)
+    measured = dict(zip(others, rest, strict=True))
+    return {at: measured.get(at, first) for at in opened}
 
 
 def _first(entrants: Sequence[Entrant]) -> Entrant:
@@ -366,9 +395,7 @@ def _why_not(entrant: Entrant, chosen: Entrant, gates: Sequence[Gate]) -> str:
             f"the provider {entrant.place.target.provider} takes no operator of it: all runs on "
             "the CPU provider beside it, which onnxruntime does not tell"
         )
-    proven = entrant.proof(entrant.report, gates).gates
-    broken = [g for g in proven if not g.passed and not g.expr.startswith("speedup")]
-    if broken:
+    if broken := entrant.broken(gates):
         said = "; ".join(
             f"{g.expr}, measured {'nothing' if g.value is None else f'{g.value:.4g}'}"
             for g in broken
@@ -380,22 +407,11 @@ def _why_not(entrant: Entrant, chosen: Entrant, gates: Sequence[Gate]) -> str:
     return f"{ratio:.2f} times as fast as what was chosen"
 
 
-def _result(
-    chosen: Entrant, gates: Sequence[Gate], rows: tuple[DeploymentFacts, ...], name: str
-) -> Found:
+def _result(chosen: Entrant, gates: Sequence[Gate], rows: tuple[DeploymentFacts, ...]) -> Found:
     """What was chosen, with its proof."""
     job, place, found = chosen.job, chosen.place, chosen.found
     if found is None:
         found = Found(job.source, verify(job, job.path), left_alone(job))
-    line = deploy_line(place, job.options.threads, name)
-    runtime = next(row.runtime for row in rows if row.chosen)
-    where = f"'{place.python}' (onnxruntime {runtime})" if place.python else "this environment"
-    threads = job.options.threads or "all"
-    note = (
-        f"Deploy it in {where} by `{line}`; it was measured with {threads} "
-        f"thread{'' if threads == 1 else 's'}, and the speedup is over the float model on the CPU "
-        "provider of this environment."
-    )
     report = found.report
     if chosen.found is not None and chosen.report is not report:
         # It was made for another place, and is to be told of as it runs here.
@@ -412,13 +428,39 @@ def _result(
             latencies=(),
             throughput=(),
         )
-    report = chosen.proof(report, gates)
-    report = replace(report, deployments=rows, deploy=line, notes=(note, *report.notes))
+    before, report = found.report, replace(chosen.proof(report, gates), deployments=rows)
+    if before.throughput != report.throughput or len(before.latencies) > len(report.latencies):
+        note = (
+            "Throughput and further latencies are left out: they were not measured over the float "
+            "model on the CPU provider of this environment."
+        )
+        report = replace(report, notes=(note, *report.notes))
     return replace(found, report=report, plan=noted(found.plan, report, gates))
 
 
+def _told(found: Found, chosen: Entrant, name: str) -> Found:
+    """What was chosen, with how to load it from where it will lie."""
+    place, threads = chosen.place, chosen.job.options.threads
+    runtime = load_backend(place.target.backend).version
+    where = f"'{place.python}' (onnxruntime {runtime})" if place.python else "this environment"
+    note = (
+        f"Deploy it in {where}. It was measured with {threads or 'all'} "
+        f"thread{'' if threads == 1 else 's'}, which your session options have to say, and the "
+        "speedup is over the float model on the CPU provider of this environment."
+    )
+    report = replace(
+        found.report,
+        deploy=deploy_line(place, threads, name),
+        notes=(note, *found.report.notes),
+    )
+    return replace(found, report=report)
+
+
 def deploy_line(place: Place, threads: int, name: str) -> str:
-    """The line of Python that loads a model as it was measured."""
+    """The line of Python that loads a model on the provider, whose options are told of threads.
+
+    Session options are left to the user.
+    """
     runs = load_backend(place.target.backend)
     assert isinstance(runs, Onnxruntime)
     provider, options = provider_arguments(place.target.provider, threads, runs.offer)

@@ -118,7 +118,7 @@ def optimize(
         options = replace(options, target="auto", pythons=(), candidates=(), provider_options=())
 
         def make(job: Job) -> Found:
-            return fastest(job, wanted, _made, name)
+            return fastest(job, wanted, _made, name, keep_failed=keep_failed)
 
     return made(
         make,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from onnxq import InputError, fastest
 from onnxq.ir import save
 from onnxq.plan import Plan
 from onnxq.runtime import Runnable, Session, Timing
+from onnxq.runtime.elsewhere import SessionElsewhere
 from onnxq.verify.result import DeploymentFacts
 from tests.networks import chain, computed, inputs
 from tests.runtime.environments import environment
@@ -90,7 +92,7 @@ def test_the_fastest_wins_wherever_it_runs(
 ) -> None:
     timed([1.2, 0.9, 2.5])
     output, plan = tmp_path / "q.onnx", tmp_path / "plan.toml"
-    found = optimize(model, data, sys.executable, output=output, plan_output=plan)
+    found = optimize(model, data, sys.executable, output=output, plan_output=plan, throughput=[4])
     cpu = chosen(found).target
     assert shown(found) == [
         ("", cpu, "float", "0.40 times as fast as what was chosen"),
@@ -109,6 +111,9 @@ def test_the_fastest_wins_wherever_it_runs(
     assert Plan.load(plan).measured["speedup"] == 2.5
     assert onnxq.Report.from_json(report.to_json()) == report
     assert f"Deploy it in '{sys.executable}' (onnxruntime " in report.notes[0]
+    # They were timed against the float model there.
+    assert (report.throughput, report.latencies) == ((), (report.latency,))
+    assert report.notes[1].startswith("Throughput and further latencies are left out")
     call = ast.parse(report.deploy, mode="eval").body
     assert isinstance(call, ast.Call)
     assert ast.literal_eval(call.args[0]) == str(output)
@@ -143,6 +148,11 @@ def test_what_breaks_the_promise_is_not_chosen(
     failed = optimize(model, data, min_speedup=4.0, output=output)
     assert (failed.passed, failed.written) == (False, None)
     assert chosen(failed).model == "int8"
+    assert not failed.report.deploy and "Deploy it" not in str(failed.report.notes)
+    kept = optimize(*(model, data), max_drop=None, min_sqnr=90.0, min_speedup=4.0, keep_failed=True)
+    # Of what breaks the promise that comes first which is only too slow.
+    assert chosen(kept).model == "float"
+    assert kept.report.deploy and "Deploy it" in kept.report.notes[0]
 
 
 def test_a_provider_that_takes_nothing_counts_as_the_cpu_provider(
@@ -150,7 +160,8 @@ def test_a_provider_that_takes_nothing_counts_as_the_cpu_provider(
 ) -> None:
     python = environment(tmp_path, OPENVINO)
     timed([1.1, 1.3, 0.9, 1.2, 1.4, 5.0, 6.0])
-    found = optimize(model, data, python)
+    found = optimize(model, data, python, min_speedup=10.0)
+    assert not found.passed
     assert [row[:3] for row in shown(found)[6:]] == [
         (str(python), "openvino", "float"),
         (str(python), "openvino", "int8"),
@@ -165,6 +176,25 @@ def test_a_provider_that_takes_nothing_counts_as_the_cpu_provider(
     assert found.report.latency is not None
     assert (found.report.latency.provider, found.report.latency.speedup) == ("cpu", 1.4)
     assert chosen(found).sqnr_db == found.report.sqnr_db
+
+
+def test_a_crash_while_all_are_timed_takes_along_nothing_else(
+    model: Path, data: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spend = SessionElsewhere.spend
+
+    def crashing(self: SessionElsewhere, *given: Any, **options: Any) -> float:
+        if "entrant" in self._label:
+            self._session._process._process.kill()
+        return spend(self, *given, **options)
+
+    monkeypatch.setattr(SessionElsewhere, "spend", crashing)
+    monkeypatch.setattr(fastest, "_SECONDS", 0.01)
+    found = optimize(model, data, sys.executable, min_speedup=0.01)
+    speedups = {(d.python, d.model): d.speedup for d in found.report.deployments}
+    crashed = [d for d in found.report.deployments if "ended while running" in d.reason]
+    assert speedups["", "float"] == 1.0 and speedups[sys.executable, "float"]
+    assert [d.model for d in crashed] == ["int8", "int8"]
 
 
 def test_environments_that_do_not_work_are_told_of(

@@ -29,6 +29,8 @@ def to_text(
     parts: list[RenderableType] = [_listing(figures(report))]
     if report.deployments:
         parts += [Text(), _deployments(report)]
+    if report.deploy:
+        parts += [Text(), Text(words.printable(report.deploy))]
     if report.candidates:
         parts += [Text(), _candidates(report)]
     if report.gates:

@@ -12,6 +12,7 @@ import itertools
 import os
 import pickle
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -42,6 +43,14 @@ _ENDING = 5.0
 _OLDEST = (1, 24)
 """Version of onnxruntime that tells which provider runs what."""
 
+_NEEDED = ".".join(map(str, _OLDEST))
+
+_START = "import sys; sys.path[:] = filter(None, sys.path); exec(sys.argv[1]); serve()"
+"""What runs a module's text; ``-c`` puts the current folder first, whose modules are not meant."""
+
+_OURS = re.compile(r"ModuleNotFoundError: No module named '(numpy|onnxruntime)\b")
+_OLD = re.compile(r"SyntaxError: |ModuleNotFoundError: No module named 'importlib\b")
+
 _keys = itertools.count()
 
 
@@ -66,9 +75,8 @@ class Elsewhere:
         self.offer = Offer(about["version"], tuple(about["providers"]), python)
         numbers = tuple(int(part) for part in self.offer.version.split(".")[:2])
         if numbers < _OLDEST:
-            needed = ".".join(map(str, _OLDEST))
             raise InputError(
-                f"'{python}' has onnxruntime {self.offer.version}; install {needed} or newer there"
+                f"'{python}' has onnxruntime {self.offer.version}; install {_NEEDED} or newer there"
             )
 
     @property
@@ -136,24 +144,30 @@ class SessionElsewhere(Session):
 
     def spend(self, feeds: Mapping[str, Array], inferences: int, *, own: bool) -> float:
         """See `Away.spend`."""
-        held: _Remote = self._session
         fed = packed(dict(feeds))
-        try:
-            return float(held.ask("spend", self._output_names, fed, inferences, own))
-        except RuntimeError as error:
-            raise InputError(
-                f"onnxruntime cannot run {self._label}: {one_sentence(error)}"
-            ) from error
+        return float(self._asked("run", "spend", self._output_names, fed, inferences, own))
+
+    def end_profile(self) -> Path:
+        """See `Session.end_profile`."""
+        return Path(self._asked("tell the times of", "end_profile"))
 
     def assigned(self) -> dict[str, Counter[str]]:
         """See `Session.assigned`."""
-        held: _Remote = self._session
         found: dict[str, Counter[str]] = {}
-        for provider, nodes in held.ask("assigned"):
+        for provider, nodes in self._asked("tell which provider runs what of", "assigned"):
             found.setdefault(provider, Counter()).update(
                 operator_name(domain, op_type) for domain, op_type in nodes
             )
         return found
+
+    def _asked(self, doing: str, what: str, *arguments: Any) -> Any:
+        held: _Remote = self._session
+        try:
+            return held.ask(what, *arguments)
+        except RuntimeError as error:
+            raise InputError(
+                f"onnxruntime cannot {doing} {self._label}: {one_sentence(error)}"
+            ) from error
 
 
 class _Remote:
@@ -183,9 +197,6 @@ class _Remote:
     def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Any]:
         return list(unpacked(self.ask("run", list(names), packed(dict(feeds)))))
 
-    def end_profiling(self) -> str:
-        return str(self.ask("end_profile"))
-
 
 class _Argument:
     """What `onnxruntime.NodeArg` is here."""
@@ -206,7 +217,7 @@ class _Process:
         text = files("onnxq.runtime").joinpath("bare.py").read_text(encoding="utf-8")
         try:
             self._process = subprocess.Popen(
-                [python, "-c", f"{text}\nserve()"],
+                [python, "-c", _START, text],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -265,6 +276,11 @@ class _Process:
             except queue.Empty:
                 self._process.kill()
                 self._why = f"gave no answer within {patience:g} s while {doing}"
+            except BaseException:
+                # Its answer would be taken for that to the next request.
+                self._process.kill()
+                self._why = f"was interrupted while {doing}"
+                raise
         if answer is None:
             self._why = self._why or f"ended while {doing}: {self._last_words()}"
             raise InputError(f"the onnxruntime of '{self.python}' {self._why}")
@@ -282,8 +298,10 @@ class _Process:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").split("\n")
         said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-        if said.startswith("ModuleNotFoundError"):
+        if _OURS.match(said):
             said += "; install onnxruntime, or a package of its kind, in its environment"
+        elif _OLD.match(said):
+            said += f"; its Python is too old for onnxruntime {_NEEDED}, name a newer one"
         return f"exit code {code}, {said}"
 
 

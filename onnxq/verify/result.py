@@ -390,7 +390,8 @@ class Report(SavedAsJson):
     ``command`` is what was typed, empty where a program asked; ``jump`` is None where every layer
     errs no more than its precision explains, or none was looked at; ``providers`` has one entry for
     each that was compared, if there are several; ``deployments`` those that the fastest was chosen
-    from, and ``deploy`` the line of Python that loads it, empty where a target was named.
+    from, and ``deploy`` the line of Python that loads it, empty where a target was named or a
+    promise broke and nothing is kept.
     """
 
     schema = "onnxq/report/1"

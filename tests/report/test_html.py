@@ -184,6 +184,9 @@ def test_deployments_are_a_table_below_the_line_that_loads_the_chosen_one() -> N
     assert " ".join(chosen[8].split()) == "chosen The provider leaves 3 operators to another one."
     (lost,) = (row for row in page.rows if row and row[0] == "nope/python")
     assert lost[1:] == ["", "", "", "", "", "", "", "'nope/python' cannot be started"]
+    failed = Page(to_html(replace(REPORTS["deployed"], deploy="")))
+    assert "Deployment target, python" in failed.text
+    assert failed.tags["pre"] + 1 == page.tags["pre"]
 
 
 @pytest.mark.parametrize("name", REPORTS)

@@ -69,7 +69,8 @@ def test_training() -> None:
 
 
 def test_deployments() -> None:
-    lines = printed(a_report(deployments=DEPLOYMENTS), 160)
+    lines = printed(a_report(deployments=DEPLOYMENTS, deploy="onnxruntime.Inference()"), 160)
+    assert "onnxruntime.Inference()" in lines
     assert "openvino, ov/python all int8 2.50x 2.40 to 2.60 29.5 dB 1 kB chosen" in flat(lines)
     assert "0.40 times as fast as what was chosen" in flat(lines)
     assert "nope/python 'nope/python' cannot be started" in flat(lines)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +84,27 @@ def test_an_environment_without_onnxruntime(tmp_path: Path, options: str, said: 
         _ = backend(python).version
 
 
+@pytest.mark.parametrize(
+    "last", ["ModuleNotFoundError: No module named 'importlib.metadata'", "SyntaxError: invalid"]
+)
+def test_an_interpreter_that_is_too_old_is_called_so(tmp_path: Path, last: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "{last}" >&2\nexit 1\n')
+    python.chmod(0o755)
+    with pytest.raises(InputError, match="its Python is too old for onnxruntime") as told:
+        _ = backend(python).version
+    assert "install" not in str(told.value)
+
+
+def test_modules_of_the_current_folder_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "platform.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    # Nobody else has this patience, so that a process is started.
+    assert backend(sys.executable, patience=59.0).version
+
+
 def test_no_interpreter() -> None:
     with pytest.raises(InputError, match="'/no/python' cannot be started: No such file"):
         _ = backend("/no/python").version
@@ -102,6 +125,40 @@ def test_a_crash_ends_a_session_and_not_the_environment(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ended while loading the model"):
         held.run(FEEDS)
     assert runs.session(MODEL).run(FEEDS)["y"].shape == (2, 4)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_an_interrupt_ends_the_process_and_not_only_the_wait(tmp_path: Path) -> None:
+    runs = backend(environment(tmp_path), patience=9.0)
+    held = runs.session(MODEL)
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        held.spend(FEEDS, 10**9, own=False)  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="was interrupted while running the model"):
+        held.run(FEEDS)
+    assert runs.session(MODEL).run(FEEDS)["y"].shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "doing"),
+    [
+        ("get_provider_graph_assignment_info", "tell which provider runs what of"),
+        ("end_profiling", "tell the times of"),
+    ],
+)
+def test_what_it_cannot_tell_is_said(tmp_path: Path, call: str, doing: str) -> None:
+    python = environment(
+        tmp_path,
+        "made = onnxruntime.InferenceSession\n"
+        "def broken(*a, **k):\n"
+        "    session = made(*a, **k)\n"
+        f"    session.{call} = None\n"
+        "    return session",
+    )
+    with pytest.raises(InputError, match=f"onnxruntime cannot {doing} the model: "):
+        backend(python).left(MODEL)
+        backend(python).profile([MODEL], FEEDS)
 
 
 def test_what_hangs_is_given_up(tmp_path: Path) -> None:
