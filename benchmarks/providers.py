@@ -36,12 +36,10 @@ from onnxq.errors import InputError
 from onnxq.fastest import FASTEST, Place, find_places
 from onnxq.options import Options
 from onnxq.promise import promise
-from onnxq.runtime import Runnable, Timing, interleaved, load_backend
+from onnxq.runtime import EQUAL, Runnable, Timing, interleaved, load_backend
 from onnxq.verify import with_gates
 from onnxq.verify.result import DeploymentFacts
 from onnxq.verify.workload import single_feed
-
-EQUAL = 1.03
 
 
 @dataclass(frozen=True)

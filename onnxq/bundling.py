@@ -36,13 +36,10 @@ from onnxq.job import Job
 from onnxq.observe import Histogram
 from onnxq.observe.histogram import Tally, as_float32
 from onnxq.proof import verify
-from onnxq.runtime import load_backend
+from onnxq.runtime import EQUAL, load_backend
 from onnxq.runtime.specs import Array
 from onnxq.verify import Report
 from onnxq.verify.facts import file_sha256
-
-_EQUAL = 1.03
-"""Variants whose speeds differ by no more than this factor count as equally fast."""
 
 _SECONDS_EACH = 0.6
 """Time to measure each variant for."""
@@ -199,7 +196,7 @@ def _worth(sized: Sequence[_Sized], chosen: Graph) -> list[_Sized]:
         rung, speedup, _ = own
         nearer = [s for s in kept if _distance(s) <= _distance(own)]
         fastest = max((s[1] for s in nearer), default=1.0)
-        if rung.graph is chosen or speedup > fastest * _EQUAL:
+        if rung.graph is chosen or speedup > fastest * EQUAL:
             kept.append(own)
     return sorted(kept, key=lambda s: -s[1])
 

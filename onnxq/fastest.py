@@ -22,7 +22,7 @@ from onnxq.plan import Plan
 from onnxq.promise import promise
 from onnxq.proof import verify
 from onnxq.registry import to_form
-from onnxq.runtime import Runnable, Timing, interleaved, load_backend
+from onnxq.runtime import EQUAL, Runnable, Timing, interleaved, load_backend
 from onnxq.runtime.elsewhere import Elsewhere, SessionElsewhere
 from onnxq.runtime.onnxruntime import Onnxruntime
 from onnxq.runtime.pool import MODELS_BYTES, at_a_time
@@ -36,9 +36,6 @@ FASTEST = "fastest"
 
 _SECONDS = 1.5
 """Time to spend on each model, when they are timed in turn."""
-
-_EQUAL = 1.03
-"""Models whose speeds differ by no more than this factor count as equally fast, as in a search."""
 
 _CALLS_OUT = "azure"
 """The provider that calls a service, and runs nothing here."""
@@ -367,7 +364,7 @@ def _together(
 def _first(entrants: Sequence[Entrant]) -> Entrant:
     """The first of those that cannot be told from the fastest."""
     most = max(entrant.speedup for entrant in entrants)
-    return next(entrant for entrant in entrants if entrant.speedup * _EQUAL >= most)
+    return next(entrant for entrant in entrants if entrant.speedup * EQUAL >= most)
 
 
 def _row(entrant: Entrant, chosen: Entrant, gates: Sequence[Gate]) -> DeploymentFacts:
@@ -402,7 +399,7 @@ def _why_not(entrant: Entrant, chosen: Entrant, gates: Sequence[Gate]) -> str:
         )
         return f"it breaks the promise: {said}"
     ratio = entrant.speedup / chosen.speedup
-    if ratio * _EQUAL >= 1:
+    if ratio * EQUAL >= 1:
         return "as fast as what was chosen, as far as measuring tells, which comes before it"
     return f"{ratio:.2f} times as fast as what was chosen"
 

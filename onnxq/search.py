@@ -20,7 +20,7 @@ from onnxq.precision.int8 import Int8
 from onnxq.prepare import observed, prepare
 from onnxq.proof import verify
 from onnxq.recipe import Recipe
-from onnxq.runtime import load_backend
+from onnxq.runtime import EQUAL, load_backend
 from onnxq.runtime.pool import MODELS_BYTES, at_a_time
 from onnxq.study import Study, apply_to, uniform, uniform_plan
 from onnxq.targets import load_target
@@ -45,10 +45,6 @@ _FITTINGS = 8
 
 _SECONDS_EACH, _SECONDS_CLOSE = 0.25, 0.6
 """Time to measure each candidate for, and those again that are `_CLOSE` to the fastest."""
-
-_EQUAL = 1.03
-"""Candidates whose speeds differ by no more than this factor count as equally fast: of four
-sessions of one model, timed in turn, the fastest is up to 1.025 times as fast as the slowest."""
 
 _NEARER_DB = 1.0
 """SQNR, or divergence in decibels, by which the outputs of one candidate are nearer to the float
@@ -112,7 +108,7 @@ def preferred(candidates: Sequence[Candidate]) -> list[Candidate]:
     left = sorted(candidates, key=lambda c: -c.speedup)
     ordered = []
     while left:
-        equal = [c for c in left if c.speedup * _EQUAL >= left[0].speedup]
+        equal = [c for c in left if c.speedup * EQUAL >= left[0].speedup]
         ordered.append(min(equal, key=lambda c: c.loss))
         left.remove(ordered[-1])
     return ordered
@@ -216,7 +212,7 @@ class Search:
         self._try_tables()
         best = self._measured_and_verified()
         for _ in range(ROUNDS):
-            fastest, least = (0.0, 0.0) if best is None else (best.speedup * _EQUAL, best.loss)
+            fastest, least = (0.0, 0.0) if best is None else (best.speedup * EQUAL, best.loss)
             broken = [
                 c
                 for c in self.candidates

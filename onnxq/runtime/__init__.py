@@ -14,10 +14,11 @@ from onnxq.runtime.operators import INTEGER_OPERATORS, integer_operators, optimi
 from onnxq.runtime.providers import available_providers, missing_provider, resolve_provider
 from onnxq.runtime.session import Session, as_stored
 from onnxq.runtime.specs import Runnable, TensorSpec
-from onnxq.runtime.timing import Timing, interleaved
+from onnxq.runtime.timing import EQUAL, Timing, interleaved
 
 __all__ = [
     "COMPILED",
+    "EQUAL",
     "INTEGER_OPERATORS",
     "Backend",
     "ErrorAccumulator",

@@ -22,6 +22,10 @@ SHORTEST_SLOT = 0.002
 
 FEWEST_ROUNDS = 5
 
+EQUAL = 1.03
+"""Models whose speeds differ by no more than this factor count as equally fast: of four sessions of
+one model, timed in turn, the fastest is up to 1.025 times as fast as the slowest."""
+
 _GROUPS = 10
 
 _PLACEMENT = 0.01
