@@ -60,7 +60,8 @@ def first_harmful(
 ) -> int | None:
     """Which of some values is the first that harms the outputs, if any does.
 
-    Where none does alone, but all together do, it is the first of them.
+    Where none does alone, but all together do, or all but those that harm when they are put right,
+    it is the first of them.
 
     Args:
         candidate: The model.
@@ -81,14 +82,22 @@ def first_harmful(
     # Where nothing changes for all of them, there is no need to run the model for each.
     if len(tried) == 1 or abs(together) < _LEAST_DB:
         return 0 if together >= _LEAST_DB else None
+    gains = []
     for number, one in enumerate(tried):
-        if _gain(before, errors([one])) >= _LEAST_DB:
+        gains.append(_gain(before, errors([one])))
+        if gains[-1] >= _LEAST_DB:
             return number
-    return 0 if together >= _LEAST_TOGETHER_DB else None
+    if together >= _LEAST_TOGETHER_DB:
+        return 0
+    # What makes up for a fault in front of it harms when it alone is put right.
+    others = [number for number, gain in enumerate(gains) if gain > -_LEAST_DB]
+    if not 0 < len(others) < len(tried):
+        return None
+    return others[0] if _gain(before, errors([tried[k] for k in others])) >= _LEAST_DB else None
 
 
 def _gain(before: Mapping[str, float], after: Mapping[str, float]) -> float:
-    """By how many dB the output that gains most does; one that was exact cannot."""
+    """By how many dB the output that gains most does, or loses least; one that was exact cannot."""
     gains = (
         after[name] - sqnr
         for name, sqnr in before.items()

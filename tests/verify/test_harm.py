@@ -65,17 +65,17 @@ def test_it_is_the_first_that_brings_the_outputs_nearer(
     assert first(candidate, *wrong) == wanted
 
 
-def test_of_many_that_harm_only_together_it_is_the_first() -> None:
+@pytest.mark.parametrize("less", [1.0, 0.1], ids=["alone", "beside what is put right later"])
+def test_of_many_that_harm_only_together_it_is_the_first(less: float) -> None:
     text = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 4] x) => (float[N, 4] y)
-        <float one = {{{0}}}> {{ {1} y = Sum({2}) }}"""
+        <float one = {{{0}}}, float less = {{{1}}}, float more = {{{2}}}>
+        {{ u = Mul(x, less) v = Mul(u, more) {3} y = Sum(v, {4}) }}"""
     names = [f"t{number}" for number in range(12)]
-    parts = [
-        text.format(k, " ".join(f"{n} = Mul(x, one)" for n in names), ", ".join(names))
-        for k in (1, 1.5)
-    ]
+    lines = " ".join(f"{n} = Mul(x, one)" for n in names), ", ".join(names)
+    parts = [text.format(k, by, 1 / by, *lines) for k, by in ((1.0, 1.0), (1.5, less))]
     original, candidate = map(Graph.from_text, parts)
     data = read({"x": SAMPLES}, Session(to_proto(original)).inputs, batch_size=8)
-    values = {**dict.fromkeys(names, SAMPLES), "y": run(original, {"x": SAMPLES})["y"]}
+    values = {**dict.fromkeys(["u", *names], SAMPLES), "y": run(original, {"x": SAMPLES})["y"]}
     wrong = [Wrong(name, name, False) for name in names]
 
     def found(wrong: list[Wrong]) -> int | None:
@@ -86,6 +86,8 @@ def test_of_many_that_harm_only_together_it_is_the_first() -> None:
 
     assert found(wrong) == 0
     assert found(wrong[:1]) is None
+    if less < 1:
+        assert found([Wrong("u", "u", False), *wrong]) == 1
 
 
 def test_a_wrong_value_counts_whose_pair_errs_as_well() -> None:
