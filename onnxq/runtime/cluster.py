@@ -261,7 +261,7 @@ class _Map:
         self._tries: dict[str, int] = {}
         self._given_up: dict[str, str] = {}
         self._bound: dict[str, Collection[str]] = {}
-        self._at: dict[str, tuple[frozenset[str], float]] = {}
+        self._at: dict[str, tuple[Any, float]] = {}
         self._seen = time.monotonic()
         self._missing = {key for key in items if key not in store}
         self._workers()
@@ -321,19 +321,22 @@ class _Map:
         self._seen = now = time.monotonic()
         before, self._at = self._at, {}
         try:
-            held = self._connection.client().processing()
+            client = self._connection.client()
+            held = client.processing()
+            known = client.scheduler_info(n_workers=-1)["workers"]
         except (OSError, RuntimeError):
             # The client is about to find a scheduler again, or to give up.
             return
         ours = {future.key: key for key, future in self._futures.items()}
         for worker, futures in held.items():
-            # Others wait, maybe for what somebody else does there.
             own = [ours[key] for key in futures if key in ours]
             keys = frozenset(key for key in own if _begun(self._work, key, worker).exists())
-            since = before[worker][1] if before.get(worker, ("",))[0] == keys else now
-            self._at[worker] = keys, since
-            if keys and now - since >= self._hangs_after:
-                self._move(worker, keys)
+            # Others wait, maybe for what somebody else does there, while the worker gives signs.
+            state = keys or known.get(worker, {}).get("last_seen")
+            since = before[worker][1] if before.get(worker, ("",))[0] == state else now
+            self._at[worker] = state, since
+            if own and now - since >= self._hangs_after:
+                self._move(worker, keys or own)
         workers = self._workers()
         for key, bound in list(self._bound.items()):
             if not {*bound} & {*workers}:
