@@ -83,6 +83,7 @@ class Connection:
         self._address = address
         self._clients: list[Client] = []
         self._dead: set[Any] = set()
+        self._mended = time.monotonic()
         self._closing: set[Task[Any]] = set()
 
     def client(self) -> Client:
@@ -105,8 +106,12 @@ class Connection:
     def mend(self) -> None:
         """Start workers of this machine again that died while they started.
 
-        Dask itself starts those again only that die later.
+        Dask itself starts those again only that die later, and takes some seconds for it.
         """
+        now = time.monotonic()
+        if now < self._mended + _MENDS_AFTER:
+            return
+        self._mended = now
         if isinstance(self._address, LocalCluster):
             self._address.loop.add_callback(self._replace_dead)
 
