@@ -33,10 +33,11 @@ from heading import heading
 
 import onnxq
 from onnxq.errors import InputError
-from onnxq.fastest import FASTEST, Place, find_places
+from onnxq.fastest import Place, find_places
 from onnxq.options import Options
 from onnxq.promise import promise
 from onnxq.runtime import EQUAL, Runnable, Timing, interleaved, load_backend
+from onnxq.targets import FASTEST
 from onnxq.verify import with_gates
 from onnxq.verify.result import DeploymentFacts
 from onnxq.verify.workload import single_feed

@@ -32,8 +32,6 @@ from onnxq.targets import Target, available_targets, load_target
 from onnxq.verify import Gate, Report, with_gates
 from onnxq.verify.result import DeploymentFacts, GateFacts, LatencyFacts
 
-FASTEST = "fastest"
-
 _SECONDS = 1.5
 """Time to spend on each model, when they are timed in turn."""
 

@@ -14,7 +14,7 @@ from onnxq.bundling import Ladder, Rung, check_bundled, told, write_bundle
 from onnxq.data import DataLike, Dataset
 from onnxq.distributions import worst_tensors
 from onnxq.errors import InputError, NothingToQuantizeError
-from onnxq.fastest import FASTEST, fastest
+from onnxq.fastest import fastest
 from onnxq.found import Found, left_alone, noted
 from onnxq.ir import Graph, ModelLike, save
 from onnxq.ir.saving import check_writable
@@ -34,6 +34,7 @@ from onnxq.runtime.pool import model_room
 from onnxq.search import REWRITTEN, Candidate, Search, check_pinned
 from onnxq.sensitivity import Sensitivity
 from onnxq.study import apply_to, study, uniform_plan
+from onnxq.targets import FASTEST
 from onnxq.tuning import method_facts, planned_methods
 from onnxq.verify import CompareOptions, Gate, Reference, Report, compare_files, with_gates
 from onnxq.verify.facts import file_sha256, peak_rss_bytes

@@ -22,6 +22,9 @@ from onnxq.quant.formats import BYTE_FORMATS, FORMATS, Format
 from onnxq.quant.scheme import PER_TENSOR, ZERO_POINT, Granularity, Scheme, per_channel
 from onnxq.saved import built_in, toml_text
 
+FASTEST = "fastest"
+"""What `onnxq optimize` takes for the target that it finds to be the fastest."""
+
 Role = Literal["compute", "follow", "share", "absorb", "residual"]
 """What an operator is to quantization.
 
@@ -216,16 +219,17 @@ def load_target(name: str) -> Target:
     Raises:
         InputError: there is no such target or file, or the file has an unknown or wrong entry.
     """
-    if name == "fastest":
+    if name == FASTEST:
         raise InputError(
-            "the target 'fastest' is for `onnxq optimize`, which says which one that is; name one"
+            f"the target '{FASTEST}' is for `onnxq optimize`, which says which one "
+            "that is; name one"
         )
     if name == "auto":
         name = _this_processor()
     if name not in available_targets() and not name.endswith(".toml"):
         raise InputError(
-            f"there is no target '{name}'; available: auto, {', '.join(available_targets())}; "
-            "or name a .toml file"
+            f"there is no target '{name}'; available: auto, {', '.join(available_targets())}, and "
+            f"'{FASTEST}' for `onnxq optimize`; or name a .toml file"
         )
     return parse_target(name, _text(name))
 
