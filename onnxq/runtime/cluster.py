@@ -24,6 +24,7 @@ from typing import Any, ClassVar, TypeVar
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster, get_worker
 from distributed.security import Security
+from tornado.ioloop import PeriodicCallback
 
 from onnxq.errors import InputError
 from onnxq.ir.saving import replacing
@@ -50,8 +51,8 @@ _WANTED_FOR = 30 * 86400
 _ANSWERS_WITHIN = 30.0
 """Seconds in which a scheduler that was started again has to be there."""
 
-_MENDS_AFTER = 10.0
-"""Seconds without anything from a worker after which processes of this machine are looked at."""
+_MENDS_EVERY = 10.0
+"""Seconds between two looks at the processes that were started here."""
 
 _WORKS_WITHIN = 120.0
 """Seconds in which one worker at least has to be there; busy machines take some to start one."""
@@ -83,8 +84,12 @@ class Connection:
         self._address = address
         self._clients: list[Client] = []
         self._dead: set[Any] = set()
-        self._mended = time.monotonic()
         self._closing: set[Task[Any]] = set()
+        self._looking: PeriodicCallback | None = None
+        if isinstance(address, LocalCluster):
+            self._looking = PeriodicCallback(self._replace_dead, _MENDS_EVERY * 1000)
+            # It runs on the loop of the thread that starts it.
+            address.loop.add_callback(self._looking.start)
 
     def client(self) -> Client:
         """A client that is connected: another one where the last has lost the scheduler.
@@ -103,21 +108,13 @@ class Connection:
             self._clients.append(client)
         return self._clients[-1]
 
-    def mend(self) -> None:
-        """Start workers of this machine again that died while they started.
-
-        Dask itself starts those again only that die later, and takes some seconds for it.
-        """
-        now = time.monotonic()
-        if now < self._mended + _MENDS_AFTER:
-            return
-        self._mended = now
-        if isinstance(self._address, LocalCluster):
-            self._address.loop.add_callback(self._replace_dead)
-
     def _replace_dead(self) -> None:
-        cluster = self._address
-        before = self._dead
+        """Start workers of this machine again that died while they started, or were given up.
+
+        Dask itself starts those again only that die later, takes some seconds for it, and gives up
+        those that it has not seen for 15 seconds.
+        """
+        cluster, before = self._address, self._dead
         self._dead = {n for n, nanny in cluster.workers.items() if not nanny.is_alive()}
         # One that is found dead once may be about to be started again.
         for name in self._dead & before:
@@ -125,12 +122,14 @@ class Connection:
             task = ensure_future(cluster.workers.pop(name).close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-        if self._dead & before:
-            self._dead = set()
+        self._dead -= before
+        if {*cluster.worker_spec} - {*cluster.workers}:
             cluster.scale(len(cluster.worker_spec))
 
     def close(self) -> None:
         """Leave the cluster."""
+        if self._looking is not None:
+            self._address.loop.add_callback(self._looking.stop)
         for client in self._clients:
             with suppress(Exception):
                 client.close(timeout=5)
@@ -281,13 +280,10 @@ class _Map:
             InputError: its work refuses it, or there are no workers.
         """
         while key in self._missing:
-            try:
-                wait = min(self._hangs_after / _LOOKS, _MENDS_AFTER)
-                done, future = self._done.get(timeout=wait)
+            with suppress(queue.Empty):
+                done, future = self._done.get(timeout=self._hangs_after / _LOOKS)
                 if self._futures.get(done) is future:
                     self._take(done, future)
-            except queue.Empty:
-                self._connection.mend()
             if time.monotonic() - self._seen >= self._hangs_after / _LOOKS:
                 self._look()
         return self._given_up.get(key, "")
@@ -403,17 +399,12 @@ class _Map:
     def _workers(self) -> list[str]:
         """Addresses of the workers there are, of which one at least is waited for."""
         began = time.monotonic()
-        mended = began
         while True:
             with suppress(OSError, RuntimeError):
                 client = self._connection.client()
                 if found := sorted(client.scheduler_info(n_workers=-1)["workers"]):
                     return self._few(found)
-            now = time.monotonic()
-            if now > mended + _MENDS_AFTER:
-                self._connection.mend()
-                mended = now
-            if now > began + _WORKS_WITHIN:
+            if time.monotonic() > began + _WORKS_WITHIN:
                 raise InputError("the cluster has no workers; start some with `dask worker`")
             time.sleep(0.1)
 

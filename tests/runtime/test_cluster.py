@@ -144,7 +144,7 @@ def test_a_worker_that_dies_while_it_starts_is_started_again(
     tmp_path: Path, noted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     psutil = pytest.importorskip("psutil")
-    monkeypatch.setattr("onnxq.runtime.cluster._MENDS_AFTER", 3.0)
+    monkeypatch.setattr("onnxq.runtime.cluster._MENDS_EVERY", 3.0)
     own = {process.pid for process in psutil.Process().children(recursive=True)}
 
     def started() -> list[int]:
@@ -161,6 +161,19 @@ def test_a_worker_that_dies_while_it_starts_is_started_again(
                 time.sleep(0.01)
         (pid,) = started()
         os.kill(pid, signal.SIGKILL)
+        assert list(executor.map(Squares(noted), NUMBERS)) == SQUARES
+
+
+def test_a_worker_that_was_given_up_is_started_again(
+    tmp_path: Path, noted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxq.runtime.cluster._MENDS_EVERY", 0.5)
+    with open_executor(2, None, tmp_path / "spread", hangs_after=60) as executor:
+        cluster = executor._connection._address  # type: ignore[attr-defined]
+        # Dask does so where a worker that was lost is not back in time.
+        lost = cluster.workers.pop(1)
+        cluster.sync(lost.close)
+        executor._connection.client().wait_for_workers(2, timeout=60)  # type: ignore[attr-defined]
         assert list(executor.map(Squares(noted), NUMBERS)) == SQUARES
 
 
