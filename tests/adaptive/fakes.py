@@ -15,8 +15,11 @@ from onnxq.adaptive.bundle import Bundle, BundleFacts, Variant
 from onnxq.adaptive.deployment import Deployment, Reference, Sampled
 from onnxq.adaptive.judge import Amounts
 from onnxq.adaptive.parts import Parts
+from onnxq.adaptive.session import AdaptiveSession
 from onnxq.adaptive.worker import Intervals
 from onnxq.verify.facts import file_sha256
+
+Open = Callable[..., AdaptiveSession]
 
 FEW = Amounts(fit=2, held_back=4, prove=4)
 OFTEN = Intervals(share=0.02, keep=0.05, retry=0.05)
@@ -133,3 +136,12 @@ def parts(**others: Any) -> Parts:
 
 def kinds(events: Sequence[Mapping[str, Any]]) -> list[str]:
     return [event["kind"] for event in events]
+
+
+def ask(session: AdaptiveSession, value: float = 1.0, times: int = 1) -> list[float]:
+    """By what requests were multiplied, each judged before the next."""
+    found = []
+    for _ in range(times):
+        found.append(float(session.run(["y"], feeds(value))[0][0, 0] / value))
+        session.flush()
+    return found
