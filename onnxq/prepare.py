@@ -21,12 +21,7 @@ from onnxq.needs import Need, RangeOf
 from onnxq.observe import Ranges, calibrate, parse_calibrator
 from onnxq.passes.cleanup.constant_initializers import AS_CONSTANTS
 from onnxq.passes.notes import BY_REQUEST, OVERRIDABLE, UNRELATED, Reason, node_name
-from onnxq.passes.static.placement import (
-    Placement,
-    known_range,
-    place,
-    place_within,
-)
+from onnxq.passes.static.placement import Placement, known_range, place, place_within
 from onnxq.passes.static.value_qparams import few_bits
 from onnxq.plan import Pin
 from onnxq.plan.apply import float_graph, needed_opset

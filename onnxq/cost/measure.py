@@ -18,7 +18,8 @@ from onnxq.cost.costs import Costs
 from onnxq.ir import DataType, Graph, Node, TensorType, Value, infer_types, to_proto
 from onnxq.ir.blocks import repeated_blocks, without_weights
 from onnxq.passes.notes import node_name
-from onnxq.passes.static.placement import Placement, channel_axis
+from onnxq.passes.static.operands import channel_axis
+from onnxq.passes.static.placement import Placement
 from onnxq.passes.weights.weight_rewrites import ConstantWeight, find_weight
 from onnxq.precision import FLOAT, parse_precision
 from onnxq.runtime import NodeTime

@@ -8,7 +8,8 @@ from dataclasses import replace
 from onnxq.cost.costs import Costs
 from onnxq.ir import Graph, Node, Value
 from onnxq.passes.notes import node_name
-from onnxq.passes.static.placement import Placement, activation_slots
+from onnxq.passes.static.operands import activation_slots
+from onnxq.passes.static.placement import Placement
 from onnxq.plan.assignment import Border, Choice, Item, Problem
 from onnxq.precision import FLOAT, parse_precision
 from onnxq.targets import OperatorRule

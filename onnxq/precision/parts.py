@@ -10,12 +10,8 @@ import numpy as np
 
 from onnxq.ir import DataType, Graph, Node, TensorType, Value
 from onnxq.ir.lifting import nested_values
-from onnxq.passes.static.placement import (
-    Placement,
-    activation_slots,
-    channel_axis,
-    reads_weight,
-)
+from onnxq.passes.static.operands import activation_slots, channel_axis, reads_weight
+from onnxq.passes.static.placement import Placement
 from onnxq.passes.static.value_qparams import ValueQParams
 from onnxq.passes.weights.stored_weights import Quantizer, Rounding
 from onnxq.quant import (

@@ -10,7 +10,8 @@ from onnxq.ir import Graph, Node, Pass
 from onnxq.needs import Need, RangeOf
 from onnxq.passes.notes import UNRELATED, Reason, node_name
 from onnxq.passes.static.insert_qdq import InsertQdq
-from onnxq.passes.static.placement import Placement, reads_weight, weight_granularity
+from onnxq.passes.static.operands import reads_weight, weight_granularity
+from onnxq.passes.static.placement import Placement
 from onnxq.passes.weights.narrow_weights import NarrowWeights
 from onnxq.passes.weights.quantize_dynamic import QuantizeDynamic
 from onnxq.passes.weights.stored_weights import Layout, Quantizer, Rounding

@@ -21,7 +21,7 @@ from onnxq.passes.channels.labels import NO_CHANNEL
 from onnxq.passes.channels.lift_clips import LiftClips, liftable
 from onnxq.passes.channels.scale_channels import ScaleChannels
 from onnxq.passes.notes import node_name
-from onnxq.passes.static.placement import weight_granularity
+from onnxq.passes.static.operands import weight_granularity
 from onnxq.quant import PER_TENSOR, fake_quantize, per_channel, weight_qparams
 from onnxq.targets import Target
 from onnxq.tune.transformation import Change, Subject, Transformation

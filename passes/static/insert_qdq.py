@@ -13,27 +13,25 @@ from onnxq.needs import Need, RangeOf
 from onnxq.passes.nodes import added
 from onnxq.passes.notes import LEFT_IN_FLOAT_KEY, Reason, node_name, note_left_in_float, note_target
 from onnxq.passes.static.lines import line_of, sums_by_channel
+from onnxq.passes.static.operands import (
+    activation_slots,
+    channel_bias,
+    reads_weight,
+    weight_granularity,
+)
 from onnxq.passes.static.placement import (
     ALREADY_QUANTIZED,
     Placement,
-    activation_slots,
-    channel_bias,
     needs_pair_behind,
     place,
     place_within,
-    reads_weight,
-    weight_granularity,
 )
 from onnxq.passes.static.repeats import repeated, repeats
 from onnxq.passes.static.value_qparams import ValueQParams
 from onnxq.passes.static.vectors import fill_vectors
 from onnxq.passes.tuned import Tuned, tuned_weight
 from onnxq.passes.weights.stored_weights import Quantizer, Rounding
-from onnxq.quant import (
-    QParams,
-    dequantize,
-    quantize,
-)
+from onnxq.quant import QParams, dequantize, quantize
 from onnxq.quant.bias import bias_qparams, quantize_bias, weight_qparams_for_bias
 from onnxq.quant.formats import BYTE_FORMATS, INT8, INT16, UINT8, UINT16, Format
 from onnxq.targets import OperatorRule, Target, load_target

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxq.ir import DataType, Graph, Node, Use, Value, attribute_value
+from onnxq.ir import DataType, Graph, Node, Use, Value
 from onnxq.ir.lifting import can_lift
 from onnxq.passes.nodes import made_by
-from onnxq.passes.notes import BY_REQUEST, NOT_FINITE, OVERRIDABLE, Reason, node_name
+from onnxq.passes.notes import BY_REQUEST, Reason, node_name
 from onnxq.passes.static.lines import Line, line_of, takes_offset
-from onnxq.quant import ZERO_POINT, Format, Granularity
+from onnxq.passes.static.operands import activation_slots, activations, product_slots
+from onnxq.passes.static.refusals import no_line, no_rule, refusal, unfit
+from onnxq.quant import ZERO_POINT, Format
 from onnxq.targets import OperatorRule, Target
 
 ALREADY_QUANTIZED = Reason("quantized", "it is quantized already")
@@ -26,8 +28,6 @@ _UNSTEADY = Reason("shape", "what it reads or gives may have another shape in ea
 _LARGEST = 1e8
 """Beyond are masks (-1e9, the smallest float), which leave no integers for any other number."""
 
-_FACTORS = ("alpha", "beta")
-_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -99,11 +99,11 @@ def place(
         if rule is not None and rule.role == "absorb" and target.everything:
             rule = _clipping_rule(node, rule, target, placed)
         if rule is None:
-            reason = _no_rule(node, target)
+            reason = no_rule(node, target)
         elif not all(can_lift(v) for v in (*node.inputs, *node.outputs) if v and not v.is_constant):
             reason = _UNSTEADY
         elif rule.role == "compute":
-            reason = _refusal(node, rule, target)
+            reason = refusal(node, rule, target)
             if not reason:
                 placed.nodes[node] = rule
                 if rule.output == "quantized":
@@ -128,7 +128,7 @@ def place(
                     placed.integer[_carrier(value, target, placed)] = [node]
         else:
             apart = _CONSTANT if target.everything else _APART
-            reason = _unfit(node, rule) or _no_line(node, rule, target) or apart
+            reason = unfit(node, rule) or no_line(node, rule, target) or apart
         if reason is not None:
             placed.left_in_float[node] = reason
     if target.everything:
@@ -214,69 +214,6 @@ def needs_pair_behind(node: Node, rule: OperatorRule, target: Target) -> bool:
     return moves and target.activation_format.signed and node.graph.opset >= 21
 
 
-def activation_slots(node: Node, rule: OperatorRule) -> Sequence[int]:
-    """Input slots of a node at which it reads activations."""
-    if rule.role == "residual":
-        return (_residual_slot(node),)
-    if not rule.activations:
-        return range(len(node.inputs))
-    if reads_weight(node, rule) or rule.weight is None:
-        return rule.activations
-    return (*rule.activations, rule.weight)
-
-
-def reads_weight(node: Node, rule: OperatorRule) -> bool:
-    """Whether a computing node multiplies with a constant, not with a second activation."""
-    weight = _read(node, rule.weight)
-    return weight is not None and weight.is_constant
-
-
-def channel_axis(node: Node, rule: OperatorRule) -> int | None:
-    """Axis of a computing node's weight on which its output channels lie.
-
-    None where no axis holds just these: a grouped ConvTranspose has only one group's on its
-    axis, and runtimes take scales by column only for a MatMul with one matrix. None, too, where
-    the target's rule wants one scale.
-    """
-    if not rule.per_channel:
-        return None
-    if node.is_op("ConvTranspose") and attribute_value(node, "group") != 1:
-        return None
-    if node.is_op("MatMul") and _weight(node, rule).numpy().ndim > 2:
-        return None
-    return _output_axis(node, rule)
-
-
-def weight_granularity(node: Node, rule: OperatorRule, target: Target) -> Granularity:
-    """Which numbers of a computing node's weight share a scale on a target."""
-    return target.weight_granularity(channel_axis(node, rule))
-
-
-def channel_bias(node: Node, rule: OperatorRule) -> np.ndarray | None:
-    """A computing node's constant bias as one number per output channel.
-
-    None if the node has no bias, or one that does not come to a number per channel.
-    """
-    bias = _read(node, rule.bias)
-    if bias is None or not bias.is_constant:
-        return None
-    channels = _weight(node, rule).numpy().shape[_output_axis(node, rule)]
-    if node.is_op("ConvTranspose"):
-        channels *= attribute_value(node, "group")
-    numbers = bias.numpy()
-    if numbers.size == 1:
-        return np.repeat(numbers.reshape(-1), channels)
-    if numbers.size == channels == numbers.shape[-1]:
-        return numbers.reshape(-1)
-    return None
-
-
-def _output_axis(node: Node, rule: OperatorRule) -> int:
-    if rule.channel_axis == "operator":
-        return 0 if attribute_value(node, "transB") else 1
-    return rule.channel_axis % _weight(node, rule).numpy().ndim
-
-
 def _known_to_stay(graph: Graph, keep_float: frozenset[str]) -> dict[Node, Reason]:
     """Nodes that are not even considered, and why."""
     stay = {}
@@ -291,81 +228,6 @@ def _known_to_stay(graph: Graph, keep_float: frozenset[str]) -> dict[Node, Reaso
 def _makes_floats(node: Node) -> bool:
     """Whether there is anything to quantize: shape arithmetic, say, is in integers anyway."""
     return any(v is not None and (v.dtype is None or v.dtype.is_float) for v in node.outputs)
-
-
-def _no_rule(node: Node, target: Target) -> Reason:
-    text = f"target {target.label} does not quantize {node.op_type}"
-    known = target.reasons.get(node.op_type) if not node.domain else None
-    return Reason("operator", f"{text}: {known}" if known else text)
-
-
-def _no_line(node: Node, rule: OperatorRule, target: Target) -> Reason | None:
-    """Why a node that can be nothing but a line stays in float if it is none; None otherwise."""
-    if rule.form != "line" or rule.role != "share" or line_of(node) is not None:
-        return None
-    text = f"target {target.label} quantizes {node.op_type} of a tensor and one number only"
-    return Reason("operator", text)
-
-
-def _refusal(node: Node, rule: OperatorRule, target: Target) -> Reason | None:
-    """Why a computing node cannot be quantized; None if it can."""
-    for slot in activation_slots(node, rule):
-        value = node.input(slot)
-        if value is None or value.dtype is not DataType.FLOAT:
-            return Reason("type", f"its input {slot} is not float32")
-        if value.is_constant:
-            return Reason("neighbours", f"its input {slot} is constant")
-        maker = value.producer
-        before = target.operators.get(maker.op_type) if maker and not maker.domain else None
-        if maker and before and (broken := _breaking_attribute(maker, before)):
-            text = f"a pair on its input would fuse {maker.op_type}, which {broken} breaks"
-            return Reason("neighbours", text)
-    if not reads_weight(node, rule):
-        if rule.two_activations:
-            return None
-        weight = _read(node, rule.weight)
-        if weight is not None and weight.data is not None:
-            return OVERRIDABLE
-        return Reason("computed", "its weight is not constant")
-    numbers = _weight(node, rule).numpy()
-    if numbers.dtype != np.float32 or numbers.ndim < 2:
-        return Reason("type", "its weight is no float32 matrix")
-    if not np.isfinite(numbers).all():
-        return NOT_FINITE
-    bias = _read(node, rule.bias)
-    if bias is not None and target.bias == "int32":
-        if bias.dtype is not DataType.FLOAT or channel_bias(node, rule) is None:
-            text = "its bias is not a float32 constant with one number per output channel"
-            return Reason("type", text)
-        if not np.isfinite(bias.numpy()).all():
-            return Reason("finite", "its bias has infinite or NaN values")
-        if node.op_type == "Gemm" and any(attribute_value(node, a) != 1.0 for a in _FACTORS):
-            text = "it scales its product or its bias, which it adds up as integers"
-            return Reason("attribute", text)
-    return _unfit(node, rule)
-
-
-def _unfit(node: Node, rule: OperatorRule) -> Reason | None:
-    """Why a rule does not apply to a node's attributes or opset; None if it does."""
-    if rule.form == "clipped-line" and node.is_op("HardSigmoid"):
-        alpha, beta = attribute_value(node, "alpha"), attribute_value(node, "beta")
-        if not (1e-3 <= alpha <= 1e3 and abs(beta) <= 1e3):
-            return Reason("attribute", "its slope or offset is beyond what integers can add")
-    for name, wanted in rule.attributes.items():
-        if attribute_value(node, name) != wanted:
-            return Reason("attribute", f"its attribute {name} is not {wanted!r}")
-    if broken := _breaking_attribute(node, rule):
-        return Reason("attribute", f"its attribute {broken} breaks the integer kernel")
-    if any(v is not None and v.dtype is not DataType.FLOAT for v in node.outputs):
-        return Reason("type", "not all of its outputs are float32")
-    if node.graph.opset < rule.minimum_opset:
-        text = f"{node.op_type} takes integers only from opset {rule.minimum_opset} on"
-        return Reason("opset", text)
-    return None
-
-
-def _breaking_attribute(node: Node, rule: OperatorRule) -> str:
-    return next((name for name in rule.broken_by if node.get(name)), "")
 
 
 def _carrier(value: Value, target: Target, placed: Placement) -> Value:
@@ -469,23 +331,9 @@ def _clipping_rule(
     return rule if absorbed else replace(rule, role="follow")
 
 
-def _residual_slot(node: Node) -> int:
-    """Which input of an addition is the other one beside that of the product it fuses into."""
-    return int(not _product_slots(node) or _product_slots(node)[0] == 0)
-
-
-def _product_slots(node: Node) -> list[int]:
-    """Inputs of an addition that are the results of products, and read nowhere else."""
-    return [
-        slot
-        for slot, value in enumerate(node.inputs)
-        if value is not None and made_by(value, *_PRODUCTS) and len(value.uses) == 1
-    ]
-
-
 def _fuses_residual(node: Node, placed: Placement) -> bool:
     """Whether an addition follows a product in integers and reads another activation."""
-    slots = _product_slots(node)
+    slots = product_slots(node)
     if not slots or len(node.inputs) != 2:
         return False
     product, other = node.input(slots[0]), node.input(1 - slots[0])
@@ -495,7 +343,7 @@ def _fuses_residual(node: Node, placed: Placement) -> bool:
 
 
 def _can_join(node: Node, rule: OperatorRule, placed: Placement, target: Target) -> bool:
-    if _unfit(node, rule):
+    if unfit(node, rule):
         return False
     found = False
     for slot in activation_slots(node, rule):
@@ -533,7 +381,7 @@ def _find_roots(graph: Graph, placed: Placement) -> None:
     carrying = set(placed.integer)
     for node, rule in placed.nodes.items():
         if rule.role != "absorb":
-            carrying.update(_activations(node, rule))
+            carrying.update(activations(node, rule))
     for value in (v for scope in graph.all_graphs() for v in scope.inputs):
         if value in carrying:
             placed.roots[value] = value
@@ -547,20 +395,3 @@ def _find_roots(graph: Graph, placed: Placement) -> None:
                 placed.roots[made] = placed.roots[source] if source else made
                 if line is not None:
                     placed.lines[made] = line
-
-
-def _activations(node: Node, rule: OperatorRule) -> Iterator[Value]:
-    for slot in activation_slots(node, rule):
-        value = node.input(slot)
-        if value is not None and not value.is_constant:
-            yield value
-
-
-def _weight(node: Node, rule: OperatorRule) -> Value:
-    weight = _read(node, rule.weight)
-    assert weight is not None
-    return weight
-
-
-def _read(node: Node, slot: int | None) -> Value | None:
-    return None if slot is None else node.input(slot)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from onnxq.ir import Graph, Node, Value
-from onnxq.passes.static.placement import Placement, known_range, reads_weight
+from onnxq.passes.static.operands import reads_weight
+from onnxq.passes.static.placement import Placement, known_range
 from onnxq.passes.static.value_qparams import few_bits
 from onnxq.passes.tuned import BIAS, Tensors
 from onnxq.quant.formats import FORMATS, Format

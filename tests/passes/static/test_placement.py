@@ -7,7 +7,8 @@ import pytest
 
 from onnxq.ir import DataType, Graph, ModelInfo, TensorType, infer_types
 from onnxq.passes.notes import BY_REQUEST, Reason
-from onnxq.passes.static.placement import Placement, place, place_within, reads_weight
+from onnxq.passes.static.operands import reads_weight
+from onnxq.passes.static.placement import Placement, place, place_within
 from onnxq.targets import load_target
 
 HEAD = '<ir_version: 8, opset_import: ["": 17, "custom": 1]>'

@@ -8,7 +8,8 @@ import pytest
 from onnxq.ir import Context, Graph, infer_types, to_proto
 from onnxq.passes.notes import left_in_float
 from onnxq.passes.static.insert_qdq import InsertQdq
-from onnxq.passes.static.placement import Placement, channel_axis, place
+from onnxq.passes.static.operands import channel_axis
+from onnxq.passes.static.placement import Placement, place
 from onnxq.runtime import integer_operators
 from onnxq.targets import available_targets, load_target
 from tests.helpers import random_feeds, run
