@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from onnxq.cli.options import debug_level
+from onnxq.cli.parsed import debug_level
 from onnxq.cli.terminal import Outcome, table
 from onnxq.plan import Plan
 from onnxq.planning import apply_plan

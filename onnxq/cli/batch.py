@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from onnxq.batching import HANGS_AFTER, Batched, Done, batch, rows
-from onnxq.cli.options import given
+from onnxq.cli.parsed import given
 from onnxq.cli.terminal import EXIT_DEFECT, EXIT_GATE, EXIT_INPUT, EXIT_OK, Outcome, table
 from onnxq.progress import Progress
 from onnxq.report import check_folder

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 
 from onnxq.benchmark import NATIVE, BenchRow, bench
-from onnxq.cli.options import providers
+from onnxq.cli.parsed import providers
 from onnxq.cli.terminal import EXIT_GATE, Outcome, table
 from onnxq.errors import InputError
 from onnxq.progress import Progress

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import time
 
-from onnxq.cli.options import IMAGES, given
+from onnxq.cli.options import IMAGES
+from onnxq.cli.parsed import given
 from onnxq.cli.terminal import Outcome, table
 from onnxq.errors import InputError
 from onnxq.observe import Ranges, merge

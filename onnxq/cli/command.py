@@ -34,7 +34,8 @@ from onnxq.cli import (
     train,
     watch,
 )
-from onnxq.cli.options import check_files, debug_level, declare
+from onnxq.cli.options import declare
+from onnxq.cli.parsed import check_files, debug_level
 from onnxq.cli.terminal import EXIT_DEFECT, EXIT_INPUT, Outcome, emit, progress, show, write_json
 from onnxq.errors import InputError
 from onnxq.report.words import printable

@@ -6,7 +6,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from onnxq.cli.options import IMAGES, image_options, providers
+from onnxq.cli.options import IMAGES
+from onnxq.cli.parsed import image_options, providers
 from onnxq.cli.terminal import EXIT_GATE, EXIT_OK, Outcome
 from onnxq.comparison import compare
 from onnxq.progress import Progress

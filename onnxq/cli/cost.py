@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from onnxq.cli.options import STUDY, given
+from onnxq.cli.options import STUDY
+from onnxq.cli.parsed import given
 from onnxq.cli.terminal import Outcome, table
 from onnxq.cost import Costs
 from onnxq.planning import find_costs

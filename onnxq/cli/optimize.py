@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnxq.cli.options import IMAGES, given
+from onnxq.cli.options import IMAGES
+from onnxq.cli.parsed import given
 from onnxq.cli.terminal import EXIT_GATE, EXIT_OK, Outcome
 from onnxq.optimization import Optimized, optimize
 from onnxq.progress import Progress

@@ -9,7 +9,8 @@ from dataclasses import asdict, replace
 
 from rich.text import Text
 
-from onnxq.cli.options import STUDY, given
+from onnxq.cli.options import STUDY
+from onnxq.cli.parsed import given
 from onnxq.cli.terminal import EXIT_GATE, Outcome, table
 from onnxq.cost import Costs
 from onnxq.errors import InputError

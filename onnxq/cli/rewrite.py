@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from onnxq.cli.options import debug_level
+from onnxq.cli.parsed import debug_level
 from onnxq.cli.terminal import EXIT_GATE, EXIT_OK, Outcome, table
 from onnxq.errors import InputError
 from onnxq.ir import available_passes, save

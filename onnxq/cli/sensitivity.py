@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxq.cli.options import STUDY, given
+from onnxq.cli.options import STUDY
+from onnxq.cli.parsed import given
 from onnxq.cli.terminal import Outcome, table
 from onnxq.planning import find_sensitivity
 from onnxq.progress import Progress

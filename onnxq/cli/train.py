@@ -6,7 +6,8 @@ import argparse
 from dataclasses import fields
 
 from onnxq.cli.optimize import destination, outcome
-from onnxq.cli.options import IMAGES, given
+from onnxq.cli.options import IMAGES
+from onnxq.cli.parsed import given
 from onnxq.cli.terminal import Outcome
 from onnxq.progress import Progress
 from onnxq.training import train

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxq.adaptive.replay import Happening, Replay, Rules, Stretch
-from onnxq.cli.options import IMAGES, image_options
+from onnxq.cli.options import IMAGES
+from onnxq.cli.parsed import image_options
 from onnxq.cli.terminal import EXIT_GATE, EXIT_OK, Outcome, show_live, table
 from onnxq.progress import Progress
 from onnxq.report import words
