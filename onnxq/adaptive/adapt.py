@@ -13,7 +13,8 @@ from scipy import stats
 
 from onnxq.adaptive.bundle import Bundle
 from onnxq.adaptive.deployment import Deployment, Reference, Sampled
-from onnxq.adaptive.qparams import fresh, quantizers
+from onnxq.adaptive.qparams import fresh
+from onnxq.adaptive.quantized import quantizers
 from onnxq.adaptive.scores import DISAGREEMENT, ENTROPY, output_scores
 from onnxq.adaptive.serving import Sessions
 from onnxq.adaptive.state import Generation

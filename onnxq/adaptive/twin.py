@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxq.adaptive.bundle import Bundle
 from onnxq.adaptive.deployment import Reference
-from onnxq.adaptive.qparams import quantizers
+from onnxq.adaptive.quantized import quantizers
 from onnxq.ir import DataType, Graph, Value, infer_types, load
 from onnxq.ir.lifting import lift, liftable
 from onnxq.runtime.files import ModelFiles

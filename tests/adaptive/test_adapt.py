@@ -13,7 +13,7 @@ from onnxq.adaptive.adapt import Gathered, Outputs, adapt, worse
 from onnxq.adaptive.baseline import Baseline
 from onnxq.adaptive.bundle import Bundle, BundleFacts, Variant
 from onnxq.adaptive.deployment import Deployment, Reference, Sampled, TensorQParams
-from onnxq.adaptive.qparams import quantizers
+from onnxq.adaptive.quantized import quantizers
 from onnxq.adaptive.scores import output_scores
 from onnxq.adaptive.twin import Twin
 from onnxq.ir import Graph, load, save

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from onnxq.adaptive.deployment import TensorQParams
-from onnxq.adaptive.qparams import fresh, quantizers, requantized
+from onnxq.adaptive.qparams import fresh, requantized
+from onnxq.adaptive.quantized import quantizers
 from onnxq.errors import InputError
 from onnxq.ir import Graph, infer_types, load, raise_opset, to_proto
 from onnxq.observe import Statistics
