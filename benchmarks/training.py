@@ -1,7 +1,8 @@
 """Print what training in few bits keeps, beside what rounding alone keeps.
 
 Usage: python benchmarks/training.py FOLDER [MODEL ...] [--bits B,...] [--epochs N] [--samples N]
-       [--methods M,...] [--batch-norm KIND] [--lr R] [--mixed-precision] [--output FILE]
+       [--methods M,...] [--batch-norm KIND] [--lr R] [--weight-decay D] [--average DECAY]
+       [--mixed-precision] [--output FILE]
 
 FOLDER keeps what every attempt gave, and checkpoints of those that were broken off, so that a
 second run does only what is missing; other options want another folder. MODEL is digits_resnet,
@@ -160,6 +161,8 @@ def attempt(lesson: Lesson, bits: str, parsed: argparse.Namespace) -> Row:
         loss=loss or "both",
         batch_norm=parsed.batch_norm,
         lr=parsed.lr,
+        weight_decay=parsed.weight_decay,
+        average=parsed.average,
         mixed_precision=parsed.mixed_precision,
         folder=parsed.folder / f"{lesson.name}-{bits}{loss}",
     )
@@ -240,6 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", default="auto,none")
     parser.add_argument("--batch-norm", default="frozen")
     parser.add_argument("--lr", type=float, default=0.0)
+    parser.add_argument("--weight-decay", type=float, default=0.0)
+    parser.add_argument("--average", type=float, default=0.0)
     parser.add_argument("--mixed-precision", action="store_true")
     parser.add_argument("--output", type=Path)
     parsed = parser.parse_args(arguments)

@@ -321,6 +321,12 @@ _DECLARED: Mapping[str, Keywords] = {
     ),
     "--optimizer": _choice(("adamw", "sgd"), "default adamw", group="training"),
     "--weight-decay": _training("D", "of weights (default 0)", values.number),
+    "--average": _training(
+        "DECAY",
+        "judge and keep moving averages of what is learned, with this decay by update, such as "
+        "0.999 (default 0: none)",
+        values.number,
+    ),
     "--schedule": _choice(
         ("cosine", "one-cycle"), "how the learning rate falls (default cosine)", group="training"
     ),

@@ -25,11 +25,11 @@ EXAMPLES = """examples:
 NEEDS = "model --data --output"
 TAKES = (
     "--eval --bits --method --loss --features --batch-norm --epochs --lr --batch-size "
-    "--accumulate --optimizer --weight-decay --schedule --warmup --augment --patience --device "
-    "--mixed-precision --processes --resume --target --provider-option --calibrator --max-drop "
-    "--min-agreement --min-speedup --min-sqnr --max-size-ratio --keep-failed --plan-out --pin "
-    "--metric --calibration-samples --keep-overridable --opset --seed --memory-limit --report "
-    f"--threads --latency-of {IMAGES}"
+    "--accumulate --optimizer --weight-decay --average --schedule --warmup --augment --patience "
+    "--device --mixed-precision --processes --resume --target --provider-option --calibrator "
+    "--max-drop --min-agreement --min-speedup --min-sqnr --max-size-ratio --keep-failed "
+    "--plan-out --pin --metric --calibration-samples --keep-overridable --opset --seed "
+    f"--memory-limit --report --threads --latency-of {IMAGES}"
 )
 CHANGES = {
     "--data": {"help": "samples to train on, in the forms that --data of optimize has"},

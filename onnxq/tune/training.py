@@ -42,6 +42,8 @@ class TrainOptions:
             as a multiple of its size.
         weight_decay: Of weights, apart from gradients: an update takes away the learning rate times
             this part of each.
+        average: Decay by update, such as 0.999, of moving averages of all that is learned: epochs
+            are judged with these, and the best ones kept; none at 0.
         schedule: ``cosine`` falls to 0; ``one-cycle`` rises for long and falls further.
         warmup: Share of all updates in which the learning rate rises.
         augment: What is done to images at random: ``flip`` (left and right), ``crop`` (moved by up
@@ -72,6 +74,7 @@ class TrainOptions:
     lr: float = 0.0
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.0
+    average: float = 0.0
     schedule: Literal["cosine", "one-cycle"] = "cosine"
     warmup: float = 0.05
     augment: tuple[str, ...] = AUTO
@@ -131,7 +134,7 @@ _LIMITS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("checkpoint_every", "above 0", _is_positive),
     *((name, "of at least 0", _is_no_less) for name in ("epochs", "lr", "patience")),
     *((name, "of at least 0", _is_no_less) for name in ("features", "weight_decay")),
-    ("warmup", "from 0 to below 1", _is_share),
+    *((name, "from 0 to below 1", _is_share) for name in ("average", "warmup")),
     ("held_out", "between 0 and 1", lambda v: 0 < v < 1),
 )
 

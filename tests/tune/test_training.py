@@ -18,6 +18,7 @@ from tests.networks import chain, inputs
         ({"epochs": -1}, ("epochs", "at least 0", "-1")),
         ({"lr": -1.0}, ("lr", "at least 0")),
         ({"warmup": 1.0}, ("warmup", "below 1")),
+        ({"average": 1.0}, ("average", "below 1")),
         ({"held_out": 0.0}, ("held_out",)),
         ({"patience": -1}, ("patience",)),
         ({"method": "guess"}, ("method", "guess", "lsq, lsq+, ste")),

@@ -256,6 +256,11 @@ class QuantizedModule(nn.Module):
         held = (self.executor.constant(value) for value in self._steps)
         return [step for step in held if isinstance(step, nn.Parameter)]
 
+    @property
+    def statistics(self) -> list[torch.Tensor]:
+        """What normalizations measure, which changes and is not trained."""
+        return [number for norm in self.norms.values() for number in norm.statistics]
+
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Let normalizations begin with the statistics of what is computed meanwhile."""

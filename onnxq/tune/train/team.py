@@ -80,7 +80,7 @@ class Team(Learner):
             LostProcessError: another process ended; parameters and statistics are as before.
         """
         order = _Order((), done, samples, learns=True, takes_numbers=True)
-        statistics = _statistics(self.module)
+        statistics = self.module.statistics
         before = [n.clone() for n in statistics]
 
         def together() -> float:
@@ -204,13 +204,9 @@ def _trained(module: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def _statistics(module: QuantizedModule) -> list[torch.Tensor]:
-    return [n for norm in module.norms.values() for n in norm.statistics]
-
-
 def _share_numbers(module: QuantizedModule) -> None:
     """Give all processes the numbers of the first."""
-    numbers = [*(p.detach() for p in _trained(module)), *_statistics(module)]
+    numbers = [*(p.detach() for p in _trained(module)), *module.statistics]
     flat = torch.cat([n.reshape(-1) for n in numbers]).cpu()
     dist.broadcast(flat, 0)
     for number, found in zip(numbers, flat.split([n.numel() for n in numbers]), strict=True):

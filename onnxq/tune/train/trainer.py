@@ -15,6 +15,7 @@ from torch import nn
 
 from onnxq.errors import InputError
 from onnxq.progress import Progress
+from onnxq.tune.train.averages import MovingAverages
 from onnxq.tune.train.checkpoints import Checkpoints, State
 from onnxq.tune.train.learner import Learner
 from onnxq.tune.train.norms import lives
@@ -72,6 +73,7 @@ class Trainer:
             else torch.optim.SGD(trained, lr=options.lr, momentum=_MOMENTUM, nesterov=True)
         )
         self._fresh = copy.deepcopy(self._optimizer.state_dict())
+        self._averages = MovingAverages(trained if options.average else (), options.average)
 
     def run(
         self,
@@ -122,16 +124,17 @@ class Trainer:
                 state["loss"] += loss * samples
                 state["samples"] += samples
                 if lives((state["step"] - 1) / whole) and not lives(state["step"] / whole):
-                    self._average(train, state["step"])
+                    self._measure(train, state["step"])
                 progress.advance(state["step"] - epoch * per_epoch)
                 is_last = state["step"] % per_epoch == 0
                 if not is_last and state["step"] % options.checkpoint_every == 0:
                     self._keep(state, checkpoints, started)
             mean = state["loss"] / max(state["samples"], 1)
-            if lives(state["step"] / whole):
-                self._average(train, state["step"])
             try:
-                held_out_loss = self._judge(state, held_out, epoch + 1, mean)
+                with self._averages.in_place(self._module.statistics):
+                    if options.average or lives(state["step"] / whole):
+                        self._measure(train, state["step"])
+                    held_out_loss = self._judge(state, held_out, epoch + 1, mean)
             except LostProcessError:
                 self._keep(state, checkpoints, started)
                 raise
@@ -169,6 +172,7 @@ class Trainer:
     def _restored(self, state: State) -> State:
         self._module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._averages.load(state["averages"])
         torch.set_rng_state(state["random"])
         return state
 
@@ -178,6 +182,7 @@ class Trainer:
             "seconds": state["seconds"] + time.perf_counter() - started,
             "module": self._module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
+            "averages": self._averages.numbers,
             "random": torch.get_rng_state(),
         }
         checkpoints.save(held)
@@ -190,6 +195,7 @@ class Trainer:
         """
         self._module.load_state_dict(state["best"]["module"])
         self._optimizer.load_state_dict(self._fresh)
+        self._averages.begin()
         epoch = state["best"]["epoch"]
         history = state["history"][: epoch + 1]
         return {**state, "step": epoch * per_epoch, "loss": 0.0, "samples": 0, "history": history}
@@ -225,9 +231,10 @@ class Trainer:
             self._optimizer.step()
             for (parameter, by), old in zip(self._factors, before, strict=True):
                 torch.lerp(old, parameter, by, out=parameter)
+        self._averages.move(step + 1)
         return total, count
 
-    def _average(self, train: Samples, step: int) -> None:
+    def _measure(self, train: Samples, step: int) -> None:
         """Let normalizations have the statistics of the module as it is."""
         if self._module.norms:
             options = self._options

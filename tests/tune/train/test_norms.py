@@ -200,7 +200,7 @@ def test_two_processes_have_the_statistics_of_one(data: dict[str, np.ndarray]) -
 def test_broken_off_it_goes_on_to_the_same_numbers(
     data: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"bits": "w4a8", "checkpoint_every": 1, "epochs": 5, "batch_size": 32}
+    options = {"bits": "w4a8", "checkpoint_every": 1, "epochs": 5, "batch_size": 32, "average": 0.9}
     whole = trained(normed(), data, folder=tmp_path / "whole", **options)
     # Of ten updates the ninth is the first that has the running statistics.
     update, left = Trainer._update, 8

@@ -58,7 +58,7 @@ def curve(found: Optimized) -> list[float]:
 
 
 def test_two_processes_have_the_curve_of_one(data: dict[str, np.ndarray]) -> None:
-    one, two = (trained(small(), data, processes=n, loss="both") for n in (1, 2))
+    one, two = (trained(small(), data, processes=n, loss="both", average=0.9) for n in (1, 2))
     assert curve(two) == pytest.approx(curve(one), rel=1e-4)
     scores = [[e.score for e in f.report.training.history] for f in (one, two) if f.report.training]
     assert scores[0] == scores[1]
