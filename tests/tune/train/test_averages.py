@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from onnxq import InputError
 from onnxq.ir import to_proto
 from onnxq.runtime import Session
 from onnxq.tune.train.averages import MovingAverages
-from onnxq.tune.train.learner import Judgement, Learner
-from onnxq.tune.train.samples import Feed
+from onnxq.tune.train.learner import Learner
 from onnxq.tune.train.trainer import Trainer
 from tests.networks import CLASSES, chain, computed, inputs
 from tests.tune.train.recording import record
@@ -41,53 +39,55 @@ def data() -> dict[str, np.ndarray]:
     return {**feeds, "labels": np.arange(96) % CLASSES}
 
 
-def numbers_of(module: Any) -> Numbers:
+def numbers_of(module: Any, *, statistics: bool = True) -> Numbers:
     own = [(k, p) for k, p in module.named_parameters() if p.requires_grad]
+    own += [(str(at), n) for at, n in enumerate(module.statistics)] if statistics else []
     return {k: p.detach().double().numpy().copy() for k, p in own}
 
 
 def test_they_are_judged_and_kept_and_training_goes_on_from_what_they_are_of(
     data: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    modules, update, judge = record(monkeypatch), Trainer._update, Learner.judge
-    raw, begun, judged = list[Numbers](), list[Numbers](), list[Numbers]()
-    statistics = list[list[Any]]()
+    modules, seen = record(monkeypatch), dict[str, list[Numbers]]()
 
-    def noted(self: Trainer, *arguments: Any) -> tuple[float, int]:
-        begun.append(numbers_of(modules[0]))
-        result = update(self, *arguments)
-        raw.append(numbers_of(modules[0]))
-        return result
+    def note(kind: type, name: str) -> None:
+        run, before, after = getattr(kind, name), *(seen.setdefault(f"{name}{i}", []) for i in "01")
 
-    def seen(self: Learner, feeds: Iterable[Feed]) -> Judgement:
-        judged.append(numbers_of(modules[0]))
-        statistics.append([n.clone() for n in modules[0].statistics])
-        return judge(self, feeds)
+        def noted(*given: Any) -> Any:
+            before.append(numbers_of(modules[0]))
+            found = run(*given)
+            after.append(numbers_of(modules[0]))
+            return found
 
-    monkeypatch.setattr(Trainer, "_update", noted)
-    monkeypatch.setattr(Learner, "judge", seen)
+        monkeypatch.setattr(kind, name, noted)
+
+    note(Trainer, "_update")
+    note(Learner, "judge")
+    note(Learner, "average")
     options = {"bits": "w3a3", "epochs": 5, "batch_size": 32, "lr": 0.02}
     found = trained(normed(), data, average=DECAY, **options)
-    assert len(raw) == 10
-    for before, after in zip(raw, begun[1:], strict=False):
-        assert all((before[name] == after[name]).all() for name in before)
+    # In the first judgement statistics begin. The one of the fourth epoch is behind the end of
+    # those of batches.
+    judged, begun, raw = seen["judge0"][1:], seen["_update0"], seen["_update1"]
+    crossing, left = seen["average0"].pop(3), seen["average1"].pop(3)
+    assert (len(raw), len(judged)) == (10, 6)
+    np.testing.assert_equal(begun[1:], [*raw[:7], left, raw[8]])
+    np.testing.assert_equal(crossing, raw[7])
+    np.testing.assert_equal(seen["average1"], judged[1:])
     wanted = [begun[0]]
     for at, now in enumerate(raw, 1):
         keep = min(DECAY, (1 + at) / (10 + at))
         wanted.append({k: keep * wanted[-1][k] + (1 - keep) * now[k] for k in now})
-    # The first judgement is no epoch's: statistics begin with it.
-    for ours, theirs in zip(judged[1:], wanted[::2], strict=True):
-        assert ours.keys() == theirs.keys()
-        for name in ours:
+    names = numbers_of(modules[0], statistics=False)
+    for ours, theirs in zip(judged, wanted[::2], strict=True):
+        for name in names:
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-7)
-    facts, module = found.report.training, modules[0]
+    facts = found.report.training
     assert facts is not None and facts.best > 0
-    for name, kept in numbers_of(module).items():
-        np.testing.assert_array_equal(kept, judged[1 + facts.best][name])
-    torch.testing.assert_close(module.statistics, statistics[1 + facts.best], rtol=0, atol=0)
+    np.testing.assert_equal(numbers_of(modules[0]), judged[facts.best])
     given = {"x": data["x"][:32]}
     with torch.no_grad():
-        wished = module({"x": torch.from_numpy(given["x"])})["y"].numpy()
+        wished = modules[0]({"x": torch.from_numpy(given["x"])})["y"].numpy()
     made = Session(to_proto(found.graph), optimization="none").run(given)["y"]
     assert (np.abs(made - wished) > 1e-3 * np.abs(wished).max()).mean() < 0.1
 
