@@ -45,6 +45,33 @@ def session_options(threads: int, optimization: str, profile: str = "") -> ort.S
     return options
 
 
+def opened(
+    source: str | bytes,
+    config: Mapping[str, str],
+    save_optimized: str,
+    provider: tuple[str, dict[str, str]],
+    settings: Mapping[str, Any],
+) -> ort.InferenceSession:
+    """A session of onnxruntime's own.
+
+    Args:
+        source: Path of the model, or its bytes.
+        config: Session configuration entries.
+        save_optimized: File for the graph that really runs; none if empty.
+        provider: Full name of the execution provider, and its options.
+        settings: Of `session_options`.
+    """
+    options = session_options(**settings)
+    for name, value in config.items():
+        try:
+            options.add_session_config_entry(name, value)
+        except Exception as error:
+            raise RuntimeError(f"it refuses the session option {name!r}: {error}") from error
+    if save_optimized:
+        options.optimized_model_filepath = save_optimized
+    return ort.InferenceSession(source, options, providers=[provider], enable_fallback=0)
+
+
 def packages() -> list[str]:
     """Names of the packages that bring the module onnxruntime."""
     # `packages_distributions` goes through the files of all packages, which takes most of a second.
@@ -93,22 +120,10 @@ class Server:
         }
 
     def open(
-        self,
-        key: int,
-        source: str | bytes,
-        config: Mapping[str, str],
-        save_optimized: str,
-        provider: tuple[str, dict[str, str]],
-        settings: Mapping[str, Any],
+        self, key: int, *what: Any
     ) -> tuple[list[str], list[tuple[str, str, list[Any]]], list[tuple[str, str, list[Any]]]]:
-        """Load a model; gives its providers, inputs and outputs."""
-        options = session_options(**settings)
-        for name, value in config.items():
-            options.add_session_config_entry(name, value)
-        if save_optimized:
-            options.optimized_model_filepath = save_optimized
-        made = ort.InferenceSession(source, options, providers=[provider], enable_fallback=0)
-        self._sessions[key] = made
+        """Load a model, see `opened`; gives its providers, inputs and outputs."""
+        made = self._sessions[key] = opened(*what)
         ends = [
             [(arg.name, arg.type, arg.shape) for arg in args]
             for args in (made.get_inputs(), made.get_outputs())

@@ -130,16 +130,7 @@ class SessionElsewhere(Session):
     def _offer(self) -> Offer:
         return self._there.offer
 
-    def _opened(
-        self,
-        source: str | bytes,
-        config: Mapping[str, str],
-        save_optimized: Path | None,
-        provider: tuple[str, dict[str, str]],
-        settings: Mapping[str, Any],
-    ) -> _Remote:
-        saved = "" if save_optimized is None else str(save_optimized)
-        what = (source, dict(config), saved, provider, dict(settings))
+    def _opened(self, *what: Any) -> _Remote:
         return _Remote(self._there, self._label, *what)
 
     def spend(self, feeds: Mapping[str, Array], inferences: int, *, own: bool) -> float:

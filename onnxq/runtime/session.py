@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnxq.errors import InputError
 from onnxq.ir.loading import ModelLike
 from onnxq.runtime.backend import COMPILED
-from onnxq.runtime.bare import session_options
+from onnxq.runtime.bare import opened
 from onnxq.runtime.failures import RUNTIME_FAILURES, one_sentence
 from onnxq.runtime.pool import SHARED_ARENA, share_arena
 from onnxq.runtime.providers import (
@@ -88,12 +88,11 @@ class Session:
             "optimization": optimization,
             "profile": "" if profile is None else str(profile),
         }
+        saved = "" if save_optimized is None else str(save_optimized)
         if save_optimized is not None and not save_optimized.parent.is_dir():
             raise InputError(f"{save_optimized}: its folder does not exist")
         try:
-            self._session = self._opened(
-                source, config, save_optimized, (full_name, own_options), settings
-            )
+            self._session = self._opened(source, config, saved, (full_name, own_options), settings)
         except RUNTIME_FAILURES as error:
             raise InputError(
                 f"onnxruntime cannot load {self._label}: {one_sentence(error)}"
@@ -118,26 +117,9 @@ class Session:
         """What the onnxruntime offers that is to run the model."""
         return offered_here()
 
-    def _opened(
-        self,
-        source: str | bytes,
-        config: Mapping[str, str],
-        save_optimized: Path | None,
-        provider: tuple[str, dict[str, str]],
-        settings: Mapping[str, Any],
-    ) -> Any:
-        """A session of onnxruntime's own."""
-        options = session_options(**settings)
-        for key, value in config.items():
-            try:
-                options.add_session_config_entry(key, value)
-            except RUNTIME_FAILURES as error:
-                raise InputError(
-                    f"onnxruntime refuses the session option {key!r}: {one_sentence(error)}"
-                ) from error
-        if save_optimized is not None:
-            options.optimized_model_filepath = str(save_optimized)
-        return ort.InferenceSession(source, options, providers=[provider], enable_fallback=0)
+    def _opened(self, *what: Any) -> Any:
+        """A session of onnxruntime's own, see `onnxq.runtime.bare.opened`."""
+        return opened(*what)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
