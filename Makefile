@@ -15,6 +15,10 @@ resolve = printf '%s\n' "setuptools>=77" "build>=1.2" | UV_CUSTOM_COMPILE_COMMAN
 	$(BIN)/uv pip compile pyproject.toml - --quiet --upgrade \
 	--universal --python-version 3.11 --no-annotate
 
+# Modules that were compiled are kept, also where the environment says otherwise, as in containers:
+# every process that a test starts would compile the whole package.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test slow lint docs release-check compat oldest newest constraints clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
