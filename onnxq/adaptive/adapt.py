@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from onnxq.adaptive.bundle import Bundle
 from onnxq.adaptive.deployment import Deployment, Reference, Sampled
@@ -270,8 +269,8 @@ class _Judged:
         """Whether answers are much further from float's than they were when the bundle was made."""
         if not len(self.usual) or not len(errors):
             return False
-        certain = stats.mannwhitneyu(errors, self.usual, alternative="greater").pvalue < _CERTAIN
-        return bool(certain) and _ratio(errors, self.usual) > _HARM
+        is_certain = _larger_by_chance(errors, self.usual) < _CERTAIN
+        return is_certain and _ratio(errors, self.usual) > _HARM
 
     @property
     def suffers(self) -> bool:
@@ -279,8 +278,8 @@ class _Judged:
         entropy = self.entropy
         if not len(self.unsure) or not len(entropy):
             return False
-        likely = stats.mannwhitneyu(entropy, self.unsure, alternative="greater").pvalue < _LIKELY
-        return bool(likely) and float(entropy.mean()) > _SUFFERS * float(self.unsure.mean())
+        is_likely = _larger_by_chance(entropy, self.unsure) < _LIKELY
+        return is_likely and float(entropy.mean()) > _SUFFERS * float(self.unsure.mean())
 
     def suffering(self, consequence: str) -> str:
         """What there is to say where the float model suffers."""
@@ -362,6 +361,16 @@ def _ratio(errors: Floats, usual: Floats) -> float:
     return _typical(errors) / _typical(usual)
 
 
+def _larger_by_chance(one: Floats, other: Floats) -> float:
+    """Probability that numbers of one distribution differ so; the test of Mann and Whitney."""
+    # scipy is loaded where it is needed: it takes as long as half of what a command loads.
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(one, other, alternative="greater").pvalue)
+
+
 def _by_chance(more: int, less: int) -> float:
     """Probability of as many, or more, out of both if each was as likely."""
-    return float(stats.binomtest(more, more + less, alternative="greater").pvalue) if more else 1.0
+    from scipy.special import betainc
+
+    return float(betainc(more, less + 1, 0.5)) if more else 1.0

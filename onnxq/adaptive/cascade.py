@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from onnxq.adaptive.scores import agreement
 from onnxq.errors import InputError
@@ -381,11 +380,19 @@ class Keeping:
 
 def _upper(wrong: int, count: int) -> float:
     """Clopper and Pearson's one-sided upper bound of a share."""
-    return float(stats.beta.ppf(1 - _ERROR, wrong + 1, count - wrong)) if wrong < count else 1.0
+    return _beta_quantile(1 - _ERROR, wrong + 1, count - wrong) if wrong < count else 1.0
 
 
 def _lower(wrong: int, count: int, error: float) -> float:
-    return float(stats.beta.ppf(error, wrong, count - wrong + 1)) if wrong else 0.0
+    return _beta_quantile(error, wrong, count - wrong + 1) if wrong else 0.0
+
+
+def _beta_quantile(probability: float, a: int, b: int) -> float:
+    """Of the beta distribution."""
+    # scipy is loaded where it is needed: it takes as long as half of what a command loads.
+    from scipy.special import betaincinv
+
+    return float(betaincinv(a, b, probability))
 
 
 def _count(feeds: Mapping[str, Array], given: Outputs) -> int:

@@ -14,14 +14,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from onnxq.errors import InvariantError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Objective = Literal["cost", "loss"]
 Wanted = Callable[["Choice"], bool]
@@ -328,6 +329,9 @@ class _Program:
             high.append(budget * scale)
         if not len(goal):
             return _Solution(0, np.zeros(0))
+        # scipy is loaded where it is needed: it takes as long as half of what a command loads.
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
         size = max(float(np.abs(goal).max()), 1e-300)
         integral = np.zeros(len(goal), dtype=np.int64)
         integral[: self._borders] = 1
@@ -469,6 +473,8 @@ def _difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[
 
 
 def _matrix(rows: Sequence[Mapping[int, float]], width: int) -> csr_array:
+    from scipy.sparse import csr_array
+
     data = [factor for row in rows for factor in row.values()]
     columns = [at for row in rows for at in row]
     starts = np.cumsum([0, *[len(row) for row in rows]])

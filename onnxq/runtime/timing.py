@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from time import perf_counter, thread_time
 
 import numpy as np
-from scipy.special import stdtrit
 
 from onnxq.ir.collector import collector_paused
 from onnxq.runtime.alone import alone
@@ -170,6 +169,9 @@ def _widths(times: Array) -> Array:
     General Stationary Observations", 1989), for disturbances last longer than a round; and from
     what makes sessions of one model differ.
     """
+    # scipy is loaded where it is needed: it takes as long as half of what a command loads.
+    from scipy.special import stdtrit
+
     groups = np.array_split(np.arange(len(times)), min(_GROUPS, len(times)))
     if len(groups) < 2:
         return np.full(times.shape[1], math.inf)

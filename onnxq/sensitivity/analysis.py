@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from onnxq.data import Batch, Dataset
 from onnxq.data.shared import shared
@@ -261,6 +260,9 @@ def _reliability(found: Mapping[Key, _Sample]) -> float:
     odd, even = seen[:, 0::2].mean(axis=1), seen[:, 1::2].mean(axis=1)
     if np.ptp(odd) == 0 or np.ptp(even) == 0:
         return 1.0
+    # scipy is loaded where it is needed: it takes as long as half of what a command loads.
+    from scipy.stats import spearmanr
+
     agreement = float(spearmanr(odd, even).statistic)
     return max(0.0, 2 * agreement / (1 + agreement)) if agreement > 0 else 0.0
 
