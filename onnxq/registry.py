@@ -42,11 +42,16 @@ def kinds_in(
         ImportError: one of the modules cannot be imported.
     """
     for each in _modules(module, nested, tuple(without)):
-        for _, kind in sorted(vars(each).items()):
-            if not isinstance(kind, type) or kind.__module__ != each.__name__:
-                continue
+        for kind in _classes(each):
             if issubclass(kind, base) and hasattr(kind, "name") and not inspect.isabstract(kind):
                 yield kind
+
+
+@cache
+def _classes(module: ModuleType) -> list[type[Any]]:
+    """Those that a module defines; looked for once, as plans are read and applied many times."""
+    kinds = (kind for _, kind in sorted(vars(module).items()) if isinstance(kind, type))
+    return [kind for kind in kinds if kind.__module__ == module.__name__]
 
 
 @cache
