@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -96,11 +97,14 @@ def sources() -> dict[str, Path]:
 
 
 def imports(module: str, path: Path) -> Iterator[Import]:
+    file = path.relative_to(ROOT)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        place = f"{file}:{node.lineno}"
         if isinstance(node, ast.Import):
             yield from (Import(module, alias.name, "", place) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0 and node.module, f"{place}: a relative import"
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
@@ -110,8 +114,13 @@ def imports(module: str, path: Path) -> Iterator[Import]:
                     yield Import(module, node.module, alias.name, place)
 
 
+@cache
+def all_imports() -> tuple[Import, ...]:
+    """Those of the whole package; read by the tests, as each process of a run collects them all."""
+    return tuple(found for module, path in SOURCES.items() for found in imports(module, path))
+
+
 SOURCES = sources()
-IMPORTS = [found for module, path in SOURCES.items() for found in imports(module, path)]
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 PASSES = sorted(
     (kind.name, kind) for kind in available_passes().values() if kind.__module__ in SOURCES
@@ -125,7 +134,7 @@ def test_every_module_has_a_row() -> None:
 def test_modules_import_from_lower_rows_only() -> None:
     wrong = [
         f"{i.place}: {part(i.importer)} imports {i.module}"
-        for i in IMPORTS
+        for i in all_imports()
         if part(i.module) in RANK
         and part(i.module) != part(i.importer)
         and RANK[part(i.module)] >= RANK[part(i.importer)]
@@ -138,7 +147,7 @@ def test_modules_import_from_lower_rows_only() -> None:
 def test_parts_know_nothing_of_their_strangers() -> None:
     wrong = [
         f"{i.place}: {part(i.importer)} imports {i.module}"
-        for i in IMPORTS
+        for i in all_imports()
         if part(i.module) in STRANGERS.get(part(i.importer), ())
     ]
     assert not wrong
@@ -148,7 +157,7 @@ def test_no_pass_is_imported_by_a_pass_or_its_helpers() -> None:
     passes = {kind.__module__ for _, kind in PASSES}
     wrong = [
         f"{i.place}: imports {i.module}"
-        for i in IMPORTS
+        for i in all_imports()
         if part(i.importer) == "passes" and i.module in passes
     ]
     assert not wrong
@@ -164,11 +173,11 @@ def test_no_public_name_hides_the_module_of_its_name() -> None:
 
 
 def test_networkx_is_imported_by_the_ir_only() -> None:
-    assert {part(i.importer) for i in IMPORTS if part(i.module) == "networkx"} == {"ir"}
+    assert {part(i.importer) for i in all_imports() if part(i.module) == "networkx"} == {"ir"}
 
 
 def test_torch_is_imported_where_gradients_are_only() -> None:
-    importers = {i.importer for i in IMPORTS if part(i.module) == "torch"}
+    importers = {i.importer for i in all_imports() if part(i.module) == "torch"}
     assert importers
     assert all(module.startswith(TRAINING) for module in importers)
 
@@ -176,7 +185,7 @@ def test_torch_is_imported_where_gradients_are_only() -> None:
 def test_private_names_stay_where_they_are() -> None:
     wrong = [
         f"{i.place}: {i.module} {i.name}"
-        for i in IMPORTS
+        for i in all_imports()
         if part(i.module) in RANK
         and (
             (i.name.startswith("_") and not i.name.startswith("__"))
