@@ -101,11 +101,11 @@ def test_a_defect_is_told_of_and_done_again(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(batching, "optimize", broken)
     out = manifest.parent / "out"
-    assert main(["batch", str(manifest), "-o", str(out), "-q"]) == 70
+    with monkeypatch.context() as patched:
+        patched.setattr(batching, "optimize", broken)
+        assert main(["batch", str(manifest), "-o", str(out), "-q"]) == 70
     assert "by zero" in (out / "m" / "defect.txt").read_text()
-    monkeypatch.undo()
     assert batch(manifest, out).results[0].state == "kept"
 
 
@@ -157,12 +157,12 @@ def test_a_model_without_room_fails_alone_and_is_tried_again(
             raise error
         return optimize(model, *rest, **options)
 
-    monkeypatch.setattr(batching, "optimize", full)
     out = manifest.parent / "out"
-    first = batch(manifest, out).results
+    with monkeypatch.context() as patched:
+        patched.setattr(batching, "optimize", full)
+        first = batch(manifest, out).results
     assert [done.state for done in first] == ["failed", "failed", "broken"]
     assert "no room" in first[0].sentence
-    monkeypatch.undo()
     assert batch(manifest, out).results[0].state == "kept"
 
 
@@ -172,10 +172,10 @@ def test_what_cannot_be_reached_is_tried_again(
     def unreachable(model: str, *rest: Any, **options: Any) -> Optimized:
         raise UnreachableError("cannot read 's3://bucket/d.npz': it is away")
 
-    monkeypatch.setattr(batching, "optimize", unreachable)
     out = manifest.parent / "out"
-    assert batch(manifest, out).results[0].sentence.endswith("it is away")
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(batching, "optimize", unreachable)
+        assert batch(manifest, out).results[0].sentence.endswith("it is away")
     assert batch(manifest, out).results[0].state == "kept"
 
 

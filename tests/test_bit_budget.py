@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def studied(model: Path) -> Study:
     options = Options(precisions=FEW, target="cpu-x64", cost="size", max_size_ratio=1 / RATIO)
     with open_job(model, DATA, options) as job:

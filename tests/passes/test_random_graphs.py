@@ -327,8 +327,8 @@ def test_all_default_passes_in_any_order(graph: Graph, order: list[Pass], flag: 
     feeds = square_feeds(flag)
     after = graph.copy()
     for step in order:
-        Pipeline((step,)).run(after)
-        assert_equivalent(graph, after, feeds=feeds, exact=False, rtol=1e-4)
+        if any(record.rewrites for record in Pipeline((step,)).run(after)):
+            assert_equivalent(graph, after, feeds=feeds, exact=False, rtol=1e-4)
     after = graph.copy()
     pipeline = Pipeline(tuple(order))
     pipeline.run(after)

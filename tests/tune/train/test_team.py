@@ -57,7 +57,12 @@ def curve(found: Optimized) -> list[float]:
     return [*(e.loss or 0.0 for e in facts.history), *(e.held_out_loss for e in facts.history)]
 
 
-def test_two_processes_have_the_curve_of_one(data: dict[str, np.ndarray]) -> None:
+def test_two_processes_have_the_curve_of_one(
+    data: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What lies in the working folder is no module of theirs.
+    (tmp_path / "pickle.py").write_text("raise SystemExit('no module')")
+    monkeypatch.chdir(tmp_path)
     one, two = (trained(small(), data, processes=n, loss="both", average=0.9) for n in (1, 2))
     assert curve(two) == pytest.approx(curve(one), rel=1e-4)
     scores = [[e.score for e in f.report.training.history] for f in (one, two) if f.report.training]
@@ -165,16 +170,6 @@ def test_a_process_ends_though_the_first_was_killed_before_it_began(tmp_path: Pa
     finally:
         with suppress(ProcessLookupError):
             os.kill(int(began.stdout), signal.SIGKILL)
-
-
-def test_files_in_the_working_folder_are_no_modules(
-    data: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "pickle.py").write_text("raise SystemExit('no module')")
-    model = small()
-    monkeypatch.chdir(tmp_path)
-    found = trained(model, data, processes=2, epochs=1)
-    assert found.report.training is not None and found.report.training.epochs == 1
 
 
 def test_feeds_are_split_only_where_the_model_may_be_fed_less() -> None:
