@@ -25,7 +25,7 @@ from onnxq.plan.apply import float_graph
 from onnxq.precision import FLOAT
 from onnxq.prepare import Prepared, float_form, observed, prepare
 from onnxq.progress import SILENT, PeakWatch, Progress, expect
-from onnxq.promise import promise
+from onnxq.promise import check_promise, promise
 from onnxq.proof import verify
 from onnxq.report.certainty import certainty
 from onnxq.report.expectation import expectation
@@ -175,6 +175,7 @@ def made(
         if Path(adaptive).resolve() in {Path(f).resolve() for f in files if f is not None}:
             raise InputError(f"a bundle and a file both go to '{adaptive}'; name another folder")
     watch = PeakWatch(progress, peak_rss_bytes)
+    check_promise(options)
     with open_job(model, data, options, eval_data=eval_data, progress=watch) as job:
         _check(job)
         if adaptive is not None:

@@ -23,6 +23,24 @@ DEFAULT_MIN_SQNR = 15.0
 classes."""
 
 
+def check_promise(options: Options) -> None:
+    """Refuse promises that no model could keep, and such as every model keeps.
+
+    Raises:
+        InputError: naming the number.
+    """
+    size, speedup, agreement = options.max_size_ratio, options.min_speedup, options.min_agreement
+    if size is not None and size <= 0:
+        raise InputError(f"a size ratio of {size:g} is not possible; give more than 0")
+    if speedup is not None and speedup < 0:
+        raise InputError(f"a smallest speedup of {speedup:g} is not possible; give 0 or more")
+    if agreement is not None and not 0 <= agreement <= 1:
+        raise InputError(
+            f"a smallest agreement of {agreement:g} is not possible; give a share from 0 to 1, as "
+            "0.95"
+        )
+
+
 def promise(report: Report, options: Options, *, is_timed: bool = True) -> list[Gate]:
     """The gates that `optimize` holds a candidate to, the defaults filled in.
 
@@ -64,8 +82,6 @@ def promise(report: Report, options: Options, *, is_timed: bool = True) -> list[
             min_sqnr = DEFAULT_MIN_SQNR
     if min_speedup is None and is_timed:
         min_speedup = DEFAULT_MIN_SPEEDUP
-    if size is not None and size <= 0:
-        raise InputError(f"a size ratio of {size:g} is not possible; give more than 0")
     bounds = (
         ("drop", "<=", max_drop),
         (AGREEMENT, ">=", min_agreement),

@@ -463,8 +463,10 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = refused(capsys, "gguf", "import", source, path, "-o", path)
     assert "would replace" in text
     assert "would replace" in refused(capsys, "gguf", "export", source, "-o", source)
-    assert "no GGUF" in refused(capsys, "gguf", "export", source, path, "-o", tmp_path / "v.gguf")
-    assert "takes GGUF" in refused(capsys, "gguf", "import", source, "-o", out)
+    assert "takes no GGUF" in refused(capsys, "gguf", "export", source, path, "-o", out)
+    assert "needs the GGUF file" in refused(capsys, "gguf", "import", source, "-o", out)
+    typed = refused(capsys, "gguf", "import", source, path, "-o", out, "--type", "q8_0")
+    assert "leave --type out" in typed
     assert "no.gguf" in refused(capsys, "gguf", "import", source, tmp_path / "no.gguf", "-o", out)
     assert "cannot read" in refused(capsys, "gguf", "import", source, tmp_path, "-o", out)
     assert "required" in refused(capsys, "gguf")

@@ -386,6 +386,21 @@ def test_what_is_promised_of_decisions(
     assert {g.quantity: g.bound for g in gates} == wanted
 
 
+@pytest.mark.parametrize(
+    ("promised", "message"),
+    [
+        ({"max_size_ratio": 0.0}, "size ratio of 0 is not possible"),
+        ({"min_agreement": 95.0}, "smallest agreement of 95 is not possible; give a share"),
+        ({"min_speedup": -1.0}, "smallest speedup of -1 is not possible"),
+    ],
+)
+def test_what_cannot_be_promised_is_refused_before_anything_is_read(
+    promised: dict[str, float], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        optimize("no.onnx", "no.npz", **promised)
+
+
 def test_what_is_promised_of_embeddings() -> None:
     assert AGREED is not None
     rows = replace(AGREED, decisions=(replace(AGREED.decisions[0], kind="neighbour"),))

@@ -34,8 +34,12 @@ MAKES_MODEL = True
 def run(parsed: argparse.Namespace, _: Progress) -> Outcome:
     """Run the command."""
     is_export = parsed.action == "export"
-    if is_export is bool(parsed.weights) or (parsed.external_data if is_export else parsed.type):
-        raise InputError("import takes GGUF and --external-data, export --type and no GGUF")
+    if is_export and (parsed.weights or parsed.external_data):
+        raise InputError("export takes no GGUF file to read and no --external-data; leave them out")
+    if not is_export and not parsed.weights:
+        raise InputError("import needs the GGUF file whose tensors it takes; name it after MODEL")
+    if not is_export and parsed.type:
+        raise InputError("import keeps the types of the GGUF file; leave --type out")
     tensors: Sequence[ExportedTensor | ImportedTensor]
     headings: tuple[str, ...]
     rows: list[tuple[str, ...]]

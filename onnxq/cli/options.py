@@ -317,7 +317,7 @@ _DECLARED: Mapping[str, Keywords] = {
         "R",
         "largest learning rate, relative to the size of what is learned (default by bits: 0.001 to "
         "0.01)",
-        values.number,
+        values.amount,
     ),
     "--optimizer": _choice(("adamw", "sgd"), "default adamw", group="training"),
     "--weight-decay": _training("D", "of weights (default 0)", values.number),

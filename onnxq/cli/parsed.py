@@ -110,8 +110,10 @@ def check_files(parsed: argparse.Namespace) -> None:
     taken = {folder / name: "--report" for name in (NAMES if options.get("report") else ())}
     for key, option in _WRITTEN.items():
         name = options.get(key)
-        if not name or name == "-":
+        if not name or (name == "-" and key == "json"):
             continue
+        if name == "-":
+            raise InputError(f"only --json writes to standard output; name a file for {option}")
         path = Path(name).resolve()
         if path in taken:
             raise InputError(f"{taken[path]} and {option} both write '{name}'; name two files")

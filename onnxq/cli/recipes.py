@@ -41,9 +41,9 @@ def run(_: argparse.Namespace, __: Progress) -> Outcome:
     return Outcome(
         body,
         Group(
-            table(rows, ("recipe", "precision", "methods", "")),
+            table(rows, ("recipe", "precision", "methods", "what it does")),
             Text(),
-            table(methods.items(), ("method", "")),
+            table(methods.items(), ("method", "what it computes")),
         ),
     )
 

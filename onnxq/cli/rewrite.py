@@ -40,6 +40,8 @@ MAKES_MODEL = True
 def run(parsed: argparse.Namespace, _: Progress) -> Outcome:
     """Run the command."""
     if parsed.list:
+        if parsed.model is not None or parsed.output is not None:
+            raise InputError("--list lists the passes and writes nothing; leave MODEL and -o out")
         return _list()
     if parsed.model is None:
         raise InputError("name the MODEL to rewrite, or --list the passes")

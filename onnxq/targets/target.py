@@ -285,7 +285,11 @@ class _Numbers:
 
 @dataclass(frozen=True)
 class _Table:
-    """A target's entries as they stand in a file; see `Target`."""
+    """A target's entries as they stand in a file; see `Target`.
+
+    ``extends`` and ``without`` are worked in by `_entries`; they stand here to be told of where an
+    entry is misspelled.
+    """
 
     description: str
     provider: str
@@ -304,6 +308,8 @@ class _Table:
     contrib: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
     measured: str = ""
+    extends: str = ""
+    without: tuple[str, ...] = ()
 
 
 @cache
@@ -315,7 +321,8 @@ def parse_target(name: str, text: str) -> Target:
     """
     of = f"target '{name}'"
     table: _Table = read(_Table, _entries(of, text), of)
-    given = {k: v for k, v in vars(table).items() if k not in ("activation", "weight")}
+    worked_in = ("activation", "weight", "extends", "without")
+    given = {k: v for k, v in vars(table).items() if k not in worked_in}
     for what in ("activation", "weight"):
         numbers: _Numbers = getattr(table, what)
         given |= {f"{what}_format": numbers.format, f"{what}_scheme": numbers.as_scheme}

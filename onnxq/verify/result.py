@@ -396,7 +396,7 @@ class Report(SavedAsJson):
 
     schema = "onnxq/report/1"
     what = "report"
-    remedy = "verify again"
+    remedy = "make it again with `onnxq optimize` or `onnxq compare`"
 
     model: ModelFacts
     output: ModelFacts

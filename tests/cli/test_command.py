@@ -143,6 +143,7 @@ def test_the_console_script_is_main() -> None:
         (("inspect", "m.onnx", "--json", ""), ("--json", "empty")),
         (("optimize", "m.onnx", "--data", "", "-o", "o.onnx"), ("--data", "empty")),
         (("optimize", "m.onnx", "--data", "d.npz", "-o", ""), ("--output", "empty")),
+        (("train", "m.onnx", "--data", "d", "-o", "o", "--lr", "0"), ("--lr", "'0'", "above 0")),
     ],
 )
 def test_wrong_usage_is_one_sentence(
@@ -256,6 +257,8 @@ def test_an_unwritable_json_is_refused_before_the_work(
             ("compare", "m", "c", "--data", "d", "--report", "r", "--junit", "r/report.json"),
             ("--report and --junit both write 'r/report.json'",),
         ),
+        (("compare", "m", "c", "--data", "d", "--markdown", "-"), ("only --json", "--markdown")),
+        (("optimize", "m", "--data", "d", "-o", "-"), ("only --json", "-o")),
     ],
 )
 def test_no_result_replaces_another_file_of_the_command(

@@ -89,6 +89,7 @@ def test_a_pass_that_approximates_needs_a_promise(
 def test_model_and_output_have_to_be_named(onnxq: Command, case: Case, tmp_path: Path) -> None:
     onnxq("rewrite").refused("MODEL", "--list")
     onnxq("rewrite", case.model).refused("-o OUT")
+    onnxq("rewrite", case.model, "--list").refused("--list", "MODEL")
     onnxq("rewrite", "-o", tmp_path / "o.onnx").refused("MODEL")
     onnxq("rewrite", case.model, "-o", tmp_path).refused("is a folder")
     onnxq("rewrite", case.model, "-o", tmp_path / "a" / "o").refused("does not exist")

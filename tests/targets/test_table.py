@@ -104,6 +104,7 @@ def test_the_digest_is_of_the_contents(tmp_path: Path) -> None:
     ("change", "told"),
     [
         (("description", "descripton"), "unknown entry 'descripton'; known there: description, "),
+        (('description = "a chip"', 'extend = "generic"'), "known there: .*, extends, without$"),
         (('provider = "cpu"', ""), "lacks the entry 'provider'"),
         (('"a chip"', "3"), "entry 'description' of target '.*' takes a text, not 3"),
         (('["int8"]', '"int8"'), "'precisions' of target '.*' takes a list, not 'int8'"),
