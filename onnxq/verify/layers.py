@@ -17,6 +17,7 @@ from onnxq.runtime.parallel import in_order
 from onnxq.runtime.pool import RUN_BYTES, at_a_time, give_back, processors
 from onnxq.runtime.segmented import Segmented
 from onnxq.runtime.spool import Spool
+from onnxq.verify.clipping import with_clippings
 from onnxq.verify.harm import Kept
 from onnxq.verify.local import LocalError, least_shapes, local_errors
 from onnxq.verify.precision import describe, operators
@@ -49,10 +50,11 @@ def compare_layers(
     ours, theirs = liftable(reference), liftable(candidate)
     made = {_given_as(n, ours): name for n, name in operators(candidate) if node_output(n)}
     shared = [name for name in made if _comparable(ours.get(name), theirs.get(name))]
+    described = describe(candidate)
+    candidate = with_clippings(candidate, reference, shared)
     graphs = [graph.copy() for graph in (reference, candidate)]
     for graph in graphs:
         lift(graph, shared)
-    described = describe(candidate)
     some = _few_enough(graphs[0], shared, data)
     give_back()
     with ModelFiles.temporary() as files:

@@ -28,6 +28,7 @@ from onnxq.runtime.pool import RUN_BYTES, at_a_time, give_back
 from onnxq.runtime.specs import Array
 from onnxq.verify.blame import doubtful
 from onnxq.verify.harm import Kept, Wrong, first_harmful
+from onnxq.verify.pairs import Grid, behind, goes_into_pair, grid_of, read_back
 from onnxq.verify.precision import MAY_HOLD_WEIGHTS, operators
 from onnxq.verify.result import JumpFacts
 
@@ -72,25 +73,6 @@ class LocalError:
 
 
 @dataclass(frozen=True)
-class _Grid:
-    """The integers of a pair; the scale is that of the whole tensor."""
-
-    scale: float
-    zero_point: int
-    low: int
-    high: int
-
-    @property
-    def is_centred(self) -> bool:
-        return self.zero_point == 0 and self.low < 0
-
-    def cuts(self, values: Array) -> Array:
-        """Whether values lie beyond the ends, by more than rounding does."""
-        codes = values.astype(np.float64) / self.scale + self.zero_point
-        return (codes < self.low - 0.5) | (codes > self.high + 0.5)
-
-
-@dataclass(frozen=True)
 class _Place:
     """Two values that should be equal, and the layer that is to blame where they are not.
 
@@ -107,7 +89,7 @@ class _Place:
     is_pair: bool
     bits: float
     axis: int
-    grid: _Grid | None = None
+    grid: Grid | None = None
     pairs: tuple[str, ...] = ()
     products: tuple[str, ...] = ()
     at_run_time: tuple[str, ...] = ()
@@ -348,72 +330,27 @@ def _split(candidate: Graph, shared: Collection[str]) -> tuple[Graph, dict[str, 
         value = split.values.get(name)
         if value is None or value.producer is None:
             continue
-        read = [value, *chain.from_iterable(_read_back(q) for q in _quantizers(value))]
-        if not any(not _goes_into_pair(use.node) for v in read for use in v.uses):
+        read = [value, *chain.from_iterable(read_back(q) for q in _quantizers(value))]
+        if not any(not goes_into_pair(use.node) for v in read for use in v.uses):
             continue
         given = split.add_input(split.fresh_name(f"{name}_fed"), TensorType(DataType.FLOAT, None))
         fed[given.name] = name
         for one in read:
-            split.replace_uses(one, given, lambda use: not _goes_into_pair(use.node))
+            split.replace_uses(one, given, lambda use: not goes_into_pair(use.node))
     return split, fed
 
 
-def _goes_into_pair(node: Node) -> bool:
-    return node.is_op("QuantizeLinear") and bool(behind(node))
-
-
 def _quantizers(value: Value) -> list[Node]:
-    return [use.node for use in value.uses if use.slot == 0 and _goes_into_pair(use.node)]
-
-
-def behind(quantizer: Node) -> list[Value]:
-    """What DequantizeLinear makes of what a QuantizeLinear gives, each of them.
-
-    Integers of few bits in a wider type may be clipped between.
-    """
-    integers = [quantizer.output]
-    integers += [use.node.output for use in quantizer.output.uses if use.node.is_op("Clip")]
-    return [
-        use.node.output
-        for value in integers
-        for use in value.uses
-        if use.slot == 0 and use.node.is_op("DequantizeLinear")
-    ]
-
-
-def _read_back(quantizer: Node) -> list[Value]:
-    """What of `behind` is the value that was quantized.
-
-    Integers that are read with another scale or zero-point may be another value, a multiple of this
-    one or a sum. They are where they were clipped, or where insert-qdq named them after another.
-    """
-    found = []
-    for value in behind(quantizer):
-        reader = value.producer
-        assert reader is not None
-        stem = quantizer.output.name.removesuffix("_q")
-        is_other = value.name.endswith("_dq") and value.name != f"{stem}_dq"
-        is_other = is_other or reader.input(0) is not quantizer.output
-        if not is_other or all(map(_equal, quantizer.inputs[1:], reader.inputs[1:])):
-            found.append(value)
-    return found
-
-
-def _equal(one: Value | None, other: Value | None) -> bool:
-    if one is other:
-        return True
-    if one is None or other is None or not (one.is_constant and other.is_constant):
-        return False
-    return np.array_equal(one.numpy(), other.numpy())
+    return [use.node for use in value.uses if use.slot == 0 and goes_into_pair(use.node)]
 
 
 def _places(split: Graph, shared: Collection[str], precisions: Mapping[str, str]) -> list[_Place]:
     """Where the candidate is measured, in the order in which it computes."""
-    names = {node: name for node, name in operators(split) if node.graph is split}
+    names = {n: name for n, name in operators(split) if n.graph is split and name in precisions}
     order = {node: at for at, node in enumerate(split.nodes())}
     found: list[_Place] = []
     for node in order:
-        if _goes_into_pair(node):
+        if goes_into_pair(node):
             found += _pairs(node, names, shared, precisions, order)
         else:
             found += (
@@ -434,14 +371,14 @@ def _pairs(
     source = quantizer.input(0)
     if source is None or (source.producer is None and source.data is not None):
         return
-    for value in _read_back(quantizer):
+    for value in read_back(quantizer):
         assert value.producer is not None
-        maker = _maker(source)
+        maker = _maker(source, names)
         # What quantizes an input of the model belongs to the layer that reads it.
         blamed = maker or next((use.node for use in value.uses if use.node in names), None)
         if blamed is None or blamed not in names:
             continue
-        grid, dtype = _grid(quantizer, value.producer), quantizer.output.dtype
+        grid, dtype = grid_of(quantizer, value.producer), quantizer.output.dtype
         bits = 8.0 if dtype is None else float(dtype.bits)
         products: list[Node] = []
         if maker is not None and source.name not in shared:
@@ -461,10 +398,10 @@ def _pairs(
         )
 
 
-def _maker(value: Value) -> Node | None:
-    """What computes a value, in front of pairs."""
+def _maker(value: Value, names: Mapping[Node, str]) -> Node | None:
+    """The layer that computes a value, in front of pairs and of what they clip."""
     node = value.producer
-    while node is not None and node.is_op("QuantizeLinear", "DequantizeLinear"):
+    while node is not None and node not in names:
         source = node.input(0)
         node = None if source is None else source.producer
     return node
@@ -479,9 +416,9 @@ def _computed(
 ) -> _Place:
     region = sorted(_region(node), key=order.__getitem__)
     products = _products(region, names, precisions)
-    end = _maker(value) or node
+    end = _maker(value, names) or node
     blamed = products[-1] if products else end
-    within = [v for n in region if _goes_into_pair(n) for v in behind(n)]
+    within = [v for n in region if goes_into_pair(n) for v in behind(n)]
     inner = [n for outer in region for graph in outer.subgraphs() for n in graph.all_nodes()]
     bits = [bits_of(precisions.get(node_name(n), "")) for n in (*region, *inner)]
     depth = sum(found < _MOST_BITS for found in bits[len(region) :])
@@ -552,28 +489,6 @@ def _channel_axis(value: Value, maker: Node) -> int:
     """The axis of channels: the second of what looks like an image, else the last."""
     is_image = (value.rank or 0) > 3 or "Conv" in maker.op_type or "Pool" in maker.op_type
     return 1 if is_image else -1
-
-
-def _grid(quantizer: Node, reader: Node) -> _Grid | None:
-    """The grid of a pair with one scale that is constant; None of others."""
-    scale, zero = quantizer.input(1), quantizer.input(2)
-    dtype = quantizer.output.dtype if zero is None else zero.dtype
-    given = [v for v in (scale, zero) if v is not None]
-    if dtype is None or scale is None or not all(v.is_constant for v in given):
-        return None
-    step = scale.numpy()
-    is_integer = dtype.name.removeprefix("U").startswith("INT")
-    if not is_integer or step.size != 1 or not step.item() > 0:
-        return None
-    signed = dtype.name.startswith("INT")
-    high = 2 ** (dtype.bits - signed) - 1
-    point = 0 if zero is None else int(zero.numpy().astype(np.int64).item())
-    low = -high - 1 if signed else 0
-    clip = reader.inputs[0].producer if reader.inputs[0] is not None else None
-    if clip is not None and clip.is_op("Clip"):
-        ends = [v.numpy().item() for v in clip.inputs[1:] if v is not None and v.is_constant]
-        low, high = ends if len(ends) == 2 else (low, high)
-    return _Grid(float(step.item()), point, low, high)
 
 
 def _parts(

@@ -17,7 +17,7 @@ from onnxq.ir import Context, Graph, infer_types, to_proto
 from onnxq.passes.weights.quantize_dynamic import QuantizeDynamic
 from onnxq.runtime import Session
 from onnxq.verify import layers
-from onnxq.verify.local import behind
+from onnxq.verify.pairs import behind
 from onnxq.verify.result import LayerFacts
 from tests.helpers import random_feeds, run
 from tests.networks import chain
@@ -316,3 +316,32 @@ def test_of_two_products_that_no_value_lies_between_the_faulty_one_is_named(
     jump = layers.compare_layers(graph, candidate, data, 1 << 30)[1]
     assert jump is not None
     assert (jump.node, jump.others) == ("first", ("second",))
+
+
+@pytest.mark.parametrize(
+    ("clipping", "step", "is_named"),
+    [
+        pytest.param("Relu(c)", 0.02, False, id="relu"),
+        pytest.param("Clip(c, low, high)", 2 / 255, False, id="clip"),
+        pytest.param("Clip(c, low, high)", 0.02, True, id="integers go on behind the end"),
+    ],
+)
+def test_what_a_pair_clips_in_place_of_an_operator_is_no_error(
+    clipping: str, step: float, is_named: bool
+) -> None:
+    head = f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 1, 4, 4] x) => (float[N, 1, 4, 4] y)
+        <float[1, 1, 1, 1] w = {{1.5}}, float[1, 1, 1, 1] w2 = {{0.5}}, float low = {{0}},
+         float high = {{2}}, float step = {{{step}}}, uint8 zero = {{0}}> {{"""
+    plain = Graph.from_text(f"{head} c = Conv(x, w) r = {clipping} y = Conv(r, w2) }}")
+    # As onnxruntime's quantizer leaves it: the product makes what the clipping made.
+    candidate = Graph.from_text(f"""{head} r = Conv(x, w)
+        q = QuantizeLinear(r, step, zero) d = DequantizeLinear(q, step, zero) y = Conv(d, w2) }}""")
+    infer_types(candidate)
+    text = candidate.to_text()
+    found, jump = layers.compare_layers(plain, candidate, _data(plain, _samples(8)), 1 << 30)
+    assert (jump is not None) is is_named
+    product = found[0]
+    assert product.node == "r" and product.sqnr_db is not None and product.local_db is not None
+    assert (min(product.sqnr_db, product.local_db) < 20) is is_named
+    assert candidate.to_text() == text
