@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxq.ir import Graph, infer_types, load
+from onnxq.ir import Graph, Tensor, infer_types, load
 from onnxq.verify.facts import model_bytes
 from onnxq.verify.precision import counts, describe
 from onnxq.verify.result import LayerFacts
@@ -80,11 +81,19 @@ def _operators(graph: Graph) -> dict[str, int]:
 
 def _parameters(graph: Graph) -> tuple[ParameterFacts, ...]:
     found: dict[str, list[int]] = {}
-    for nested in graph.all_graphs():
-        for value in nested.initializers():
-            if value.data is not None:
-                sums = found.setdefault(value.data.dtype.label, [0, 0, 0])
-                for place, amount in enumerate((1, value.data.size, value.data.nbytes)):
-                    sums[place] += amount
+    for tensor in _constants(graph):
+        sums = found.setdefault(tensor.dtype.label, [0, 0, 0])
+        for place, amount in enumerate((1, tensor.size, tensor.nbytes)):
+            sums[place] += amount
     facts = (ParameterFacts(dtype, *sums) for dtype, sums in found.items())
     return tuple(sorted(facts, key=lambda fact: (-fact.bytes, fact.dtype)))
+
+
+def _constants(graph: Graph) -> Iterator[Tensor]:
+    """Initializers, and what Constant nodes hold: some exporters write all weights so."""
+    for nested in graph.all_graphs():
+        yield from (value.data for value in nested.initializers() if value.data is not None)
+    for node in graph.all_nodes():
+        held = node.get("value") if node.is_op("Constant") else None
+        if isinstance(held, Tensor):
+            yield held

@@ -76,6 +76,7 @@ def test_a_model_fails_alone_and_nothing_is_made_twice(
     command = ["batch", str(manifest), "-o", str(out), "--json", "-"]
     assert main(command) == 2, "a model cannot be read"
     body = json.loads(capsys.readouterr().out)
+    assert body["schema"] == "onnxq/batch/1"
     states = {row["name"]: row["state"] for row in body["models"]}
     assert states == {"m": "kept", "gone": "failed", "strict": "broken"}
     assert "gone.onnx' does not exist" in body["models"][1]["sentence"]
@@ -205,6 +206,14 @@ def test_a_table_is_a_manifest(tmp_path: Path) -> None:
     one, two = read_manifest(path)
     assert (one.name, one.max_drop, one.recipe) == ("one", 0.5, "int8")
     assert (two.max_drop, two.recipe, two.model) == (None, None, str(tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize("row", ["m.onnx", "m.onnx,d.npz,int8"])
+def test_a_row_with_a_cell_too_few_or_too_many_is_told(row: str, tmp_path: Path) -> None:
+    path = tmp_path / "models.csv"
+    path.write_text(f"model,data\nm.onnx,d.npz\n{row}\n")
+    with pytest.raises(InputError, match=r"model 2 of .* more or fewer cells than the first row"):
+        read_manifest(path)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxq.errors import InputError
 from onnxq.inspection import ParameterFacts, inspect
-from onnxq.ir import Context, load, save
+from onnxq.ir import Context, Graph, load, save
 from onnxq.passes.static.insert_qdq import InsertQdq
 from tests.quantization import same_bounds
 
@@ -100,6 +100,16 @@ def test_parameters_by_type_the_largest_first(path: Path) -> None:
         ParameterFacts("float32", 3, 12, 48),
         ParameterFacts("int4", 1, 15, 8),
     )
+
+
+def test_weights_in_constant_nodes_are_parameters(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 2] x) => (float[N, 2] y) {
+            w = Constant<value: tensor = float[2] {1, 2}>()
+            y = Add(x, w)
+        }"""
+    save(Graph.from_text(text), tmp_path / "m.onnx")
+    assert inspect(tmp_path / "m.onnx").parameters == (ParameterFacts("float32", 1, 2, 8),)
 
 
 def test_nodes_are_described_those_of_bodies_included(path: Path) -> None:

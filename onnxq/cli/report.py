@@ -30,6 +30,5 @@ CHANGES = {"--output": {"help": "page to write"}}
 def run(parsed: argparse.Namespace, _: Progress) -> Outcome:
     """Run the command."""
     write_text(parsed.output, page_of(parsed.reports))
-    return Outcome(
-        {"reports": parsed.reports, "output": parsed.output}, Text(f"Wrote {parsed.output}.")
-    )
+    body = {"schema": "onnxq/page/1", "reports": parsed.reports, "output": parsed.output}
+    return Outcome(body, Text(f"Wrote {parsed.output}."))

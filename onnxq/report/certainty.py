@@ -11,7 +11,7 @@ from onnxq.verify.result import AGREEMENT, GateFacts, MetricFacts, Report
 
 
 def certainty(report: Report) -> tuple[str, ...]:
-    """A sentence for each promise on the drop that held, but not with certainty.
+    """A sentence for each promise on the drop or agreement that held, but not with certainty.
 
     The half-width of a confidence interval falls with the square root of the number of samples n,
     so the interval would end at the promised drop after ``n * ((high - drop) / (promised -
@@ -38,8 +38,12 @@ def allowed_drops(metric: MetricFacts, gates: Iterable[GateFacts]) -> list[float
 
 
 def _sentence(metric: MetricFacts, high: float, bound: float) -> str:
-    sentence = f"The drop is certain only up to {words.metric_drop(metric, high)} (95 %)"
-    promised = words.metric_drop(metric, bound)
+    if metric.name == AGREEMENT:
+        reached, promised = (words.metric_value(metric, 1 - drop) for drop in (high, bound))
+        sentence = f"The agreement is certain only down to {reached} (95 %)"
+    else:
+        reached, promised = (words.metric_drop(metric, drop) for drop in (high, bound))
+        sentence = f"The drop is certain only up to {reached} (95 %)"
     reach = (high - metric.drop) / (bound - metric.drop) if metric.drop < bound else math.inf
     needed = metric.samples * reach * reach
     if math.isinf(needed):

@@ -55,7 +55,8 @@ def test_a_promised_agreement_is_proved_as_a_drop_is() -> None:
     assert agreement is not None
     gates = (GateFacts("agreement>=0.98", 0.9875, True), GateFacts("drop<=0.1", 0.0125, True))
     (sentence,) = certainty(a_report(metric=agreement.as_metric(), gates=gates))
-    assert sentence.startswith("The drop is certain only up to 3.00 points (95 %); about 2,")
+    assert sentence.startswith("The agreement is certain only down to 97.00 % (95 %); about 2,")
+    assert sentence.endswith("held-out samples would prove 98.00 %.")
     assert not certainty(a_report(gates=gates)), "it says nothing of accuracy"
 
 
