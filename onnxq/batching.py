@@ -392,8 +392,8 @@ def _csv_rows(text: str, where: str) -> list[Mapping[str, Any]]:
     for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=1):
         if None in row or None in row.values():
             raise InputError(
-                f"model {number} of {where} has more or fewer cells than the first row, which names "
-                "them"
+                f"model {number} of {where} has more or fewer cells than the first "
+                "row, which names them"
             )
         found.append({k: _cell(v, hints.get(k, str)) for k, v in row.items() if v != ""})
     return found

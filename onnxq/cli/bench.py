@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 
 from onnxq.benchmark import NATIVE, BenchRow, bench
 from onnxq.cli.parsed import providers
@@ -55,10 +56,12 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     first = {row.provider: row for row in reversed(rows)}
+    names = {Path(row.model).name for row in rows}
+    are_told_apart = len(names) == len({row.model for row in rows})
     headings = ["model", "provider", "median", "10 % to 90 %", "speedup", "95 % interval", "size"]
     cells = [
         (
-            row.model,
+            Path(row.model).name if are_told_apart else row.model,
             row.provider,
             words.milliseconds(row.median_ms),
             f"{words.significant(row.p10_ms)} to {words.milliseconds(row.p90_ms)}",

@@ -20,10 +20,23 @@ def test_random_inputs(onnxq: Command, case: Case) -> None:
     found = onnxq("bench", case.model, case.candidate)
     assert (found.code, found.err) == (0, "")
     table = found.out.partition("\n\n")[0]
-    joined = "".join(line.split("  ")[0] for line in table.splitlines())
-    assert joined == f"model{case.model}{case.candidate}"
+    assert [line.split()[0] for line in table.splitlines()] == [
+        "model",
+        case.model.name,
+        case.candidate.name,
+    ]
     assert [h for h in ("median", "speedup", "size") if h not in found.out] == []
     assert "1.00x" in found.out.replace("\n", " ")
+
+
+def test_models_of_one_name_are_told_apart_by_their_folders(
+    onnxq: Command, case: Case, tmp_path: Path
+) -> None:
+    other = tmp_path / case.model.name
+    other.write_bytes(case.candidate.read_bytes())
+    found = onnxq("bench", case.model, other)
+    joined = "".join(line.split("  ")[0] for line in found.out.partition("\n\n")[0].splitlines())
+    assert joined == f"model{case.model}{other}"
 
 
 @pytest.mark.parametrize(("speedup", "busy"), [(2.0, False), (3.0, True)])
