@@ -53,8 +53,9 @@ def tune_in_order(
     The graph is cut so that no tuned node of a segment is computed from another one of it. Segment
     by segment, what its tuned nodes need is observed, with everything before it in the precisions
     of the plan; they are tuned; and the segment runs in the precisions of the plan to give what
-    later ones read. What crosses waits on disk, so that memory holds one segment, a few samples,
-    and what is observed of the nodes of one depth. Where a tuner compares, the float model goes
+    later ones read, of which the next segment's needs are observed at once. What crosses waits on
+    disk, so that memory holds two segments, a few samples, and what is observed of the nodes of one
+    depth. Where a tuner compares, the float model goes
     along. What needs the difference of what a node gives comes last, with the node quantized.
 
     Where methods compete for a node, samples that nothing is fitted to go along, too, and the node
@@ -85,15 +86,17 @@ def tune_in_order(
         pairs = [passes.fed(samples, fed, compares)]
         if judging is not None and judging.contests:
             pairs.append(passes.fed(judging.samples, fed, True))
+        seen = passes.observed(segments[0], None, _first_needs(segments[0], tasks), pairs[0])
         for number, segment in enumerate(segments, start=1):
             if is_over():
                 return
             own = [task for task in tasks if task.layer.node in segment.nodes]
             for is_late in (False, True):
                 if some := [task for task in own if task.is_late is is_late]:
-                    form = _quantized(prepared, segment, precisions, tuned) if is_late else None
-                    needs = [need for task in some for need in task.needs]
-                    seen = passes.observed(segment, form, needs, pairs[0])
+                    if is_late:
+                        form = _quantized(prepared, segment, precisions, tuned)
+                        needs = [need for task in some for need in task.needs]
+                        seen = passes.observed(segment, form, needs, pairs[0])
                     layers = [(task.tuner, task.layer) for task in some]
                     found = tune_layers(layers, seen, prepared.job.executor)
                     for task, tensors in zip(some, found, strict=True):
@@ -106,7 +109,9 @@ def tune_in_order(
                 return
             later = {name for other in segments[number:] for name in other.inputs}
             changed = _quantized(prepared, segment, precisions, tuned)
-            pairs = passes.through(changed, segment, later, pairs)
+            after = segments[number]
+            needs = _first_needs(after, tasks)
+            pairs, seen = passes.through(changed, segment, later, pairs, after, needs)
             give_back()
 
 
@@ -149,6 +154,11 @@ class _Pair:
     quantized: _Held
     exact: _Held | None
 
+    @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        return len(self.quantized.dataset(()).shards())
+
 
 @dataclass(frozen=True)
 class _Task:
@@ -166,6 +176,12 @@ class _Task:
     def is_late(self) -> bool:
         """Whether the node has to be quantized first."""
         return any(isinstance(need, DifferenceOf) for need in self.needs)
+
+
+def _first_needs(segment: Segment, tasks: Sequence[_Task]) -> list[Need]:
+    """What the layers of a segment need before any of its nodes is quantized."""
+    own = [task for task in tasks if task.layer.node in segment.nodes and not task.is_late]
+    return [need for task in own for need in task.needs]
 
 
 def _quantized(
@@ -244,6 +260,51 @@ class _Passes:
             needs: What.
             pair: What the segment reads.
         """
+        work = self._seeing(segment, quantized, needs, pair)
+        return _merged(self.executor.map(work, [*range(pair.shards)]))
+
+    def through(
+        self,
+        graph: Graph,
+        segment: Segment,
+        later: Collection[str],
+        pairs: Sequence[_Pair],
+        after: Segment,
+        needs: Sequence[Need],
+    ) -> tuple[list[_Pair], Observations]:
+        """What later segments read behind a segment, and what the next one's nodes need.
+
+        Each shard goes through and is observed by whoever has it, so that nobody waits in between.
+
+        Args:
+            graph: The quantized form of the segment.
+            segment: The segment.
+            later: Names of all that later segments read.
+            pairs: What the segment reads; the first is observed.
+            after: The next segment.
+            needs: What its nodes need.
+        """
+        names = [name for name in segment.outputs if name in later]
+        sides = [
+            tuple(
+                _Side(form, held, {name: Shelf[Any](self.folder) for name in names})
+                for form, held in ((graph, pair.quantized), (segment.graph, pair.exact))
+                if held is not None
+            )
+            for pair in pairs
+        ]
+        behind = [
+            _Pair(own[0].behind(later), own[1].behind(later) if len(own) > 1 else None)
+            for own in sides
+        ]
+        work = _Stepping(tuple(sides), self._seeing(after, None, needs, behind[0]))
+        items = [(place, shard) for place, p in enumerate(pairs) for shard in range(p.shards)]
+        parts = self.executor.map(work, items)
+        return behind, _merged(part for part in parts if part is not None)
+
+    def _seeing(
+        self, segment: Segment, quantized: Graph | None, needs: Sequence[Need], pair: _Pair
+    ) -> _Seeing:
         graph = quantized or segment.graph
         is_compared = pair.exact is not None
         compared = tuple(
@@ -251,37 +312,19 @@ class _Passes:
             for need in needs
             if isinstance(need, Comparison) and need.tensor in graph.values and is_compared
         )
-        work = _Seeing(
+        return _Seeing(
             *(segment.graph, quantized, tuple(segment.inputs), pair),
             *(tuple(observable(segment.graph, needs)), compared),
             *(self.options.memory_limit, self.options.seed),
         )
-        whole: Observations | None = None
-        for part in self.executor.map(work, [*range(len(pair.quantized.dataset(()).shards()))]):
-            whole = part if whole is None else merge_observations([whole, part])
-        return whole or Observations()
 
-    def through(
-        self, graph: Graph, segment: Segment, later: Collection[str], pairs: Sequence[_Pair]
-    ) -> list[_Pair]:
-        """What later segments read behind a segment, of which a graph is the quantized form."""
-        names = [name for name in segment.outputs if name in later]
-        sides = [
-            _Side(form, held, {name: Shelf[Any](self.folder) for name in names})
-            for pair in pairs
-            for form, held in ((graph, pair.quantized), (segment.graph, pair.exact))
-            if held is not None
-        ]
-        # All together, so that nobody waits at the end of each.
-        items = [
-            (place, shard)
-            for place, side in enumerate(sides)
-            for shard in range(len(side.held.dataset(()).shards()))
-        ]
-        for _ in self.executor.map(_Running(tuple(sides)), items):
-            pass
-        found = iter([side.behind(later) for side in sides])
-        return [_Pair(next(found), None if p.exact is None else next(found)) for p in pairs]
+
+def _merged(parts: Iterable[Observations]) -> Observations:
+    """What was observed of shards, in their order, together."""
+    whole: Observations | None = None
+    for part in parts:
+        whole = part if whole is None else merge_observations([whole, part])
+    return whole or Observations()
 
 
 @dataclass(frozen=True)
@@ -353,32 +396,34 @@ class _Seeing(Work[int, Observations]):
 
 
 @dataclass(frozen=True)
-class _Running(Work[tuple[int, int], None]):
-    """Runs a segment on shards of what it reads, and puts away what it gives.
+class _Stepping(Work[tuple[int, int], Observations | None]):
+    """Runs a segment on shards of what it reads, puts away what it gives, and observes the next.
 
     Attributes:
-        sides: Its forms, each with what it reads.
+        sides: Its forms, each with what it reads, for each pair.
+        seeing: What is observed of the first pair behind it.
     """
 
-    sides: tuple[_Side, ...]
+    sides: tuple[tuple[_Side, ...], ...]
+    seeing: _Seeing
 
     @contextmanager
-    def open(self) -> Iterator[Callable[[tuple[int, int]], None]]:
+    def open(self) -> Iterator[Callable[[tuple[int, int]], Observations | None]]:
         """See `Work`."""
-        shards = [side.held.dataset(()).shards() for side in self.sides]
-        with ModelFiles.temporary() as files:
+        shards = [own[0].held.dataset(()).shards() for own in self.sides]
+        with ModelFiles.temporary() as files, self.seeing.open() as see:
 
             @cache
-            def opened(place: int) -> _Run:
-                side = self.sides[place]
-                return _Run(side.graph, [*side.made], files)
+            def opened(graph: Graph) -> _Run:
+                return _Run(graph, [*self.sides[0][0].made], files)
 
-            def run(item: tuple[int, int]) -> None:
+            def run(item: tuple[int, int]) -> Observations | None:
                 place, shard = item
-                side = self.sides[place]
-                for part in _of_shard(shards[place], shard):
-                    for name, values in opened(place).all_of(side.held, part).items():
-                        side.made[name].put(part, values)
+                for side in self.sides[place]:
+                    for part in _of_shard(shards[place], shard):
+                        for name, values in opened(side.graph).all_of(side.held, part).items():
+                            side.made[name].put(part, values)
+                return None if place else see(shard)
 
             yield run
 

@@ -36,7 +36,7 @@ _OPEN_MODELS = 4
 class Sharing:
     """Writes what other processes read.
 
-    Graphs that it has written must not change any more.
+    Graphs and dataclasses that it has seen must not change any more.
 
     Args:
         folder: A folder that all of them see under this name.
@@ -45,6 +45,7 @@ class Sharing:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._models: dict[Graph, Path] = {}
+        self._known: dict[int, tuple[object, str]] = {}
 
     def model(self, graph: Graph) -> Path:
         """The folder of a main graph's model, which has the name of its hash.
@@ -106,10 +107,7 @@ class Sharing:
                 yield str(what)
             case _ if is_dataclass(what) and not isinstance(what, type):
                 yield type(what).__qualname__
-                for field in fields(what):
-                    if not field.compare:
-                        continue
-                    yield from self._pieces(getattr(what, field.name))
+                yield self._of_fields(what)
             case Mapping():
                 yield f"mapping {len(what)}"
                 for key, value in what.items():
@@ -130,6 +128,14 @@ class Sharing:
                 yield from self._pieces(cast(Any, what).fingerprint())
             case _:
                 raise TypeError(f"{type(what).__name__} has no fingerprint")
+
+    def _of_fields(self, what: Any) -> str:
+        """Hash of what a dataclass holds; many refer to one, as layers to their target."""
+        if id(what) not in self._known:
+            held = [getattr(what, field.name) for field in fields(what) if field.compare]
+            # What is held keeps its number.
+            self._known[id(what)] = what, self.fingerprint(*held)
+        return self._known[id(what)][1]
 
 
 def loads(data: bytes) -> Any:
