@@ -377,6 +377,8 @@ class _Map:
 
     def _submit(self, keys: Sequence[str], workers: Sequence[str] = ()) -> None:
         """Send items on their way: to some workers, or to any that may be used."""
+        if not keys:
+            return
         if self._per_machine is not None and not workers:
             workers = self._workers()
         # Together they take the scheduler less time than one after the other.
