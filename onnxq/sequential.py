@@ -33,7 +33,7 @@ from onnxq.runtime.specs import Array
 from onnxq.runtime.spool import Shelf
 from onnxq.tune import Layer, Tuner
 from onnxq.tune.judge import Contest
-from onnxq.tune.layers import tune_layers
+from onnxq.tune.layers import open_layers
 
 _ROWS = 8
 """Samples that go through the layers together where the model leaves it open."""
@@ -82,7 +82,11 @@ def tune_in_order(
     segments = cut_by_depth(graph, [task.layer.node for task in tasks])
     fed = [v for v in graph.inputs if v.data is None]
     compares = any(isinstance(n, Comparison) for task in tasks for n in task.needs)
-    with _Passes.opened(prepared) as passes:
+    layers = [(task.tuner, task.layer) for task in tasks]
+    with (
+        _Passes.opened(prepared) as passes,
+        open_layers(layers, prepared.job.executor) as tune,
+    ):
         pairs = [passes.fed(samples, fed, compares)]
         if judging is not None and judging.contests:
             pairs.append(passes.fed(judging.samples, fed, True))
@@ -97,8 +101,7 @@ def tune_in_order(
                         form = _quantized(prepared, segment, precisions, tuned)
                         needs = [need for task in some for need in task.needs]
                         seen = passes.observed(segment, form, needs, pairs[0])
-                    layers = [(task.tuner, task.layer) for task in some]
-                    found = tune_layers(layers, seen, prepared.job.executor)
+                    found = tune([*map(tasks.index, some)], seen)
                     for task, tensors in zip(some, found, strict=True):
                         name = node_name(task.layer.node)
                         tuned.setdefault(name, {}).update(tensors)

@@ -36,7 +36,7 @@ _OPEN_MODELS = 4
 class Sharing:
     """Writes what other processes read.
 
-    Graphs and dataclasses that it has seen must not change any more.
+    Graphs that it has written must not change any more.
 
     Args:
         folder: A folder that all of them see under this name.
@@ -45,7 +45,6 @@ class Sharing:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._models: dict[Graph, Path] = {}
-        self._known: dict[int, tuple[object, str]] = {}
 
     def model(self, graph: Graph) -> Path:
         """The folder of a main graph's model, which has the name of its hash.
@@ -105,9 +104,14 @@ class Sharing:
                 yield np.ascontiguousarray(what).tobytes()
             case Enum():
                 yield str(what)
+            case _ if not isinstance(what, type) and callable(getattr(what, "fingerprint", None)):
+                yield from self._pieces(cast(Any, what).fingerprint())
             case _ if is_dataclass(what) and not isinstance(what, type):
                 yield type(what).__qualname__
-                yield self._of_fields(what)
+                for field in fields(what):
+                    if not field.compare:
+                        continue
+                    yield from self._pieces(getattr(what, field.name))
             case Mapping():
                 yield f"mapping {len(what)}"
                 for key, value in what.items():
@@ -124,18 +128,8 @@ class Sharing:
                 yield f"{type(what).__name__} {what!r}"
             case np.generic() | np.dtype():
                 yield f"{what!r}"
-            case _ if callable(getattr(what, "fingerprint", None)):
-                yield from self._pieces(cast(Any, what).fingerprint())
             case _:
                 raise TypeError(f"{type(what).__name__} has no fingerprint")
-
-    def _of_fields(self, what: Any) -> str:
-        """Hash of what a dataclass holds; many refer to one, as layers to their target."""
-        if id(what) not in self._known:
-            held = [getattr(what, field.name) for field in fields(what) if field.compare]
-            # What is held keeps its number.
-            self._known[id(what)] = what, self.fingerprint(*held)
-        return self._known[id(what)][1]
 
 
 def loads(data: bytes) -> Any:

@@ -10,7 +10,7 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,10 +166,14 @@ class Target:
         """Name for what is written into models: a file's without its folder."""
         return Path(self.name).name
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of everything but the name: equal for tables that say the same."""
         return hashlib.sha256(repr(replace(self, name="")).encode()).hexdigest()
+
+    def fingerprint(self) -> object:
+        """What stands for it: its tables are long, and every layer refers to them."""
+        return self.name, self.digest
 
     @property
     def has_integer_kernels(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,6 +13,9 @@ from onnxq.passes.tuned import Tensors
 from onnxq.runtime.executor import Executor, Work
 from onnxq.tune.layer import Layer
 from onnxq.tune.tuner import Tuner
+
+Tune = Callable[[Sequence[int], Observations], Iterator[Tensors]]
+"""What some layers, by number, get from what was observed."""
 
 
 def tune_layers(
@@ -25,51 +28,78 @@ def tune_layers(
         observations: What they need.
         executor: Where they are tuned.
     """
+    with open_layers(layers, executor) as tune:
+        yield from tune(range(len(layers)), observations)
+
+
+@contextmanager
+def open_layers(layers: Sequence[tuple[Tuner, Layer]], executor: Executor) -> Iterator[Tune]:
+    """Make layers ready that are tuned some at a time, in any order.
+
+    Args:
+        layers: The layers, each with its tuner.
+        executor: Where they are tuned.
+    """
+    with executor.open(_Tuning(tuple(layers))) as do:
+
+        def tune(numbers: Sequence[int], observations: Observations) -> Iterator[Tensors]:
+            counts = {number: layers[number][0].parts(layers[number][1]) for number in numbers}
+            with _seen(observations, executor) as seen:
+                found = do([_Part(n, part, seen) for n in numbers for part in range(counts[n])])
+                for number in numbers:
+                    tuner, layer = layers[number]
+                    yield tuner.joined(layer, [next(found) for _ in range(counts[number])])
+                # It ends only when asked for more.
+                next(found, None)
+
+        yield tune
+
+
+@contextmanager
+def _seen(observations: Observations, executor: Executor) -> Iterator[Observations | Path]:
+    """Observations as whoever tunes finds them: they may be large, and are mapped from files."""
     if not executor.is_spread:
-        yield from _joined(_Tuning(tuple(layers), observations), executor)
+        yield observations
         return
     assert executor.folder is not None
     executor.folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=executor.folder, ignore_cleanup_errors=True) as name:
-        # What was seen of a layer may be large: workers map what they need of it.
         observations.save(name)
-        yield from _joined(_Tuning(tuple(layers), None, Path(name)), executor)
-
-
-def _joined(work: _Tuning, executor: Executor) -> Iterator[Tensors]:
-    """What is computed for each layer, of its parts."""
-    counts = [tuner.parts(layer) for tuner, layer in work.layers]
-    items = [(number, part) for number, count in enumerate(counts) for part in range(count)]
-    found = executor.map(work, items)
-    for (tuner, layer), count in zip(work.layers, counts, strict=True):
-        yield tuner.joined(layer, [next(found) for _ in range(count)])
+        yield Path(name)
 
 
 @dataclass(frozen=True)
-class _Tuning(Work[tuple[int, int], Tensors]):
+class _Part:
+    """A part of a layer, by their numbers, and what was observed of it or where that lies."""
+
+    layer: int
+    part: int
+    seen: Observations | Path
+
+
+@dataclass(frozen=True)
+class _Tuning(Work[_Part, Tensors]):
     """Tunes parts of layers.
 
     Attributes:
         layers: All layers, each with its tuner.
-        observations: What they need; None where it lies in a folder.
-        folder: The folder.
     """
 
     layers: tuple[tuple[Tuner, Layer], ...]
-    observations: Observations | None = field(compare=False)
-    folder: Path | None = None
 
     @contextmanager
-    def open(self) -> Iterator[Callable[[tuple[int, int]], Tensors]]:
+    def open(self) -> Iterator[Callable[[_Part], Tensors]]:
         """See `Work`."""
-        seen = self.observations
-        if seen is None:
-            assert self.folder is not None
-            seen = Observations.load(self.folder)
+        loaded: tuple[Path, Observations] | None = None
 
-        def run(item: tuple[int, int]) -> Tensors:
-            number, part = item
-            tuner, layer = self.layers[number]
-            return tuner.tune_part(layer, seen, part)
+        def run(item: _Part) -> Tensors:
+            nonlocal loaded
+            seen = item.seen
+            if isinstance(seen, Path):
+                if loaded is None or loaded[0] != seen:
+                    loaded = seen, Observations.load(seen)
+                seen = loaded[1]
+            tuner, layer = self.layers[item.layer]
+            return tuner.tune_part(layer, seen, item.part)
 
         yield run
