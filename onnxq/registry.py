@@ -15,7 +15,7 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from importlib.metadata import EntryPoints
@@ -31,7 +31,7 @@ _FORM = re.compile(r"([\w-]+)\s*(?:\{(.*)\})?", re.DOTALL)
 
 def kinds_in(
     module: ModuleType, base: type[T], *, nested: bool = True, without: Collection[str] = ()
-) -> Iterator[type[T]]:
+) -> Sequence[type[T]]:
     """Every class derived from ``base`` that a module, or a package's modules, define.
 
     Those without a name, or that are abstract, are bases of others. Without ``nested`` packages
@@ -41,17 +41,21 @@ def kinds_in(
     Raises:
         ImportError: one of the modules cannot be imported.
     """
-    for each in _modules(module, nested, tuple(without)):
-        for kind in _classes(each):
-            if issubclass(kind, base) and hasattr(kind, "name") and not inspect.isabstract(kind):
-                yield kind
+    return _kinds(module, base, nested, tuple(without))  # type: ignore[arg-type]
 
 
 @cache
-def _classes(module: ModuleType) -> list[type[Any]]:
-    """Those that a module defines; looked for once, as plans are read and applied many times."""
-    kinds = (kind for _, kind in sorted(vars(module).items()) if isinstance(kind, type))
-    return [kind for kind in kinds if kind.__module__ == module.__name__]
+def _kinds(
+    module: ModuleType, base: type[Any], nested: bool, without: tuple[str, ...]
+) -> tuple[type[Any], ...]:
+    """The same, looked for once: each plan that is read or applied asks for all passes."""
+    return tuple(
+        kind
+        for each in _modules(module, nested, without)
+        for _, kind in sorted(vars(each).items())
+        if isinstance(kind, type) and kind.__module__ == each.__name__
+        if issubclass(kind, base) and hasattr(kind, "name") and not inspect.isabstract(kind)
+    )
 
 
 @cache
@@ -80,16 +84,16 @@ def installed_kinds(group: str, base: type[T], what: str) -> dict[str, type[T]]:
     for entry in entry_points(group):
         try:
             loaded = entry.load()
+            is_kind = isinstance(loaded, type) and issubclass(loaded, base)
             is_module = isinstance(loaded, ModuleType)
-            given: Iterable[Any] = kinds_in(loaded, base) if is_module else [loaded]
-            kinds = [k for k in given if isinstance(k, type) and issubclass(k, base)]
+            kinds: Sequence[Any] = kinds_in(loaded, base) if is_module else [loaded] * is_kind
         except Exception as error:  # Any module may be brought, and raise anything.
             raise InputError(
                 f"the {what} entry point '{entry.name}' ({entry.value}) cannot be loaded: {error}; "
                 "reinstall or remove the package that brings it"
             ) from error
         for kind in kinds:
-            name: str = kind.name  # type: ignore[attr-defined]
+            name: str = kind.name
             if found.setdefault(name, kind) is not kind:
                 modules = f"{found[name].__module__} and {kind.__module__}"
                 raise InputError(

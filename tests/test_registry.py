@@ -244,7 +244,7 @@ def test_a_precision_of_a_module_that_is_added(monkeypatch: pytest.MonkeyPatch) 
 
     Int6Weight.__module__ = int4_weight.__name__
     monkeypatch.setattr(int4_weight, "Int6Weight", Int6Weight, raising=False)
-    caches = (registry._classes, available_precisions, parse_precision)
+    caches = (registry._kinds, available_precisions, parse_precision)
     for cached in caches:
         cached.cache_clear()  # type: ignore[attr-defined]
     try:
