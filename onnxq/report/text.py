@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -121,9 +122,10 @@ def _layers(report: Report) -> Table:
     headings = ("precision", "accumulated", "local", "worst channel", "cut off")
     table.add_row(Text("layers"), *(Text(heading, "bold") for heading in headings))
     for layer in report.layers:
-        worst = ""
-        if layer.worst_channel is not None and layer.worst_channel_db is not None:
-            worst = f"{layer.worst_channel}: {words.decibels(layer.worst_channel_db)}"
+        worst, db = "", layer.worst_channel_db
+        # Of a layer without an error none is the worst.
+        if layer.worst_channel is not None and db is not None and db < math.inf:
+            worst = f"{layer.worst_channel}: {words.decibels(db)}"
         cells = (
             layer.precision,
             "" if layer.sqnr_db is None else words.decibels(layer.sqnr_db),

@@ -270,11 +270,14 @@ def test_all_layers_with_both_errors_and_the_first_jump() -> None:
     layer = LayerFacts("c", "Conv", "int8", 30.5, None, "", 0.99, 12.5, 0.9, 34.0, 7, 3.25, 0.0625)
     plain = LayerFacts("e", "Exp", "float32", None, None, "")
     jump = JumpFacts("c", "Conv", "the quantization of 'v'", 12.5, 34.0, 0.0625, ("d",))
-    lines = printed(a_report(layers=(layer, plain), jump=jump), 200, layers="all")
+    exact = replace(layer, node="s", local_db=math.inf, worst_channel=0, worst_channel_db=math.inf)
+    lines = printed(a_report(layers=(layer, plain, exact), jump=jump), 200, layers="all")
     (row,) = (line for line in lines if line.startswith("c (Conv)"))
     assert " ".join(row.split()) == "c (Conv) int8 30.5 dB 12.5 dB 7: 3.2 dB 6.25 %"
     (row,) = (line for line in lines if line.startswith("e (Exp)"))
     assert row.split() == ["e", "(Exp)", "float32"]
+    (row,) = (line for line in lines if line.startswith("s (Conv)"))
+    assert " ".join(row.split()) == "s (Conv) int8 30.5 dB exact 6.25 %"
     assert lines[-1] == (
         "First jump: c (Conv) is at fault: the quantization of 'v' has 12.5 dB on float's inputs, "
         "where its precision explains 34.0 dB; 6.25 % of its values are cut off; or d is."
