@@ -255,6 +255,7 @@ def open_job(
         training, samples, held_out = _split(data, eval_data, specs, options)
         ctx = Context(options.debug)
         notes = settle_overridable(source, ctx, keep=options.keep_overridable)
+        notes = (*notes, *_told_of_seen(data, eval_data, training))
         workload = find_workload(
             session,
             samples if held_out is None else held_out,
@@ -398,6 +399,17 @@ def _split(
         # Too few to hold any out: whoever verifies says so.
         return given, given.take(limit or CALIBRATION_LIMIT), None
     return given.split(options.seed)[0] if given.has_split else few, few, rest
+
+
+def _told_of_seen(data: DataLike, eval_data: DataLike | None, training: Dataset) -> tuple[str, ...]:
+    """What to say where the same file is to be learned from and verified on."""
+    names = [d for d in (data, eval_data) if isinstance(d, (str, os.PathLike))]
+    if len(names) < 2 or training.has_split or len({Path(d).resolve() for d in names}) > 1:
+        return ()
+    return (
+        f"The model is verified on the samples of '{names[0]}' that it was made with, so what was "
+        "measured may be too good; without --eval some of them are held out.",
+    )
 
 
 def held_out_part(data: Dataset, seed: int = 0) -> Dataset:

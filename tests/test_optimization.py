@@ -20,6 +20,7 @@ import onnxq
 from onnxq.comparison import compare
 from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, ModelInfo, TensorType, load, save, to_proto
+from onnxq.job import open_job
 from onnxq.optimization import optimize as optimize_by_recipe
 from onnxq.options import Options
 from onnxq.promise import (
@@ -241,6 +242,17 @@ def test_evaluation_data_of_its_own(
     assert to_proto(found.graph) == to_proto(result[0].graph)
     found = optimize(model, without_split, eval_data=data, max_drop=1, **FAST)
     assert found.report.metric is not None and found.report.metric.samples == 24
+
+
+def test_samples_that_the_model_was_made_with_prove_little(
+    model: Path, data: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    plain, split = tmp_path / "plain.npz", tmp_path / "split.npz"
+    np.savez(plain, x=data["x"])
+    np.savez(split, **data)
+    for one, other, told in ((plain, plain, 1), (plain, split, 0), (split, split, 0)):
+        with open_job(model, str(one), Options(recipe="int8"), eval_data=other) as job:
+            assert len([note for note in job.notes if "may be too good" in note]) == told
 
 
 def test_the_number_of_calibration_samples(model: Path) -> None:
