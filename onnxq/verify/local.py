@@ -10,7 +10,7 @@ it is, and nowhere behind.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,7 +33,7 @@ from onnxq.verify.result import JumpFacts
 MARGIN_DB = 10.0
 """By how much more than its precision explains a layer errs where the error is said to jump."""
 
-_MOST_CUT, _LEAST_CUT_DB = 8.0, 3.0
+_MOST_CUT, _LEAST_CUT_DB = 4.0, 3.0
 """The same of a range: noise of what it cuts off, over that of rounding, and dB that this costs."""
 
 _NEGLIGIBLE_DB = 50.0
@@ -142,12 +142,18 @@ class _Found:
             within += [_decibels(*sums) for sums in self.at_run_time.values()]
             weights = _DB_PER_BIT * place.bits - _LEFT_OUT_DB - 10 * math.log10(place.depth)
             return min([weights, *within])
+        return _decibels(float(self.signal.sum()), self.count * self._needed_step() ** 2 / 12)
+
+    def step(self) -> float | None:
+        """The step of a pair whose integers reach over all that was seen; None where none is."""
+        return None if self.place.grid is None else max(self.place.grid.scale, self._needed_step())
+
+    def _needed_step(self) -> float:
         low, high = self.low, self.high
-        if place.grid is not None and place.grid.is_centred:
+        if self.place.grid is not None and self.place.grid.is_centred:
             high = max(high, -low)
             low = -high
-        step = (high - low) / (2**place.bits - 1)
-        return _decibels(float(self.signal.sum()), self.count * step**2 / 12)
+        return float((high - low) / (2**self.place.bits - 1))
 
 
 def _decibels(signal: float, noise: float) -> float:
@@ -191,7 +197,6 @@ def local_errors(
     places = places_of(split, shared, precisions)
     if not places:
         return {}, None
-    found = {place: _Found(place) for place in places}
     sizes = value_bytes(candidate, least_shapes(candidate, data))
     parts = list(_parts(split, places, sizes))
     largest = max(sum(map(_bytes_of(sizes), members)) for _, members in parts)
@@ -199,16 +204,47 @@ def local_errors(
     some = data.in_parts(max(1, RUN_BYTES // max(1, largest)), inputs)
     ends = [v.name for v in reference.outputs if v.dtype is DataType.FLOAT]
     kept = show([*{*fed.values(), *(p.wanted for p in places if not p.is_pair), *ends}], some)
+
+    def right(number: int, name: str) -> Array:
+        return _as_wide(kept(number, name), candidate.values[name])
+
+    found = _measured(parts, fed, some, kept, right, files)
+    by_layer, suspects = _judged(places, found)
+    wrong_pairs = {place: None for place, _ in suspects if place.is_pair}
+    beyond = _without(wrong_pairs, places, [place for place, _ in suspects])
+    if beyond:
+        for pair in wrong_pairs:
+            split.replace_uses(split.values[pair.given], split.values[pair.wanted])
+        found |= _measured(list(_parts(split, beyond, sizes)), fed, some, kept, right, files)
+        pairs = [place for place in places if place.is_pair and place not in wrong_pairs]
+        suspects += _judged([*pairs, *beyond], found)[1]
+        order = {place.given: number for number, place in enumerate(places)}
+        suspects.sort(key=lambda suspect: order[suspect[0].given])
+    first: int | None = 0 if suspects else None
+    if suspects and is_whole:
+        wrong = [Wrong(p.given, p.wanted, p.is_pair, found[p].step()) for p, _ in suspects]
+        first = first_harmful(candidate, wrong, ends, some, right, files)
+    jump = None if first is None else _jump(*suspects[first])
+    if jump is not None and jump.others:
+        jump = _blamed(jump, {name: node for node, name in operators(split)}, reference)
+    return by_layer, jump
+
+
+def _measured(
+    parts: Sequence[tuple[Graph, Sequence[Place]]],
+    fed: Mapping[str, str],
+    data: Dataset,
+    kept: Kept,
+    right: Kept,
+    files: ModelFiles,
+) -> dict[Place, _Found]:
+    """What is seen at places of a candidate's parts, which are fed the float model's values."""
+    found = {place: _Found(place) for _, members in parts for place in members}
     for part, members in parts:
         names = [value.name for value in part.inputs if value.data is None]
         session = files.session(part, optimization="none", pooled=True)
-        for number, batch in enumerate(some.batches()):
-            feeds = {
-                n: _as_wide(kept(number, fed[n]), candidate.values[fed[n]])
-                if n in fed
-                else batch.feeds[n]
-                for n in names
-            }
+        for number, batch in enumerate(data.batches()):
+            feeds = {n: right(number, fed[n]) if n in fed else batch.feeds[n] for n in names}
             # In a branch that is not taken nothing is computed.
             if any(array.size == 0 for array in feeds.values()):
                 continue
@@ -221,23 +257,22 @@ def local_errors(
                 found[place].add(pair["wanted"], pair["given"])
         del session
         give_back()
-    by_layer, suspects = _judged(places, found)
-    first: int | None = 0 if suspects else None
-    if suspects and is_whole:
-        steps = [None if p.grid is None else p.grid.scale for p, _ in suspects]
-        wrong = [
-            Wrong(p.given, p.wanted, p.is_pair, step)
-            for (p, _), step in zip(suspects, steps, strict=True)
-        ]
+    return found
 
-        def right(number: int, name: str) -> Array:
-            return _as_wide(kept(number, name), candidate.values[name])
 
-        first = first_harmful(candidate, wrong, ends, some, right, files)
-    jump = None if first is None else _jump(*suspects[first])
-    if jump is not None and jump.others:
-        jump = _blamed(jump, {name: node for node, name in operators(split)}, reference)
-    return by_layer, jump
+def _without(
+    wrong_pairs: Iterable[Place], places: Sequence[Place], suspects: Sequence[Place]
+) -> list[Place]:
+    """Places that are no suspects only because of such pairs within, without those pairs.
+
+    Values may lie beyond a range because they are wrong themselves.
+    """
+    wrong, known = {place.given for place in wrong_pairs}, {place.given for place in suspects}
+    return [
+        replace(place, pairs=tuple(name for name in place.pairs if name not in wrong))
+        for place in places
+        if wrong.intersection(place.pairs) and place.given not in known
+    ]
 
 
 def _blamed(jump: JumpFacts, nodes: Mapping[str, Node], reference: Graph) -> JumpFacts:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from onnxq.verify.metrics.metric import Floats, Interval
 
+_W = 1
 RESAMPLES = 2000
 """Bootstrap resamples of every interval."""
 
@@ -38,20 +39,30 @@ def bootstrap_interval(scores: Floats, weights: Floats, *, seed: int = 0) -> Int
 
 
 def resampled_interval(
-    statistic: Callable[[Floats], Floats], count: int, *, seed: int = 0
+    statistic: Callable[[Floats], Floats], differ: npt.NDArray[np.bool_], *, seed: int = 0
 ) -> Interval:
-    """Return the 95 % percentile bootstrap interval of what is no mean over samples.
+    """Return the 95 % bootstrap interval of a difference that is no mean over samples.
+
+    Two samples more are drawn from than there are, as in `shares_interval`. How much a sample does
+    that differs is known of few samples only, so they differ as one of those that do, or by all
+    that one model finds in some sample and the other does not, which is drawn as often as one
+    sample more that differs would be.
 
     Args:
-        statistic: By how often each sample is drawn, [R, N] -> [R]; NaN leaves a draw out.
-        count: Samples.
+        statistic: By how often each sample is drawn in four forms, one behind the other: as it is,
+            with the models exchanged, where only the reference finds anything, where only the
+            candidate does; [R, 4 N] -> [R]. NaN leaves a draw out.
+        differ: Which of the N samples differ between the models.
         seed: Seed of the draws.
     """
-    generator = np.random.default_rng(seed)
-    values = []
-    for size in _sizes(count):
-        draws = generator.integers(0, count, (size, count))
-        values.append(statistic(_times(draws, count)))
+    count, which = len(differ), np.flatnonzero(differ)
+    columns = np.r_[np.arange(count), which, 2 * count, count + which, 3 * count]
+    generator, values = np.random.default_rng(seed), []
+    for draws in _draws_with_two(count, len(columns) - count, seed):
+        drawn = columns[draws]
+        whole = drawn >= 2 * count
+        drawn[whole] += generator.integers(0, count, int(whole.sum()))
+        values.append(statistic(_times(drawn, 4 * count)))
     low, high = np.nanpercentile(np.concatenate(values), [2.5, 97.5])
     return float(low), float(high)
 
@@ -82,12 +93,8 @@ def shares_interval(
     sides = [(reference, candidate), (ours, theirs), (theirs, ours)]
     pairs = np.concatenate([np.hstack(both) for both in sides])
     count, width = len(reference), reference.shape[1]
-    generator = np.random.default_rng(seed)
     values = []
-    for size in _sizes(len(pairs)):
-        draws = generator.integers(0, count + 2, (size, count + 2))
-        added = draws >= count
-        draws[added] = generator.integers(count, len(pairs), int(added.sum()))
+    for draws in _draws_with_two(count, len(pairs) - count, seed):
         sums = _times(draws, len(pairs)) @ pairs
         values.append(of(sums[:, :width]) - of(sums[:, width:]))
     # Of very few samples the two that were added can outweigh what was measured.
@@ -100,6 +107,16 @@ def ratio(sums: Floats) -> Floats:
     """What counts out of how much, [R, 2] -> [R]; NaN out of nothing."""
     what, of = sums.T
     return np.asarray(np.where(of > 0, what / np.where(of > 0, of, 1.0), np.nan))
+
+
+def _draws_with_two(count: int, more: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Draws from so many samples and two more, which are any of those that are numbered behind."""
+    generator = np.random.default_rng(seed)
+    for size in _sizes(count + more):
+        draws = generator.integers(0, count + 2, (size, count + 2))
+        added = draws >= count
+        draws[added] = generator.integers(count, count + more, int(added.sum()))
+        yield draws
 
 
 def _times(draws: npt.NDArray[np.int64], count: int) -> Floats:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxq.errors import InputError
 from onnxq.runtime.specs import Array
@@ -69,6 +70,23 @@ class MeanAveragePrecision(BoxMetric):
             self._found.append(best)
             self._hits.append(self._matched(best, true))
             self._true.append(true[:, 4].astype(np.int64))
+
+    def differs(self, other: MeanAveragePrecision) -> npt.NDArray[np.bool_]:
+        """Whether boxes of each sample are other ones, of what class and right or not."""
+        pairs = zip(self._found, self._hits, other._found, other._hits, strict=True)
+        same = [
+            np.array_equal(one.classes, two.classes) and np.array_equal(hits, theirs)
+            for one, hits, two, theirs in pairs
+        ]
+        return ~np.array(same, bool)
+
+    def with_nothing_found(self) -> MeanAveragePrecision:
+        """The same samples without any box that is detected."""
+        empty = replace(self)
+        empty._found += [Boxes(*(part[:0] for part in found)) for found in self._found]
+        empty._hits += [hits[:0] for hits in self._hits]
+        empty._true += self._true
+        return empty
 
     def samples(self) -> int:
         """See `ResampledMetric`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,10 +15,10 @@ from onnxq.verify.metrics.intervals import (
     resampled_interval,
     shares_interval,
 )
+from onnxq.verify.metrics.map import MeanAveragePrecision
 from onnxq.verify.metrics.mean import MeanMetric
-from onnxq.verify.metrics.metric import Floats, Metric
+from onnxq.verify.metrics.metric import Floats, Interval, Metric
 from onnxq.verify.metrics.pooled import PooledMetric
-from onnxq.verify.metrics.resampled import ResampledMetric
 from onnxq.verify.metrics.user import UserMetric
 from onnxq.verify.result import MetricFacts
 
@@ -26,9 +27,9 @@ def paired_drop(float_metric: Metric, candidate_metric: Metric, *, seed: int = 0
     """Return both models' metric and the drop between them, on the same samples.
 
     The interval is over pairs of scores of one sample: `paired_interval` where each sample is right
-    or wrong, `shares_interval` of other shares, and the percentile bootstrap's of the rest. The
-    drop is NaN, which keeps no promise, where both models are infinitely good or bad and samples do
-    not tell them apart.
+    or wrong, `shares_interval` of other shares, `resampled_interval` of the mean average precision,
+    and the percentile bootstrap's of the rest. The drop is NaN, which keeps no promise, where both
+    models are infinitely good or bad and samples do not tell them apart.
 
     Args:
         float_metric: the metric with the float model's outputs added.
@@ -52,17 +53,10 @@ def paired_drop(float_metric: Metric, candidate_metric: Metric, *, seed: int = 0
         of = float_metric.of
         numbers = float_metric.numbers(), candidate_metric.numbers()
         confidence = shares_interval(lambda sums: sign * of(sums), *numbers, seed=seed)
-    elif isinstance(float_metric, ResampledMetric) and isinstance(
-        candidate_metric, ResampledMetric
+    elif isinstance(float_metric, MeanAveragePrecision) and isinstance(
+        candidate_metric, MeanAveragePrecision
     ):
-        of_ours, of_theirs = float_metric.resampled, candidate_metric.resampled
-        count = float_metric.samples()
-        confidence = resampled_interval(
-            lambda times: sign * (of_ours(times) - of_theirs(times)), count, seed=seed
-        )
-        if confidence == (0.0, 0.0):
-            # No sample differs, which leaves open what as many that are right or wrong do.
-            confidence = paired_interval(np.ones(count), np.ones(count))
+        confidence = _precision_interval(float_metric, candidate_metric, drop, seed)
     elif isinstance(float_metric, MeanMetric) and isinstance(candidate_metric, MeanMetric):
         (ours, weights), (theirs, _) = float_metric.scores(), candidate_metric.scores()
         if float_metric.right_or_wrong():
@@ -89,6 +83,26 @@ def paired_drop(float_metric: Metric, candidate_metric: Metric, *, seed: int = 0
     return MetricFacts(
         reference.name, reference.value, candidate.value, drop, reference.samples, confidence
     )
+
+
+def _precision_interval(
+    ours: MeanAveragePrecision, theirs: MeanAveragePrecision, drop: float, seed: int
+) -> Interval:
+    neither = ours.with_nothing_found()
+    one = _joined(ours, theirs, ours, neither)
+    other = _joined(theirs, ours, neither, ours)
+    low, high = resampled_interval(
+        lambda times: one.resampled(times) - other.resampled(times), ours.differs(theirs), seed=seed
+    )
+    return min(low, drop), max(high, drop)
+
+
+def _joined(*parts: MeanAveragePrecision) -> MeanAveragePrecision:
+    """The metric of the samples of several, one behind the other."""
+    whole = replace(parts[0])
+    for part in parts:
+        whole.merge(part)
+    return whole
 
 
 def _lost(ours: Floats, theirs: Floats, sign: int) -> Floats:
