@@ -31,6 +31,8 @@ def page_of(files: Sequence[str | os.PathLike[str]]) -> str:
     for file in files:
         path = os.fspath(file)
         text, where = read_text(path, "the report"), f"the report '{path}'"
+        if path in reports:
+            raise InputError(f"{where} is named twice; name each file once")
         if _schema(text) == Watch.schema:
             watches.append(Watch.from_json(text, where))
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from onnxq.errors import InputError, UnreachableError
 from onnxq.ir import save
 from onnxq.optimization import Optimized, optimize
 from onnxq.options import Options
-from onnxq.report.summary import to_csv
+from onnxq.report.summary import to_csv, write_summary
 from onnxq.runtime.executor import IN_PROCESS
 from tests.networks import chain, computed, inputs
 
@@ -88,6 +89,10 @@ def test_a_model_fails_alone_and_nothing_is_made_twice(
     assert len((out / "summary.csv").read_text().splitlines()) == 4
     assert made == ["m", "gone", "strict"]
     assert main(command) == 2 and made == ["m", "gone", "strict"]
+    capsys.readouterr()
+    assert main(command[:-2]) == 2
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("m "))
+    assert re.fullmatch(r"m +kept( +[\d.]+x){2} +[\d.]+ m?s", row)
     # What was broken off has no result; what changed is another model.
     (out / "m" / "result.json").unlink()
     manifest.write_text(manifest.read_text().replace("200.0", "1.0"))
@@ -234,6 +239,16 @@ def test_a_wrong_manifest_is_told_in_a_sentence(text: str, said: str, tmp_path: 
     path.write_text(text)
     with pytest.raises(InputError, match=said):
         read_manifest(path)
+
+
+def test_figures_of_the_page_read_as_those_of_reports(tmp_path: Path) -> None:
+    measured = {"speedup": 2.0, "size_ratio": 3.5, "sqnr_db": 31.2, "metric": "accuracy"}
+    row = {"name": "m", "state": "kept", "sentence": "", "gates": "", "seconds": 6.11378}
+    write_summary([{**row, **measured, "float_value": 1.0, "value": 0.995}], tmp_path)
+    page = (tmp_path / "index.html").read_text("utf-8")
+    cells = re.findall(r'<td class="number">(.*?)</td>', page)
+    assert cells == ["2.00×", "3.50×", "31.2 dB", "100.00 %", "99.50 %", "6.11 s"]
+    assert "1 kept its promise." in page
 
 
 def test_no_text_of_the_table_is_a_formula() -> None:

@@ -13,7 +13,7 @@ from onnxq.cli.terminal import EXIT_DEFECT, EXIT_GATE, EXIT_INPUT, EXIT_OK, Outc
 from onnxq.progress import Progress
 from onnxq.report import check_folder
 from onnxq.report.summary import NAMES, write_summary
-from onnxq.report.words import number
+from onnxq.report.words import duration, ratio
 
 HELP = "optimize the models of a manifest, each by itself, and go on where that was broken off"
 
@@ -71,14 +71,14 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
 
 
 def _shown(found: Batched) -> RenderableType:
-    heads = ("model", "promise", "speedup", "smaller", "seconds", "")
+    heads = ("model", "promise", "speedup", "smaller", "time", "why")
     return table([_row(done) for done in found.results], heads, align="<>>><")
 
 
 def _row(done: Done) -> list[str]:
-    measured = (done.speedup, done.size_ratio, done.seconds)
-    told = ["" if value is None else number(value) for value in measured]
-    return [done.name, done.state, *told, done.sentence or "; ".join(done.gates)]
+    ratios = ["" if r is None else f"{ratio(r)}x" for r in (done.speedup, done.size_ratio)]
+    why = done.sentence or "; ".join(done.gates)
+    return [done.name, done.state, *ratios, duration(done.seconds), why]
 
 
 def _code(found: Batched) -> int:

@@ -22,3 +22,10 @@ def test_a_report_is_not_replaced_by_its_page(onnxq: Command, tmp_path: Path) ->
     a_report().save(file)
     onnxq("report", file, "-o", file).refused("would replace", "report.json")
     assert "schema" in file.read_text("utf-8")
+
+
+def test_a_report_is_not_held_against_itself(onnxq: Command, tmp_path: Path) -> None:
+    file, page = tmp_path / "report.json", tmp_path / "page.html"
+    a_report().save(file)
+    onnxq("report", file, file, "-o", page).refused("report.json", "named twice")
+    assert not page.exists()
