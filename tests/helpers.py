@@ -24,7 +24,11 @@ OPSET_26 = pytest.param(
 
 def run(graph: Graph, feeds: Feeds) -> dict[str, Any]:
     """Outputs of a graph by name, from onnxruntime with its own optimizations switched off."""
-    return dict(Session(to_proto(graph), optimization="none").run(dict(feeds)))
+    return dict(_session(graph).run(dict(feeds)))
+
+
+def _session(graph: Graph) -> Session:
+    return Session(to_proto(graph), optimization="none")
 
 
 def random_feeds(
@@ -71,10 +75,12 @@ def assert_equivalent(
     """
     after.check()
     _assert_same_interface(before, after)
+    sessions = [_session(graph) for graph in (before, after)]
     for fed in (
         [feeds] if feeds is not None else [random_feeds(before, s, dims=dims) for s in seeds]
     ):
-        assert_same_outputs(run(before, fed), run(after, fed), exact=exact, rtol=rtol)
+        wanted, found = (dict(session.run(dict(fed))) for session in sessions)
+        assert_same_outputs(wanted, found, exact=exact, rtol=rtol)
 
 
 def assert_same_outputs(

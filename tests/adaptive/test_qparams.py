@@ -138,9 +138,14 @@ def applied(graph: Graph, plan: Plan) -> Graph:
     return graph
 
 
-@pytest.mark.parametrize("activations", ["int8", "int16-act"])
 @pytest.mark.parametrize(
-    ("model", "data"), [("digits_vit", "digits"), ("text_lm", "text")], ids=["vit", "lm"]
+    ("model", "data", "activations"),
+    [
+        ("digits_vit", "digits", "int8"),
+        ("text_lm", "text", "int16-act"),
+        pytest.param("digits_vit", "digits", "int16-act", marks=pytest.mark.slow),
+        pytest.param("text_lm", "text", "int8", marks=pytest.mark.slow),
+    ],
 )
 def test_real_models(model: str, data: str, activations: str) -> None:
     graph, plan = plan_of(f"models/{model}.onnx", f"models/{data}.npz", activations)

@@ -406,7 +406,7 @@ def test_handlers_of_signals_are_put_back(
 @pytest.mark.skipif(os.name != "posix", reason="pipes of a POSIX shell")
 @pytest.mark.parametrize(
     "arguments",
-    [("--nodes",), pytest.param(("--json", "-"), marks=pytest.mark.slow), ("-h",)],
+    [("--nodes",), *(pytest.param(a, marks=pytest.mark.slow) for a in (("--json", "-"), ("-h",)))],
     ids=["table", "json", "help"],
 )
 def test_a_reader_that_leaves_is_no_error(case: Case, arguments: tuple[str, ...]) -> None:

@@ -473,7 +473,7 @@ def test_a_page_of_very_many_operators_is_below_8_megabytes() -> None:
     graph = GraphFacts(links, types, (1,) * count, (), (), (EndFacts("y", (count - 1,)),))
     html = to_html(a_report(layers=layers, graph=graph))
     assert len(html.encode()) < 8e6
-    assert "10,000 more are in the report's JSON." in Page(html).text
+    assert "10,000 more are in the report" in html
 
 
 def test_a_graph_that_is_too_large_to_be_drawn_is_told() -> None:
