@@ -58,15 +58,19 @@ def to_html(files: Sequence[str], reports: Sequence[Report], replays: Sequence[R
             f"a page compares up to {_MOST} reports, not {len(reports)}; name fewer of them"
         )
     named = dict(zip(ascii_uppercase, reports, strict=False))
-    nodes = list(_differing(reports))
+    nodes, rows = list(_differing(reports)), list(_rows(reports))
+    is_one_model = len({report.model.sha256 for report in reports}) == 1
+    if not is_one_model:
+        # Ratios to different models cannot be ranked.
+        rows = [Row(row.what, row.cells) for row in rows]
     return render(
         "sides.html.jinja",
         named=named,
         files=files,
-        rows=list(_rows(reports)),
+        rows=rows,
         nodes=nodes[:_LISTED],
         left_out=max(0, len(nodes) - _LISTED),
-        is_one_model=len({report.model.sha256 for report in reports}) == 1,
+        is_one_model=is_one_model,
         replays=replays,
     )
 
