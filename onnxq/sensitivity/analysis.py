@@ -21,6 +21,7 @@ from onnxq.progress import SILENT, Progress
 from onnxq.runtime import ErrorAccumulator
 from onnxq.runtime.executor import IN_PROCESS, Executor
 from onnxq.runtime.pool import RUN_BYTES
+from onnxq.runtime.specs import Array
 from onnxq.sensitivity.asking import Asked, Asking
 from onnxq.sensitivity.loss import PROXIES, Losses
 from onnxq.sensitivity.perturbed import Perturbed
@@ -260,11 +261,21 @@ def _reliability(found: Mapping[Key, _Sample]) -> float:
     odd, even = seen[:, 0::2].mean(axis=1), seen[:, 1::2].mean(axis=1)
     if np.ptp(odd) == 0 or np.ptp(even) == 0:
         return 1.0
-    # scipy is loaded where it is needed: it takes as long as half of what a command loads.
-    from scipy.stats import spearmanr
-
-    agreement = float(spearmanr(odd, even).statistic)
+    agreement = _rank_correlation(odd, even)
     return max(0.0, 2 * agreement / (1 + agreement)) if agreement > 0 else 0.0
+
+
+def _rank_correlation(first: Array, second: Array) -> float:
+    """Spearman's, NaN where a number is; loading scipy.stats takes longer than small analyses."""
+    if np.isnan([first, second]).any():
+        return math.nan
+    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
+
+
+def _ranks(values: Array) -> Array:
+    """Places in order, equal values with the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[places])
 
 
 def _found(

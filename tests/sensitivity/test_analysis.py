@@ -240,6 +240,16 @@ def test_samples_are_drawn_until_the_ranking_is_certain() -> None:
     assert found.reliability >= CERTAIN or found.samples == 24
 
 
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(-1, 1)), min_size=3, max_size=30))
+@settings(max_examples=50, deadline=None)
+def test_rankings_agree_as_scipy_says(pairs: list[tuple[int, float]]) -> None:
+    first, second = np.array(pairs).T
+    if np.ptp(first) and np.ptp(second):
+        expected = spearmanr(first, second).statistic
+        assert analysis._rank_correlation(first, second) == pytest.approx(expected, abs=1e-9)
+        assert np.isnan(analysis._rank_correlation(np.append(first, np.nan), np.append(second, 0)))
+
+
 def test_a_fixed_batch_is_not_cut() -> None:
     graph = chain()
     x = graph.inputs[0]
