@@ -14,7 +14,7 @@ from onnxq.runtime.operators import INTEGER_OPERATORS, integer_operators, optimi
 from onnxq.runtime.providers import available_providers, missing_provider, resolve_provider
 from onnxq.runtime.session import Session, as_stored
 from onnxq.runtime.specs import Runnable, TensorSpec
-from onnxq.runtime.timing import EQUAL, Timing, interleaved
+from onnxq.runtime.timing import EQUAL, Timing, interleaved, of_several_sessions
 
 __all__ = [
     "COMPILED",
@@ -35,6 +35,7 @@ __all__ = [
     "interleaved",
     "load_backend",
     "missing_provider",
+    "of_several_sessions",
     "optimized_operators",
     "resolve_provider",
 ]

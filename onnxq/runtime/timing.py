@@ -161,6 +161,31 @@ def summarized(times: Array, repeats: Sequence[int]) -> list[Timing]:
     ]
 
 
+def of_several_sessions(timings: Sequence[Timing], models: int) -> list[Timing]:
+    """Timing of each model, which was timed in several sessions: A B, A B, ... in `timings`.
+
+    Where its memory lies makes a session of a model faster than another one for as long as it
+    lives, however long it is timed. So the interval is that of the mean over sessions, with their
+    variance as they show it, taken for the same for all models; of the logarithm of `p10_ms`.
+    """
+    logarithms = np.log([t.p10_ms for t in timings]).reshape(-1, models)
+    count, means = len(logarithms), logarithms.mean(axis=0)
+    deviation = math.sqrt(2 * logarithms.var(axis=0, ddof=1).mean() / count)
+    width = math.exp(_student(models * (count - 1)) * deviation)
+    found = []
+    for index in range(models):
+        own = timings[index::models]
+        median, p90 = (
+            math.exp(np.log([getattr(t, what) for t in own]).mean())
+            for what in ("median_ms", "p90_ms")
+        )
+        speedup = math.exp(means[0] - means[index])
+        ends = (speedup / width, speedup * width) if index else (1.0, 1.0)
+        runs = sum(t.runs for t in own)
+        found.append(Timing(median, math.exp(means[index]), p90, runs, speedup, *ends))
+    return found
+
+
 def _widths(times: Array) -> Array:
     """The factor by which each session's ratio to the first one may be off, with 95 % confidence.
 
@@ -169,9 +194,6 @@ def _widths(times: Array) -> Array:
     General Stationary Observations", 1989), for disturbances last longer than a round; and from
     what makes sessions of one model differ.
     """
-    # scipy is loaded where it is needed: it takes as long as half of what a command loads.
-    from scipy.special import stdtrit
-
     groups = np.array_split(np.arange(len(times)), min(_GROUPS, len(times)))
     if len(groups) < 2:
         return np.full(times.shape[1], math.inf)
@@ -179,4 +201,12 @@ def _widths(times: Array) -> Array:
     logarithms = np.log(without) - np.log(without)[:, :1]
     spread = np.sqrt((len(groups) - 1) * logarithms.var(axis=0) + _PLACEMENT**2)
     spread[0] = 0.0
-    return np.asarray(np.exp(stdtrit(len(groups) - 1, 0.975) * spread))
+    return np.asarray(np.exp(_student(len(groups) - 1) * spread))
+
+
+def _student(freedom: int) -> float:
+    """The 97.5th percentile of Student's distribution."""
+    # scipy is loaded where it is needed: it takes as long as half of what a command loads.
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))

@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 import onnx.parser
 import pytest
+from scipy.stats import ttest_ind
 
 from onnxq.runtime import Session, Timing, interleaved, timing
 
@@ -149,6 +150,20 @@ def test_the_collector_comes_back_after_a_failure(clock: Clock) -> None:
     with pytest.raises(RuntimeError):
         measure([Failing("A", clock, [0.1], [])])
     assert gc.isenabled()
+
+
+def test_the_interval_over_sessions_is_that_of_the_t_test() -> None:
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        a, b = np.exp(rng.normal(0, 0.02, (2, 4)))
+        timings = [Timing(t, t, t, 5, 1.0) for t in np.stack([a, b], axis=1).ravel()]
+        first, second = timing.of_several_sessions(timings, 2)
+        wanted = ttest_ind(np.log(a), np.log(b)).confidence_interval()
+        assert np.log([second.low, second.high]) == pytest.approx(wanted)
+        held += second.low <= 1 <= second.high
+    assert first == Timing(*[pytest.approx(np.exp(np.log(a).mean()))] * 3, 20, 1.0, 1.0, 1.0)
+    assert second.speedup == pytest.approx(first.p10_ms / second.p10_ms)
+    assert 0.93 * 400 <= held <= 0.97 * 400
 
 
 def test_real_sessions() -> None:
