@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -251,15 +252,20 @@ def specs_of(model: Path) -> tuple[TensorSpec, ...]:
     return ()
 
 
-def models_of(places: list[Path], into: Path, count: int) -> Path:
-    """A manifest of so many models, with made-up data where they take it."""
+def models_of(places: list[Path], into: Path, count: int, known: Path | None) -> Path:
+    """A manifest of so many models, with data of a folder by their names, or made-up data."""
     rows, made = ["name,model,data,recipe"], 0
     files = [f for p in places for f in ([p] if p.is_file() else sorted(p.glob("*.onnx")))]
     while made < count:
         file = files[made % len(files)]
         model, data = into / f"{file.stem}-{made}.onnx", into / f"{file.stem}-{made}.npz"
         save(load(file), model)
-        rng, arrays = np.random.default_rng(made), {}
+        rows.append(f"{model.stem},{model},{data},int8")
+        made += 1
+        if known is not None and (own := known / f"{file.stem}.npz").exists():
+            shutil.copy(own, data)
+            continue
+        rng, arrays = np.random.default_rng(made - 1), {}
         for spec in specs_of(file):
             shape = [16, *(d if isinstance(d, int) else 8 for d in (spec.shape or (1,))[1:])]
             dtype = spec.dtype or np.dtype(np.float32)
@@ -269,8 +275,6 @@ def models_of(places: list[Path], into: Path, count: int) -> Path:
                 else np.ones(shape, dtype)
             )
         np.savez(data, **arrays)
-        rows.append(f"{model.stem},{model},{data},int8")
-        made += 1
     path = into / "models.csv"
     path.write_text("\n".join(rows) + "\n")
     return path
@@ -281,10 +285,10 @@ def done(folder: Path) -> dict[str, int]:
     return {p.parent.name: p.stat().st_mtime_ns for p in folder.glob("*/result.json")}
 
 
-def batches(places: list[Path], count: int) -> None:
+def batches(places: list[Path], count: int, known: Path | None) -> None:
     """Whether a batch that is killed twice makes each report once."""
     with tempfile.TemporaryDirectory() as name:
-        manifest, out = models_of(places, Path(name), count), Path(name) / "out"
+        manifest, out = models_of(places, Path(name), count, known), Path(name) / "out"
         command = [sys.executable, "-m", "onnxq", "batch", str(manifest), "-o", str(out)]
         written: dict[str, int] = {}
         for wanted in (count // 3, 2 * count // 3, count):
@@ -318,6 +322,9 @@ def main() -> None:
     parser.add_argument("paths", nargs="*")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--count", type=int, help="kills (default 20), or models (default 30)")
+    parser.add_argument(
+        "--data", type=Path, help="folder with MODEL.npz of models that made-up data does not fit"
+    )
     parser.add_argument("--samples", type=int, default=128, help="to calibrate on, for speed")
     parsed = parser.parse_intermixed_args()
     paths = parsed.paths or [*DEFAULT]
@@ -326,7 +333,7 @@ def main() -> None:
     elif parsed.what == "kills":
         kills(*paths[:2], parsed.count or KILLS)
     else:
-        batches([Path(p) for p in parsed.paths or [MODELS]], parsed.count or 30)
+        batches([Path(p) for p in parsed.paths or [MODELS]], parsed.count or 30, parsed.data)
 
 
 if __name__ == "__main__":
