@@ -205,12 +205,15 @@ def fastest(
 def find_places(options: Options) -> tuple[list[Place], list[DeploymentFacts]]:
     """What is installed here and in further environments, and what of it cannot be used, with why.
 
-    Of targets that share the CPU provider it is the one that this machine's processor is.
+    Of targets that share the CPU provider it is the one that this machine's processor is, and what
+    another target of the same provider tries is no place of its own.
     """
     found, lost = list[Place](), list[DeploymentFacts]()
     own = load_target("auto")
     others = [load_target(name) for name in available_targets()]
     others = [t for t in others if t.backend == NATIVE and t.provider != own.provider]
+    tried = {(name, t.provider) for t in others for name in t.alternatives}
+    others = [t for t in others if (t.name, t.provider) not in tried]
     for python in ("", *(os.fspath(given) for given in options.pythons)):
         there = to_form(Onnxruntime(python or sys.executable, options.hangs_after))
         try:

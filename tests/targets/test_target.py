@@ -32,13 +32,13 @@ def _rule(name: str, op_type: str) -> OperatorRule:
 
 def test_the_tables_there_are() -> None:
     named = {"cpu-x64", "cpu-arm", "cuda", "tensorrt", "openvino", "qnn", "generic"}
-    others = {"cpu-x64-avx2", "qnn-a16", "directml", "coreml", "xnnpack"}
+    others = {"cpu-x64-avx2", "qnn-a16", "directml", "coreml", "xnnpack", "openvino-inputs"}
     assert named | others == set(NAMES)
 
 
 def test_a_table_says_whether_it_was_measured() -> None:
     measured = {name for name in NAMES if load_target(name).measured}
-    assert measured == {"cpu-x64", "openvino", "generic"}
+    assert measured == {"cpu-x64", "openvino", "openvino-inputs", "generic"}
     # What extends another one was not measured with it.
     assert parse_target("mine", 'extends = "openvino"').measured == ""
     told = parse_target("mine", 'extends = "openvino"\nmeasured = "here"')
