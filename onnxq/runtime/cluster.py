@@ -306,11 +306,16 @@ class _Map:
             return
         error = future.exception()
         if isinstance(error, KilledWorker):
-            self._give_up(
-                key,
-                "workers ended one after another with the same item; it may need more memory "
-                "than --memory-limit allows, and the workers' logs may say more",
-            )
+            # Dask blames all that the workers had, those that waited there, too.
+            if len(list(_begun(self._work, key, "").parent.glob(f"{key}-*"))) >= _TRIES:
+                self._give_up(
+                    key,
+                    "workers ended one after another with the same item; it may need more memory "
+                    "than --memory-limit allows, and the workers' logs may say more",
+                )
+            elif self._may_be_tried(key, "workers ended one after another"):
+                self._workers()
+                self._submit([key])
         elif not isinstance(error, OSError | MemoryError):
             raise error
         elif self._may_be_tried(key, f"a worker could not do its part ({_told(error)})"):

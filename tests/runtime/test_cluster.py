@@ -118,6 +118,16 @@ def test_work_that_goes_on_without_an_item_has_all_others(
     assert found == [-1 if number == 3 else number * number for number in NUMBERS]
 
 
+def test_what_waits_at_a_worker_that_ends_is_not_given_up(
+    tmp_path: Path, noted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = importlib.import_module("onnxq.runtime.cluster")
+    monkeypatch.setitem(cluster._SETTINGS, "distributed.scheduler.allowed-failures", 2)
+    with open_executor(1, None, tmp_path / "spread") as alone:
+        found = list(alone.map(Squares(noted, "always killed", instead=-1), NUMBERS))
+    assert found == [-1 if number == 3 else number * number for number in NUMBERS]
+
+
 def test_workers_killed_at_random_change_nothing(executor: Executor, noted: Path) -> None:
     over = threading.Event()
 
