@@ -142,18 +142,12 @@ class _Found:
             within += [_decibels(*sums) for sums in self.at_run_time.values()]
             weights = _DB_PER_BIT * place.bits - _LEFT_OUT_DB - 10 * math.log10(place.depth)
             return min([weights, *within])
-        return _decibels(float(self.signal.sum()), self.count * self._needed_step() ** 2 / 12)
-
-    def step(self) -> float | None:
-        """The step of a pair whose integers reach over all that was seen; None where none is."""
-        return None if self.place.grid is None else max(self.place.grid.scale, self._needed_step())
-
-    def _needed_step(self) -> float:
         low, high = self.low, self.high
-        if self.place.grid is not None and self.place.grid.is_centred:
+        if place.grid is not None and place.grid.is_centred:
             high = max(high, -low)
             low = -high
-        return float((high - low) / (2**self.place.bits - 1))
+        step = (high - low) / (2**place.bits - 1)
+        return _decibels(float(self.signal.sum()), self.count * step**2 / 12)
 
 
 def _decibels(signal: float, noise: float) -> float:
@@ -222,7 +216,11 @@ def local_errors(
         suspects.sort(key=lambda suspect: order[suspect[0].given])
     first: int | None = 0 if suspects else None
     if suspects and is_whole:
-        wrong = [Wrong(p.given, p.wanted, p.is_pair, found[p].step()) for p, _ in suspects]
+        steps = [None if p.grid is None else p.grid.scale for p, _ in suspects]
+        wrong = [
+            Wrong(p.given, p.wanted, p.is_pair, step)
+            for (p, _), step in zip(suspects, steps, strict=True)
+        ]
         first = first_harmful(candidate, wrong, ends, some, right, files)
     jump = None if first is None else _jump(*suspects[first])
     if jump is not None and jump.others:

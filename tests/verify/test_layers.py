@@ -16,7 +16,7 @@ from onnxq.data import Dataset, read
 from onnxq.ir import Context, Graph, infer_types, to_proto
 from onnxq.passes.weights.quantize_dynamic import QuantizeDynamic
 from onnxq.runtime import Session
-from onnxq.verify import harm, layers, local
+from onnxq.verify import layers
 from onnxq.verify.pairs import behind
 from onnxq.verify.result import LayerFacts
 from tests.helpers import random_feeds, run
@@ -320,9 +320,7 @@ def test_of_two_products_that_no_value_lies_between_the_faulty_one_is_named(
     assert (jump.node, jump.others) == ("first", ("second",))
 
 
-def test_a_range_that_cuts_off_little_is_held_against_one_that_does_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_range_that_cuts_off_little_is_named_if_it_harms() -> None:
     head = """<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 1000] x) => (float[N, 1000] y) <float step = {0.00392157}, uint8 zero = {0}> {
         t = Neg(x) r = Neg(t)"""
@@ -332,15 +330,9 @@ def test_a_range_that_cuts_off_little_is_held_against_one_that_does_not(
     samples = np.random.default_rng(0).random((4, 1000), np.float32)
     # Its noise is six times that of rounding the others.
     samples[:, 0] = 1.088
-    data, tried = read({"x": samples}, Session(to_proto(plain)).inputs), list[harm.Wrong]()
-    monkeypatch.setattr(
-        local,
-        "first_harmful",
-        lambda c, wrong, *a: tried.extend(wrong) or harm.first_harmful(c, wrong, *a),
-    )
+    data = read({"x": samples}, Session(to_proto(plain)).inputs)
     jump = layers.compare_layers(plain, candidate, data, 1 << 30)[1]
     assert jump is not None and jump.node == "r"
-    assert [one.step for one in tried] == pytest.approx([1.088 / 255], rel=1e-3)
 
 
 @pytest.mark.parametrize(
