@@ -363,7 +363,6 @@ def _ratio(errors: Floats, usual: Floats) -> float:
 
 def _larger_by_chance(one: Floats, other: Floats) -> float:
     """Probability that numbers of one distribution differ so; the test of Mann and Whitney."""
-    # scipy is loaded where it is needed: it takes as long as half of what a command loads.
     from scipy.stats import mannwhitneyu
 
     return float(mannwhitneyu(one, other, alternative="greater").pvalue)

@@ -389,7 +389,6 @@ def _lower(wrong: int, count: int, error: float) -> float:
 
 def _beta_quantile(probability: float, a: int, b: int) -> float:
     """Of the beta distribution."""
-    # scipy is loaded where it is needed: it takes as long as half of what a command loads.
     from scipy.special import betaincinv
 
     return float(betaincinv(a, b, probability))

@@ -329,7 +329,6 @@ class _Program:
             high.append(budget * scale)
         if not len(goal):
             return _Solution(0, np.zeros(0))
-        # scipy is loaded where it is needed: it takes as long as half of what a command loads.
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         size = max(float(np.abs(goal).max()), 1e-300)

@@ -120,10 +120,17 @@ class Server:
         }
 
     def open(
-        self, key: int, *what: Any
+        self,
+        key: int,
+        source: str | bytes,
+        config: Mapping[str, str],
+        save_optimized: str,
+        provider: tuple[str, dict[str, str]],
+        settings: Mapping[str, Any],
     ) -> tuple[list[str], list[tuple[str, str, list[Any]]], list[tuple[str, str, list[Any]]]]:
         """Load a model, see `opened`; gives its providers, inputs and outputs."""
-        made = self._sessions[key] = opened(*what)
+        made = opened(source, config, save_optimized, provider, settings)
+        self._sessions[key] = made
         ends = [
             [(arg.name, arg.type, arg.shape) for arg in args]
             for args in (made.get_inputs(), made.get_outputs())

@@ -130,7 +130,15 @@ class SessionElsewhere(Session):
     def _offer(self) -> Offer:
         return self._there.offer
 
-    def _opened(self, *what: Any) -> _Remote:
+    def _opened(
+        self,
+        source: str | bytes,
+        config: Mapping[str, str],
+        save_optimized: str,
+        provider: tuple[str, dict[str, str]],
+        settings: Mapping[str, Any],
+    ) -> _Remote:
+        what = source, config, save_optimized, provider, settings
         return _Remote(self._there, self._label, *what)
 
     def spend(self, feeds: Mapping[str, Array], inferences: int, *, own: bool) -> float:

@@ -117,9 +117,16 @@ class Session:
         """What the onnxruntime offers that is to run the model."""
         return offered_here()
 
-    def _opened(self, *what: Any) -> Any:
+    def _opened(
+        self,
+        source: str | bytes,
+        config: Mapping[str, str],
+        save_optimized: str,
+        provider: tuple[str, dict[str, str]],
+        settings: Mapping[str, Any],
+    ) -> Any:
         """A session of onnxruntime's own, see `onnxq.runtime.bare.opened`."""
-        return opened(*what)
+        return opened(source, config, save_optimized, provider, settings)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -206,7 +206,8 @@ def _widths(times: Array) -> Array:
 
 def _student(freedom: int) -> float:
     """The 97.5th percentile of Student's distribution."""
-    # scipy is loaded where it is needed: it takes as long as half of what a command loads.
+    # Here as everywhere scipy is loaded where it is needed: it takes as long as half of what a
+    # command loads.
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 0.975))

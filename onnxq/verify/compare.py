@@ -48,7 +48,8 @@ from onnxq.verify.workload import Workload
 
 _SESSIONS, _SMALL_BYTES, _SHORT = 4, 1 << 25, 0.02
 """In how many sessions a model is timed whose weights and inferences take no more than these bytes
-and seconds. Sessions of others take longer to open and to run."""
+and seconds, unless opening them would take longer than timing. Sessions of others take longer to
+open and to run."""
 
 _Measured: TypeAlias = tuple[list[float], tuple[float, float] | None]
 """Milliseconds of each model, and the 95 % interval of the speedup."""
@@ -314,15 +315,19 @@ def _clock(
     def opened() -> list[Runnable]:
         return [backend.session(path, provider=provider, threads=threads) for _, path in models]
 
+    start = time.perf_counter()
     # What is opened first is slower: it is not timed where there are others.
     sessions, others = opened(), list[Runnable]()
+    is_small = len(models) > 1 and largest <= _SMALL_BYTES
+    # Compilers may take minutes for a model that runs in a moment.
+    is_small &= _SESSIONS * (time.perf_counter() - start) <= seconds
 
     def measure(feeds: Mapping[str, Array]) -> _Measured:
-        is_small = len(models) > 1 and largest <= _SMALL_BYTES
-        if is_small and not others and _seconds(sessions[0], feeds) <= _SHORT:
+        is_short = is_small and _seconds(sessions[0], feeds) <= _SHORT
+        if is_short and not others:
             others.extend(chain.from_iterable(opened() for _ in range(_SESSIONS)))
-        timings = backend.time(others or sessions, feeds, seconds=seconds)
-        if others:
+        timings = backend.time(others if is_short else sessions, feeds, seconds=seconds)
+        if is_short:
             timings = of_several_sessions(timings, len(models))
         interval = timings[-1].low, timings[-1].high
         return [t.p10_ms for t in timings], interval if math.isfinite(interval[1]) else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,8 +18,8 @@ from onnxq.errors import InputError
 from onnxq.ir import Graph, PassRecord, save
 from onnxq.report import to_text
 from onnxq.report.providers import providers_notes
-from onnxq.runtime import Session
-from onnxq.verify import CompareOptions, Gate, Report, compare_files
+from onnxq.runtime import Session, Timing
+from onnxq.verify import CompareOptions, Gate, Report, compare, compare_files
 from onnxq.verify.compare import LAYER_SAMPLES
 from onnxq.verify.facts import model_bytes
 from onnxq.verify.workload import Workload, single_feed
@@ -215,6 +217,36 @@ def test_latency_of_every_provider(files: tuple[Path, Path]) -> None:
         assert found.float_ms > 0 and found.candidate_ms > 0 and found.speedup > 0
         assert found.threads == 1
     assert _compare(files).latency is None and _compare(files).latencies == ()
+
+
+@pytest.mark.parametrize(("opening", "wanted"), [(0.0, [8, 2, 8]), (1.0, [2, 2, 2])])
+def test_each_feed_says_whether_several_sessions_are_timed(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, opening: float, wanted: list[int]
+) -> None:
+    now, timed = [0.0], list[int]()
+
+    class Slow:
+        """Takes two milliseconds for a sample, and its time to open."""
+
+        def session(self, *_: object, **__: object) -> Slow:
+            now[0] += opening
+            return self
+
+        def run(self, feeds: Mapping[str, np.ndarray]) -> None:
+            now[0] += len(feeds["x"]) / 500
+
+        def time(self, sessions: Sequence[object], *_: object, seconds: float) -> list[Timing]:
+            timed.append(len(sessions))
+            return [Timing(1.0, 1.0, 1.0, 5, 1.0)] * len(sessions)
+
+    monkeypatch.setattr(compare, "load_backend", lambda _: Slow())
+    monkeypatch.setattr(compare, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    data = _data(files[0])
+    one, long = (single_feed(data, Session(files[0]).inputs, size) for size in (1, 20))
+    workload = Workload(one, "short", {"long": long}, [one])
+    options = CompareOptions(layers=False, operators=False)
+    compare_files(*files, data, workload, options)
+    assert timed == wanted
 
 
 def test_layers_with_and_without_their_error(files: tuple[Path, Path]) -> None:
