@@ -9,9 +9,8 @@ it is, and nowhere behind.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -104,12 +103,6 @@ class _Found:
                 self.noise, self.signal = np.zeros_like(noise), np.zeros_like(signal)
             if self.noise.shape == noise.shape:
                 self.noise, self.signal = self.noise + noise, self.signal + signal
-
-    def judged_as(self, place: Place) -> _Found:
-        """The same, seen at another place."""
-        other = copy.copy(self)
-        other.place = place
-        return other
 
     def result(self, pairs: Mapping[str, LocalError]) -> LocalError:
         (error,) = self.errors.result()
@@ -211,19 +204,6 @@ def local_errors(
 
     found = _measured(parts, fed, some, kept, right, files)
     by_layer, suspects = _judged(places, found)
-    wrong_pairs = {place: None for place, _ in suspects if place.is_pair}
-    pairs = [place for place in places if place.is_pair and place not in wrong_pairs]
-    excused = _without(wrong_pairs, places, [place for place, _ in suspects])
-    seen = found | {new: found[old].judged_as(new) for old, new in excused.items()}
-    # Some pairs clip in the place of an operator: what is wrong errs with them, too.
-    beyond = [place for place, _ in _judged([*pairs, *excused.values()], seen)[1]]
-    if beyond:
-        for pair in wrong_pairs:
-            split.replace_uses(split.values[pair.given], split.values[pair.wanted])
-        found |= _measured(list(_parts(split, beyond, sizes)), fed, some, kept, right, files)
-        suspects += _judged([*pairs, *beyond], found)[1]
-        order = {place.given: number for number, place in enumerate(places)}
-        suspects.sort(key=lambda suspect: order[suspect[0].given])
     first: int | None = 0 if suspects else None
     if suspects and is_whole:
         steps = [None if p.grid is None else p.grid.scale for p, _ in suspects]
@@ -266,21 +246,6 @@ def _measured(
         del session
         give_back()
     return found
-
-
-def _without(
-    wrong_pairs: Iterable[Place], places: Sequence[Place], suspects: Sequence[Place]
-) -> dict[Place, Place]:
-    """Places that are no suspects only because of such pairs within, each without those pairs.
-
-    Values may lie beyond a range because they are wrong themselves.
-    """
-    wrong, known = {place.given for place in wrong_pairs}, {place.given for place in suspects}
-    return {
-        place: replace(place, pairs=tuple(name for name in place.pairs if name not in wrong))
-        for place in places
-        if wrong.intersection(place.pairs) and place.given not in known
-    }
 
 
 def _blamed(jump: JumpFacts, nodes: Mapping[str, Node], reference: Graph) -> JumpFacts:

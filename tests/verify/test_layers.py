@@ -291,9 +291,7 @@ def test_planted_faults_are_named(fault: faults.Fault) -> None:
         assert jump.local_db < jump.expected_db
 
 
-@pytest.mark.parametrize(
-    ("factor", "fed"), [(1.0, "turned"), (0.5, "scaled"), (8.0, "beyond the range behind it")]
-)
+@pytest.mark.parametrize(("factor", "fed"), [(1.0, "turned"), (0.5, "scaled")])
 def test_of_two_products_that_no_value_lies_between_the_faulty_one_is_named(
     factor: float, fed: str
 ) -> None:
