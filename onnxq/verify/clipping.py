@@ -10,9 +10,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from onnxq.ir import Graph, Tensor, Value
+from onnxq.ir import Graph, Node, Tensor, Value
 from onnxq.ir.pattern import number
-from onnxq.passes.notes import node_name
 from onnxq.verify.pairs import behind, goes_into_pair, grid_of
 
 _CLIP_SINCE = 11
@@ -22,10 +21,8 @@ _CLIP_SINCE = 11
 def with_clippings(candidate: Graph, reference: Graph, shared: Iterable[str]) -> Graph:
     """The same function with the clippings that its pairs do, so that equal names are equal values.
 
-    The layer in front of one is called as before.
-
     Args:
-        candidate: The model; stays as it is.
+        candidate: The model, in which every layer has a name; stays as it is.
         reference: The float model.
         shared: Names of values that both have.
     """
@@ -37,10 +34,10 @@ def with_clippings(candidate: Graph, reference: Graph, shared: Iterable[str]) ->
             continue
         if not _clips(value, *bounds):
             continue
-        graph.rename_node(maker, node_name(maker))
         graph.rename(value, graph.fresh_name(f"{name}_unclipped"))
         ends = [graph.constant(np.array(end, np.float32), f"{name}_end") for end in bounds]
-        clip = graph.add("Clip", [value, *ends], outputs=[name], types=[value.type])
+        called, types = f"{name}_clip", [value.type]
+        clip = graph.add("Clip", [value, *ends], outputs=[name], name=called, types=types)
         graph.replace_uses(value, clip.output, lambda use: goes_into_pair(use.node))
     return graph
 
@@ -52,13 +49,19 @@ def _bounds(value: Value | None) -> tuple[float, float] | None:
         return None
     if maker.is_op("Relu"):
         return 0.0, np.inf
-    low, high = (_number(maker.input(slot)) for slot in (1, 2))
+    low, high = _end(maker, 1, "min", -np.inf), _end(maker, 2, "max", np.inf)
     return None if low is None or high is None else (low, high)
 
 
-def _number(value: Value | None) -> float | None:
+def _end(clip: Node, slot: int, attribute: str, without: float) -> float | None:
+    """Where a Clip ends, by an input or in old opsets an attribute; None if only a run tells."""
+    value = clip.input(slot)
+    return float(clip.get(attribute, without)) if value is None else _number(value)
+
+
+def _number(value: Value) -> float | None:
     """The number that a constant holds, or a Constant node."""
-    if value is None or value.producer is None or not value.producer.is_op("Constant"):
+    if value.producer is None or not value.producer.is_op("Constant"):
         return number(value)
     held = value.producer.get("value_float", value.producer.get("value"))
     return float(held.numpy()) if isinstance(held, Tensor) and held.size == 1 else held

@@ -47,10 +47,12 @@ def compare_layers(
         InputError: onnxruntime cannot run one of the models with its inner values given out.
     """
     infer_types(reference)
+    described = describe(candidate)
+    candidate = _with_names(candidate)
+    names = {name: x.node for (_, name), x in zip(operators(candidate), described, strict=True)}
     ours, theirs = liftable(reference), liftable(candidate)
     made = {_given_as(n, ours): name for n, name in operators(candidate) if node_output(n)}
     shared = [name for name in made if _comparable(ours.get(name), theirs.get(name))]
-    described = describe(candidate)
     candidate = with_clippings(candidate, reference, shared)
     graphs = [graph.copy() for graph in (reference, candidate)]
     for graph in graphs:
@@ -62,7 +64,7 @@ def compare_layers(
             if constant_bytes(graph) <= room:
                 files.share(graph)
         found = {made[e.name]: e for e in _errors(files, graphs, shared, some, room)}
-        precisions = {layer.node: layer.precision for layer in described}
+        precisions = {name: x.precision for name, x in zip(names, described, strict=True)}
 
         def show(names: Sequence[str], samples: Dataset) -> Kept:
             sizes = {name: size for name, size in _sizes(graphs[0], data).items() if name in names}
@@ -72,7 +74,19 @@ def compare_layers(
         local, jump = local_errors(
             reference, candidate, precisions, shared, some, show, files, is_whole=is_whole
         )
-    return tuple(_with(x, found.get(x.node), local.get(x.node)) for x in described), jump
+    if jump is not None:
+        node, *others = (names.get(name, name) for name in (jump.node, *jump.others))
+        jump = replace(jump, node=node, others=tuple(others))
+    errors = ((found.get(name), local.get(name)) for name in names)
+    return tuple(_with(x, *own) for x, own in zip(described, errors, strict=True)), jump
+
+
+def _with_names(graph: Graph) -> Graph:
+    """A copy in which every layer has a name of its own."""
+    graph = graph.copy()
+    for node, name in operators(graph):
+        node.graph.rename_node(node, name)
+    return graph
 
 
 def _with(layer: LayerFacts, error: OutputError | None, local: LocalError | None) -> LayerFacts:

@@ -334,21 +334,24 @@ def test_a_range_that_cuts_off_little_is_named_if_it_harms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("clipping", "step", "is_named"),
+    ("clipping", "step", "is_named", "opset"),
     [
-        pytest.param("Relu(c)", 0.02, False, id="relu"),
-        pytest.param("Clip(c, low, high)", 2 / 255, False, id="clip"),
-        pytest.param("Clip(c, low, high)", 0.02, True, id="integers go on behind the end"),
+        pytest.param("Relu(c)", 0.02, False, 17, id="relu"),
+        pytest.param("Clip(c, low, high)", 2 / 255, False, 17, id="clip"),
+        pytest.param("Clip(c, low)", 0.02, False, 17, id="one end"),
+        pytest.param("Clip<min = 0.0, max = 2.0>(c)", 2 / 255, False, 10, id="attributes"),
+        pytest.param("Clip(c, low, high)", 0.02, True, 17, id="integers go on behind the end"),
     ],
 )
 def test_what_a_pair_clips_in_place_of_an_operator_is_no_error(
-    clipping: str, step: float, is_named: bool
+    clipping: str, step: float, is_named: bool, opset: int
 ) -> None:
     head = f"""<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 1, 4, 4] x) => (float[N, 1, 4, 4] y)
         <float[1, 1, 1, 1] w = {{1.5}}, float[1, 1, 1, 1] w2 = {{0.5}}, float low = {{0}},
          float high = {{2}}, float step = {{{step}}}, uint8 zero = {{0}}> {{"""
-    plain = Graph.from_text(f"{head} c = Conv(x, w) r = {clipping} y = Conv(r, w2) }}")
+    before = head.replace("17", str(opset))
+    plain = Graph.from_text(f"{before} c = Conv(x, w) r = {clipping} y = Conv(r, w2) }}")
     # As onnxruntime's quantizer leaves it: the product makes what the clipping made.
     candidate = Graph.from_text(f"""{head} r = Conv(x, w)
         q = QuantizeLinear(r, step, zero) d = DequantizeLinear(q, step, zero) y = Conv(d, w2) }}""")
@@ -360,3 +363,21 @@ def test_what_a_pair_clips_in_place_of_an_operator_is_no_error(
     assert product.node == "r" and product.sqnr_db is not None and product.local_db is not None
     assert (min(product.sqnr_db, product.local_db) < 20) is is_named
     assert candidate.to_text() == text
+
+
+def test_a_layer_in_front_of_what_a_pair_clips_is_called_as_before() -> None:
+    """Where its range cuts off, too; another layer may have the name of what it makes."""
+    head = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 1, 4, 4] x) => (float[N, 1, 4, 4] y)
+        <float[1, 1, 1, 1] w = {1.5}, float step = {0.002}, uint8 zero = {0}> {"""
+    plain = Graph.from_text(f"{head} c = Conv(x, w) r = Relu(c) e = Neg(r) y = Conv(e, w) }}")
+    candidate = Graph.from_text(f"""{head} r = Conv(x, w) q = QuantizeLinear(r, step, zero)
+        d = DequantizeLinear(q, step, zero) e = Neg(d) y = Conv(e, w) }}""")
+    infer_types(candidate)
+    for name in ("", "r"):
+        candidate.rename_node(candidate.nodes()[-2], name)
+        found, jump = layers.compare_layers(plain, candidate, _data(plain, _samples(8)), 1 << 30)
+        assert (found[0].node, found[1].node) == ("r", name or "e")
+        assert found[0].local_db is not None and found[0].local_db < 20
+        assert found[1].local_db is not None and found[1].local_db > 100
+        assert jump is not None and (jump.node, jump.op_type) == ("r", "Conv")
