@@ -41,14 +41,15 @@ def kinds_in(
     Raises:
         ImportError: one of the modules cannot be imported.
     """
-    return _kinds(module, base, nested, tuple(without))  # type: ignore[arg-type]
+    # What another package has may be asked for while that is being imported, and be incomplete.
+    is_own = module.__name__.partition(".")[0] == __name__.partition(".")[0]
+    find = _kinds_once if is_own else _kinds
+    return find(module, base, nested, tuple(without))  # type: ignore[arg-type]
 
 
-@cache
 def _kinds(
     module: ModuleType, base: type[Any], nested: bool, without: tuple[str, ...]
 ) -> tuple[type[Any], ...]:
-    """The same, looked for once: each plan that is read or applied asks for all passes."""
     return tuple(
         kind
         for each in _modules(module, nested, without)
@@ -56,6 +57,10 @@ def _kinds(
         if isinstance(kind, type) and kind.__module__ == each.__name__
         if issubclass(kind, base) and hasattr(kind, "name") and not inspect.isabstract(kind)
     )
+
+
+_kinds_once = cache(_kinds)
+"""The same, looked for once: each plan that is read or applied asks for all passes."""
 
 
 @cache
@@ -84,9 +89,11 @@ def installed_kinds(group: str, base: type[T], what: str) -> dict[str, type[T]]:
     for entry in entry_points(group):
         try:
             loaded = entry.load()
-            is_kind = isinstance(loaded, type) and issubclass(loaded, base)
-            is_module = isinstance(loaded, ModuleType)
-            kinds: Sequence[Any] = kinds_in(loaded, base) if is_module else [loaded] * is_kind
+            kinds: Sequence[Any] = ()
+            if isinstance(loaded, ModuleType):
+                kinds = kinds_in(loaded, base)
+            elif isinstance(loaded, type) and issubclass(loaded, base):
+                kinds = (loaded,)
         except Exception as error:  # Any module may be brought, and raise anything.
             raise InputError(
                 f"the {what} entry point '{entry.name}' ({entry.value}) cannot be loaded: {error}; "

@@ -228,6 +228,19 @@ def test_kinds_are_found_wherever_they_stand(package: str, tmp_path: Path) -> No
         list(kinds_in(stock, base))
 
 
+def test_kinds_of_a_package_that_asks_for_them_before_it_has_them(
+    package: str, tmp_path: Path
+) -> None:
+    (tmp_path / "stock" / "asking.py").write_text(
+        "import sys\nfrom onnxq.registry import kinds_in\nfrom stock.base import Base\n"
+        "early = kinds_in(sys.modules[__name__], Base)\n"
+        "class Late(Base):\n    name = 'late'\n    def go(self): ...\n"
+    )
+    asking = importlib.import_module(f"{package}.asking")
+    assert list(asking.early) == []
+    assert [kind.name for kind in kinds_in(asking, asking.Base)] == ["late"]
+
+
 def test_a_precision_of_a_module_that_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
     """One file is all that a precision takes."""
     from onnxq.precision import int4_weight
@@ -244,7 +257,7 @@ def test_a_precision_of_a_module_that_is_added(monkeypatch: pytest.MonkeyPatch) 
 
     Int6Weight.__module__ = int4_weight.__name__
     monkeypatch.setattr(int4_weight, "Int6Weight", Int6Weight, raising=False)
-    caches = (registry._kinds, available_precisions, parse_precision)
+    caches = (registry._kinds_once, available_precisions, parse_precision)
     for cached in caches:
         cached.cache_clear()  # type: ignore[attr-defined]
     try:
