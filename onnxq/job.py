@@ -255,7 +255,6 @@ def open_job(
         training, samples, held_out = _split(data, eval_data, specs, options)
         ctx = Context(options.debug)
         notes = settle_overridable(source, ctx, keep=options.keep_overridable)
-        notes = (*notes, *_told_of_seen(data, eval_data, training))
         workload = find_workload(
             session,
             samples if held_out is None else held_out,
@@ -401,8 +400,8 @@ def _split(
     return given.split(options.seed)[0] if given.has_split else few, few, rest
 
 
-def _told_of_seen(data: DataLike, eval_data: DataLike | None, training: Dataset) -> tuple[str, ...]:
-    """What to say where the same file is to be learned from and verified on."""
+def told_of_seen(data: DataLike, eval_data: DataLike | None, training: Dataset) -> tuple[str, ...]:
+    """What to say where the same file was learned from and verified on."""
     names = [d for d in (data, eval_data) if isinstance(d, (str, os.PathLike))]
     if len(names) < 2 or training.has_split or len({Path(d).resolve() for d in names}) > 1:
         return ()

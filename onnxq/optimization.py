@@ -18,7 +18,7 @@ from onnxq.fastest import fastest
 from onnxq.found import Found, left_alone, noted
 from onnxq.ir import Graph, ModelLike, save
 from onnxq.ir.saving import check_writable
-from onnxq.job import Job, label, open_job
+from onnxq.job import Job, label, open_job, told_of_seen
 from onnxq.options import Options
 from onnxq.plan import Plan
 from onnxq.plan.apply import float_graph
@@ -188,6 +188,7 @@ def made(
             report,
             notes=(
                 *job.notes,
+                *(told_of_seen(data, eval_data, job.training) if _has_learned(job, found) else ()),
                 *report.notes,
                 *expectation(report),
                 *certainty(report),
@@ -221,6 +222,13 @@ def made(
         peak_stage=watch.peak_stage(),
     )
     return Optimized(graph, report, written, plan)
+
+
+def _has_learned(job: Job, found: Found) -> bool:
+    """Whether samples have a part in what was made."""
+    plan = found.plan
+    by_method = plan.transformations or any(node.method for node in plan.nodes)
+    return bool(job.recipe.is_search or plan.ranges or by_method)
 
 
 def _made(job: Job) -> Found:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from onnxq.errors import InputError
 from onnxq.options import Options
 from onnxq.verify import Gate, Report
@@ -30,6 +32,16 @@ def check_promise(options: Options) -> None:
         InputError: naming the number.
     """
     size, speedup, agreement = options.max_size_ratio, options.min_speedup, options.min_agreement
+    promised = {
+        "largest drop": options.max_drop,
+        "smallest agreement": agreement,
+        "smallest SQNR": options.min_sqnr,
+        "smallest speedup": speedup,
+        "size ratio": size,
+    }
+    for what, number in promised.items():
+        if number is not None and not math.isfinite(number):
+            raise InputError(f"a {what} of {number:g} is not possible; give a finite number")
     if size is not None and size <= 0:
         raise InputError(f"a size ratio of {size:g} is not possible; give more than 0")
     if speedup is not None and speedup < 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from onnxq.errors import InputError
 from onnxq.report import sides, to_html
@@ -26,13 +27,15 @@ def page_of(files: Sequence[str | os.PathLike[str]]) -> str:
     Raises:
         InputError: there is none, or one cannot be read or is something else.
     """
+    seen = set[Path]()
     reports: dict[str, Report] = {}
     watches: list[Watch] = []
     for file in files:
         path = os.fspath(file)
         text, where = read_text(path, "the report"), f"the report '{path}'"
-        if path in reports:
+        if Path(path).resolve() in seen:
             raise InputError(f"{where} is named twice; name each file once")
+        seen.add(Path(path).resolve())
         if _schema(text) == Watch.schema:
             watches.append(Watch.from_json(text, where))
         else:

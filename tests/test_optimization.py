@@ -20,7 +20,7 @@ import onnxq
 from onnxq.comparison import compare
 from onnxq.errors import InputError
 from onnxq.ir import DataType, Graph, ModelInfo, TensorType, load, save, to_proto
-from onnxq.job import open_job
+from onnxq.job import open_job, told_of_seen
 from onnxq.optimization import optimize as optimize_by_recipe
 from onnxq.options import Options
 from onnxq.promise import (
@@ -252,7 +252,21 @@ def test_samples_that_the_model_was_made_with_prove_little(
     np.savez(split, **data)
     for one, other, told in ((plain, plain, 1), (plain, split, 0), (split, split, 0)):
         with open_job(model, str(one), Options(recipe="int8"), eval_data=other) as job:
-            assert len([note for note in job.notes if "may be too good" in note]) == told
+            notes = told_of_seen(str(one), other, job.training)
+            assert len([note for note in notes if "may be too good" in note]) == told
+
+
+@pytest.mark.parametrize(
+    ("recipe", "methods", "told"), [("int8", "none", 1), ("int8-dynamic", "none", 0)]
+)
+def test_where_nothing_is_learned_samples_may_be_verified_on(
+    recipe: str, methods: str, told: int, model: Path, data: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    file = tmp_path / "plain.npz"
+    np.savez(file, x=data["x"])
+    options = {"recipe": recipe, "methods": methods, "eval_data": file, **FAST}
+    found = optimize(model, file, **options)
+    assert len([note for note in found.report.notes if "may be too good" in note]) == told
 
 
 def test_the_number_of_calibration_samples(model: Path) -> None:
@@ -404,6 +418,10 @@ def test_what_is_promised_of_decisions(
         ({"max_size_ratio": 0.0}, "size ratio of 0 is not possible"),
         ({"min_agreement": 95.0}, "smallest agreement of 95 is not possible; give a share"),
         ({"min_speedup": -1.0}, "smallest speedup of -1 is not possible"),
+        ({"min_speedup": np.nan}, "smallest speedup of nan is not possible; give a finite number"),
+        ({"max_size_ratio": np.nan}, "size ratio of nan is not possible"),
+        ({"min_sqnr": np.inf}, "smallest SQNR of inf is not possible"),
+        ({"max_drop": np.nan}, "largest drop of nan is not possible"),
     ],
 )
 def test_what_cannot_be_promised_is_refused_before_anything_is_read(

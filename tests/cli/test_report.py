@@ -28,4 +28,6 @@ def test_a_report_is_not_held_against_itself(onnxq: Command, tmp_path: Path) -> 
     file, page = tmp_path / "report.json", tmp_path / "page.html"
     a_report().save(file)
     onnxq("report", file, file, "-o", page).refused("report.json", "named twice")
+    other = tmp_path / "." / ".." / tmp_path.name / "report.json"
+    onnxq("report", file, other, "-o", page).refused("report.json", "named twice")
     assert not page.exists()

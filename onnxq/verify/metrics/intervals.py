@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from onnxq.verify.metrics.metric import Floats, Interval
 
-_W = 1
 RESAMPLES = 2000
 """Bootstrap resamples of every interval."""
 
@@ -58,7 +57,7 @@ def resampled_interval(
     count, which = len(differ), np.flatnonzero(differ)
     columns = np.r_[np.arange(count), which, 2 * count, count + which, 3 * count]
     generator, values = np.random.default_rng(seed), []
-    for draws in _draws_with_two(count, len(columns) - count, seed):
+    for draws in _draws_with_two(count, len(columns) - count, 4 * count, seed):
         drawn = columns[draws]
         whole = drawn >= 2 * count
         drawn[whole] += generator.integers(0, count, int(whole.sum()))
@@ -94,7 +93,7 @@ def shares_interval(
     pairs = np.concatenate([np.hstack(both) for both in sides])
     count, width = len(reference), reference.shape[1]
     values = []
-    for draws in _draws_with_two(count, len(pairs) - count, seed):
+    for draws in _draws_with_two(count, len(pairs) - count, len(pairs), seed):
         sums = _times(draws, len(pairs)) @ pairs
         values.append(of(sums[:, :width]) - of(sums[:, width:]))
     # Of very few samples the two that were added can outweigh what was measured.
@@ -109,10 +108,15 @@ def ratio(sums: Floats) -> Floats:
     return np.asarray(np.where(of > 0, what / np.where(of > 0, of, 1.0), np.nan))
 
 
-def _draws_with_two(count: int, more: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Draws from so many samples and two more, which are any of those that are numbered behind."""
+def _draws_with_two(
+    count: int, more: int, cells: int, seed: int
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Draws from so many samples and two more, which are any of those that are numbered behind.
+
+    Of so many as a caller may hold at once who makes so many ``cells`` of each.
+    """
     generator = np.random.default_rng(seed)
-    for size in _sizes(count + more):
+    for size in _sizes(cells):
         draws = generator.integers(0, count + 2, (size, count + 2))
         added = draws >= count
         draws[added] = generator.integers(count, count + more, int(added.sum()))

@@ -84,6 +84,19 @@ def test_a_sample_that_counts_twice_is_as_if_it_were_there_twice() -> None:
         assert value == pytest.approx(one)
 
 
+def test_draws_take_no_more_memory_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sample is drawn in four forms."""
+    monkeypatch.setattr(intervals, "_DRAWS_AT_ONCE", 1000)
+    sizes: list[int] = []
+
+    def statistic(times: np.ndarray) -> np.ndarray:
+        sizes.append(times.size)
+        return times[:, 0]
+
+    intervals.resampled_interval(statistic, np.zeros(50, bool))
+    assert max(sizes) <= 1000
+
+
 def test_a_drop_has_an_interval() -> None:
     labels, boxes, scores = scene()
     equal = paired_drop(*(filled(labels, boxes, scores) for _ in range(2)))
