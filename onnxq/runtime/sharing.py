@@ -208,7 +208,13 @@ def _graph_at(main: Graph, place: int) -> Graph:
 
 
 def _node_at(main: Graph, place: int) -> Node:
-    return _nodes(main)[place]
+    return _opened_nodes(main)[place]
+
+
+@lru_cache(_OPEN_MODELS)
+def _opened_nodes(main: Graph) -> list[Node]:
+    """Nodes of a model that was opened: work with many layers refers to as many of them."""
+    return _nodes(main)
 
 
 def _read_only(what: dict[Any, Any]) -> Mapping[Any, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from onnxq.ir import Graph, Node, Value, to_proto
+from onnxq.runtime import sharing
 from onnxq.runtime.sharing import Sharing, loads
 from tests.networks import branches, chain
 
@@ -49,6 +50,17 @@ def test_weights_lie_in_one_file_for_all_that_refer_to_them(tmp_path: Path) -> N
     assert len(sharing.dump(_held(graph))) < 16 * weight
     assert Sharing(tmp_path).model(chain()) == sharing.model(graph)
     assert len([*(tmp_path / "models").iterdir()]) == 1
+
+
+def test_nodes_are_looked_for_once_for_all_that_refer_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dumped = Sharing(tmp_path).dump([*chain().nodes()])
+    listed: list[Graph] = []
+    nodes = sharing._nodes
+    monkeypatch.setattr(sharing, "_nodes", lambda main: [listed.append(main), *nodes(main)][1:])
+    found, again = loads(dumped), loads(dumped)
+    assert len(found) > 5 and found == again and len(listed) == 1
 
 
 def test_fingerprints_tell_contents_apart(tmp_path: Path) -> None:
