@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -359,6 +359,8 @@ class _Seeing(Work[int, Observations]):
         seed: Of the rows drawn.
     """
 
+    is_resumable: ClassVar[bool] = False
+
     graph: Graph
     quantized: Graph | None
     inputs: tuple[str, ...]
@@ -406,6 +408,8 @@ class _Stepping(Work[tuple[int, int], Observations | None]):
         sides: Its forms, each with what it reads, for each pair.
         seeing: What is observed of the first pair behind it.
     """
+
+    is_resumable: ClassVar[bool] = False
 
     sides: tuple[tuple[_Side, ...], ...]
     seeing: _Seeing

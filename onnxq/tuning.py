@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from onnxq.data import Dataset
@@ -235,13 +236,15 @@ class _Work:
             layers = {n: self._prepared.layer(nodes[n], self._precisions[n]) for n, _ in wanted}
             seen = self._observed([n for w, t in wanted for n in t.needs(layers[w])], data)
             executor = self._prepared.job.executor
-            found = tune_layers([(tuner, layers[name]) for name, tuner in wanted], seen, executor)
-            for place, (name, tuner) in enumerate(wanted):
-                if self._time.is_over():
-                    self._skip(wanted[place:])
-                    break
-                started = time.perf_counter()
-                self._keep(name, tuner, next(found), started)
+            own = [(tuner, layers[name]) for name, tuner in wanted]
+            # What it holds is given back whether or not all of it is taken.
+            with closing(tune_layers(own, seen, executor)) as found:
+                for place, (name, tuner) in enumerate(wanted):
+                    if self._time.is_over():
+                        self._skip(wanted[place:])
+                        break
+                    started = time.perf_counter()
+                    self._keep(name, tuner, next(found), started)
 
     def judge_at_once(self, *, is_last: bool) -> None:
         """Judge by what the float model gives.

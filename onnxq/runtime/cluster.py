@@ -238,6 +238,9 @@ class Cluster(Executor):
                     yield work.given_up(named[key], sentence) if sentence else store.get(key)
             finally:
                 run.cancel()
+                if not work.is_resumable:
+                    for key in keys:
+                        store.drop(key)
             taken.extend(keys)
 
         yield do

@@ -26,9 +26,12 @@ class Work(ABC, Generic[T, R]):
 
     Class variables:
         is_reentrant: Whether several threads may do it at a time.
+        is_resumable: Whether another run that does the same can use its results. It cannot where
+            items, or the work, name what this run alone has, as values in a temporary folder.
     """
 
     is_reentrant: ClassVar[bool] = False
+    is_resumable: ClassVar[bool] = True
 
     @abstractmethod
     def open(self) -> AbstractContextManager[Callable[[T], R]]:

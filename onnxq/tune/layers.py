@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import ClassVar
 
 from onnxq.observe import Observations
 from onnxq.passes.tuned import Tensors
@@ -20,7 +21,7 @@ Tune = Callable[[Sequence[int], Observations], Iterator[Tensors]]
 
 def tune_layers(
     layers: Sequence[tuple[Tuner, Layer]], observations: Observations, executor: Executor
-) -> Iterator[Tensors]:
+) -> Generator[Tensors, None, None]:
     """What tuners compute for layers, in their order.
 
     Args:
@@ -84,6 +85,8 @@ class _Tuning(Work[_Part, Tensors]):
     Attributes:
         layers: All layers, each with its tuner.
     """
+
+    is_resumable: ClassVar[bool] = False
 
     layers: tuple[tuple[Tuner, Layer], ...]
 

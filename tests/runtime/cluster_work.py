@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from onnxq.errors import InputError
 from onnxq.runtime.executor import Work
@@ -53,3 +54,10 @@ class Squares(Work[int, int]):
                 case "refused":
                     raise InputError("three cannot be squared")
         return number * number
+
+
+@dataclass(frozen=True)
+class Momentary(Squares):
+    """The same, of no use for another run."""
+
+    is_resumable: ClassVar[bool] = False

@@ -10,17 +10,24 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from onnxq.errors import InputError
+from onnxq.ir import save
+from onnxq.job import open_job
+from onnxq.options import Options
+from onnxq.prepare import observed, prepare
 from onnxq.runtime.executor import IN_PROCESS, Executor, open_executor
 from onnxq.runtime.sharing import Sharing
 from onnxq.runtime.store import Store
-from tests.runtime.cluster_work import Squares
+from onnxq.study import uniform_plan
+from tests.networks import chain, inputs
+from tests.runtime.cluster_work import Momentary, Squares
 
 distributed = pytest.importorskip("distributed")
 pytestmark = [
@@ -59,6 +66,27 @@ def test_results_come_in_order_and_nothing_is_left(executor: Executor, noted: Pa
     assert list(IN_PROCESS.map(Squares(noted), NUMBERS)) == SQUARES
     assert list(executor.map(Squares(noted), NUMBERS)) == SQUARES
     assert executor.folder is not None
+    assert not list((executor.folder / "results").iterdir())
+
+
+def test_what_no_other_run_can_use_goes_at_once(executor: Executor, noted: Path) -> None:
+    assert executor.folder is not None
+    with executor.open(Momentary(noted)) as do:
+        for numbers in (NUMBERS[:5], NUMBERS[5:]):
+            assert list(do(numbers)) == [n * n for n in numbers]
+            assert not list((executor.folder / "results").iterdir())
+        with closing(executor.map(Momentary(noted), NUMBERS[:1])) as found:
+            assert next(found) == 0
+        assert not list((executor.folder / "results").iterdir())
+
+
+def test_of_tuned_layers_nothing_is_left(executor: Executor, tmp_path: Path) -> None:
+    save(chain(), tmp_path / "m.onnx")
+    assert executor.folder is not None
+    options = Options("int8-weight", methods=("mse",))
+    with open_job(tmp_path / "m.onnx", inputs(chain(), 8), options) as job:
+        prepared = observed(prepare(replace(job, executor=executor)))
+        assert uniform_plan(prepared, "int8-weight").tuned
     assert not list((executor.folder / "results").iterdir())
 
 
