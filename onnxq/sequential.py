@@ -55,8 +55,8 @@ def tune_in_order(
     of the plan; they are tuned; and the segment runs in the precisions of the plan to give what
     later ones read, of which the next segment's needs are observed at once. What crosses waits on
     disk, so that memory holds two segments, a few samples, and what is observed of the nodes of one
-    depth. Where a tuner compares, the float model goes
-    along. What needs the difference of what a node gives comes last, with the node quantized.
+    depth. Where a tuner compares, the float model goes along, and each of the two is there twice.
+    What needs the difference of what a node gives comes last, with the node quantized.
 
     Where methods compete for a node, samples that nothing is fitted to go along, too, and the node
     gets what wins on them before the segment runs.
@@ -108,7 +108,7 @@ def tune_in_order(
                         yield name, task.tuner, tensors
                 if judging is not None and not is_late:
                     tuned.update(_decided(passes, segment, judging, pairs[-1]))
-            if number == len(segments):
+            if number == len(segments) or is_over():
                 return
             later = {name for other in segments[number:] for name in other.inputs}
             changed = _quantized(prepared, segment, precisions, tuned)
@@ -381,8 +381,9 @@ class _Seeing(Work[int, Observations]):
             see = stack.enter_context(Observing(self.graph, shards, self.needs, *settings).open())
             files = stack.enter_context(ModelFiles.temporary())
             names = list(dict.fromkeys(need.tensor for need in self.compared))
-            graphs = (self.quantized or self.graph, self.graph)
-            runs = [_Run(graph, names, files) for graph in graphs if self.compared]
+            form = self.quantized or self.graph
+            # Where no form of it is quantized, one session runs both sides.
+            runs = {g: _Run(g, names, files) for g in {form, self.graph} if self.compared}
 
             def run(number: int) -> Observations:
                 seen = Observations(len(shards[number]), {}, "", self.seed)
@@ -392,7 +393,7 @@ class _Seeing(Work[int, Observations]):
                     return seen
                 assert exact is not None
                 values = (
-                    (runs[0].of(ours, part), runs[1].of(exact, part))
+                    (runs[form].of(ours, part), runs[self.graph].of(exact, part))
                     for part in _of_shard(shards, number)
                 )
                 return replace(seen, results={**seen.results, **compare(self.compared, values)})

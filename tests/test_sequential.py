@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from onnxq.plan import Plan
 from onnxq.planning import apply_plan
 from onnxq.prepare import observed, prepare
 from onnxq.runtime.executor import IN_PROCESS
+from onnxq.sequential import _Passes, tune_in_order
 from onnxq.study import plan_of, uniform_plan
 from onnxq.tune import Layer, Tuner
 from onnxq.tune.method import parse_method
@@ -171,6 +172,33 @@ def test_several_processes_find_the_same_tensors_in_any_order(
     here, there = (replace(plan, tuned={}).to_dict() for plan in plans)
     assert plans[0].tuned and here == there
     assert plans[0].tuned_sha256 == plans[1].tuned_sha256 and spread.done > 2
+
+
+def test_without_time_no_further_segment_is_observed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(attention(), tmp_path / "m.onnx")
+    tuned: list[str] = []
+    stepped: list[tuple[str, ...]] = []
+    through = _Passes.through
+
+    def counted(*args: Any) -> Any:
+        stepped.append((*tuned,))
+        return through(*args)
+
+    monkeypatch.setattr(_Passes, "through", counted)
+    with open_job(tmp_path / "m.onnx", attention_feeds(), Options(methods=("stretched",))) as job:
+        prepared = observed(prepare(job))
+        names = ("a_q", "a_o", "b_q")
+        wanted = [(name, Stretched()) for name in names]
+        precisions = dict.fromkeys(names, "int4-weight")
+        ended = tune_in_order(
+            *(prepared, precisions, wanted, {}, job.samples),
+            is_over=lambda: len(tuned) == 2,
+        )
+        for name, _, _ in ended:
+            tuned.append(name)
+    assert tuned == ["a_q", "a_o"] and stepped == [("a_q",)]
 
 
 def test_another_plan_is_tuned_anew(tmp_path: Path) -> None:
