@@ -16,7 +16,6 @@ from onnxq.ir import ModelLike, infer_types
 from onnxq.job import Job
 from onnxq.optimization import Optimized, made, proven
 from onnxq.options import Options
-from onnxq.plan import Plan
 from onnxq.precision import parse_precision
 from onnxq.precision.int8 import Int8
 from onnxq.precision.static_bits import StaticBits
@@ -92,6 +91,7 @@ def train(
 
     def make(job: Job) -> Found:
         # Says without torch what to install.
+        from onnxq.tune.train.checkpoints import Checkpoints
         from onnxq.tune.train.fitting import Lesson
         from onnxq.tune.train.norms import normalized, restorable
 
@@ -100,8 +100,15 @@ def train(
         if settings.batch_norm == "restored":
             norms = restorable(prepared.graph)
         lesson = Lesson(prepared.graph, job.training, settings)
+        basis = dict[str, str]()
+        if kept is not None:
+            basis = {"model": job.sha256, "data": data_digest(job.training)}
+            # Of another training, as far as can be told before what takes time?
+            Checkpoints(kept, {**lesson.options.basis(), **basis}).load()
         prepared = observed(prepared)
         plan = uniform_plan(prepared, job.recipe.precision)
+        if kept is not None:
+            basis["plan"] = hashlib.sha256(plan.to_toml().encode()).hexdigest()
         quantized, _ = apply_to(replace(prepared, job=_unfinished(job)), plan, job.context)
         infer_types(quantized)
         outputs = lesson.teacher.evaluate(lesson.first.feeds)
@@ -114,7 +121,7 @@ def train(
             find_decisions(job.source, outputs, is_asked=job.training.has_labels),
             norms,
             kept,
-            _basis(job, plan) if kept is not None else {},
+            basis,
             job.progress,
         )
         nodes = tuple(
@@ -125,6 +132,8 @@ def train(
         tuned = {**plan.tuned, **fitted.tensors}
         found = proven(prepared, replace(plan, nodes=nodes, ranges=ranges, tuned=tuned))
         notes = found.report.notes
+        if precision != Int8.name:
+            notes = (*notes, _trained_in(bits))
         if norms:
             notes = (*notes, _lived(settings.batch_norm, fitted.norms, len(norms)))
         return replace(found, report=replace(found.report, training=fitted.facts, notes=notes))
@@ -181,6 +190,14 @@ def _beginning(precision: str) -> dict[str, Any]:
     return found
 
 
+def _trained_in(bits: str) -> str:
+    """What a report says of few bits: kernels compute on bytes, by which operators are counted."""
+    return (
+        f"Trained in {bits}, with 8 bits in the first and the last layer and in what is no "
+        "product; kernels for 8 bits compute it, so that it counts as int8."
+    )
+
+
 def _lived(batch_norm: str, count: int, wanted: int) -> str:
     """What a report says of normalizations."""
     lived = f"BatchNormalization lived behind {count} of the {wanted}"
@@ -195,12 +212,3 @@ def _lived(batch_norm: str, count: int, wanted: int) -> str:
 def _unfinished(job: Job) -> Job:
     """The job without what a target does to a finished graph, which changes no integers."""
     return replace(job, target=replace(job.target, finish=""))
-
-
-def _basis(job: Job, plan: Plan) -> dict[str, str]:
-    """What a checkpoint depends on beyond the options of training."""
-    return {
-        "model": job.sha256,
-        "data": data_digest(job.training),
-        "plan": hashlib.sha256(plan.to_toml().encode()).hexdigest(),
-    }

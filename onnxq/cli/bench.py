@@ -58,11 +58,15 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
     first = {row.provider: row for row in reversed(rows)}
     names = {Path(row.model).name for row in rows}
     are_told_apart = len(names) == len({row.model for row in rows})
-    headings = ["model", "provider", "median", "10 % to 90 %", "speedup", "95 % interval", "size"]
+    headings = ["model", "median", "10 % to 90 %", "speedup", "95 % interval", "size"]
+    if parsed.web:
+        headings.append("SQNR to cpu")
+    else:
+        headings.insert(1, "provider")
     cells = [
         (
             Path(row.model).name if are_told_apart else row.model,
-            row.provider,
+            *(() if parsed.web else (row.provider,)),
             words.milliseconds(row.median_ms),
             f"{words.significant(row.p10_ms)} to {words.milliseconds(row.p90_ms)}",
             f"{words.ratio(row.speedup)}x",
@@ -74,9 +78,8 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         )
         for row in rows
     ]
-    if parsed.web:
-        headings.append("SQNR to cpu")
-    shown = table(cells, headings, align="<>>>>>>", fold=True)
+    align = ">" * (len(headings) - 1) if parsed.web else "<>>>>>"
+    shown = table(cells, headings, align=align, fold=True)
     if differing := [row.model for row in rows if not _agrees(row)]:
         ending = (
             f"In the browser '{differing[0]}' computes something else than on the CPU: less than "

@@ -213,7 +213,7 @@ _DECLARED: Mapping[str, Keywords] = {
     "--gate": _values("EXPR", "a promise", type=str),
     "--no-layers": _switch("leave out the error of every layer", group="layers"),
     "--layers": _switch(
-        "list every layer: accumulated and local error, worst channel, what is cut off",
+        "list every layer: accumulated and own error, worst channel, what is cut off",
         group="layers",
     ),
     "--junit": _value("FILE", "write the gates as JUnit XML"),

@@ -41,7 +41,7 @@ def run(_: argparse.Namespace, __: Progress) -> Outcome:
     return Outcome(
         body,
         Group(
-            table(rows, ("recipe", "precision", "methods", "what it does")),
+            table(rows, ("recipe", "precision", "methods", "what it does"), align="|<<"),
             Text(),
             table(methods.items(), ("method", "what it computes")),
         ),

@@ -57,8 +57,8 @@ def table(
     Args:
         rows: What stands in the cells.
         headings: What stands above each column.
-        align: ``<`` or ``>`` for each column after the first: words, or figures that are never
-            broken; words without it.
+        align: ``<``, ``|`` or ``>`` for each column after the first: words, words that are never
+            broken, or figures, which are never broken; the first without it.
         fold: Whether long names in the first column are broken.
     """
     lines = [[Text(printable(str(cell))) for cell in row] for row in rows]
@@ -66,9 +66,8 @@ def table(
         lines.insert(0, [Text(printable(h), "bold") for h in headings])
     found = grid(fold=fold)
     for side in align.ljust(max(map(len, lines), default=1) - 1, "<"):
-        is_figure = side == ">"
-        justify: JustifyMethod = "right" if is_figure else "left"
-        found.add_column(justify=justify, no_wrap=is_figure, overflow="fold")
+        justify: JustifyMethod = "right" if side == ">" else "left"
+        found.add_column(justify=justify, no_wrap=side in "|>", overflow="fold")
     for line in lines:
         found.add_row(*line)
     return found

@@ -21,7 +21,14 @@ from onnxq.ir import (
 )
 from onnxq.passes.channels.equivalent import Equivalent
 from onnxq.passes.cleanup.inline_functions import InlineFunctions
-from onnxq.passes.notes import forget_notes, node_name, note_reasons
+from onnxq.passes.notes import (
+    Reason,
+    forget_notes,
+    left_in_float,
+    node_name,
+    note_left_in_float,
+    note_reasons,
+)
 from onnxq.passes.spare_bytes import spare_bytes, value_names
 from onnxq.passes.tuned import BIAS, Tuned
 from onnxq.passes.weights.shift_biases import ShiftBiases
@@ -198,12 +205,26 @@ def apply_precisions(
         records += Pipeline(tuple(steps), fixed_point=False).run(graph, ctx)
     if given.target.finish:
         finishing = Pipeline(parse_passes(given.target.finish), fixed_point=False)
+        before = {node_name(node): node.op_type for node in graph.all_nodes()}
         records += finishing.run(graph, ctx)
+        _note_replaced(graph, before)
     if any(parse_precision(text).spares_bytes for text in precisions.values()):
         spare_bytes(graph, values)
     forget_notes(graph, known)
     note_reasons(graph, reasons or {})
     return records
+
+
+def _note_replaced(graph: Graph, before: Mapping[str, str]) -> None:
+    """Say of what was left in float for the operator that it was that it was another one."""
+    noted = left_in_float(graph)
+    replaced = {
+        node: Reason("operator", f"it stands for {was}: {noted[name]}")
+        for node in graph.all_nodes()
+        if (name := node_name(node)) in noted
+        and (was := before.get(name, node.op_type)) != node.op_type
+    }
+    note_left_in_float(graph, replaced)
 
 
 def apply(graph: Graph, plan: Plan, target: Target, ctx: Context | None = None) -> list[PassRecord]:

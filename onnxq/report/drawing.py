@@ -25,7 +25,7 @@ def drawing(layers: Sequence[LayerFacts], graph: GraphFacts) -> dict[str, Any]:
     the node ``from``, which is in the section before); ``units`` are what stands below each other,
     sections or blocks of them that can be folded. ``far`` are the links past sections. A node has
     its name, operator, place in ``precisions`` or -1, accumulated SQNR, the places in ``said`` of
-    what it gives and of the reason, and the SQNR of its own. ``errors`` are those that were
+    what it gives and of the reason, and its own SQNR. ``errors`` are those that were
     measured.
     """
     ends = [(end, "input") for end in graph.inputs if end.layers]

@@ -59,11 +59,13 @@ def figures(report: Report) -> Iterator[tuple[str, str, str]]:
     integer = Counter[str]()
     for name, amount in report.output.integer_operators.items():
         integer[name.rpartition(":")[2]] += amount
-    kinds = words.listed(integer, _OPERATORS) if integer else ""
+    kinds = words.listed(integer, _OPERATORS)
+    # The CPU was asked where the target's provider is not there, which has other kernels.
+    on = f"on {words.printable(report.output.provider)}" if report.output.provider else ""
     if compiled := report.output.compiled:
         yield "integer", "not known", f"the provider compiled {words.count(compiled, 'operator')}"
     else:
-        yield "integer", words.count(sum(integer.values()), "operator"), kinds
+        yield "integer", words.count(sum(integer.values()), "operator"), kinds if integer else on
     yield (
         "precision",
         words.count(len(report.layers), "operator"),

@@ -46,7 +46,7 @@ def to_markdown(report: Report) -> str:
         parts.append(f"**First jump:** {text(words.jump(report.jump))}.")
     parts += map(text, report.notes)
     if layers := weakest(report.layers, _WEAKEST):
-        heads = ("layer", "operator", "precision", "SQNR", "its own")
+        heads = ("layer", "operator", "precision", "SQNR", "own SQNR")
         rows = (
             (code(x.node), code(x.op_type), code(x.precision), _db(x.sqnr_db), _db(x.local_db))
             for x in layers

@@ -115,11 +115,11 @@ def _weakest(report: Report) -> Iterator[tuple[str, str, str]]:
 
 
 def _layers(report: Report) -> Table:
-    """Every layer in node order, with its accumulated and its local error."""
+    """Every layer in node order, with its accumulated and its own error."""
     table = grid(fold=True)
     for _ in range(5):
         table.add_column(justify="right", no_wrap=True)
-    headings = ("precision", "accumulated", "local", "worst channel", "cut off")
+    headings = ("precision", "accumulated", "own", "worst channel", "cut off")
     table.add_row(Text("layers"), *(Text(heading, "bold") for heading in headings))
     for layer in report.layers:
         worst, db = "", layer.worst_channel_db

@@ -27,6 +27,7 @@ def model_facts(
         bytes=model_bytes(graph, path),
         integer_operators={n: amount for n, amount in counts if n in runs.integer_operators},
         compiled=sum(amount for name, amount in counts if name.startswith(COMPILED)),
+        provider=provider,
     )
 
 

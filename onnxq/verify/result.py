@@ -29,7 +29,7 @@ class ModelFacts:
 
     ``integer_operators`` counts, by operator, those that compute on integers in the graph the
     provider really runs. ``compiled`` counts those that the provider compiled: whether they
-    compute on integers is not known.
+    compute on integers is not known. ``provider`` is the one that was asked.
     """
 
     path: str
@@ -39,6 +39,7 @@ class ModelFacts:
     bytes: int
     integer_operators: dict[str, int] = field(default_factory=dict)
     compiled: int = 0
+    provider: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ def test_it_lists_every_recipe_and_method(onnxq: Command) -> None:
     found = onnxq("recipes")
     assert (found.code, found.err) == (0, "")
     first = {line.split()[0] for line in found.out.splitlines() if line and line[0] != " "}
+    assert all(load_recipe(name).precision in found.out for name in built_in_recipes())
     assert {*built_in_recipes(), *available_methods(), "recipe", "method"} <= first
 
 

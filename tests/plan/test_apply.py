@@ -163,3 +163,15 @@ def test_reasons_are_noted() -> None:
 def test_what_is_not_there(precisions: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         apply_precisions(GRAPH.copy(), precisions, Given(load_target("cpu-x64")))
+
+
+def test_what_a_target_writes_otherwise_at_the_end_is_told_apart_from_what_it_was() -> None:
+    weight = ", ".join(["1"] * 8)
+    graph = Graph.from_text(f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[64, 4] x) => (float[64, 2] y) <float[4, 2] w = {{{weight}}}> {{
+            [product] h = MatMul(x, w) [shares] y = Softmax(h)
+        }}""")
+    infer_types(graph)
+    after = applied({"product": "int8"}, graph, scene(graph, dataset(graph, inputs(graph, 64))))
+    (found,) = (layer for layer in describe(after) if layer.op_type == "Sigmoid")
+    assert found.reason == "it stands for Softmax: target cpu-x64 does not quantize Softmax"

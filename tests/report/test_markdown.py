@@ -70,7 +70,7 @@ def test_weakest_layers_and_the_first_jump() -> None:
     jump = JumpFacts("a", "Conv", "'v'", 12.5, 34.0, None)
     shown = to_markdown(a_report(layers=layers, jump=jump))
     rows = cells(shown)
-    at = rows.index(["layer", "operator", "precision", "SQNR", "its own"])
+    at = rows.index(["layer", "operator", "precision", "SQNR", "own SQNR"])
     assert rows[at + 1 :] == [
         ["b", "Relu", "int8", "20.0 dB", ""],
         ["a", "Conv", "int8", "30.5 dB", "12.5 dB"],

@@ -8,7 +8,7 @@ for (const root of document.querySelectorAll(".graph")) {
   const search = root.querySelector("input[type=search]");
   const foldButton = root.querySelector("button.fold");
   const [NAME, OP, PRECISION, ACCUMULATED, TYPE, REASON, OWN] = [0, 1, 2, 3, 4, 5, 6];
-  const ERRORS = { local: [OWN, "SQNR of its own"], accumulated: [ACCUMULATED, "accumulated SQNR"] };
+  const ERRORS = { local: [OWN, "own SQNR"], accumulated: [ACCUMULATED, "accumulated SQNR"] };
   const WIDTH = 128, HEIGHT = 34, ACROSS = 150, DOWN = 58, GUTTER = 90;
   const EXACT = 999, BEST = 60, WORST = 0;
   const CIVIDIS = [

@@ -67,7 +67,7 @@ class Checkpoints:
         for name, wanted in self._basis.items():
             if basis.get(name) != wanted:
                 raise InputError(
-                    f"the checkpoint in '{self._folder}' is of a training with another {name} "
+                    f"the checkpoint in '{self._folder}' is of a training that differs in {name} "
                     f"({basis.get(name)}, not {wanted}); go on with that one, or name another "
                     "folder"
                 )
