@@ -405,6 +405,9 @@ class _Seeing(Work[int, Observations]):
 class _Stepping(Work[tuple[int, int], Observations | None]):
     """Runs a segment on shards of what it reads, puts away what it gives, and observes the next.
 
+    Both forms of a segment are one item's, also where there are fewer shards than workers: most of
+    an item is observing, which has to wait for both.
+
     Attributes:
         sides: Its forms, each with what it reads, for each pair.
         seeing: What is observed of the first pair behind it.
