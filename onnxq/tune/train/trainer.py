@@ -132,7 +132,7 @@ class Trainer:
             mean = state["loss"] / max(state["samples"], 1)
             try:
                 with self._averages.in_place(self._module.statistics):
-                    if options.average or lives(state["step"] / whole):
+                    if lives(state["step"] / whole):
                         self._measure(train, state["step"])
                     held_out_loss = self._judge(state, held_out, epoch + 1, mean)
             except LostProcessError:

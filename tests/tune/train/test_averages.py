@@ -66,14 +66,14 @@ def test_they_are_judged_and_kept_and_training_goes_on_from_what_they_are_of(
     note(Learner, "average")
     options = {"bits": "w3a3", "epochs": 5, "batch_size": 32, "lr": 0.02}
     found = trained(normed(), data, average=DECAY, **options)
-    # In the first judgement statistics begin. The one of the fourth epoch is behind the end of
-    # those of batches.
+    # In the first judgement statistics begin. Behind the fourth epoch those of batches end: what
+    # was learned since is for statistics as they are, and judged with these.
     judged, begun, raw = seen["judge0"][1:], seen["_update0"], seen["_update1"]
     crossing, left = seen["average0"].pop(3), seen["average1"].pop(3)
     assert (len(raw), len(judged)) == (10, 6)
     np.testing.assert_equal(begun[1:], [*raw[:7], left, raw[8]])
     np.testing.assert_equal(crossing, raw[7])
-    np.testing.assert_equal(seen["average1"], judged[1:])
+    np.testing.assert_equal(seen["average1"], judged[1:-2])
     wanted = [begun[0]]
     for at, now in enumerate(raw, 1):
         keep = min(DECAY, (1 + at) / (10 + at))
