@@ -16,7 +16,7 @@ from onnxq.verify.result import GateFacts, MetricFacts
 from tests.report.hostile import SCRIPT, hostile_report, is_clean
 from tests.verify.reports import CANDIDATE, DEPLOYMENTS, TRAINING, a_report
 
-_FILE = "path sha256 nodes opset bytes integer_operators compiled"
+_FILE = "path sha256 nodes opset bytes integer_operators compiled provider"
 _LATENCY = "provider threads float_ms candidate_ms speedup batch of confidence"
 KEYS: dict[str, str | None] = {
     "schema": None,

@@ -56,7 +56,7 @@ def test_it_writes_model_plan_report_and_checkpoints(
 
 
 def test_a_broken_promise_writes_nothing(files: tuple[Path, Path, Path]) -> None:
-    assert command(files, "--epochs", "1", "--min-agreement", "1.1") == 1
+    assert command(files, "--epochs", "1", "--min-speedup", "1e9") == 1
     assert not files[2].exists()
 
 
@@ -64,7 +64,7 @@ def test_a_broken_promise_writes_nothing(files: tuple[Path, Path, Path]) -> None
     ("more", "parts"),
     [
         (("--bits", "w9a9"), ("w9a9", "w8a8")),
-        (("--lr", "-1"), ("lr", "at least 0")),
+        (("--lr", "-1"), ("lr", "above 0")),
         (("--augment", "flip"), ("--augment",)),
         (("--epochs", "x"), ("--epochs",)),
         (("--device", "nowhere"), ("nowhere", "--device")),
