@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from onnxq.errors import InputError
 from onnxq.runtime.specs import Array
 from onnxq.verify.metrics.boxes import Boxes, BoxMetric, overlaps
 from onnxq.verify.metrics.metric import Floats
+from onnxq.verify.metrics.resampled import UnpooledMetric
 
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _OVERLAPS = np.linspace(0.5, 0.95, 10)
@@ -20,7 +21,7 @@ _NUMBERS_AT_ONCE = 1 << 21
 
 
 @dataclass(eq=False)
-class MeanAveragePrecision(BoxMetric):
+class MeanAveragePrecision(BoxMetric, UnpooledMetric):
     """Mean over classes, and over IoU from 0.5 to 0.95, of the average precision, as COCO has it.
 
     Of each class the `most` best boxes of a sample count. From the best on, each takes the labelled
@@ -71,8 +72,8 @@ class MeanAveragePrecision(BoxMetric):
             self._hits.append(self._matched(best, true))
             self._true.append(true[:, 4].astype(np.int64))
 
-    def differs(self, other: MeanAveragePrecision) -> npt.NDArray[np.bool_]:
-        """Whether boxes of each sample are other ones, of what class and right or not."""
+    def differs(self, other: Self) -> npt.NDArray[np.bool_]:
+        """See `UnpooledMetric`: whether boxes are other ones, of what class and right or not."""
         pairs = zip(self._found, self._hits, other._found, other._hits, strict=True)
         same = [
             np.array_equal(one.classes, two.classes) and np.array_equal(hits, theirs)
@@ -80,8 +81,8 @@ class MeanAveragePrecision(BoxMetric):
         ]
         return ~np.array(same, bool)
 
-    def with_nothing_found(self) -> MeanAveragePrecision:
-        """The same samples without any box that is detected."""
+    def with_nothing_found(self) -> Self:
+        """See `UnpooledMetric`."""
         empty = replace(self)
         empty._found += [Boxes(*(part[:0] for part in found)) for found in self._found]
         empty._hits += [hits[:0] for hits in self._hits]

@@ -15,10 +15,10 @@ from onnxq.verify.metrics.intervals import (
     resampled_interval,
     shares_interval,
 )
-from onnxq.verify.metrics.map import MeanAveragePrecision
 from onnxq.verify.metrics.mean import MeanMetric
 from onnxq.verify.metrics.metric import Floats, Interval, Metric
 from onnxq.verify.metrics.pooled import PooledMetric
+from onnxq.verify.metrics.resampled import UnpooledMetric
 from onnxq.verify.metrics.user import UserMetric
 from onnxq.verify.result import MetricFacts
 
@@ -27,7 +27,7 @@ def paired_drop(float_metric: Metric, candidate_metric: Metric, *, seed: int = 0
     """Return both models' metric and the drop between them, on the same samples.
 
     The interval is over pairs of scores of one sample: `paired_interval` where each sample is right
-    or wrong, `shares_interval` of other shares, `resampled_interval` of the mean average precision,
+    or wrong, `shares_interval` of other shares, `resampled_interval` of what is no ratio of sums,
     and the percentile bootstrap's of the rest. The drop is NaN, which keeps no promise, where both
     models are infinitely good or bad and samples do not tell them apart.
 
@@ -53,10 +53,8 @@ def paired_drop(float_metric: Metric, candidate_metric: Metric, *, seed: int = 0
         of = float_metric.of
         numbers = float_metric.numbers(), candidate_metric.numbers()
         confidence = shares_interval(lambda sums: sign * of(sums), *numbers, seed=seed)
-    elif isinstance(float_metric, MeanAveragePrecision) and isinstance(
-        candidate_metric, MeanAveragePrecision
-    ):
-        confidence = _precision_interval(float_metric, candidate_metric, drop, seed)
+    elif isinstance(float_metric, UnpooledMetric) and isinstance(candidate_metric, UnpooledMetric):
+        confidence = _unpooled_interval(float_metric, candidate_metric, drop, seed)
     elif isinstance(float_metric, MeanMetric) and isinstance(candidate_metric, MeanMetric):
         (ours, weights), (theirs, _) = float_metric.scores(), candidate_metric.scores()
         if float_metric.right_or_wrong():
@@ -85,8 +83,8 @@ def paired_drop(float_metric: Metric, candidate_metric: Metric, *, seed: int = 0
     )
 
 
-def _precision_interval(
-    ours: MeanAveragePrecision, theirs: MeanAveragePrecision, drop: float, seed: int
+def _unpooled_interval(
+    ours: UnpooledMetric, theirs: UnpooledMetric, drop: float, seed: int
 ) -> Interval:
     neither = ours.with_nothing_found()
     one = _joined(ours, theirs, ours, neither)
@@ -97,7 +95,7 @@ def _precision_interval(
     return min(low, drop), max(high, drop)
 
 
-def _joined(*parts: MeanAveragePrecision) -> MeanAveragePrecision:
+def _joined(*parts: UnpooledMetric) -> UnpooledMetric:
     """The metric of the samples of several, one behind the other."""
     whole = replace(parts[0])
     for part in parts:

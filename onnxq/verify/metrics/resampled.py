@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxq.errors import InputError
 from onnxq.registry import to_form
@@ -44,3 +45,16 @@ class ResampledMetric(Metric):
     @abstractmethod
     def resampled(self, times: Floats) -> Floats:
         """The metric by how often each sample counts, [R, N] -> [R]; NaN of nothing counted."""
+
+
+@dataclass(eq=False)
+class UnpooledMetric(ResampledMetric):
+    """A metric of a set of samples that is no ratio of sums over them either."""
+
+    @abstractmethod
+    def differs(self, other: Self) -> npt.NDArray[np.bool_]:
+        """Which of the same samples are others to the metric with another model's outputs, [N]."""
+
+    @abstractmethod
+    def with_nothing_found(self) -> Self:
+        """The same samples as they are of a model that finds nothing in any."""
