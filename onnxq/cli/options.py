@@ -333,8 +333,8 @@ _DECLARED: Mapping[str, Keywords] = {
     "--warmup": _training("S", "share of updates in which it rises (default 0.05)", values.number),
     "--augment": _training(
         "LIST",
-        "change images at random: flip, crop, or none (default: auto, those under which the float "
-        "model decides as before)",
+        "change images at random: flip, crop, cutout, mixup, or none (default: auto, flip and crop "
+        "where the float model decides as before)",
         values.names,
     ),
     "--accumulate": _training(

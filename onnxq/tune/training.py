@@ -10,7 +10,7 @@ from onnxq.errors import InputError
 
 LossKind = Literal["task", "distill", "both"]
 Method = Literal["lsq", "lsq+", "ste"]
-AUGMENTATIONS = ("flip", "crop")
+AUGMENTATIONS = ("flip", "crop", "cutout", "mixup")
 AUTO, NONE = ("auto",), ("none",)
 FEWEST_UPDATES = 500
 """So many there are at least, unless epochs are asked for."""
@@ -47,9 +47,10 @@ class TrainOptions:
         schedule: ``cosine`` falls to 0; ``one-cycle`` rises for long and falls further.
         warmup: Share of all updates in which the learning rate rises.
         augment: What is done to images at random: ``flip`` (left and right), ``crop`` (moved by up
-            to an eighth, filled up with zeros). ``auto`` is those under which the float model
-            decides most images as before, in every class, where it decides about images, and
-            ``none`` nothing.
+            to an eighth, filled up with zeros), ``cutout`` (zeros in a square of half a side, of
+            which some may lie outside), ``mixup`` (blended with another image of the batch, labels
+            likewise). ``auto`` is those of the first two under which the float model decides most
+            images as before, in every class, where it decides about images, and ``none`` nothing.
         held_out: Share of the training data that nothing is trained on. It says which epoch was
             best.
         patience: Stop after so many epochs that were no better; never at 0.

@@ -22,7 +22,7 @@ from tests.networks import chain, inputs
         ({"held_out": 0.0}, ("held_out",)),
         ({"patience": -1}, ("patience",)),
         ({"method": "guess"}, ("method", "guess", "lsq, lsq+, ste")),
-        ({"augment": ("turn",)}, ("turn", "flip, crop")),
+        ({"augment": ("turn",)}, ("turn", "flip, crop, cutout, mixup")),
     ],
 )
 def test_what_cannot_be(options: dict[str, object], parts: tuple[str, ...]) -> None:

@@ -19,6 +19,7 @@ from onnxq.precision.static import Static
 from onnxq.precision.static_bits import StaticBits
 from onnxq.progress import Progress
 from onnxq.targets import Target
+from onnxq.tune.train.augmentation import augmenting, image_of
 from onnxq.tune.train.checkpoints import Checkpoints
 from onnxq.tune.train.dtypes import to_torch
 from onnxq.tune.train.executor import Executor
@@ -26,11 +27,10 @@ from onnxq.tune.train.learner import Subject
 from onnxq.tune.train.objectives import Head, check_labels, evaluating
 from onnxq.tune.train.places import Places
 from onnxq.tune.train.quantized import Grid
-from onnxq.tune.train.samples import Samples, augmenting, image_of
+from onnxq.tune.train.samples import Samples
 from onnxq.tune.train.team import team
 from onnxq.tune.train.trainer import Trainer, find_device
 from onnxq.tune.training import (
-    AUGMENTATIONS,
     AUTO,
     FEWEST_UPDATES,
     NONE,
@@ -39,6 +39,9 @@ from onnxq.tune.training import (
 )
 
 _EPOCHS = 10
+_MILD = ("flip", "crop")
+"""Augmentations that are tried where none are named."""
+
 _TRIED, _AGREEING = 256, 0.7
 """An augmentation is tried on so many images, and taken if so many are decided as before..."""
 
@@ -176,7 +179,7 @@ class Lesson:
             plain = scores()
             if plain.ndim != 2 or plain.shape[1] < 2:
                 return ()
-            return tuple(n for n in AUGMENTATIONS if _agree(plain.argmax(1), scores(n).argmax(1)))
+            return tuple(n for n in _MILD if _agree(plain.argmax(1), scores(n).argmax(1)))
 
 
 def _agree(before: torch.Tensor, after: torch.Tensor) -> bool:

@@ -86,28 +86,28 @@ class Objective:
         """The mean loss of the samples of a feed."""
         total = torch.zeros((), device=next(iter(outputs.values())).device)
         if self._kind != "distill":
-            assert feed.labels is not None
-            of_labels = task_loss({k: feed.trim(v) for k, v in outputs.items()}, feed.labels)
-            total = total + feed.label_weight * of_labels
+            ours = {k: feed.trim(v) for k, v in outputs.items()}
+            for own in feed.labels:
+                total = total + own.weight * task_loss(ours, own.values)
         if self._teacher is not None:
             with torch.no_grad():
                 wanted = self._teacher(feed.feeds)
             if self._kind != "task":
-                for name, ours in wanted.items():
-                    if ours.is_floating_point():
-                        theirs = feed.trim(outputs[name])
-                        total = total + distance(self._heads.get(name), feed.trim(ours), theirs)
-            for exact, learned in self._features.values():
-                assert exact.held is not None and learned.held is not None
-                near = _relative(feed.trim(exact.held), feed.trim(learned.held))
+                for name, exact in wanted.items():
+                    if exact.is_floating_point():
+                        head, learned = self._heads.get(name), feed.trim(outputs[name])
+                        total = total + distance(head, feed.trim(exact), learned)
+            for first, second in self._features.values():
+                assert first.held is not None and second.held is not None
+                near = _relative(feed.trim(first.held), feed.trim(second.held))
                 total = total + self._weight * near / len(self._features)
         return total
 
     def right(self, feed: Feed, outputs: Outputs) -> tuple[int, int] | None:
         """How many decisions are right, of how many; None where labels are not one class each."""
-        if self._kind == "distill" or feed.labels is None:
+        if self._kind == "distill" or not feed.labels:
             return None
-        labels = feed.labels
+        labels = feed.labels[0].values
         if labels.is_floating_point() or labels.ndim != 1:
             return None
         scores = _scored({k: feed.trim(v) for k, v in outputs.items()}, labels)

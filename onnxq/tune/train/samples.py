@@ -1,8 +1,8 @@
-"""Training data in memory: parts, order, augmentation."""
+"""Training data in memory: parts, order, feeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -12,18 +12,30 @@ import torch
 from onnxq.data import Batch, Dataset
 from onnxq.data.batch import Fed
 from onnxq.errors import InputError
+from onnxq.tune.train.augmentation import Augment
 from onnxq.tune.train.dtypes import to_torch
-
-Augment = Callable[[dict[str, np.ndarray], np.random.RandomState], dict[str, np.ndarray]]
-
-_COLOURS = (1, 3, 4)
-"""Channels that images have."""
-
-_SHIFT = 8
-"""A crop moves an image by up to this part of its side."""
 
 _SHOWING = 1024
 """So many samples show the statistics of BatchNormalization."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of the real samples of a feed.
+
+    Attributes:
+        values: One a sample or more: classes, negative ones left out, or numbers.
+        weight: What their loss counts beside the feed's other losses: see `weighted`.
+    """
+
+    values: torch.Tensor
+    weight: float = 1.0
+
+    @property
+    def count(self) -> int:
+        """How many say something."""
+        are_numbers = self.values.is_floating_point()
+        return self.values.numel() if are_numbers else int((self.values >= 0).sum())
 
 
 @dataclass(frozen=True)
@@ -32,30 +44,19 @@ class Feed:
 
     Attributes:
         feeds: By input.
-        labels: Of the real samples, None without.
+        labels: None without; two where samples are blended with others.
         valid: Real samples: those behind them are copies that fill up a fixed batch.
         size: Samples with these.
         is_divisible: Whether a model may as well be fed them a few at a time.
         is_part: Whether other processes have other parts of what was one feed.
-        label_weight: What the loss of the labels counts beside the feed's other losses: see
-            `weighted`.
     """
 
     feeds: Mapping[str, torch.Tensor]
-    labels: torch.Tensor | None
+    labels: tuple[Labels, ...]
     valid: int
     size: int
     is_divisible: bool = False
     is_part: bool = False
-    label_weight: float = 1.0
-
-    @property
-    def labelled(self) -> int:
-        """How many labels say something."""
-        if self.labels is None:
-            return 0
-        are_numbers = self.labels.is_floating_point()
-        return self.labels.numel() if are_numbers else int((self.labels >= 0).sum())
 
     def trim(self, output: torch.Tensor) -> torch.Tensor:
         """An output without what belongs to copies."""
@@ -65,7 +66,7 @@ class Feed:
     def to(self, device: torch.device) -> Feed:
         """The same on a device, images with their channels last in memory: see `channels_last`."""
         feeds = {name: channels_last(t.to(device)) for name, t in self.feeds.items()}
-        labels = None if self.labels is None else self.labels.to(device)
+        labels = tuple(replace(own, values=own.values.to(device)) for own in self.labels)
         return replace(self, feeds=feeds, labels=labels)
 
     def split(self, count: int) -> list[Feed]:
@@ -74,11 +75,16 @@ class Feed:
             return [self]
         sizes = [len(part) for part in np.array_split(np.arange(self.size), count)]
         columns = {name: tensor.split(sizes) for name, tensor in self.feeds.items()}
-        labels = [None] * count if self.labels is None else self.labels.split(sizes)
-        weight = self.label_weight
+        parts = [own.values.split(sizes) for own in self.labels]
+        labels = [
+            tuple(
+                replace(own, values=part[i]) for own, part in zip(self.labels, parts, strict=True)
+            )
+            for i in range(count)
+        ]
         return weighted(
-            Feed({n: t[i] for n, t in columns.items()}, labels[i], size, size, True, True, weight)
-            for i, size in enumerate(sizes)
+            Feed({n: t[i] for n, t in columns.items()}, own, size, size, True, True)
+            for i, (size, own) in enumerate(zip(sizes, labels, strict=True))
         )
 
 
@@ -89,12 +95,24 @@ def weighted(feeds: Iterable[Feed]) -> list[Feed]:
     ones, and has to count by those that it is the mean of.
     """
     feeds = list(feeds)
-    labelled, samples = sum(f.labelled for f in feeds), sum(f.valid for f in feeds)
-    if not labelled:
-        return feeds
-    shares = [f.labelled / labelled * samples / f.valid for f in feeds]
+    samples = sum(f.valid for f in feeds)
+    counts = [
+        sum(own.count for own in each) for each in zip(*(f.labels for f in feeds), strict=True)
+    ]
+
+    def moved(own: Labels, count: int, valid: int) -> Labels:
+        return (
+            replace(own, weight=own.weight * own.count / count * samples / valid) if count else own
+        )
+
     return [
-        replace(f, label_weight=f.label_weight * by) for f, by in zip(feeds, shares, strict=True)
+        replace(
+            f,
+            labels=tuple(
+                moved(own, count, f.valid) for own, count in zip(f.labels, counts, strict=True)
+            ),
+        )
+        for f in feeds
     ]
 
 
@@ -178,12 +196,18 @@ class Samples:
             else chosen[0].feeds[name]
             for name in chosen[0].feeds
         }
-        if augment is not None:
-            feeds = augment(feeds, np.random.RandomState([*seed, units[0]]))
-        given = [u.labels[: u.valid] for u in chosen if u.labels is not None]
-        labels = to_torch(np.concatenate(given)) if given else None
-        tensors = {name: to_torch(array) for name, array in feeds.items()}
         valid, size = (sum(getattr(u, what) for u in chosen) for what in ("valid", "size"))
+        given = [u.labels[: u.valid] for u in chosen if u.labels is not None]
+        labels: tuple[Labels, ...] = (Labels(to_torch(np.concatenate(given))),) if given else ()
+        if augment is not None:
+            feeds, blend = augment(feeds, np.random.RandomState([*seed, units[0]]), valid)
+            if blend is not None:
+                labels = tuple(
+                    replace(own, values=own.values[rows], weight=share)
+                    for own in labels
+                    for rows, share in blend.parts
+                )
+        tensors = {name: to_torch(array) for name, array in feeds.items()}
         return Feed(tensors, labels, valid, size, self._is_divisible)
 
     def shown(self, batch_size: int, seed: Sequence[int]) -> Iterator[Feed]:
@@ -200,62 +224,3 @@ class Samples:
 def channels_last(tensor: torch.Tensor) -> torch.Tensor:
     """The same numbers as convolutions compute them fastest: a tenth faster on the processor."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-
-
-def augmenting(names: Sequence[str], batch: Batch) -> Augment | None:
-    """A function that changes images at random; None if nothing is wanted.
-
-    Args:
-        names: ``flip``, ``crop``.
-        batch: Shows which input is images, see `image_of`.
-
-    Raises:
-        InputError: there is not just one such input.
-    """
-    if not names:
-        return None
-    image = image_of(batch)
-    if image is None:
-        has = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.feeds.items())
-        raise InputError(
-            f"augmentation is for one input of images, and the model's are {has}; leave --augment "
-            "out"
-        )
-    channels_first = _channels_at(batch.feeds[image]) == 1
-
-    def augment(
-        feeds: dict[str, np.ndarray], random: np.random.RandomState
-    ) -> dict[str, np.ndarray]:
-        array = feeds[image] if channels_first else np.moveaxis(feeds[image], 3, 1)
-        array = array.copy()
-        if "flip" in names:
-            mirrored = random.rand(len(array)) < 0.5
-            array[mirrored] = array[mirrored, :, :, ::-1]
-        if "crop" in names:
-            array = _moved(array, random)
-        return {**feeds, image: array if channels_first else np.moveaxis(array, 1, 3)}
-
-    return augment
-
-
-def image_of(batch: Batch) -> str | None:
-    """The input that is images, if there is just one: four axes and 1, 3 or 4 channels."""
-    images = [name for name, array in batch.feeds.items() if _channels_at(array) is not None]
-    return images[0] if len(images) == 1 else None
-
-
-def _channels_at(array: np.ndarray) -> int | None:
-    if array.ndim != 4:
-        return None
-    return next((axis for axis in (1, 3) if array.shape[axis] in _COLOURS), None)
-
-
-def _moved(array: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-    """Every image moved by some pixels, with zeros where nothing was."""
-    by = [max(1, side // _SHIFT) for side in array.shape[2:]]
-    padded = np.pad(array, ((0, 0), (0, 0), *((n, n) for n in by)))
-    moved = np.empty_like(array)
-    starts = [random.randint(0, 2 * n + 1, len(array)) for n in by]
-    for at, (top, left) in enumerate(zip(*starts, strict=True)):
-        moved[at] = padded[at, :, top : top + array.shape[2], left : left + array.shape[3]]
-    return moved

@@ -15,11 +15,12 @@ from torch import nn
 
 from onnxq.errors import InputError
 from onnxq.progress import Progress
+from onnxq.tune.train.augmentation import Augment
 from onnxq.tune.train.averages import MovingAverages
 from onnxq.tune.train.checkpoints import Checkpoints, State
 from onnxq.tune.train.learner import Learner
 from onnxq.tune.train.norms import lives
-from onnxq.tune.train.samples import Augment, Samples, weighted
+from onnxq.tune.train.samples import Samples, weighted
 from onnxq.tune.train.schedules import factor
 from onnxq.tune.train.team import LostProcessError
 from onnxq.tune.training import NONE, EpochFacts, TrainingFacts, TrainOptions

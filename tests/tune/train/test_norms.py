@@ -277,7 +277,7 @@ def test_statistics_begin_with_samples_of_the_whole_data(monkeypatch: pytest.Mon
     for seed in (0, 0, 1):
         feeds = list(Samples.of(data, graph.inputs).shown(16, [seed]))
         assert [feed.valid for feed in feeds] == [16, 16]
-        shown.append(torch.cat([feed.labels for feed in feeds if feed.labels is not None]))
+        shown.append(torch.cat([own.values for feed in feeds for own in feed.labels]))
         assert len(shown[-1].unique()) == CLASSES
     assert torch.equal(shown[0], shown[1]) and not torch.equal(shown[0], shown[2])
 

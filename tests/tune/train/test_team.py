@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch", reason='needs torch: pip install "onnxq[tra
 from onnxq import InputError, Optimized, train
 from onnxq.ir import infer_types, to_proto
 from onnxq.tune.train.learner import Judgement
-from onnxq.tune.train.samples import Feed, weighted
+from onnxq.tune.train.samples import Feed, Labels, weighted
 from onnxq.tune.train.team import Team
 from tests.networks import CLASSES, chain, computed, inputs
 
@@ -174,23 +174,35 @@ def test_a_process_ends_though_the_first_was_killed_before_it_began(tmp_path: Pa
 
 def test_feeds_are_split_only_where_the_model_may_be_fed_less() -> None:
     x = torch.arange(10.0).reshape(5, 2)
-    feed = Feed({"x": x}, torch.arange(5), 5, 5, is_divisible=True)
+    feed = Feed({"x": x}, (Labels(torch.arange(5)),), 5, 5, is_divisible=True)
     first, second = feed.split(2)
     assert (first.valid, second.valid, second.size) == (3, 2, 2)
     torch.testing.assert_close(torch.cat([first.feeds["x"], second.feeds["x"]]), x)
-    assert second.labels is not None and second.labels.tolist() == [3, 4]
-    assert len(Feed({"x": x}, None, 5, 5).split(2)) == 1
+    assert [own.values.tolist() for own in second.labels] == [[3, 4]]
+    assert len(Feed({"x": x}, (), 5, 5).split(2)) == 1
     assert len(feed.split(6)) == 1
 
 
 def test_a_part_counts_by_its_labels() -> None:
+    def weight(part: Feed) -> float:
+        (own,) = part.labels
+        return own.weight
+
     labels = torch.tensor([[0, 1, 2], [-1, -1, 3], [-1, -1, -1]])
-    feed = Feed({"x": torch.zeros(3, 3)}, labels, 3, 3, is_divisible=True)
+    feed = Feed({"x": torch.zeros(3, 3)}, (Labels(labels),), 3, 3, is_divisible=True)
     # Of parts of 2 samples and 1: losses count by samples, those of labels by labels.
-    assert [p.label_weight * p.valid for p in feed.split(2)] == pytest.approx([3, 0])
-    assert [p.label_weight * p.valid for p in feed.split(3)] == pytest.approx([2.25, 0.75, 0])
+    assert [weight(p) * p.valid for p in feed.split(2)] == pytest.approx([3, 0])
+    assert [weight(p) * p.valid for p in feed.split(3)] == pytest.approx([2.25, 0.75, 0])
     again = weighted(feed.split(3)[:2])
-    assert [p.label_weight for p in again] == pytest.approx([2.25 * 1.5, 0.75 * 0.5])
+    assert [weight(p) for p in again] == pytest.approx([2.25 * 1.5, 0.75 * 0.5])
     for labels in (torch.zeros(3, 3), torch.full((3,), -1)):
-        feed = Feed({"x": torch.zeros(3, 3)}, labels, 3, 3, is_divisible=True)
-        assert [p.label_weight for p in feed.split(2)] == pytest.approx([1, 1])
+        feed = Feed({"x": torch.zeros(3, 3)}, (Labels(labels),), 3, 3, is_divisible=True)
+        assert [weight(p) for p in feed.split(2)] == pytest.approx([1, 1])
+    # What is blended with others has labels of both, and parts count by their own of either.
+    both = (Labels(torch.tensor([0, -1, -1]), 0.25), Labels(torch.tensor([1, 2, 3]), 0.75))
+    blended = Feed({"x": torch.zeros(3, 3)}, both, 3, 3, is_divisible=True).split(3)
+    assert [[own.weight for own in p.labels] for p in blended] == [
+        pytest.approx([0.75, 0.75]),
+        pytest.approx([0, 0.75]),
+        pytest.approx([0, 0.75]),
+    ]

@@ -20,14 +20,14 @@ from torch.nn import functional
 
 from onnxq import InputError, Optimized, TrainOptions, apply_plan, save, train, training
 from onnxq.data import Batch, read
-from onnxq.ir import DataType, Graph, ModelInfo, TensorType, infer_types, load, to_proto
+from onnxq.ir import DataType, Graph, ModelInfo, TensorType, infer_types, to_proto
 from onnxq.plan import Pin, Plan
 from onnxq.runtime import Session
 from onnxq.tune.train import fitting
 from onnxq.tune.train.executor import Executor
 from onnxq.tune.train.learner import Judgement, Learner
 from onnxq.tune.train.objectives import task_loss
-from onnxq.tune.train.samples import Feed, Samples, augmenting
+from onnxq.tune.train.samples import Feed, Samples
 from onnxq.tune.train.schedules import factor
 from onnxq.tune.train.trainer import Parameters, Trainer
 from onnxq.tune.tuned import to_bytes
@@ -218,28 +218,6 @@ def test_a_weight_that_two_nodes_read_learns_once(data: dict[str, np.ndarray]) -
     assert found.report.training is not None
 
 
-def test_an_augmentation_is_taken_if_the_model_decides_as_before(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    given: list[tuple[str, ...]] = []
-
-    def noted(names: tuple[str, ...], batch: Batch) -> Any:
-        given.append(names)
-        return augmenting(names, batch)
-
-    monkeypatch.setattr(fitting, "augmenting", noted)
-    graph = load("models/digits_resnet.onnx")
-    infer_types(graph)
-    arrays = dict(np.load("models/digits.npz"))
-    chosen = arrays.pop("split") == 0
-    digits = read({k: v[chosen] for k, v in arrays.items()}, Session(to_proto(graph)).inputs)
-    fitting.Lesson(graph, digits, TrainOptions())
-    # Most digits are no digits in a mirror.
-    assert given[-1] == ("crop",)
-    fitting.Lesson(graph, digits, TrainOptions(augment=("none",)))
-    assert given[-1] == ()
-
-
 def arrows() -> tuple[Graph, dict[str, np.ndarray]]:
     """A float model of 10 classes of images, two of which are mirrored arrows."""
     graph = Graph("arrows", model=ModelInfo(8, {"": 17}))
@@ -423,7 +401,7 @@ def test_killed_at_20_moments_it_goes_on_to_the_same_numbers(
     [
         ({"epochs": -1}, ("epochs", "at least 0")),
         ({"loss": "guess"}, ("loss", "task, distill, both")),
-        ({"augment": ("turn",)}, ("turn", "flip, crop")),
+        ({"augment": ("turn",)}, ("turn", "flip, crop, cutout, mixup")),
         ({"augment": ("flip",)}, ("augmentation", "--augment")),
         ({"device": "cuda"}, ("cuda", "--device")),
         ({"device": "meta"}, ("meta", "--device")),
@@ -527,32 +505,6 @@ def test_labels_that_are_left_out_have_no_loss() -> None:
     torch.testing.assert_close(loss, kept)
     nothing = task_loss({"y": scores}, torch.full((2, 5), -1))
     assert float(nothing.detach()) == 0.0
-
-
-def test_augmentation_moves_images_and_nothing_else() -> None:
-    rng = np.random.RandomState(0)
-    feeds = {"image": rng.rand(64, 3, 16, 24), "scale": rng.rand(64, 2)}
-    augment = augmenting(("flip", "crop"), Batch(feeds, None, 64, 64))
-    assert augment is not None
-    found = augment(feeds, np.random.RandomState(1))
-    assert found["scale"] is feeds["scale"]
-    mirrored = 0
-    for before, after in zip(feeds["image"], found["image"], strict=True):
-        padded = [np.pad(b, ((0, 0), (2, 2), (3, 3))) for b in (before, before[:, :, ::-1])]
-        where = [
-            np.array_equal(p[:, top : top + 16, left : left + 24], after)
-            for p in padded
-            for top in range(5)
-            for left in range(7)
-        ]
-        assert any(where)
-        mirrored += any(where[35:])
-    assert 16 < mirrored < 48
-    last = {"image": np.moveaxis(feeds["image"], 1, 3)}
-    augment = augmenting(("flip", "crop"), Batch(last, None, 64, 64))
-    assert augment is not None
-    again = augment(last, np.random.RandomState(1))["image"]
-    np.testing.assert_array_equal(np.moveaxis(again, 3, 1), found["image"])
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
