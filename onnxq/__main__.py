@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from onnxq.cli import main
+from onnxq.starting import start
 
-sys.exit(main())
+sys.exit(start())

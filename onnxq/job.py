@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,6 +30,7 @@ from onnxq.runtime.executor import IN_PROCESS, Executor, open_executor
 from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.pool import SMALLEST_ROOM, is_worker, model_room
 from onnxq.runtime.providers import with_options
+from onnxq.scratch import scratch_folder
 from onnxq.targets import Target, load_target
 from onnxq.time_budget import TimeBudget
 from onnxq.tune import parse_methods
@@ -419,8 +419,7 @@ def held_out_part(data: Dataset, seed: int = 0) -> Dataset:
 @contextmanager
 def as_file(model: ModelLike) -> Iterator[tuple[Path, Path]]:
     """The model as a file, and a folder for more files that goes away afterwards."""
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         if isinstance(model, str) and is_address(model):
             yield at_hand(model, model=True), folder
         elif isinstance(model, str | os.PathLike):

@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,6 +30,7 @@ from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.pool import give_back, processors
 from onnxq.runtime.specs import Array
 from onnxq.runtime.spool import Shelf
+from onnxq.scratch import scratch_folder
 from onnxq.tune import Layer, Tuner
 from onnxq.tune.judge import Contest
 from onnxq.tune.layers import open_layers
@@ -239,8 +239,8 @@ class _Passes:
     def opened(cls, prepared: Prepared) -> Iterator[_Passes]:
         """Those over the values of a model."""
         job = prepared.job
-        with TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as name:
-            yield cls(job.options, job.executor, job.executor.folder or Path(name))
+        with scratch_folder() as folder:
+            yield cls(job.options, job.executor, job.executor.folder or folder)
 
     def fed(self, data: Dataset, inputs: Sequence[Fed], compares: bool) -> _Pair:
         """What a model is fed."""

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+import onnxq
 from onnxq.ir import available_passes
 
 ROOT = Path(__file__).parents[1]
 
 ROWS = (
     ("errors",),
-    ("progress", "needs", "registry"),
+    ("progress", "needs", "registry", "scratch"),
     ("plain",),
     ("ir",),
     ("saved", "time_budget"),
@@ -80,7 +81,7 @@ def part(module: str) -> str:
     top = rest.partition(".")[0] or "__init__"
     if package != "onnxq":
         return package
-    return "the API" if top in API else "cli" if top == "__main__" else top
+    return "the API" if top in API else "cli" if top in ("__main__", "starting") else top
 
 
 def sources() -> dict[str, Path]:
@@ -170,6 +171,14 @@ def test_no_public_name_hides_the_module_of_its_name() -> None:
             public = getattr(importlib.import_module(module), "__all__", ())
             hidden += [f"{module}.{name}" for name in public if f"{module}.{name}" in SOURCES]
     assert not hidden
+
+
+def test_public_names_are_found_where_the_types_say() -> None:
+    said = {(i.module, i.name) for i in all_imports() if i.importer == "onnxq"}
+    homes = {(f"onnxq.{home}", name) for home, names in onnxq._HOMES.items() for name in names}
+    assert {(module, name) for module, name in said if part(module) in RANK} == homes
+    assert {name for _, name in homes} | {"__version__"} == set(onnxq.__all__)
+    assert all(getattr(onnxq, name) is not None for name in onnxq.__all__)
 
 
 def test_networkx_is_imported_by_the_ir_only() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from onnxq.adaptive.cascade import Cascade
 from onnxq.adaptive.deployment import Deployment
 from onnxq.errors import InputError
 from onnxq.saved import SavedAsJson
+from onnxq.scratch import scratch_folder
 from onnxq.verify.decisions import Decision
 from onnxq.verify.facts import file_sha256
 
@@ -139,8 +139,8 @@ class Bundle:
         target = Path(folder)
         check_folder(target)
         try:
-            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as made:
-                new = Path(made) / "new"
+            with scratch_folder(target.parent) as made:
+                new = made / "new"
                 new.mkdir()
                 for place, variant in enumerate(self.variants):
                     self.model(place)
@@ -150,7 +150,7 @@ class Bundle:
                 entries = self.facts.to_dict() | {"baseline_sha256": file_sha256(new / BASELINE)}
                 BundleFacts.from_dict(entries).save(new / FACTS)
                 if target.exists():
-                    target.replace(Path(made) / "old")
+                    target.replace(made / "old")
                 new.replace(target)
         except OSError as error:
             raise InputError(f"cannot write the bundle '{target}': {error.strerror}") from error

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from onnxq.data import Batch, Dataset
 from onnxq.observe import Histogram
 from onnxq.observe.histogram import as_float32, histogram_of
 from onnxq.progress import SILENT, Progress
+from onnxq.scratch import scratch_folder
 from onnxq.verify.metrics import Metric
 
 _STRETCHES = 20
@@ -206,12 +205,12 @@ def replay(
     def seconds() -> float:
         return asked / rules.requests_per_second
 
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as scratch:
+    with scratch_folder() as scratch:
         looks = _Looks(bundle)
         session = AdaptiveSession(
             bundle,
             sampling=rules.sampling,
-            state=rules.state or Path(scratch) / "state.sqlite",
+            state=rules.state or scratch / "state.sqlite",
             seed=rules.seed,
             parts=replace(parts, monitor=lambda *known: looks.over(parts.monitor(*known))),
             clock=Clock(seconds, lambda: began + seconds()),

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from onnxq.cli import (
     apply,
@@ -39,8 +39,7 @@ from onnxq.cli.parsed import check_files, debug_level
 from onnxq.cli.terminal import EXIT_DEFECT, EXIT_INPUT, Outcome, emit, progress, show, write_json
 from onnxq.errors import InputError
 from onnxq.report.words import printable
-
-EXIT_INTERRUPTED = 130
+from onnxq.starting import EXIT_INTERRUPTED, USUAL, leave_at_once, say_interrupted
 
 _CLEANING_SECONDS = 5.0
 """After a request to end, in which others are not heard."""
@@ -87,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _fail(EXIT_INPUT, str(error))
     except KeyboardInterrupt:
-        return _fail(EXIT_INTERRUPTED, "interrupted")
+        say_interrupted()
+        return EXIT_INTERRUPTED
     except MemoryError:
         return _fail(EXIT_INPUT, "there is not enough memory for this; use less data or a batch")
     except Exception as error:
@@ -107,12 +107,9 @@ def _terminable() -> Iterator[None]:
     Requests soon after the first are not heard: `timeout` tells the process and then its group, and
     the second would break off the cleaning up. A program that has handlers of its own keeps them.
     """
-    handlers: dict[signal.Signals, Any] = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: signal.SIG_DFL,
-    }
     is_main = threading.current_thread() is threading.main_thread()
-    ours = [s for s, usual in handlers.items() if is_main and signal.getsignal(s) is usual]
+    before = {asked: signal.getsignal(asked) for asked in USUAL if is_main}
+    ours = [s for s, handler in before.items() if handler in (USUAL[s], leave_at_once)]
     heard = -math.inf
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -127,7 +124,7 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         for asked in ours:
-            signal.signal(asked, handlers[asked])
+            signal.signal(asked, before[asked])
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -48,6 +47,7 @@ from onnxq.progress import SILENT, Progress
 from onnxq.quant import UINT8, ZERO_POINT, Format, Scheme
 from onnxq.runtime.executor import IN_PROCESS, Executor, Work
 from onnxq.runtime.pool import processors
+from onnxq.scratch import scratch_folder
 
 
 def observe(
@@ -172,9 +172,8 @@ class Observing(Work[Sequence[int], Observations]):
     @contextmanager
     def open(self) -> Iterator[Callable[[Sequence[int]], Observations]]:
         """See `Work`."""
-        # What is still mapped cannot be removed everywhere.
-        with TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as name:
-            folder, scratch = Path(name), Path(name) / "shards"
+        with scratch_folder() as folder:
+            scratch = folder / "shards"
             feeding = Feeding(
                 self.graph,
                 self.shards,

@@ -7,19 +7,17 @@ Where the system has no such locks, nobody waits.
 
 from __future__ import annotations
 
-import importlib
 import os
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from onnxq.errors import InputError
 from onnxq.progress import SILENT, Progress
-
-fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+from onnxq.scratch import fcntl
 
 
 class _Machine:

@@ -5,7 +5,6 @@ onnxruntime maps external data into memory, whereas it keeps several copies of w
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from onnxq.ir.saving import SharedData, constant_bytes
 from onnxq.ir.stored import keep_readable
 from onnxq.runtime.pool import give_back
 from onnxq.runtime.session import AS_STORED, Session
+from onnxq.scratch import scratch_folder
 
 LARGE = 1 << 26
 """Bytes of constants from which they lie beside the model."""
@@ -37,9 +37,8 @@ class ModelFiles:
     @contextmanager
     def temporary(cls) -> Iterator[Self]:
         """A folder of its own, for a while."""
-        # What is still mapped cannot be removed everywhere.
-        with tempfile.TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as name:
-            yield cls(Path(name))
+        with scratch_folder() as folder:
+            yield cls(folder)
         give_back()
 
     def save(self, graph: Graph, name: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from onnxq.runtime.operators import INTEGER_OPERATORS, optimized_operators
 from onnxq.runtime.providers import Offer, missing_provider, offered_here
 from onnxq.runtime.session import Session
 from onnxq.runtime.specs import Array
+from onnxq.scratch import scratch_folder
 
 _SUFFIX = "_kernel_time"
 _SMALLEST = '<ir_version: 8, opset_import: ["": 13]> g (float[1] x) => (float[1] y) { y = Relu(x) }'
@@ -107,11 +107,9 @@ class Onnxruntime(Backend):
     ) -> list[list[NodeTime]]:
         """See `Backend.profile`; the times are those of onnxruntime's own profiler."""
         per_model = [feeds] * len(models) if isinstance(feeds, Mapping) else list(feeds)
-        with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        with scratch_folder() as folder:
             sessions = [
-                self._open(
-                    model, provider=provider, threads=threads, profile=Path(folder) / str(at)
-                )
+                self._open(model, provider=provider, threads=threads, profile=folder / str(at))
                 for at, model in enumerate(models)
             ]
             runs = max(3, rounds)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import onnx
 
 from onnxq.errors import InputError
 from onnxq.ir.loading import ModelLike, called
 from onnxq.runtime.session import AS_STORED, Session, operator_name
+from onnxq.scratch import scratch_folder
 
 _INTEGER_OPERATORS = {
     "": "ConvInteger MatMulInteger QLinearConv QLinearMatMul",
@@ -47,8 +46,8 @@ def optimized_operators(
     Raises:
         InputError: onnxruntime cannot load the model on that provider.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimized.onnx"
+    with scratch_folder() as folder:
+        path = folder / "optimized.onnx"
         # Weights go to a file of their own: the graph is then small, also for models over 2 GB.
         config = {
             **AS_STORED,

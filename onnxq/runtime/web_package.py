@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from pathlib import Path
 
 from onnxq.errors import InputError
 from onnxq.saved import cache_folder
+from onnxq.scratch import scratch_folder
 
 VARIABLE = "ONNXQ_ORT_WEB"
 """Environment variable that names a folder with onnxruntime-web, as npm unpacks it."""
@@ -72,24 +73,24 @@ def _is_complete(folder: Path) -> bool:
 def _fetch(folder: Path) -> None:
     if lacking := missing_package():
         raise InputError(lacking)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = tempfile.TemporaryDirectory(prefix="onnxq-", dir=folder.parent)
-    except OSError as error:
-        raise InputError(
-            f"onnxruntime-web cannot be kept in '{folder.parent}' ({error.strerror}); name a "
-            "folder that can be written in ONNXQ_CACHE"
-        ) from error
-    with made as name:
-        archive = _pack(Path(name))
-        unpacked = Path(name) / "dist"
+    with contextlib.ExitStack() as held:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            made = held.enter_context(scratch_folder(folder.parent))
+        except OSError as error:
+            raise InputError(
+                f"onnxruntime-web cannot be kept in '{folder.parent}' ({error.strerror}); name a "
+                "folder that can be written in ONNXQ_CACHE"
+            ) from error
+        archive = _pack(made)
+        unpacked = made / "dist"
         unpacked.mkdir()
         with tarfile.open(archive) as members:
             for file in FILES:
-                held = members.extractfile(f"package/dist/{file}")
-                assert held is not None, "the sum is that of an archive with these files"
-                with held, (unpacked / file).open("wb") as out:
-                    shutil.copyfileobj(held, out)
+                packed = members.extractfile(f"package/dist/{file}")
+                assert packed is not None, "the sum is that of an archive with these files"
+                with packed, (unpacked / file).open("wb") as out:
+                    shutil.copyfileobj(packed, out)
         # Another process may have been first.
         if not _is_complete(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 from onnxq.observe import Observations
 from onnxq.passes.tuned import Tensors
 from onnxq.runtime.executor import Executor, Work
+from onnxq.scratch import scratch_folder
 from onnxq.tune.layer import Layer
 from onnxq.tune.tuner import Tuner
 
@@ -64,9 +64,9 @@ def _seen(observations: Observations, executor: Executor) -> Iterator[Observatio
         return
     assert executor.folder is not None
     executor.folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=executor.folder, ignore_cleanup_errors=True) as name:
-        observations.save(name)
-        yield Path(name)
+    with scratch_folder(executor.folder) as folder:
+        observations.save(folder)
+        yield folder
 
 
 @dataclass(frozen=True)

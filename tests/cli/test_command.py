@@ -6,13 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from importlib.metadata import entry_points, version
+import tomllib
+from importlib.metadata import EntryPoint, version
 from pathlib import Path
 
 import pytest
 
 from onnxq.cli import main
 from onnxq.cli.command import COMMANDS
+from onnxq.starting import start
 from tests.cli.conftest import Command
 from tests.cli.models import Case
 
@@ -117,9 +119,10 @@ def test_version_of_the_module_in_a_new_process() -> None:
     assert not found.stderr
 
 
-def test_the_console_script_is_main() -> None:
-    (script,) = (e for e in entry_points(group="console_scripts") if e.name == "onnxq")
-    assert script.load() is main
+def test_the_console_script_starts_as_the_module_does() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    script = EntryPoint("onnxq", project["scripts"]["onnxq"], "console_scripts")
+    assert script.load() is start
 
 
 @pytest.mark.parametrize(
@@ -346,6 +349,27 @@ def test_an_interrupt_ends_with_130(
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="signals are POSIX's")
+@pytest.mark.parametrize("asked", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    "arguments",
+    [("-m", "onnxq"), ("-c", "import sys; from onnxq.starting import start; sys.exit(start())")],
+    ids=["module", "script"],
+)
+def test_a_request_to_end_is_heard_while_the_command_imports(
+    tmp_path: Path, asked: str, arguments: tuple[str, ...]
+) -> None:
+    # What the interpreter finds instead of the package.
+    (tmp_path / "onnx.py").write_text(
+        f"import os, signal, time\nos.kill(os.getpid(), signal.{asked})\ntime.sleep(60)\n"
+    )
+    found = python(
+        *arguments, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    )
+    assert (found.returncode, found.stdout) == (130, "")
+    assert found.stderr == "onnxq: error: interrupted\n"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="signals are POSIX's")
 @pytest.mark.parametrize(
     "again",
     [pytest.param(False, marks=pytest.mark.slow), True],
@@ -357,6 +381,7 @@ def test_signals_leave_nothing_in_a_process_of_its_own(
 ) -> None:
     script = (
         "import os, shutil, signal, sys, time\n"
+        "import onnxq.prepare\n"
         "from onnxq.cli import main\n"
         "remove = shutil.rmtree\n"
         "def press(*_, **__):\n"
@@ -366,7 +391,7 @@ def test_signals_leave_nothing_in_a_process_of_its_own(
         "def press_again(*arguments, **options):\n"
         f"    {again} and os.kill(os.getpid(), signal.SIGTERM)\n"
         "    remove(*arguments, **options)\n"
-        "sys.modules['onnxq.prepare'].calibrate = press\n"
+        "onnxq.prepare.calibrate = press\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     out, temporary = tmp_path / "out.onnx", tmp_path / "temporary"

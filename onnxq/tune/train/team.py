@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ import torch.distributed as dist
 
 from onnxq.errors import InputError
 from onnxq.ir import infer_types, load, save
+from onnxq.scratch import scratch_folder
 from onnxq.tune.train.executor import Executor
 from onnxq.tune.train.learner import Judgement, Learner, Subject
 from onnxq.tune.train.quantized import QuantizedModule
@@ -159,8 +159,7 @@ def team(subject: Subject, own: Learner) -> Iterator[Learner]:
         )
     threads = torch.get_num_threads()
     each = max(1, threads // count)
-    with tempfile.TemporaryDirectory(prefix="onnxq-team-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         _write(subject, own, each, folder)
         logs = [folder / f"{rank}.log" for rank in range(1, count)]
         others = [_started(folder, rank, log) for rank, log in enumerate(logs, 1)]
