@@ -87,4 +87,5 @@ def watch(
         progress=progress,
         tell=tell,
     )
-    return Watch(str(opened.folder), samples.source, rules, found, versions())
+    named = os.fspath(data) if isinstance(data, str | os.PathLike) else samples.source
+    return Watch(str(opened.folder), named, rules, found, versions())

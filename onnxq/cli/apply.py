@@ -46,4 +46,4 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         "precisions": found,
         "pinned_by_hand": by_hand,
     }
-    return Outcome(body, table(rows[: 1 + bool(by_hand)]), f"Wrote {parsed.output}.")
+    return Outcome(body, table(rows[: 1 + bool(by_hand)]), f"Wrote '{parsed.output}'.")

@@ -65,7 +65,7 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
     )
     write_summary(rows(found), folder)
     counts = ", ".join(f"{count} {state}" for state, count in found.counts.items() if count)
-    ending = f"{counts}. The summary is in {folder / NAMES[0]}."
+    ending = f"{counts}. The summary is in '{folder / NAMES[0]}'."
     body = {"schema": "onnxq/batch/1", "models": rows(found), "counts": found.counts}
     return Outcome(body, _shown(found), ending, _code(found))
 

@@ -54,7 +54,7 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         ("time", words.duration(seconds)),
         *(("refused", f"'{name}' has infinite or NaN values") for name in refused),
     ]
-    return Outcome(body, table(rows), f"Wrote {parsed.output}.")
+    return Outcome(body, table(rows), f"Wrote '{parsed.output}'.")
 
 
 def _found(parsed: argparse.Namespace, progress: Progress) -> Ranges:

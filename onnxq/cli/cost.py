@@ -34,7 +34,7 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
     found = find_costs(parsed.model, parsed.data, given(parsed), progress=progress)
     found.save(parsed.output)
     body = {**found.to_dict(), "model": parsed.model, "output": parsed.output}
-    return Outcome(body, _shown(found), f"Wrote {parsed.output}.")
+    return Outcome(body, _shown(found), f"Wrote '{parsed.output}'.")
 
 
 def _shown(found: Costs) -> Table:

@@ -61,4 +61,4 @@ def run(parsed: argparse.Namespace, _: Progress) -> Outcome:
         "output": parsed.output,
         "tensors": [dataclasses.asdict(tensor) for tensor in tensors],
     }
-    return Outcome(body, table(rows, headings), f"Wrote {parsed.output}.")
+    return Outcome(body, table(rows, headings), f"Wrote '{parsed.output}'.")

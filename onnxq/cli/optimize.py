@@ -89,13 +89,14 @@ def _ending(result: Optimized, parsed: argparse.Namespace) -> str:
     if result.written is None:
         ending = "A promise broke, so nothing was written; --keep-failed writes it all the same."
     elif result.passed:
-        ending = f"Wrote {result.written}."
+        ending = f"Wrote '{result.written}'."
     else:
-        ending = f"A promise broke; wrote {result.written} all the same."
+        ending = f"A promise broke; wrote '{result.written}' all the same."
     if result.written is not None and parsed.plan_out:
-        ending += f" The plan is in {parsed.plan_out}."
+        ending += f" The plan is in '{parsed.plan_out}'."
     if result.written is not None and getattr(parsed, "adaptive", None):
-        ending += f" The bundle is in {parsed.adaptive}."
+        ending += f" The bundle is in '{parsed.adaptive}'."
     if parsed.report:
-        ending += f" The report is in {Path(parsed.report) / 'report.html'}."
+        page = Path(parsed.report) / "report.html"
+        ending += f" The report is in '{page}'."
     return ending

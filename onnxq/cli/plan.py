@@ -67,7 +67,7 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
     made.save(parsed.output)
     body = asdict(replace(made, tuned={}))
     body = {"schema": "onnxq/plan/1", "output": parsed.output, **body}
-    return Outcome(body, table(_summary(made)), f"Wrote {parsed.output}.")
+    return Outcome(body, table(_summary(made)), f"Wrote '{parsed.output}'.")
 
 
 def _front(

@@ -31,4 +31,4 @@ def run(parsed: argparse.Namespace, _: Progress) -> Outcome:
     """Run the command."""
     write_text(parsed.output, page_of(parsed.reports))
     body = {"schema": "onnxq/page/1", "reports": parsed.reports, "output": parsed.output}
-    return Outcome(body, Text(f"Wrote {parsed.output}."))
+    return Outcome(body, Text(f"Wrote '{parsed.output}'."))

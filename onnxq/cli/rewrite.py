@@ -82,7 +82,7 @@ def run(parsed: argparse.Namespace, _: Progress) -> Outcome:
         for r in result.records
     ]
     shown = table(rows, ("pass", "rewrites", "time", "nodes"), align=">>>")
-    return Outcome(body, shown, " ".join((*result.notes, f"Wrote {parsed.output}.")))
+    return Outcome(body, shown, " ".join((*result.notes, f"Wrote '{parsed.output}'.")))
 
 
 def _list() -> Outcome:

@@ -43,10 +43,10 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
     endings = []
     if parsed.output:
         found.save(parsed.output)
-        endings.append(f"Wrote {parsed.output}.")
+        endings.append(f"Wrote '{parsed.output}'.")
     if folder:
         write_texts(folder, {HTML_NAME: to_html(found, parsed.model)})
-        endings.append(f"The report is in {folder / HTML_NAME}.")
+        endings.append(f"The report is in '{folder / HTML_NAME}'.")
     body = {**found.to_dict(), "model": parsed.model, "output": parsed.output}
     return Outcome(body, _tables(found), " ".join(endings))
 

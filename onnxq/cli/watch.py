@@ -68,7 +68,7 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
     ending = ""
     if folder:
         write_texts(folder, {HTML_NAME: to_html(found.adaptive, found.bundle, found.data)})
-        ending = f"The report is in {folder / HTML_NAME}."
+        ending = f"The report is in '{folder / HTML_NAME}'."
     code = EXIT_GATE if found.adaptive.alarms else EXIT_OK
     return Outcome(found.to_dict(), _shown(found.adaptive), ending, code)
 

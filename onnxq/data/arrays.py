@@ -165,10 +165,10 @@ def folder_source(
         InputError: a file cannot be read or does not fit the model's inputs.
     """
     parts = [
-        _part(str(path), lambda path=path: read_npz(path), inputs, batch_size)  # type: ignore[misc]
+        _part(f"'{path}'", lambda path=path: read_npz(path), inputs, batch_size)  # type: ignore[misc]
         for path in paths
     ]
-    return ArraySource(str(folder), inputs, parts)
+    return ArraySource(f"'{folder}'", inputs, parts)
 
 
 def read_npz(path: Path) -> dict[str, Array]:
@@ -181,23 +181,23 @@ def read_npz(path: Path) -> dict[str, Array]:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{path} is one bare array; save it with numpy.savez by name")
+                raise InputError(f"'{path}' is one bare array; save it with numpy.savez by name")
             with archive:
                 arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
+        raise InputError(f"'{path}': no such file") from error
     except InputError:
         raise
     except Exception as error:
         # zipfile, zlib, tokenize and numpy each raise errors of their own on damaged files.
         if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
             raise InputError(
-                f"{path} holds pickled objects, which are not read; save plain arrays"
+                f"'{path}' holds pickled objects, which are not read; save plain arrays"
             ) from error
-        raise InputError(f"{path} is damaged or no .npz file") from error
+        raise InputError(f"'{path}' is damaged or no .npz file") from error
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
-            raise InputError(f"{path}: {name!r} is not an array")
+            raise InputError(f"'{path}': {name!r} is not an array")
     return arrays
 
 

@@ -48,7 +48,7 @@ class Source(ABC):
     """Where samples come from: a sequence of units, each one sample or one whole feed.
 
     Attributes:
-        name: What a message calls the source: a path, or a description.
+        name: What a message calls the source: a path in quotes, or a description.
         samples: Number of samples in each unit.
         split: The source's own split, one entry per unit: 0 calibration, 1 held-out.
         labels_ndim: Number of dimensions of a batch's labels; None without labels.
@@ -102,7 +102,7 @@ class Dataset:
 
     @property
     def source(self) -> str:
-        """Where the samples come from, for messages and reports."""
+        """Where the samples come from, for messages: a path is in quotes."""
         return self._source.name
 
     @property

@@ -33,14 +33,16 @@ def load_function(name: str) -> Callable[..., Any]:
         function: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
-            raise InputError(f"{name}: there is no module {error.name!r} in {folder}") from error
-        raise InputError(f"{name}: its module needs {error.name!r}, not installed") from error
+            raise InputError(
+                f"'{name}': there is no module {error.name!r} in '{folder}'"
+            ) from error
+        raise InputError(f"'{name}': its module needs {error.name!r}, not installed") from error
     except Exception as error:
-        raise InputError(f"{name}: {failure(error, 'importing its module')}") from error
+        raise InputError(f"'{name}': {failure(error, 'importing its module')}") from error
     for part in function_name.split("."):
         function = getattr(function, part, None)
     if not callable(function):
-        raise InputError(f"{name}: module {module_name!r} has no function {function_name!r}")
+        raise InputError(f"'{name}': module {module_name!r} has no function {function_name!r}")
     checked: Callable[..., Any] = function
     return checked
 

@@ -77,7 +77,7 @@ class ImageSource(Source):
         batch_size: int,
     ) -> None:
         _pillow()
-        self.name = str(folder)
+        self.name = f"'{folder}'"
         self._target = _target(inputs, options)
         first = inputs[0].shape[0] if inputs[0].shape else None
         self._size = max(1, first) if isinstance(first, int) else batch_size
@@ -121,7 +121,7 @@ def _list_images(folder: Path) -> tuple[list[Path], Array | None]:
     }
     if direct and classes:
         raise InputError(
-            f"{folder} holds images both directly and in subfolders; keep either a flat folder "
+            f"'{folder}' holds images both directly and in subfolders; keep either a flat folder "
             "without labels or one subfolder per class"
         )
     if not classes:
@@ -225,7 +225,7 @@ def _read_image(path: Path, target: _Target) -> Array:
             image = image.convert("L" if target.color == "L" else "RGB")
             pixels = np.asarray(_resize(image, target, pillow))
     except Exception as error:
-        raise InputError(f"{path} cannot be read as an image") from error
+        raise InputError(f"'{path}' cannot be read as an image") from error
     pixels = pixels.reshape(*target.size, -1)
     if target.color == "BGR":
         pixels = pixels[:, :, ::-1]
@@ -234,7 +234,7 @@ def _read_image(path: Path, target: _Target) -> Array:
         pixels = (pixels * np.float32(target.scale) - target.mean) / target.std
     if target.channels_first:
         pixels = pixels.transpose(2, 0, 1)
-    return conform(pixels, target.spec, str(path))
+    return conform(pixels, target.spec, f"'{path}'")
 
 
 def _resize(image: Any, target: _Target, pillow: Any) -> Any:

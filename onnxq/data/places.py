@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from onnxq.errors import InputError, UnreachableError
 from onnxq.saved import cache_folder
+from onnxq.scratch import scratch_folder
 
 
 def is_address(place: object) -> bool:
@@ -42,16 +41,15 @@ def at_hand(place: str, *, model: bool = False) -> Path:
         kept = cache_folder() / "places" / name
         whole = kept / path.rstrip("/").rpartition("/")[2]
         if not kept.is_dir():
-            making = kept.with_name(f"making-{uuid.uuid4().hex}")
-            making.mkdir(parents=True)
-            try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with scratch_folder(kept.parent) as folder:
+                making = folder / name
+                making.mkdir()
                 _fetch(system, path, making / whole.name)
                 if model:
                     _fetch_external(system, path, making / whole.name)
                 with suppress(FileExistsError):
                     _rename(making, kept)
-            finally:
-                shutil.rmtree(making, ignore_errors=True)
     except (OSError, ValueError, ImportError) as error:
         why = str(error) or type(error).__name__
         raise UnreachableError(f"cannot read '{place}': {why}") from error

@@ -40,7 +40,7 @@ def protobuf_source(
         for directory in sets:
             yield _read_set(directory, inputs)
 
-    return FeedSource(str(folder), feeds, inputs, limit)
+    return FeedSource(f"'{folder}'", feeds, inputs, limit)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -60,25 +60,25 @@ def _read_set(folder: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     for index in sorted(wanted ^ files.keys()):
         if index in wanted:
             raise InputError(
-                f"{folder} has no input_{index}.pb for the model's input {inputs[index].name!r}"
+                f"'{folder}' has no input_{index}.pb for the model's input {inputs[index].name!r}"
             )
-        raise InputError(f"{files[index]}: the model has only {len(inputs)} inputs")
+        raise InputError(f"'{files[index]}': the model has only {len(inputs)} inputs")
     return {spec.name: _read_tensor(files[index], spec) for index, spec in enumerate(inputs)}
 
 
 def _read_tensor(path: Path, spec: TensorSpec) -> Array:
     if spec.dtype is None:
         raise InputError(
-            f"{path}: the model's input {spec.name!r} has type {spec.onnx_type}; only tensors are "
-            "read"
+            f"'{path}': the model's input {spec.name!r} has type {spec.onnx_type}; only tensors "
+            "are read"
         )
     try:
         tensor = onnx.TensorProto.FromString(path.read_bytes())
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise InputError(f"{path} refers to another file, which is not followed")
+            raise InputError(f"'{path}' refers to another file, which is not followed")
         array: Array = onnx.numpy_helper.to_array(tensor)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise InputError(f"'{path}' cannot be read: {error.strerror}") from error
     except (DecodeError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path} is damaged or no ONNX tensor") from error
+        raise InputError(f"'{path}' is damaged or no ONNX tensor") from error
     return array

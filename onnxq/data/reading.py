@@ -130,7 +130,7 @@ def _from_path(
 ) -> Source:
     path = Path(data)
     if path.is_file():
-        return mapping_source(str(path), read_npz(path), inputs, batch_size)
+        return mapping_source(f"'{path}'", read_npz(path), inputs, batch_size)
     if path.is_dir():
         if files := sorted(path.glob("*.npz"), key=lambda file: natural_key(file.name)):
             return folder_source(path, files, inputs, batch_size)
@@ -138,17 +138,17 @@ def _from_path(
             return protobuf_source(path, sets, inputs, samples)
         if has_images(path):
             return ImageSource(path, inputs, images or ImageOptions(), batch_size)
-        raise InputError(f"{path} holds no .npz files, no input_0.pb and no images")
+        raise InputError(f"'{path}' holds no .npz files, no input_0.pb and no images")
     if not isinstance(data, str) or not is_function_name(data):
         raise InputError(
-            f"{data}: no such file or folder; data is an .npz file, a folder or module:function"
+            f"'{data}': no such file or folder; data is an .npz file, a folder or module:function"
         )
     function = load_function(data)
     try:
         feeds = function()
     except Exception as error:
-        raise InputError(f"{data}: {failure(error, 'calling it')}") from error
-    return _from_memory(data, feeds, inputs, batch_size, samples)
+        raise InputError(f"'{data}': {failure(error, 'calling it')}") from error
+    return _from_memory(f"'{data}'", feeds, inputs, batch_size, samples)
 
 
 def _from_memory(

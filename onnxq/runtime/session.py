@@ -224,7 +224,7 @@ def operator_name(domain: str, op_type: str) -> str:
 def model_label(model: ModelLike) -> str:
     """Return what an error message calls the model: its path, or its graph's name."""
     if isinstance(model, str | os.PathLike):
-        return os.fspath(model)
+        return f"'{os.fspath(model)}'"
     if isinstance(model, onnx.ModelProto) and model.graph.name:
         return f"model {model.graph.name!r}"
     return "the model"

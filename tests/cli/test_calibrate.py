@@ -31,7 +31,7 @@ def test_every_calibrator(onnxq: Command, case: Case, tmp_path: Path, name: str)
     out = tmp_path / "ranges.json"
     done = onnxq("calibrate", case.model, "--data", case.data, "--calibrator", name, "-o", out)
     assert (done.code, done.err) == (0, "")
-    assert done.out.splitlines()[-1] == f"Wrote {out}."
+    assert done.out.splitlines()[-1] == f"Wrote '{out}'."
     ranges = Ranges.load(out)
     # The samples that `optimize` keeps for verifying are not seen.
     assert (ranges.calibrator, ranges.samples) == (name, SAMPLES // 2)

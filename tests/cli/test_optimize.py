@@ -86,7 +86,7 @@ def test_the_model_is_written_and_the_summary_printed(run, case: Case, tmp_path:
     assert [line.split()[0] for line in lines[1:4]] == ["agreement", "latency", "size"]
     assert "drop<=0.01" in found.out and "speedup>=0" in found.out
     assert "FAILED" not in found.out
-    assert lines[-1] == f"Wrote {out}."
+    assert lines[-1] == f"Wrote '{out}'."
     assert list(tmp_path.iterdir()) == [out]
     onnx.checker.check_model(out, full_check=True)
     assert out.read_bytes() == case.candidate.read_bytes(), "the same model every time"
@@ -147,7 +147,7 @@ def test_a_broken_promise_with_keep_failed(run, case: Case, tmp_path: Path) -> N
     out = tmp_path / "out.onnx"
     found = run("-o", out, "--min-sqnr", "200", "--keep-failed")
     assert (found.code, found.err) == (1, "")
-    assert found.out.splitlines()[-1] == f"A promise broke; wrote {out} all the same."
+    assert found.out.splitlines()[-1] == f"A promise broke; wrote '{out}' all the same."
     assert out.read_bytes() == case.candidate.read_bytes()
 
 
@@ -164,7 +164,7 @@ def test_report_folder(run, tmp_path: Path) -> None:
     found = run("-o", tmp_path / "out.onnx", "--report", folder)
     assert found.code == 0
     assert found.out.splitlines()[-1] == (
-        f"Wrote {tmp_path / 'out.onnx'}. The report is in {folder / 'report.html'}."
+        f"Wrote '{tmp_path}/out.onnx'. The report is in '{folder}/report.html'."
     )
     assert sorted(p.name for p in folder.iterdir()) == [
         "junit.xml",

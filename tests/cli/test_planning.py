@@ -56,7 +56,7 @@ def test_sensitivity_prints_the_ranking(run, tmp_path: Path) -> None:
     assert total == pytest.approx(
         -10 * math.log10(10 ** (-weights / 10) + 10 ** (-activations / 10)), abs=0.2
     )
-    assert lines[-1] == f"Wrote {tmp_path / 's.json'}."
+    assert lines[-1] == f"Wrote '{tmp_path}/s.json'."
     saved = Sensitivity.load(tmp_path / "s.json")
     assert [name for name, _ in saved.ranking("int8")][: len(rows)] == [row[0] for row in rows]
 
@@ -88,7 +88,7 @@ def test_cost_writes_a_table(onnxq: Command, case: Case, tmp_path: Path, kind: s
     assert (found.code, found.err) == (0, "")
     table = Costs.load(tmp_path / "c.json")
     assert table.kind == kind and set(NODES) <= set(table.nodes)
-    assert found.out.splitlines()[-1] == f"Wrote {tmp_path / 'c.json'}."
+    assert found.out.splitlines()[-1] == f"Wrote '{tmp_path}/c.json'."
     assert any(line.startswith("head") for line in found.out.splitlines())
 
 
@@ -99,7 +99,7 @@ def test_plan_and_apply(run, onnxq: Command, case: Case, tmp_path: Path) -> None
     plan, out = tmp_path / "p.toml", tmp_path / "q.onnx"
     found = run("plan", "-o", plan, "--cost", "size", "--pin", "sec*=float32")
     assert (found.code, found.err) == (0, "")
-    assert "pinned by hand" in found.out and found.out.splitlines()[-1] == f"Wrote {plan}."
+    assert "pinned by hand" in found.out and found.out.splitlines()[-1] == f"Wrote '{plan}'."
     assert Plan.load(plan).precisions()["second"] == "float32"
     found = onnxq("apply", case.model, plan, "-o", out, "--json", tmp_path / "a.json")
     assert (found.code, found.err) == (0, "")
@@ -254,7 +254,7 @@ def test_optimize_writes_the_plan_of_the_model(
         "0",
     )
     assert (found.code, found.err) == (0, "")
-    assert found.out.splitlines()[-1].startswith(f"Wrote {out}. The plan is in {plan}.")
+    assert found.out.splitlines()[-1].startswith(f"Wrote '{out}'. The plan is in '{plan}'.")
     assert any(line.startswith("candidates") for line in found.out.splitlines())
     assert "certain only up to" in found.out and "held-out samples would prove" in found.out
     body = strict_json((tmp_path / "r.json").read_text())

@@ -13,7 +13,7 @@ def test_a_page_of_one_report(onnxq: Command, tmp_path: Path) -> None:
     file, page = tmp_path / "report.json", tmp_path / "page.html"
     a_report().save(file)
     found = onnxq("report", file, "-o", page)
-    assert (found.code, found.out) == (0, f"Wrote {page}.\n")
+    assert (found.code, found.out) == (0, f"Wrote '{page}'.\n")
     assert page.read_text("utf-8") == to_html(a_report())
 
 

@@ -31,7 +31,7 @@ def test_the_default_pipeline(onnxq: Command, case: Case, tmp_path: Path) -> Non
     np.testing.assert_allclose(outputs(out), outputs(case.model), rtol=1e-5, atol=1e-5)
     row = next(line for line in found.out.splitlines() if line.startswith("fuse-batch-norm"))
     assert row.split()[1] == "1"
-    assert found.out.splitlines()[-1] == f"Wrote {out}."
+    assert found.out.splitlines()[-1] == f"Wrote '{out}'."
     assert list(tmp_path.iterdir()) == [out]
 
 

@@ -47,7 +47,7 @@ def test_drift_is_told_and_is_exit_code_1(
     assert any(line.startswith("11 drift the values are above 10") for line in lines)
     assert "a step up the ladder; before: 6.0 dB, after: exact" in " ".join(lines)
     assert any(line.startswith("160 requests, 160 looked at: 1 alarm, 1 change") for line in lines)
-    assert lines[-1] == f"The report is in {tmp_path / 'report' / 'watch.html'}."
+    assert lines[-1] == f"The report is in '{tmp_path}/report/watch.html'."
     assert "the values are above 10" in (tmp_path / "report" / "watch.html").read_text()
     assert {path: path.read_bytes() for path in bundle.iterdir()} == before
 

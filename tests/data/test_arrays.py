@@ -272,7 +272,7 @@ def test_a_file_is_read_like_a_mapping(tmp_path: Path) -> None:
     np.savez_compressed(path, x=image, labels=np.arange(10), split=np.array([0, 1] * 5, bool))
     for source in (path, str(path)):
         dataset = read(source, [X], batch_size=4)
-        assert dataset.source == str(path)
+        assert dataset.source == f"'{path}'"
         first = next(iter(dataset.batches()))
         assert first.feeds["x"].dtype == np.float32
         np.testing.assert_array_equal(first.feeds["x"], image[:4])
@@ -325,7 +325,7 @@ def test_files_of_a_folder_must_agree(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", x=rows(2)[None])
     assert "same rank" in refusal(tmp_path, X)
     (tmp_path / "b.npz").write_bytes(b"PK\x03\x04 broken")
-    assert "b.npz is damaged" in refusal(tmp_path, X)
+    assert "b.npz' is damaged" in refusal(tmp_path, X)
 
 
 def archive(**members: bytes) -> bytes:

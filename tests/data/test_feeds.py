@@ -223,7 +223,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("module")
 def test_a_function_in_the_current_folder() -> None:
     dataset = read("my_feeds:generate", [X])
-    assert (dataset.source, values(dataset)) == ("my_feeds:generate", [0, 1, 2])
+    assert (dataset.source, values(dataset)) == ("'my_feeds:generate'", [0, 1, 2])
     assert values(read("my_feeds:Holder.generate", [X], samples=2)) == [0, 1]
     assert [batch.size for batch in read("my_feeds:arrays", [X]).batches()] == [16, 4]
     assert [b.size for b in read("my_feeds:arrays", [X], batch_size=10).batches()] == [10, 10]
@@ -291,7 +291,7 @@ def test_onnx_test_data_that_does_not_fit(tmp_path: Path) -> None:
     one = write_set(tmp_path / "one", np.zeros((1, 2), np.float32))
     assert "no input_1.pb for the model's input 'n'" in refusal(one, X, spec("n", "int64"))
     two = write_set(tmp_path / "two", np.zeros((1, 2), np.float32), np.zeros(1))
-    assert "input_1.pb: the model has only 1 inputs" in refusal(two)
+    assert "input_1.pb': the model has only 1 inputs" in refusal(two)
     wide = write_set(tmp_path / "wide", np.zeros((1, 3), np.float32))
     assert "has shape [1, 3]" in refusal(wide)
     sequence = TensorSpec("x", None, "seq(tensor(float))", None)

@@ -184,7 +184,7 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
     whole = (tmp_path / "a.png").read_bytes()
     for content in (b"hello", whole[: len(whole) // 2]):
         (tmp_path / "a.png").write_bytes(content)
-        assert "a.png cannot be read as an image" in refusal(tmp_path, NCHW)
+        assert "a.png' cannot be read as an image" in refusal(tmp_path, NCHW)
 
 
 def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

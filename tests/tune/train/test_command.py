@@ -43,7 +43,7 @@ def test_it_writes_model_plan_report_and_checkpoints(
     more = ("--epochs", "2", "--batch-size", "16", "--resume", str(tmp_path / "run"))
     more = (*more, "--plan-out", str(tmp_path / "p.toml"), "--report", str(tmp_path / "r"))
     assert command(files, *more, "--json", str(tmp_path / "r.json")) == 0
-    assert f"Wrote {files[2]}." in capsys.readouterr().out
+    assert f"Wrote '{files[2]}'." in capsys.readouterr().out
     body = json.loads((tmp_path / "r.json").read_text())
     training = body["training"]
     assert (training["epochs"], training["device"]) == (2, "cpu")
