@@ -31,6 +31,11 @@ BITS = "w8a8 (2 to 8 bits of weights, 1 to 8 of activations), ternary, binary, t
 
 _BITS = re.compile(r"(?:w([2-8])|(ternary|binary))-?(?:a([1-8]))?")
 
+_NOTHING_BETTER = (
+    "No epoch was better on held-out data than the model before training, which was kept: train "
+    "on more samples, for more epochs, or with another --lr."
+)
+
 
 def train(
     model: ModelLike,
@@ -136,6 +141,8 @@ def train(
             notes = (*notes, _trained_in(bits))
         if norms:
             notes = (*notes, _lived(settings.batch_norm, fitted.norms, len(norms)))
+        if not fitted.facts.best:
+            notes = (*notes, _NOTHING_BETTER)
         return replace(found, report=replace(found.report, training=fitted.facts, notes=notes))
 
     return made(

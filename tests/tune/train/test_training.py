@@ -117,6 +117,7 @@ def test_few_bits(
     facts = found.report.training
     # Activations of one bit learn nothing in three epochs.
     assert facts is not None and (facts.best > 0 or bits == "binary-a1")
+    assert any("No epoch" in note for note in found.report.notes) == (facts.best == 0)
     assert any(f"Trained in {bits}, " in note for note in found.report.notes)
     given = {"x": data["x"][:32]}
     with torch.no_grad():
@@ -290,6 +291,7 @@ def test_what_is_no_better_is_not_kept(network: Graph, data: dict[str, np.ndarra
     found = trained(network, data, lr=30.0, epochs=1, optimizer="sgd")
     assert found.report.training is not None
     assert found.report.training.best == 0
+    assert any("No epoch was better" in note for note in found.report.notes)
 
 
 def test_parts_of_an_update_are_the_update(network: Graph, data: dict[str, np.ndarray]) -> None:
