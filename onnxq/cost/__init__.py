@@ -2,8 +2,9 @@
 
 from onnxq.cost.bench import Bench
 from onnxq.cost.cache import Measurements, machine
+from onnxq.cost.computed import flops_costs, size_costs
 from onnxq.cost.costs import Costs
-from onnxq.cost.measure import flops_costs, measure_costs, size_costs
+from onnxq.cost.measure import measure_costs
 
 __all__ = [
     "Bench",

@@ -1,10 +1,9 @@
-"""Measuring what nodes and borders cost on this machine, and computing it without one."""
+"""Measuring what nodes and borders cost on this machine."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
@@ -14,17 +13,15 @@ import onnx
 
 from onnxq.cost.bench import Bench, Feeds
 from onnxq.cost.cache import Measurements
+from onnxq.cost.computed import shared_out
 from onnxq.cost.costs import Costs
 from onnxq.ir import DataType, Graph, Node, TensorType, Value, infer_types, to_proto
 from onnxq.ir.blocks import repeated_blocks, without_weights
 from onnxq.passes.notes import node_name
-from onnxq.passes.static.operands import channel_axis
 from onnxq.passes.static.placement import Placement
-from onnxq.passes.weights.weight_rewrites import ConstantWeight, find_weight
-from onnxq.precision import FLOAT, parse_precision
+from onnxq.precision import FLOAT
 from onnxq.runtime import NodeTime
 from onnxq.runtime.specs import Array
-from onnxq.targets import Target
 
 _TAIL = re.compile(r"(_nchwc|_nhwc|_token_\d+|_quant|_matmulinteger\w*|/\w+Fusion/)+$")
 
@@ -63,9 +60,6 @@ _BORDERS = ("QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "
 
 _RESTORING = "/restoring"
 """Behind the name of a node in those of the DequantizeLinears that restore its weights."""
-
-_BORDER_FLOPS = 8.0
-"""What turning one element into or out of an integer costs, in multiplications."""
 
 
 def measure_costs(
@@ -110,15 +104,18 @@ def measure_costs(
     for variant in variants.values():
         _name_what_restores(variant)
     bench = Bench(backend, provider, threads, known)
-    found = {
-        name: by_node(graph, times) or _shared_out(nodes, placed, name, times)
-        for name, times in bench.profiles({FLOAT: graph, **variants}, feeds).items()
-    }
+    profiles = bench.profiles({FLOAT: graph, **variants}, feeds)
+    found = {name: by_node(graph, times) for name, times in profiles.items()}
+    sizes = _sizes(graph, feeds)
+    if not all(found.values()):
+        totals = {name: sum(time.ms for time in times) for name, times in profiles.items()}
+        shares = shared_out(nodes, placed, totals, sizes)
+        found = {name: times or shares[name] for name, times in found.items()}
     costs = {
         name: {p: times.get(name, 0.0) for p, times in found.items()}
         for name in map(node_name, nodes)
     }
-    borders = _measure_borders(graph, placed, found[FLOAT], feeds, bench)
+    borders = _measure_borders(sizes, placed, found[FLOAT], bench)
     return Costs("latency", model_sha256, bench.here, _alike(graph, costs), borders)
 
 
@@ -136,89 +133,6 @@ def _alike(
             }
             found.update(dict.fromkeys(names, mean))
     return found
-
-
-def size_costs(
-    nodes: Sequence[Node], precisions: Sequence[str], target: Target, model_sha256: str = ""
-) -> Costs:
-    """Bytes of every node's weights, by precision, with their scales; borders cost nothing.
-
-    Those of a weight that several of the nodes read are divided among these.
-    """
-    weights = {node: _weights(node) for node in nodes}
-    readers = Counter(value for values in weights.values() for value in values)
-    costs = {
-        node_name(node): {
-            p: sum(b / readers[v] for v, b in _stored_bytes(node, own, p, target).items())
-            for p in (FLOAT, *precisions)
-        }
-        for node, own in weights.items()
-    }
-    return Costs("size", model_sha256, {}, costs, {})
-
-
-def _stored_bytes(
-    node: Node, weights: Sequence[Value], precision: str, target: Target
-) -> dict[Value, float]:
-    """Bytes that each of a node's weights takes in a precision."""
-    parsed = parse_precision(precision)
-    layouts = {weight.value: layout for weight, layout in parsed.weights(node, target)}
-    found = {}
-    for value in weights:
-        assert value.data is not None
-        found[value] = parsed.stored_bits / 8 * value.data.size
-        if value in layouts:
-            found[value] += layouts[value].qparams_bytes(value.data.shape)
-    return found
-
-
-def flops_costs(
-    nodes: Sequence[Node], placed: Placement, precisions: Sequence[str], model_sha256: str = ""
-) -> Costs:
-    """Multiplications of every node, weighted by precision, and elements at every border.
-
-    For planning for a machine that is not at hand: orders of magnitude, not milliseconds. Nodes
-    that only follow count one operation per element.
-    """
-    costs: dict[str, dict[str, float]] = {}
-    for node in nodes:
-        work, rule = _elements(node.outputs[0]), placed.nodes.get(node)
-        weight = node.input(rule.weight) if rule and rule.weight is not None else None
-        if rule and rule.role == "compute" and weight is not None and weight.shape:
-            axis = channel_axis(node, rule)
-            channels = weight.shape[0 if axis is None else axis]
-            if all(isinstance(d, int) for d in weight.shape) and channels:
-                work *= prod(int(d or 1) for d in weight.shape) / int(channels or 1)
-        costs[node_name(node)] = {
-            p: work * parse_precision(p).relative_time for p in (FLOAT, *precisions)
-        }
-    crossing = {value.name: _elements(value) * _BORDER_FLOPS for value in placed.roots}
-    borders = {name: (work, work) for name, work in crossing.items()}
-    return Costs("flops", model_sha256, {}, costs, borders)
-
-
-_STORED = {"Gather": (0,), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2)}
-"""Slots of the weights of operators that are no products."""
-
-
-def _weights(node: Node) -> list[Value]:
-    """Constant floats that a node reads as weights."""
-    found = (find_weight(node, slot) for slot in _STORED.get(node.op_type, (1,)))
-    return [weight.value for weight in found if isinstance(weight, ConstantWeight)]
-
-
-def _elements(value: Value | None) -> float:
-    shape = None if value is None else value.shape
-    return float(prod(d if isinstance(d, int) else 1 for d in shape or ()))
-
-
-def _shared_out(
-    nodes: Sequence[Node], placed: Placement, precision: str, times: Sequence[NodeTime]
-) -> dict[str, float]:
-    """Milliseconds of a model whose nodes a provider compiles into one, by what they multiply."""
-    work = {n: c[precision] for n, c in flops_costs(nodes, placed, [precision]).nodes.items()}
-    share = sum(time.ms for time in times) / (sum(work.values()) or 1.0)
-    return {name: amount * share for name, amount in work.items()}
 
 
 def _name_what_restores(graph: Graph) -> None:
@@ -284,10 +198,9 @@ def _of_kind(node: Node, kind: str, spent: Mapping[Node, float]) -> Node:
 
 
 def _measure_borders(
-    graph: Graph,
+    sizes: Mapping[str, tuple[int, ...]],
     placed: Placement,
     in_place: Mapping[str, float],
-    feeds: Feeds,
     bench: Bench,
 ) -> dict[str, tuple[float, float]]:
     """What it costs to turn each value into integers, and into floats.
@@ -296,7 +209,6 @@ def _measure_borders(
     such readers pays twice, and operators that were one kernel in float come apart: those that
     took no time of their own in the float model are timed by themselves and added.
     """
-    sizes = _sizes(graph, feeds)
     shapes = {v: sizes[v.name] for v in placed.roots if v.name in sizes}
     names = {shape: json.dumps(shape) for shape in shapes.values()}
     found = bench.operators(
