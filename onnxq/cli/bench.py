@@ -8,10 +8,11 @@ from pathlib import Path
 
 from onnxq.benchmark import NATIVE, BenchRow, bench
 from onnxq.cli.parsed import providers
-from onnxq.cli.terminal import EXIT_GATE, Outcome, table
+from onnxq.cli.terminal import EXIT_GATE, OneLine, Outcome, table
 from onnxq.errors import InputError
 from onnxq.progress import Progress
 from onnxq.report import words
+from onnxq.report.words import printable
 
 HELP = "measure the latency of several models in turn, as ratios to the first"
 
@@ -56,7 +57,7 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     first = {row.provider: row for row in reversed(rows)}
-    names = {Path(row.model).name for row in rows}
+    names = frozenset(printable(Path(row.model).name) for row in rows)
     are_told_apart = len(names) == len({row.model for row in rows})
     headings = ["model", "median", "10 % to 90 %", "speedup", "95 % interval", "size"]
     if parsed.web:
@@ -65,7 +66,7 @@ def run(parsed: argparse.Namespace, progress: Progress) -> Outcome:
         headings.insert(1, "provider")
     cells = [
         (
-            Path(row.model).name if are_told_apart else row.model,
+            OneLine(printable(Path(row.model).name), names) if are_told_apart else row.model,
             *(() if parsed.web else (row.provider,)),
             words.milliseconds(row.median_ms),
             f"{words.significant(row.p10_ms)} to {words.milliseconds(row.p90_ms)}",

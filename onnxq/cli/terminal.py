@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from rich.console import Console, JustifyMethod, RenderableType
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -23,7 +24,7 @@ from onnxq.errors import InputError
 from onnxq.plain import finite
 from onnxq.progress import SILENT, Progress
 from onnxq.report.text import grid
-from onnxq.report.words import duration, printable
+from onnxq.report.words import duration, printable, shortened
 from onnxq.saved import write_text
 
 EXIT_OK, EXIT_GATE, EXIT_INPUT, EXIT_DEFECT = 0, 1, 2, 70
@@ -33,6 +34,9 @@ WIDTH = 100
 
 NARROWEST = 72
 """Fewest columns that tables are laid out for: in less, figures would be cut off."""
+
+_FEWEST = 14
+"""Characters to which a name is shortened; where there is room for fewer, it is broken."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,30 @@ class Outcome:
     code: int = EXIT_OK
 
 
+@dataclass(frozen=True)
+class OneLine:
+    """A name that loses its middle where there is little room, rather than to be broken.
+
+    Attributes:
+        name: The name.
+        all: Those that it stands among: where two of them would look the same, all are broken.
+    """
+
+    name: str
+    all: frozenset[str]
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """What rich asks: how much room it takes."""
+        return Measurement(min(_FEWEST, len(self.name)), len(self.name))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """What rich asks: how it looks."""
+        width = options.max_width
+        are_told_apart = len({shortened(name, width) for name in self.all}) == len(self.all)
+        shortens = width >= _FEWEST and are_told_apart
+        yield Text(shortened(self.name, width) if shortens else self.name, overflow="fold")
+
+
 def table(
     rows: Iterable[Sequence[object]],
     headings: Sequence[str] = (),
@@ -55,13 +83,16 @@ def table(
     """Rows of cells, of which the first names things.
 
     Args:
-        rows: What stands in the cells.
+        rows: What stands in the cells: `OneLine`, or what is printed as text.
         headings: What stands above each column.
         align: ``<``, ``|`` or ``>`` for each column after the first: words, words that are never
             broken, or figures, which are never broken; the first without it.
         fold: Whether long names in the first column are broken.
     """
-    lines = [[Text(printable(str(cell))) for cell in row] for row in rows]
+    lines: list[list[RenderableType]] = [
+        [cell if isinstance(cell, OneLine) else Text(printable(str(cell))) for cell in row]
+        for row in rows
+    ]
     if headings:
         lines.insert(0, [Text(printable(h), "bold") for h in headings])
     found = grid(fold=fold)

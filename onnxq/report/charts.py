@@ -26,7 +26,7 @@ _SENSITIVE = 30
 """Most nodes of a ranking that are drawn."""
 
 _LABEL = 26
-"""Characters of a label beside bars; what tells names apart is mostly at their end."""
+"""Characters of a label beside bars."""
 
 MOST_LAYERS = 4000
 """Layers whose error is drawn, at most."""
@@ -53,6 +53,10 @@ def colour(precision: str) -> str:
 def text(name: str) -> str:
     """A name that plotly shows as it is."""
     return html.escape(words.printable(name), quote=False)
+
+
+def _short(name: str) -> str:
+    return text(words.shortened(words.printable(name), _LABEL))
 
 
 def drop(metric: MetricFacts, report: Report) -> Chart:
@@ -167,7 +171,7 @@ def bars(
     axes["yaxis"] |= {
         "tickmode": "array",
         "tickvals": list(range(len(found))),
-        "ticktext": [text(_short(name)) for name, *_ in found],
+        "ticktext": [_short(name) for name, *_ in found],
         "range": [len(found) - 0.4, -0.6],
         "automargin": True,
         "showgrid": False,
@@ -317,7 +321,7 @@ def methods(report: Report) -> Chart:
     axes["yaxis"] |= {
         "tickmode": "array",
         "tickvals": list(range(len(names))),
-        "ticktext": [text(_short(name)) for name in names],
+        "ticktext": [_short(name) for name in names],
         "automargin": True,
         "range": [len(names) - 0.4, -0.6],
     }
@@ -506,11 +510,6 @@ def _decibels(loss: float) -> float:
     if math.isnan(loss):
         return -math.inf
     return -10 * math.log10(loss) if loss > 0 else math.inf
-
-
-def _short(name: str) -> str:
-    shown = words.printable(name)
-    return shown if len(shown) <= _LABEL else f"{shown[:6]}…{shown[-(_LABEL - 7) :]}"
 
 
 def _rounded(number: float) -> float:

@@ -36,6 +36,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else _escape(c) for c in text)
 
 
+def shortened(name: str, width: int) -> str:
+    """A name in so many characters; what tells names apart is mostly at their end."""
+    head = max(0, min(6, (width - 1) // 3))
+    return name if len(name) <= width else f"{name[:head]}…{name[head + 1 - width :]}"
+
+
 def _escape(char: str) -> str:
     return char.encode("unicode_escape", errors="surrogatepass").decode("ascii")
 

@@ -12,10 +12,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxq.cli.terminal import NARROWEST, WIDTH, emit, progress, show, show_live, table, write_json
+from onnxq.cli.terminal import (
+    NARROWEST,
+    WIDTH,
+    OneLine,
+    emit,
+    progress,
+    show,
+    show_live,
+    table,
+    write_json,
+)
 from onnxq.errors import InputError
 from onnxq.progress import SILENT, expect
 
@@ -234,3 +245,23 @@ def test_a_full_device_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_emit_without_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     emit("x")
+
+
+@pytest.mark.parametrize(
+    ("width", "names", "shown"),
+    [
+        (53, ("a_long_name_float.onnx", "a_long_name_int8.onnx"), ["a_long_name_float.onnx"]),
+        (47, ("a_long_name_float.onnx", "a_long_name_int8.onnx"), ["a_lon…float.onnx"]),
+        (47, ("float_1_named.onnx", "float_2_named.onnx"), ["float_1_named.on", "nx"]),
+        (42, ("a_long_name_float.onnx", "a_long_name_int8.onnx"), ["a_long_name", "_float.onnx"]),
+    ],
+    ids=["whole", "shortened", "like another", "too narrow"],
+)
+def test_names_stay_on_one_line_where_that_tells_them_apart(
+    width: int, names: tuple[str, ...], shown: list[str]
+) -> None:
+    text = io.StringIO()
+    cells = [(OneLine(name, frozenset(names)), "12.5 ms to 1.25 seconds or so") for name in names]
+    Console(file=text, width=width).print(table(cells, align=">", fold=True))
+    found = [line.split("  ")[0].rstrip() for line in text.getvalue().splitlines()]
+    assert found[: len(shown)] == shown
