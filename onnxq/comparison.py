@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 from onnxq.data import DataLike, ImageOptions, read
+from onnxq.errors import as_list
 from onnxq.ir import ModelLike, load
 from onnxq.ir.saving import constant_bytes
 from onnxq.job import as_file, held_out_part, label
@@ -72,7 +73,7 @@ def compare(
         InputError: a model, the data or an option cannot be used.
     """
     started = time.perf_counter()
-    parsed = tuple(g if isinstance(g, Gate) else Gate.parse(g) for g in gates)
+    parsed, providers = Gate.listed(gates), as_list(providers, "providers")
     options = CompareOptions(
         metric=metric,
         providers=distinct_providers(providers),

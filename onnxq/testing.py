@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def assert_equivalent(
         InputError: a model, the data or an option cannot be used.
     """
     __tracebackhide__ = True
-    parsed = [g if isinstance(g, Gate) else Gate.parse(g) for g in gates]
+    parsed = Gate.listed(gates)
     report = compare(
         float_model,
         candidate,
@@ -96,9 +97,9 @@ def _miss(facts: GateFacts) -> str:
     if facts.value is None:
         return "not measured"
     gate = Gate.parse(facts.expr)
-    by = words.number(abs(facts.value - gate.bound))
+    by, measured = abs(facts.value - gate.bound), f"measured {words.gate_value(facts)}"
     how = {"<": "too much", ">": "too little"}.get(gate.comparison[0], "apart")
-    return f"measured {words.gate_value(facts)}, {by} {how}"
+    return f"{measured}, {words.number(by)} {how}" if math.isfinite(by) else measured
 
 
 def _where(report: Report) -> str:
@@ -106,7 +107,7 @@ def _where(report: Report) -> str:
     if report.jump is not None:
         return f"The error first jumps here: {words.jump(report.jump)}."
     found = ", ".join(
-        words.printable(f"{layer.node} ({layer.op_type}, {layer.precision})")
+        f"{words.name(layer.node)} ({words.printable(layer.op_type)}, {layer.precision})"
         + f" {words.decibels(layer.sqnr_db)}"
         for layer in weakest(report.layers, _WEAKEST)
         if layer.sqnr_db is not None

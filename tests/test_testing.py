@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import faults
 import numpy as np
@@ -112,6 +113,33 @@ def _asked(*arguments: object, **_: object) -> None:
     raise _AskedError(arguments[4].latency)  # type: ignore[attr-defined]
 
 
-def test_what_cannot_be_used_is_no_failed_assertion(original: Graph, feeds: Feeds) -> None:
-    with pytest.raises(InputError, match="'beauty'"):
-        assert_equivalent(to_proto(original), to_proto(original), feeds, gates=["beauty>=1"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gates": ["beauty>=1"]}, "'beauty'"),
+        ({"providers": "cpu"}, r"option 'providers' is a list; write \['cpu'\]"),
+        ({"metric": len}, "a metric is given by its name, as 'accuracy' or 'module:function', not"),
+        ({"candidate": {}}, "a model is given as a path, its file's bytes or a ModelProto, not as"),
+    ],
+)
+def test_what_cannot_be_used_is_no_failed_assertion(
+    original: Graph, feeds: Feeds, options: dict[str, Any], message: str
+) -> None:
+    model = to_proto(original)
+    with pytest.raises(InputError, match=message):
+        assert_equivalent(model, options.pop("candidate", model), feeds, **options)
+
+
+def test_a_long_name_and_infinite_errors_leave_the_message_readable(
+    original: Graph, feeds: Feeds
+) -> None:
+    model, broken = to_proto(original), to_proto(original)
+    name, weight = f"layer{'x' * 3000}", broken.graph.initializer[0]
+    broken.graph.node[0].name = name
+    nothing = np.full(weight.dims, np.nan, np.float32)
+    weight.CopyFrom(onnx.numpy_helper.from_array(nothing, weight.name))
+    with pytest.raises(AssertionError) as caught:
+        assert_equivalent(model, broken, feeds, gates=["sqnr>=20", "max_abs<=1"])
+    said = str(caught.value)
+    assert "sqnr>=20: measured -inf\n  max_abs<=1: measured inf\n" in said
+    assert "layerxxx" in said and len(said) < 600

@@ -50,6 +50,11 @@ def load(source: ModelLike) -> Graph:
         return from_proto(source)
     if isinstance(source, bytes):
         return from_proto(parse(source, "the serialized model"))
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(
+            "a model is given as a path, its file's bytes or a ModelProto, not as "
+            f"{type(source).__name__}"
+        )
     path = Path(source)
     found = withhold(path)
     if found is not None:

@@ -18,7 +18,7 @@ from onnxq.verify.result import DeploymentFacts, GateFacts, Report
 
 _WEAKEST = 10
 _LONGEST = 200
-"""Most characters of a name: services cut off long comments."""
+"""Most characters of a word that is looked at for what ends it."""
 
 _DEPLOYMENT = ("target, python", "model", "speedup", "interval", "SQNR", "size", "verdict")
 
@@ -65,7 +65,7 @@ def text(sentence: str) -> str:
 def _word(word: str) -> str:
     if word == "->":
         return "→"
-    # The pattern looks at what ends a word once for each of its characters.
+    # The pattern looks once for each of a word's characters.
     found = _WORD.fullmatch(word) if len(word) <= _LONGEST else None
     before, core, after = ("", word, "") if found is None else found.groups()
     return f"{before}{core if _PLAIN.fullmatch(core) else code(core)}{after}"
@@ -73,9 +73,7 @@ def _word(word: str) -> str:
 
 def code(name: str) -> str:
     """A name as it is, in a cell of a table, too."""
-    shown = words.printable(name)
-    if len(shown) > _LONGEST:
-        shown = f"{shown[: _LONGEST // 2]}…{shown[-_LONGEST // 2 :]}"
+    shown = words.name(name)
     if not _ENDS_CODE.search(shown):
         return f"`{shown}`" if shown else ""
     spelled = (c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in shown)

@@ -18,7 +18,7 @@ def told_of(found: ProviderFacts) -> str:
         parts.append(f"leaves {found.nodes_left} to others: {_left(found)}")
     parts.append(f"SQNR {words.decibels(found.sqnr_db)}")
     if found.agrees is False:
-        parts.append(f"parts from the CPU provider at {words.printable(found.parts_at)}")
+        parts.append(f"parts from the CPU provider at {words.name(found.parts_at)}")
     return ", ".join(parts)
 
 

@@ -107,7 +107,8 @@ def _gates(report: Report) -> Iterator[tuple[str, str, Text]]:
 def _weakest(report: Report) -> Iterator[tuple[str, str, str]]:
     label = "weakest layers"
     for layer in weakest(report.layers, _WEAKEST):
-        what = words.printable(f"{layer.node} ({layer.op_type}, {layer.precision})")
+        kind = words.printable(f"{layer.op_type}, {layer.precision}")
+        what = f"{words.name(layer.node)} ({kind})"
         yield label, "" if layer.sqnr_db is None else words.decibels(layer.sqnr_db), what
         label = ""
     if label:
@@ -133,7 +134,7 @@ def _layers(report: Report) -> Table:
             worst,
             "" if layer.saturation is None else words.share(layer.saturation),
         )
-        name = words.printable(f"{layer.node} ({layer.op_type})")
+        name = f"{words.name(layer.node)} ({words.printable(layer.op_type)})"
         table.add_row(Text(name, ""), *(Text(cell) for cell in cells))
     return table
 

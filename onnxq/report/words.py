@@ -21,6 +21,9 @@ from onnxq.verify.result import (
     ThroughputFacts,
 )
 
+_LONGEST = 200
+"""Most characters of a name: terminals and services are flooded by longer ones."""
+
 _UNSTEADY = 1.2
 """Factor between two measures of a speedup that shows a disturbed measurement."""
 
@@ -44,6 +47,13 @@ def shortened(name: str, width: int) -> str:
 
 def _escape(char: str) -> str:
     return char.encode("unicode_escape", errors="surrogatepass").decode("ascii")
+
+
+def name(text: str) -> str:
+    """A name from a model, printable, without its middle where it is long."""
+    shown = printable(text)
+    half = _LONGEST // 2
+    return shown if len(shown) <= _LONGEST else f"{shown[:half]}…{shown[-half:]}"
 
 
 def size(count: int) -> str:
@@ -137,10 +147,10 @@ def is_unsteady(float_ms: float, candidate_ms: float, speedup: float) -> bool:
 def jump(found: JumpFacts) -> str:
     """A sentence on the first layer that errs more than its precision explains."""
     cut = f"; {share(found.saturation)} of its values are cut off" if found.saturation else ""
-    others = f"; or {' or '.join(map(printable, found.others))} is" if found.others else ""
+    others = f"; or {' or '.join(map(name, found.others))} is" if found.others else ""
     return (
-        f"{printable(found.node)} ({printable(found.op_type)}) is at fault: "
-        f"{printable(found.what)} has {decibels(found.local_db)} on float's inputs, where its "
+        f"{name(found.node)} ({printable(found.op_type)}) is at fault: "
+        f"{name(found.what)} has {decibels(found.local_db)} on float's inputs, where its "
         f"precision explains {decibels(found.expected_db)}{cut}{others}"
     )
 

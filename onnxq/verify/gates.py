@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
-from onnxq.errors import InputError
+from onnxq.errors import InputError, as_list
 from onnxq.verify.paths import check_path, numbers
 from onnxq.verify.result import GateFacts, Report
 
@@ -85,6 +88,21 @@ class Gate:
     comparison: str
     bound: float
 
+    def __post_init__(self) -> None:
+        """See that a report can be held against it.
+
+        Raises:
+            InputError: naming what it cannot be held against.
+        """
+        text = f"the gate '{self.quantity}{self.comparison}{self.bound}'"
+        if self.comparison not in _OPERATORS:
+            raise InputError(f"{text} has none of the comparisons {', '.join(_OPERATORS)}")
+        if self.quantity not in QUANTITIES:
+            check_path(self.quantity, text, QUANTITIES)
+        bound: object = self.bound
+        if not isinstance(bound, Real) or math.isnan(bound):
+            raise InputError(f"{text} compares with '{bound}', which is no number")
+
     @classmethod
     def parse(cls, text: str) -> Gate:
         """Read ``"drop<=0.01"``.
@@ -92,27 +110,32 @@ class Gate:
         Raises:
             InputError: naming what cannot be read.
         """
+        if not isinstance(text, str):
+            raise InputError(f"a gate is a text as 'drop<=0.01', not {text!r}")
         found = re.fullmatch(r"\s*([^\s<>=!]+)\s*(<=|>=|==|!=|<|>)\s*([^\s=]\S*)\s*", text)
         if found is None:
             raise InputError(
                 f"cannot read the gate '{text}'; write a quantity, a comparison and a number, "
                 'as "drop<=0.01"'
             )
-        quantity = found[1]
-        if quantity not in QUANTITIES:
-            check_path(quantity, f"the gate '{text}'", QUANTITIES)
-        try:
-            bound = float(found[3])
-        except ValueError:
-            bound = math.nan
-        if math.isnan(bound):
-            raise InputError(f"the gate '{text}' compares with '{found[3]}', which is no number")
-        return cls(quantity, found[2], bound)
+        bound: Any = found[3]
+        with suppress(ValueError):
+            bound = float(bound)
+        return cls(found[1], found[2], bound)
 
     def __str__(self) -> str:
         short = f"{self.bound:g}"
         bound = short if float(short) == self.bound else repr(self.bound)
         return f"{self.quantity}{self.comparison}{bound}"
+
+    @classmethod
+    def listed(cls, given: Iterable[str | Gate]) -> tuple[Gate, ...]:
+        """Gates of which some are texts.
+
+        Raises:
+            InputError: one cannot be read, or it is no list of them.
+        """
+        return tuple(g if isinstance(g, Gate) else cls.parse(g) for g in as_list(given, "gates"))
 
     @property
     def is_timed(self) -> bool:

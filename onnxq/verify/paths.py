@@ -42,6 +42,8 @@ def check_path(path: str, of: str, others: Iterable[str]) -> None:
         if name not in below:
             here = ".".join(parts[:at])
             known = _offer(here, below)
+            if EVERY in below:
+                known = f"'{here}' is a list; write '{here}.*' for every element or '{here}.0'"
             if not here:
                 known = f"known: {', '.join(others)}, and in the JSON report {', '.join(below)}"
             raise InputError(f"{of} speaks of '{path}'; {known}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -55,7 +56,8 @@ def test_the_text_of_a_gate_reads_back(quantity: str, comparison: str, bound: fl
         ("0.1>=drop", "speaks of '0.1'; known: drop"),
         ("loss<=1", "speaks of 'loss'; known: drop, metric, agreement, speedup, sqnr"),
         ("metric.dorp<=1", "speaks of 'metric.dorp'; 'metric' has name, float, candidate, drop"),
-        ("outputs.sqnr_db>1", r"speaks of 'outputs.sqnr_db'; 'outputs' has \*$"),
+        ("outputs.sqnr_db>1", r"'outputs' is a list; write 'outputs.\*' for every element or"),
+        ("outputs.-1.sqnr_db>1", r"'outputs' is a list; write 'outputs.\*' for every element or"),
         ("metric.__class__>1", "speaks of 'metric.__class__'; 'metric' has name"),
         ("size>1", "'size', which is no number; 'size' has float_bytes, candidate_bytes, ratio"),
         ("versions.onnx>1", "'versions.onnx', which is no number"),
@@ -70,6 +72,34 @@ def test_the_text_of_a_gate_reads_back(quantity: str, comparison: str, bound: fl
 def test_what_cannot_be_read(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Gate.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (("drop", "=<", 0.1), "the gate 'drop=<0.1' has none of the comparisons <=, >="),
+        (("dorp", "<=", 0.1), "speaks of 'dorp'; known: drop"),
+        (("drop", "<=", "0.1"), "compares with '0.1', which is no number"),
+        (("drop", "<=", math.nan), "compares with 'nan', which is no number"),
+    ],
+)
+def test_what_is_no_gate(parts: tuple[Any, Any, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Gate(*parts)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("drop<=0.1", r"option 'gates' is a list; write \['drop<=0.1'\]"),
+        (None, "option 'gates' is a list, not None"),
+        ([0.01], "a gate is a text as 'drop<=0.01', not 0.01"),
+        ([("drop", "<=", 0.1)], "a gate is a text as 'drop<=0.01', not"),
+    ],
+)
+def test_what_is_no_list_of_gates(given: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Gate.listed(given)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,10 @@ def choose_metric(
     """
     if name in LABEL_FREE or (name is None and not has_labels):
         return None
+    if not isinstance(name, str | None):
+        raise InputError(
+            f"a metric is given by its name, as 'accuracy' or 'module:function', not as {name!r}"
+        )
     known = available_metrics()
     if name is None:
         rank = labels_ndim or 0
