@@ -325,17 +325,18 @@ def _searched(job: Job) -> Found:
     winner, report = search.prove(search.run())
     untried = (*winner.plan.untried, *search.untried)
     ranked = sorted(search.candidates, key=lambda c: -c.speedup)
-    facts = tuple(_facts(c, found.sensitivity) for c in ranked)
+    facts = tuple(_facts(c, (c.study or found).sensitivity) for c in ranked)
     marked = tuple(replace(f, chosen=c is winner) for f, c in zip(facts, ranked, strict=True))
     rungs = tuple(
-        Rung(c.label, c.graph, c.path) for c in ranked if c.label != REWRITTEN and not c.is_given
+        Rung(c.label, c.graph, c.path) for c in ranked if c.label != REWRITTEN and c.study is found
     )
     ladder = Ladder(prepared.graph, rungs) if rungs else None
     kept = with_gates(replace(baseline, candidates=facts, untried=untried), gates)
     may_be_float = all(precision == FLOAT for precision in prepared.pinned.values())
     if not report.passed and kept.passed and may_be_float:
         return Found(job.source, kept, replace(left_alone(job), untried=untried), ladder)
-    losses, chosen = found.sensitivity.losses(), winner.plan.precisions()
+    basis = winner.study or found
+    losses, chosen = basis.sensitivity.losses(), winner.plan.precisions()
     layers = tuple(
         replace(layer, sensitivity=losses[layer.node].get(chosen[layer.node], 0.0))
         if layer.node in losses and layer.node in chosen
@@ -344,7 +345,7 @@ def _searched(job: Job) -> Found:
     )
     notes = (*report.notes, *prepared.notes, *found.notes, *search.notes())
     plan = replace(winner.plan, untried=untried)
-    methods = planned_methods(plan) if winner.is_given else method_facts(prepared, plan)
+    methods = planned_methods(plan) if winner.is_given else method_facts(basis.prepared, plan)
     report = replace(
         report,
         layers=layers,
@@ -352,7 +353,7 @@ def _searched(job: Job) -> Found:
         methods=methods,
         notes=notes,
         untried=untried,
-        tensors=worst_tensors(prepared, winner.graph),
+        tensors=worst_tensors(basis.prepared, winner.graph),
     )
     return Found(winner.graph, report, noted(plan, report, gates), ladder)
 

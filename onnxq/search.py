@@ -7,26 +7,26 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from onnxq.errors import InputError, NothingToQuantizeError
 from onnxq.ir import Graph, PassRecord
-from onnxq.ir.saving import constant_bytes, saved_bytes
+from onnxq.ir.saving import constant_bytes
+from onnxq.job import Job
 from onnxq.observe import parse_calibrator
-from onnxq.plan import Assignment, Plan, Problem, assign
-from onnxq.plan.apply import apply_precisions, parsed, remake
-from onnxq.precision import FLOAT, Given
+from onnxq.plan import Assignment, Plan
+from onnxq.plan.apply import parsed, remake
+from onnxq.precision import FLOAT
 from onnxq.precision.int8 import Int8
-from onnxq.prepare import observed, prepare
+from onnxq.prepare import Prepared, observed, prepare
 from onnxq.proof import verify
+from onnxq.proposals import Proposals
 from onnxq.recipe import Recipe
 from onnxq.runtime import EQUAL, load_backend
 from onnxq.runtime.pool import MODELS_BYTES, at_a_time
-from onnxq.study import Study, apply_to, uniform, uniform_plan
+from onnxq.study import Study, apply_to, study, uniform, uniform_plan
 from onnxq.targets import load_target
 from onnxq.time_budget import Untried
 from onnxq.verify import Gate, Report, with_gates
-from onnxq.verify.facts import model_bytes
 from onnxq.verify.metrics import paired_drop
 from onnxq.verify.result import MetricFacts
 
@@ -39,9 +39,6 @@ REWRITTEN = "float, rewritten"
 
 ROUNDS = 4
 """Times that the budget of loss is tightened, or moved between what held and what did not."""
-
-_FITTINGS = 8
-"""Times that the room for nodes is corrected, where a size is promised."""
 
 _SECONDS_EACH, _SECONDS_CLOSE = 0.25, 0.6
 """Time to measure each candidate for, and those again that are `_CLOSE` to the fastest."""
@@ -73,8 +70,8 @@ class Candidate:
         path: Its file.
         plan: The plan that made it.
         records: What the quantizing passes did.
-        is_given: Whether the plan is somebody else's or another table's, of which nothing was
-            predicted.
+        study: What the plan rests on, of the target's own table or of another one; None where it
+            is somebody else's or that of a recipe, of which nothing was predicted.
         speedup: Measured, over the float model.
         is_timed_well: Whether it was measured twice, the second time for longer.
         report: Its accuracy, once verified.
@@ -85,10 +82,15 @@ class Candidate:
     path: Path
     plan: Plan
     records: list[PassRecord] = field(default_factory=list)
-    is_given: bool = False
+    study: Study | None = None
     speedup: float = 0.0
     is_timed_well: bool = False
     report: Report | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether nothing was predicted of it."""
+        return self.study is None
 
     @property
     def loss(self) -> float:
@@ -154,6 +156,12 @@ def check_pinned(plans: Mapping[str, Plan], pinned: Mapping[str, str]) -> None:
                 )
 
 
+def _as_on(prepared: Prepared, job: Job) -> str:
+    """What to say of a plan of another target's table."""
+    name = prepared.target.name
+    return "" if name == job.target.name else f" as on {name}"
+
+
 class Search:
     """Looks for the fastest model that keeps a promise.
 
@@ -164,15 +172,10 @@ class Search:
 
     def __init__(self, study: Study, gates: Sequence[Gate]) -> None:
         self.job = study.prepared.job
-        self._study = study
+        self._own = Proposals(study, gates)
         self._gates = tuple(gates)
         self._accuracy = tuple(g for g in gates if g.quantity not in ("speedup", "candidate_ms"))
-        ratios = [g.bound for g in gates if g.quantity == "size_ratio"]
-        self._bound: float | None = None
-        self._margin = 0.0
-        if ratios:
-            self._bound = model_bytes(self.job.source, self.job.path) / max(ratios)
-        self._cheapest: dict[float, Assignment] = {}
+        self._tables: list[tuple[Prepared, Candidate]] = []
         self.candidates: list[Candidate] = []
         self.untried: list[Untried] = []
 
@@ -189,46 +192,78 @@ class Search:
         where a size is promised all of that size, and what loses least in it. While one that is
         faster than the best verified one, or any if none holds, breaks the promise of accuracy, the
         budget moves between the predicted loss of what held and of what did not, and new proposals
-        are made. In the end the best one is tried with ranges that clip, unless somebody chose the
+        are made; then likewise by every other table whose model of all nodes in int8 is such a one.
+        In the end the best one is tried with ranges that clip, unless somebody chose the
         calibrator.
         """
-        program = self._study.problem()
-        free = self.fitting(program) or self._smallest(program)
-        if free is None:
-            raise InputError("no plan has all the precisions that are pinned; pin fewer nodes")
-        self._propose_floats(program, free)
-        if self._bound is not None:
-            plan = self.smallest_loss(program) or self._plan(free, program, free)
-            self._make("plan of least loss in so few bytes", plan)
-        self._propose(None, free)
+        own, free = self._own, self._own.free
+        self._propose_floats()
+        if own.bound is not None:
+            plan = own.smallest_loss() or own.plan(free, free)
+            self._make("plan of least loss in so few bytes", plan, own.study)
+        self._propose(own, None)
         for precision in dict.fromkeys(self.job.precisions):
-            chosen = uniform(program, precision)
-            if self._bound is None or program.bytes(chosen.precisions) <= self._bound:
-                self._add(f"all {precision}", chosen, program, free)
+            chosen = uniform(own.program, precision)
+            if own.bound is None or own.program.bytes(chosen.precisions) <= own.bound:
+                self._add(f"all {precision}", chosen, own, free)
         promised = [10 ** (-g.bound / 10) for g in self._gates if g.quantity == "sqnr"]
-        if self._study.sensitivity.proxy == "noise" and promised and min(promised) < free.loss:
-            self._propose(min(promised), free)
+        is_noise = own.study.sensitivity.proxy == "noise"
+        if is_noise and promised and min(promised) < free.loss:
+            self._propose(own, min(promised))
         self._try_given()
         self._try_tables()
-        best = self._measured_and_verified()
+        best = self._tightened(own, self._measured_and_verified())
+        for prepared, whole in self._tables:
+            best = self._mixed(prepared, whole, best)
+        best = best or max(self.candidates, key=self._closeness)
+        return self._clipped(best) or best
+
+    def _tightened(
+        self, proposals: Proposals, best: Candidate | None, whole: Candidate | None = None
+    ) -> Candidate | None:
+        """The best candidate after proposals between what held and what broke the promise.
+
+        Args:
+            proposals: Where they come from.
+            best: The best candidate so far; None if none holds.
+            whole: One that counts as theirs, beside those that they made.
+        """
         for _ in range(ROUNDS):
             fastest, least = (0.0, 0.0) if best is None else (best.speedup * EQUAL, best.loss)
             broken = [
                 c
                 for c in self.candidates
-                if c.speedup > fastest and not c.is_given and c.loss > least and not self._holds(c)
+                if (c.study is proposals.study or c is whole)
+                and c.speedup > fastest
+                and c.loss > least
+                and not self._holds(c)
             ]
             if not broken:
                 break
             upper = min(c.loss for c in broken)
             lower = max(least, upper * self._excess(broken, upper) / 4)
             before = len(self.candidates)
-            self._propose(math.sqrt(lower * upper), free)
+            self._propose(proposals, math.sqrt(lower * upper))
             if len(self.candidates) == before:
                 break
             best = self._measured_and_verified()
-        best = best or max(self.candidates, key=self._closeness)
-        return self._clipped(best) or best
+        return best
+
+    def _mixed(
+        self, prepared: Prepared, whole: Candidate, best: Candidate | None
+    ) -> Candidate | None:
+        """The best candidate after what another table makes of some of the nodes.
+
+        That takes a sensitivity analysis and costs of its own. So it is done where all nodes in
+        int8 are faster there than the best candidate, and more than the promise allows; not where
+        costs were given, which are those of one table.
+        """
+        is_faster = best is None or whole.speedup > best.speedup * EQUAL
+        if not is_faster or self._holds(whole) or self.job.options.cost_table is not None:
+            return best
+        if self._is_late(f"plans{_as_on(prepared, self.job)}"):
+            return best
+        return self._tightened(Proposals(study(prepared), self._gates), best, whole)
 
     def prove(self, winner: Candidate) -> tuple[Candidate, Report]:
         """The full report on a candidate: accuracy, layers, latency, gates.
@@ -246,63 +281,8 @@ class Search:
                 return candidate, report
         return winner, first
 
-    def fitting(self, problem: Problem, **limits: Any) -> Assignment | None:
-        """The best assignment, where a size is promised of those whose files are as small.
-
-        A file holds more than its nodes account for, so one is made with rounded weights to see
-        what is left for these.
-
-        Args:
-            problem: The integer program.
-            **limits: What else counts, see `onnxq.plan.assign`.
-
-        Returns:
-            The assignment; None if there is none.
-        """
-        if self._bound is None:
-            return assign(problem, **limits)
-        bound, prepared = self._bound - self._margin, self._study.prepared
-        # With the lower room there is no assignment, with the upper one its file is too large.
-        lower, upper, room = 0.0, bound, bound
-        for _ in range(_FITTINGS):
-            chosen = assign(replace(problem, room=room), **limits)
-            if chosen is None and room == upper:
-                return None
-            if chosen is None:
-                lower, room = room, (room + upper) / 2
-                continue
-            graph = prepared.graph.copy()
-            given = Given(prepared.target, prepared.bounds())
-            apply_precisions(graph, chosen.precisions, given)
-            excess = saved_bytes(graph) - bound
-            if excess <= 0:
-                return chosen
-            # Less than what was chosen takes, so that it is not chosen again.
-            upper = min(room, problem.bytes(chosen.precisions))
-            room = upper - excess
-            room = room if room > lower else (lower + upper) / 2
-        return None
-
-    def smallest_loss(self, problem: Problem) -> Plan | None:
-        """The plan of least loss whose file is as small as promised; None if there is none.
-
-        What methods add to a file, as biases, is left room for from then on.
-        """
-        assert self._bound is not None
-        for _ in range(_FITTINGS):
-            chosen = self.fitting(problem, objective="loss")
-            if chosen is None:
-                return None
-            plan = self._plan(chosen, problem, chosen)
-            graph, _ = apply_to(self._study.prepared, plan, self.job.context)
-            excess = saved_bytes(graph) - self._bound
-            if excess <= 0:
-                return plan
-            self._margin += excess
-        return None
-
     def _report(self, candidate: Candidate) -> Report:
-        own = [] if candidate.is_given else self._study.prepared.records
+        own = candidate.study.prepared.records if candidate.study else []
         records = [*own, *candidate.records]
         return with_gates(verify(self.job, candidate.path, records), self._gates)
 
@@ -324,15 +304,17 @@ class Search:
         assert report is not None
         is_chosen = job.options.calibrator or job.recipe.calibrator != Recipe.calibrator
         is_static = any(p.is_static for p in parsed(best.plan.precisions()).values())
-        if is_chosen or best.is_given or not is_static or report.sqnr_db >= _VISIBLE_DB:
+        if is_chosen or best.study is None or not is_static or report.sqnr_db >= _VISIBLE_DB:
             return None
         label, calibrator = f"{best.label}, ranges by {_CLIPPING}", parse_calibrator(_CLIPPING)
         if self._is_late(label):
             return None
-        prepared = observed(replace(self._study.prepared, job=replace(job, calibrator=calibrator)))
+        made = best.study.prepared
+        prepared = observed(replace(made, job=replace(made.job, calibrator=calibrator)))
         ranges = {**best.plan.ranges, **prepared.finite_bounds()}
         before = len(self.candidates)
-        self._make(label, replace(best.plan, calibrator=str(calibrator), ranges=ranges))
+        plan = replace(best.plan, calibrator=str(calibrator), ranges=ranges)
+        self._make(label, plan, best.study)
         for candidate in self.candidates[before:]:
             candidate.speedup = best.speedup
             found = candidate.report = verify(job, candidate.path, full=False)
@@ -368,55 +350,40 @@ class Search:
                 continue
             plan = uniform_plan(prepared, Int8.name)
             graph, records = apply_to(prepared, plan, job.context)
-            self._enter(label, plan, graph, [*prepared.records, *records])
+            whole = self._enter(label, plan, graph, [*prepared.records, *records])
+            self._tables.append((prepared, whole))
 
-    def _enter(self, label: str, plan: Plan, graph: Graph, records: list[PassRecord]) -> None:
+    def _enter(self, label: str, plan: Plan, graph: Graph, records: list[PassRecord]) -> Candidate:
         """Verify a model that this search did not predict."""
         path = self.job.files.save(graph, f"candidate-{len(self.candidates)}.onnx")
         report = verify(self.job, path, full=False)
-        found = Candidate(label, graph, path, plan, records, is_given=True, report=report)
+        found = Candidate(label, graph, path, plan, records, report=report)
         self.candidates.append(found)
+        return found
 
-    def _propose_floats(self, program: Problem, free: Assignment) -> None:
-        floats = uniform(program, FLOAT)
+    def _propose_floats(self) -> None:
+        floats = uniform(self._own.program, FLOAT)
         if not set(floats.precisions.values()) <= {FLOAT}:
             # Something is pinned to integers.
             return
-        self._make(REWRITTEN, self._plan(floats, program, floats))
+        self._make(REWRITTEN, self._own.plan(floats, floats), self._own.study)
 
-    def _propose(self, budget: float | None, free: Assignment) -> None:
-        exact = self._study.problem()
+    def _propose(self, proposals: Proposals, budget: float | None) -> None:
+        table = _as_on(proposals.study.prepared, self.job)
         for factor in BORDER_FACTORS:
-            problem = self._study.problem(factor)
             limit = "" if budget is None else f", loss at most {budget:.3g}"
-            label = f"plan with borders x{factor:g}{limit}"
-            chosen = None if self._is_late(label) else self.fitting(problem, budget=budget)
+            label = f"plan{table} with borders x{factor:g}{limit}"
+            chosen = None if self._is_late(label) else proposals.cheapest(factor, budget)
             if chosen is not None:
-                chosen = Assignment(
-                    chosen.precisions,
-                    exact.cost(chosen.precisions),
-                    chosen.loss,
-                    chosen.exact,
-                )
-                if budget is None:
-                    self._cheapest[factor] = chosen
-                self._add(label, chosen, exact, self._cheapest.get(factor, free))
+                self._add(label, chosen, proposals, proposals.unlimited(factor))
 
-    def _smallest(self, problem: Problem) -> Assignment | None:
-        """The assignment of fewest bytes, which comes closest to a promised size."""
-        items = tuple(
-            replace(item, choices=tuple(replace(c, cost=c.bytes) for c in item.choices))
-            for item in problem.items
-        )
-        found = assign(replace(problem, items=items, borders=()))
-        return found and replace(found, cost=problem.cost(found.precisions))
-
-    def _add(self, label: str, chosen: Assignment, problem: Problem, free: Assignment) -> None:
-        known = [c.plan.precisions() for c in self.candidates]
+    def _add(self, label: str, chosen: Assignment, proposals: Proposals, free: Assignment) -> None:
+        target = proposals.study.prepared.target.name
+        known = [c.plan.precisions() for c in self.candidates if c.plan.target == target]
         if set(chosen.precisions.values()) <= {FLOAT} or chosen.precisions in known:
             return
         if not self._is_late(label):
-            self._make(label, self._plan(chosen, problem, free))
+            self._make(label, proposals.plan(chosen, free), proposals.study)
 
     def _is_late(self, label: str) -> bool:
         """Whether there is no time for another candidate, which is noted, beside those needed."""
@@ -425,20 +392,17 @@ class Search:
             self.untried.append(Untried(f"candidate '{label}'"))
         return is_late
 
-    def _plan(self, chosen: Assignment, problem: Problem, free: Assignment) -> Plan:
-        return self._study.plan(problem, chosen, free, [str(g) for g in self._gates])
-
-    def _make(self, label: str, plan: Plan) -> None:
+    def _make(self, label: str, plan: Plan, study: Study) -> None:
         """Build a candidate, unless it turns out to be the same model as another one."""
         context = self.job.context
         if context.debug:
             context.log(f"{label}:")
-        graph, records = apply_to(self._study.prepared, plan, context)
+        graph, records = apply_to(study.prepared, plan, context)
         path = self.job.files.save(graph, f"candidate-{len(self.candidates)}.onnx")
         if any(filecmp.cmp(c.path, path, shallow=False) for c in self.candidates):
             path.unlink()
             return
-        self.candidates.append(Candidate(label, graph, path, plan, records))
+        self.candidates.append(Candidate(label, graph, path, plan, records, study))
 
     def _measured_and_verified(self) -> Candidate | None:
         """The fastest candidate that keeps the promise of accuracy; None if none does.

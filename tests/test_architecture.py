@@ -57,7 +57,17 @@ NO_TORCH = importlib.util.find_spec("torch") is None
 API = {
     *("__init__", "batching", "benchmark", "bundling", "comparison", "distributions", "doctor"),
     *("fastest", "forms", "found", "gguf", "inspection", "job", "optimization"),
-    *("options", "planning", "prepare", "promise", "proof", "recipe", "recipes", "reporting"),
+    *(
+        "options",
+        "planning",
+        "prepare",
+        "promise",
+        "proof",
+        "proposals",
+        "recipe",
+        "recipes",
+        "reporting",
+    ),
     "rewriting",
     *("search", "sequential", "study", "testing", "training", "transforming", "tuning"),
     *("watching", "work"),

@@ -16,7 +16,7 @@ from onnxq.plan import Plan
 from onnxq.plan.apply import apply_precisions
 from onnxq.precision import Given
 from onnxq.prepare import Prepared, observed, prepare
-from onnxq.search import Search
+from onnxq.proposals import Proposals
 from onnxq.study import Study, apply_to, find_losses, study
 from onnxq.targets import load_target
 from onnxq.tuning import gains
@@ -122,25 +122,25 @@ def test_what_methods_add_to_a_file_is_left_room_for(
         graph.model.doc_string = 2000 * "more "
         return graph, records
 
-    monkeypatch.setattr("onnxq.search.apply_to", padded)
-    search = Search(studied, [Gate("size_ratio", ">=", 3.0)])
+    monkeypatch.setattr("onnxq.proposals.apply_to", padded)
+    proposals = Proposals(studied, [Gate("size_ratio", ">=", 3.0)])
     problem = studied.problem()
-    rounded, plan = search.fitting(problem, objective="loss"), search.smallest_loss(problem)
+    rounded, plan = proposals.fitting(problem, objective="loss"), proposals.smallest_loss()
     assert rounded is not None and plan is not None
-    graph, _ = padded(studied.prepared, plan, search.job.context)
-    assert to_proto(graph).ByteSize() <= search.job.path.stat().st_size / 3.0
+    graph, _ = padded(studied.prepared, plan, studied.prepared.job.context)
+    assert to_proto(graph).ByteSize() <= studied.prepared.job.path.stat().st_size / 3.0
     assert plan.loss > rounded.loss
 
 
 @pytest.mark.parametrize("ratio", [2.0, 4.0, 5.0, 6.0])
 def test_the_file_is_as_small_as_promised_and_hardly_smaller(studied: Study, ratio: float) -> None:
-    search = Search(studied, [Gate("size_ratio", ">=", ratio)])
+    proposals = Proposals(studied, [Gate("size_ratio", ">=", ratio)])
     problem = studied.problem()
-    chosen = search.fitting(problem, objective="loss")
+    chosen = proposals.fitting(problem, objective="loss")
     assert chosen is not None
     made = studied.prepared.graph.copy()
     apply_precisions(made, chosen.precisions, Given(studied.prepared.target))
-    share = to_proto(made).ByteSize() * ratio / search.job.path.stat().st_size
+    share = to_proto(made).ByteSize() * ratio / studied.prepared.job.path.stat().st_size
     assert 0.85 < share <= 1
     # Any node in a precision of less loss takes too much.
     spare = studied.problem().bytes(chosen.precisions) * (1 / share - 1)
@@ -151,8 +151,8 @@ def test_the_file_is_as_small_as_promised_and_hardly_smaller(studied: Study, rat
 
 
 def test_nothing_is_as_small(studied: Study) -> None:
-    search = Search(studied, [Gate("size_ratio", ">=", 1000.0)])
-    assert search.fitting(studied.problem()) is None
+    proposals = Proposals(studied, [Gate("size_ratio", ">=", 1000.0)])
+    assert proposals.fitting(studied.problem()) is None
 
 
 def test_the_search_mixes_bits_within_the_promise(model: Path) -> None:

@@ -268,9 +268,9 @@ def test_a_promise_is_no_reason_where_borders_are(monkeypatch: pytest.MonkeyPatc
     made: list[tuple[str, Plan]] = []
     make = Search._make
 
-    def noted(search: Search, label: str, plan: Plan) -> None:
+    def noted(search: Search, label: str, plan: Plan, basis: study.Study) -> None:
         made.append((label, plan))
-        make(search, label, plan)
+        make(search, label, plan, basis)
 
     monkeypatch.setattr(Search, "_make", noted)
     sought(graph, min_sqnr=10)
@@ -309,8 +309,8 @@ def test_rare_outliers_are_clipped_where_that_is_nearer_to_float(tmp_path: Path)
 
 def test_of_equally_fast_candidates_the_one_that_loses_least_comes_first() -> None:
     def candidate(label: str, speedup: float, loss: float) -> Candidate:
-        plan = Plan("", "cpu-x64", loss=loss)
-        return Candidate(label, Graph("g"), Path(label), plan, speedup=speedup)
+        plan, basis = Plan("", "cpu-x64", loss=loss), SimpleNamespace()
+        return Candidate(label, Graph("g"), Path(label), plan, study=basis, speedup=speedup)  # type: ignore[arg-type]
 
     found = preferred(
         [
@@ -453,8 +453,8 @@ def test_a_promise_that_is_kept_by_luck_is_not_kept(
     other, theirs = judged("other", list(range(100, 106)), 21.0, 0.97, kl and 0.01)
     scored = {lucky.path: mine, other.path: theirs}
     job = SimpleNamespace(reference=SimpleNamespace(scored=scored))
-    study = SimpleNamespace(prepared=SimpleNamespace(job=job))
-    search = Search(study, [Gate("drop", "<=", 0.01)])  # type: ignore[arg-type]
+    basis = SimpleNamespace(prepared=SimpleNamespace(job=job))
+    search = Search(basis, [Gate("drop", "<=", 0.01)])  # type: ignore[arg-type]
     search.candidates = [lucky, other]
     notes = search.notes()
     assert (not notes) == is_taken
@@ -499,10 +499,70 @@ def test_what_another_table_makes_is_tried_as_a_whole(
     assert chosen.label == "all int8 as on tensorrt"
     whole = {"recipe": "int8", "target": "tensorrt", "pins": pins}
     plan = make_plan(to_proto(graph), inputs(graph, 32), **whole)  # type: ignore[arg-type]
-    assert to_proto(found.graph) == to_proto(apply_plan(to_proto(graph), plan))
+    for same in (plan, found.plan):
+        assert to_proto(found.graph) == to_proto(apply_plan(to_proto(graph), same))
     assert found.plan.target == "tensorrt"
     without = sought(graph, target=str(table), precisions=("int8-dynamic",), min_sqnr=10)
     assert not any("tensorrt" in c.label for c in without.report.candidates)
+
+
+def test_what_another_table_makes_of_some_nodes_is_tried_where_it_pays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = {"cpu-x64.toml": 1.0, "tensorrt": 1.0}
+
+    def by_table(search: Search, candidates: list[Candidate], seconds: float) -> None:
+        for candidate in candidates:
+            quantized = [p for p in candidate.plan.precisions().values() if p != "float32"]
+            candidate.speedup = 1 + fast[Path(candidate.plan.target).name] * len(quantized)
+
+    studied = []
+    monkeypatch.setattr(Search, "_time", by_table)
+    monkeypatch.setattr("onnxq.search.study", lambda p: studied.append(p) or study.study(p))
+    table, graph = tmp_path / "cpu-x64.toml", chain(6)
+    table.write_text('extends = "cpu-x64"\nalternatives = ["tensorrt"]\n')
+    save(graph, tmp_path / "m.onnx")
+
+    def found(**options: object) -> Optimized:
+        given = {"target": str(table), "precisions": ("int8",), **FAST, **options}
+        return optimize(tmp_path / "m.onnx", inputs(graph, 32), **given)  # type: ignore[arg-type]
+
+    whole = {c.label: c.sqnr_db for c in found(min_sqnr=10).report.candidates}
+    least = whole["all int8 as on tensorrt"] + 3
+    assert not studied, "its own are as fast, or what is faster there keeps the promise"
+    fast["tensorrt"] = 3.0
+    out, plan = tmp_path / "q.onnx", tmp_path / "p.toml"
+    mixed = found(min_sqnr=least, output=out, plan_output=plan)
+    (chosen,) = (c for c in mixed.report.candidates if c.chosen)
+    assert chosen.label.startswith("plan as on tensorrt with borders x")
+    assert mixed.passed and 0.3 < chosen.predicted_loss / mixed.plan.loss < 3
+    assert {"int8", "float32"} <= set(mixed.plan.precisions().values())
+    assert len(studied) == 1 and mixed.plan.target == "tensorrt" and mixed.plan.loss > 0
+    assert any(layer.sensitivity for layer in mixed.report.layers)
+    again = tmp_path / "again.onnx"
+    apply_plan(tmp_path / "m.onnx", plan, output=again)
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_there_is_no_time_for_what_another_table_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "mine.toml"
+    table.write_text('extends = "cpu-x64"\nalternatives = ["tensorrt"]\n')
+    tightened = Search._tightened
+
+    def slow(search: Search, *given: object) -> Candidate | None:
+        monkeypatch.setattr(type(search.job.time), "is_over", lambda _: True)
+        return tightened(search, *given)  # type: ignore[arg-type]
+
+    def its_own_are_slow(search: Search, candidates: list[Candidate], seconds: float) -> None:
+        for candidate in candidates:
+            candidate.speedup = 2.0 + candidate.is_given
+
+    monkeypatch.setattr(Search, "_tightened", slow)
+    monkeypatch.setattr(Search, "_time", its_own_are_slow)
+    found = sought(chain(), target=str(table), min_sqnr=50)
+    assert "candidate 'plans as on tensorrt'" in {u.what for u in found.report.untried}
 
 
 def test_a_plan_that_cannot_be_tried_is_refused(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def _rows(target: Target) -> Iterator[tuple[str, str]]:
     yield "measured", target.measured or "no: written by documentation, not run where it is for"
     yield "precisions", ", ".join(target.precisions)
     if target.alternatives:
-        yield "also tried", f"{', '.join(target.alternatives)} (all int8, as a whole)"
+        yield "also tried", f"{', '.join(target.alternatives)} (all int8, or in part)"
     if target.small:
         yield "small", f"{', '.join(target.small)} (where a size is promised)"
     if target.forms:

@@ -128,7 +128,7 @@ class Target:
         small: What it chooses from, too, where a small file is promised.
         alternatives: Built-in tables whose models of 8-bit integers run here as well, with
             activations in another format or pairs elsewhere; a search tries what each of them
-            makes, as a whole.
+            makes of all nodes, and of some where that is faster than what keeps the promise.
         contrib: Operators of onnxruntime's own that precisions may put in place of ONNX's.
         forms: Names of passes that write regions in another of several equal forms; a search
             measures what each region gains by it.
@@ -168,8 +168,9 @@ class Target:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of everything but the name: equal for tables that say the same."""
-        return hashlib.sha256(repr(replace(self, name="")).encode()).hexdigest()
+        """SHA-256 of what models are made by: not of the name, nor of where they then run."""
+        made_by = replace(self, name="", backend="", provider="")
+        return hashlib.sha256(repr(made_by).encode()).hexdigest()
 
     def fingerprint(self) -> object:
         """What stands for it: its tables are long, and every layer refers to them."""
