@@ -292,7 +292,7 @@ def find_losses(prepared: Prepared) -> Sensitivity:
             job.samples,
             prepared.scene(),
             prepared.choices,
-            whole_models(prepared),
+            _Uniform.of(prepared),
             method=options.sensitivity,
             proxy=options.proxy,
             model_sha256=job.sha256,
@@ -308,14 +308,44 @@ def find_losses(prepared: Prepared) -> Sensitivity:
     )
 
 
+@dataclass(frozen=True)
+class _Uniform(Mapping[str, Graph]):
+    """By precision, the model in which all nodes that can have it do, made by who asks for it.
+
+    Attributes:
+        graph: The float model.
+        given: What precisions are applied with.
+        choices: Those that nodes can have.
+        precisions: All of them.
+    """
+
+    graph: Graph
+    given: Given
+    choices: Mapping[str, Sequence[str]]
+    precisions: tuple[str, ...]
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> _Uniform:
+        """Those of a model that was observed."""
+        given = Given(prepared.target, prepared.bounds())
+        return cls(prepared.graph, given, prepared.choices, prepared.precisions())
+
+    def __getitem__(self, precision: str) -> Graph:
+        made = self.graph.copy()
+        wanted = {n: precision for n, own in self.choices.items() if precision in own}
+        apply_precisions(made, wanted, self.given)
+        return made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.precisions)
+
+    def __len__(self) -> int:
+        return len(self.precisions)
+
+
 def whole_models(prepared: Prepared) -> dict[str, Graph]:
     """By precision, the model in which all nodes that can have it do."""
-    made = {}
-    for precision in prepared.precisions():
-        made[precision] = prepared.graph.copy()
-        wanted = {n: precision for n, own in prepared.choices.items() if precision in own}
-        apply_precisions(made[precision], wanted, Given(prepared.target, prepared.bounds()))
-    return made
+    return dict(_Uniform.of(prepared))
 
 
 def find_costs(prepared: Prepared) -> Costs:

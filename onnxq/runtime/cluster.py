@@ -18,6 +18,7 @@ from asyncio import ensure_future
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from math import inf
 from pathlib import Path
 from threading import RLock, Timer
 from typing import Any, ClassVar, TypeVar
@@ -58,6 +59,9 @@ _MENDS_EVERY = 10.0
 _WORKS_WITHIN = 120.0
 """Seconds in which one worker at least has to be there; busy machines take some to start one."""
 
+_TASK_TAKES = 0.2
+"""Seconds that a task is to take at most that does several items."""
+
 _SETTINGS = {
     # Workers that may die with one item.
     "distributed.scheduler.allowed-failures": 6,
@@ -68,6 +72,9 @@ _SETTINGS = {
     "distributed.worker.memory.terminate": 0.95,
     # It looks at what workers do a hundred times a second.
     "distributed.worker.profile.enabled": False,
+    # Nor does anybody ask how their loops feel, fifty times a second.
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
     # What their pages tell is for nobody.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
@@ -212,6 +219,7 @@ class Cluster(Executor):
         self._connection = connection
         self._hangs_after = hangs_after
         self._per_machine = per_machine
+        self._takes: dict[type, float] = {}
 
     @contextmanager
     def open(self, work: Work[T, R]) -> Iterator[Callable[[Sequence[T]], Iterator[R]]]:
@@ -231,7 +239,8 @@ class Cluster(Executor):
             keys = [f"{name}-{sharing.fingerprint(item)[:16]}" for item in items]
             named = dict(zip(keys, items, strict=True))
             settings = (self._connection, self._hangs_after, self._per_machine)
-            run = _Map(*settings, store, str(path), named)
+            began, at_once = time.monotonic(), _TASK_TAKES / self._takes.get(type(work), inf)
+            run = _Map(*settings, store, str(path), named, int(at_once))
             try:
                 for key in keys:
                     sentence = run.wait_for(key)
@@ -242,6 +251,9 @@ class Cluster(Executor):
                     for key in keys:
                         store.drop(key)
             taken.extend(keys)
+            if keys:
+                took = time.monotonic() - began
+                self._takes[type(work)] = took * run.workers / len(keys)
 
         yield do
         # What comes to an end otherwise goes on from there.
@@ -250,7 +262,11 @@ class Cluster(Executor):
 
 
 class _Map:
-    """The items of one call of `Cluster.map` on their way."""
+    """The items of one call of `Cluster.map` on their way.
+
+    Attributes:
+        workers: How many there were to do them in the beginning.
+    """
 
     def __init__(
         self,
@@ -260,20 +276,22 @@ class _Map:
         store: Store,
         work: str,
         items: dict[str, Any],
+        at_once: int,
     ) -> None:
         self._connection, self._hangs_after, self._store = connection, hangs_after, store
         self._per_machine = per_machine
         self._work, self._items = work, items
         self._futures: dict[str, Future] = {}
-        self._done: queue.SimpleQueue[tuple[str, Future]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[Sequence[str], Future]] = queue.SimpleQueue()
         self._tries: dict[str, int] = {}
         self._given_up: dict[str, str] = {}
         self._bound: dict[str, Collection[str]] = {}
         self._at: dict[str, tuple[Any, float]] = {}
         self._seen = time.monotonic()
         self._missing = {key for key in items if key not in store}
-        self._workers()
-        self._submit([key for key in items if key in self._missing])
+        self.workers = len(self._workers())
+        missing = [key for key in items if key in self._missing]
+        self._submit(_bundled(missing, self.workers, at_once))
 
     def wait_for(self, key: str) -> str:
         """Return when an item is done, or given up: a sentence says why then.
@@ -284,8 +302,7 @@ class _Map:
         while key in self._missing:
             with suppress(queue.Empty):
                 done, future = self._done.get(timeout=self._hangs_after / _LOOKS)
-                if self._futures.get(done) is future:
-                    self._take(done, future)
+                self._take([key for key in done if self._futures.get(key) is future], future)
             if time.monotonic() - self._seen >= self._hangs_after / _LOOKS:
                 self._look()
         return self._given_up.get(key, "")
@@ -296,33 +313,45 @@ class _Map:
             with suppress(Exception):
                 self._connection.client().cancel([*self._futures.values()])
 
-    def _take(self, key: str, future: Future) -> None:
-        del self._futures[key]
-        self._bound.pop(key, None)
-        if future.status == "finished":
-            self._missing.discard(key)
+    def _take(self, keys: Sequence[str], future: Future) -> None:
+        """See to the items of one task that has come to an end, but for those that others have."""
+        for key in keys:
+            del self._futures[key]
+            self._bound.pop(key, None)
+        # Those before the one that went wrong are done.
+        left = [k for k in keys if future.status != "finished" and k not in self._store]
+        self._missing.difference_update({*keys} - {*left})
+        if not left:
             return
         if future.status in ("cancelled", "lost"):
             # The scheduler was lost, and with it what it knew.
             self._workers()
-            self._submit([key])
+            self._submit([left])
             return
         error = future.exception()
         if isinstance(error, KilledWorker):
-            # Dask blames all that the workers had, those that waited there, too.
-            if len(list(_begun(self._work, key, "").parent.glob(f"{key}-*"))) >= _TRIES:
-                self._give_up(
-                    key,
-                    "workers ended one after another with the same item; it may need more memory "
-                    "than --memory-limit allows, and the workers' logs may say more",
-                )
-            elif self._may_be_tried(key, "workers ended one after another"):
-                self._workers()
-                self._submit([key])
+            self._workers()
+            self._submit([[key] for key in left if self._is_innocent(key)])
         elif not isinstance(error, OSError | MemoryError):
             raise error
-        elif self._may_be_tried(key, f"a worker could not do its part ({_told(error)})"):
-            self._submit([key], [w for w in self._workers() if w != getattr(error, "worker", "")])
+        elif self._may_be_tried(left[0], f"a worker could not do its part ({_told(error)})"):
+            self._submit([left], [w for w in self._workers() if w != getattr(error, "worker", "")])
+        else:
+            self._submit([left[1:]])
+
+    def _is_innocent(self, key: str) -> bool:
+        """Whether workers that ended are no reason to give an item up.
+
+        Dask blames all that the workers had, those that waited there, too.
+        """
+        if len(list(_begun(self._work, key, "").parent.glob(f"{key}-*"))) < _TRIES:
+            return self._may_be_tried(key, "workers ended one after another")
+        self._give_up(
+            key,
+            "workers ended one after another with the same item; it may need more memory "
+            "than --memory-limit allows, and the workers' logs may say more",
+        )
+        return False
 
     def _look(self) -> None:
         """Find workers that have been at the same items for too long."""
@@ -335,27 +364,36 @@ class _Map:
         except (OSError, RuntimeError):
             # The client is about to find a scheduler again, or to give up.
             return
-        ours = {future.key: key for key, future in self._futures.items()}
+        ours: dict[str, list[str]] = {}
+        for key, future in self._futures.items():
+            ours.setdefault(future.key, []).append(key)
         for worker, futures in held.items():
-            own = [ours[key] for key in futures if key in ours]
+            own = [key for future in futures for key in ours.get(future, ())]
             keys = frozenset(key for key in own if _begun(self._work, key, worker).exists())
             # Others wait, maybe for what somebody else does there, while the worker gives signs.
             state = keys or known.get(worker, {}).get("last_seen")
             since = before[worker][1] if before.get(worker, ("",))[0] == state else now
             self._at[worker] = state, since
             if own and now - since >= self._hangs_after:
-                self._move(worker, keys or own)
+                self._move(worker, keys or own, own)
         workers = self._workers()
         # Dask would wait for those to come back.
-        self._submit([key for key, own in self._bound.items() if not {*own} & {*workers}])
+        self._submit([[key] for key, own in self._bound.items() if not {*own} & {*workers}])
 
-    def _move(self, hung: str, keys: Collection[str]) -> None:
-        """Give the items of a worker that hangs to others, and start the worker again."""
+    def _move(self, hung: str, keys: Collection[str], own: Collection[str]) -> None:
+        """Give the items of a worker that hangs to others, and start the worker again.
+
+        Args:
+            hung: The worker.
+            keys: The items that it hangs at.
+            own: These and those that wait there.
+        """
         del self._at[hung]
         why = f"a worker gave nothing in {self._hangs_after:g} seconds"
-        again = [key for key in keys if self._may_be_tried(key, why)]
+        again = [key for key in own if key not in keys or self._may_be_tried(key, why)]
         others = [worker for worker in self._workers() if worker != hung]
-        self._submit(again if others else (), others)
+        # Without others the task itself goes on there, but not behind what was given up.
+        self._submit([[key] for key in again if others or key not in keys], others)
         with suppress(Exception):
             # One without a nanny cannot be.
             self._connection.client().restart_workers(
@@ -383,29 +421,36 @@ class _Map:
             machines.setdefault(worker.rpartition(":")[0], []).append(worker)
         return [worker for own in machines.values() for worker in own[: self._per_machine]]
 
-    def _submit(self, keys: Sequence[str], workers: Sequence[str] = ()) -> None:
-        """Send items on their way: to some workers, or to any that may be used."""
-        if not keys:
+    def _submit(self, bundles: Sequence[Sequence[str]], workers: Sequence[str] = ()) -> None:
+        """Send items on their way, each bundle to one of some workers, or of all that may be used.
+
+        Where one waits for a worker, those that follow it in its bundle wait, too.
+        """
+        bundles = [bundle for bundle in bundles if bundle]
+        if not bundles:
             return
         if self._per_machine is not None and not workers:
             workers = self._workers()
         # Together they take the scheduler less time than one after the other.
         futures = self._connection.client().map(
-            *(run_item, [self._work] * len(keys), [self._items[key] for key in keys], keys),
+            run_items,
+            [self._work] * len(bundles),
+            [[(self._items[key], key) for key in bundle] for bundle in bundles],
             # A key of an earlier try would be taken for that.
-            key=[f"{key}-{time.monotonic_ns()}" for key in keys],
+            key=[f"{bundle[0]}-{time.monotonic_ns()}" for bundle in bundles],
             workers=workers or None,
             pure=False,
         )
-        for key, future in zip(keys, futures, strict=True):
-            self._futures[key] = future
-            self._bound.pop(key, None)
-            if workers:
-                self._bound[key] = workers
-            future.add_done_callback(partial(self._note, key))
+        for bundle, future in zip(bundles, futures, strict=True):
+            for key in bundle:
+                self._futures[key] = future
+                self._bound.pop(key, None)
+                if workers:
+                    self._bound[key] = workers
+            future.add_done_callback(partial(self._note, bundle))
 
-    def _note(self, key: str, future: Future) -> None:
-        self._done.put((key, future))
+    def _note(self, bundle: Sequence[str], future: Future) -> None:
+        self._done.put((bundle, future))
 
     def _workers(self) -> list[str]:
         """Addresses of the workers there are, of which one at least is waited for."""
@@ -418,6 +463,20 @@ class _Map:
             if time.monotonic() > began + _WORKS_WITHIN:
                 raise InputError("the cluster has no workers; start some with `dask worker`")
             time.sleep(0.1)
+
+
+def _bundled(keys: Sequence[str], workers: int, most: int) -> list[Sequence[str]]:
+    """Items that workers are given together: up to so many at first, one at a time in the end.
+
+    A task takes the scheduler and a worker some milliseconds each, as long as many an item does. No
+    worker is given more than half of its share of what is left, so that all end together.
+    """
+    bundles, at = [], 0
+    while at < len(keys):
+        count = max(1, min(most, -(-(len(keys) - at) // (2 * workers))))
+        bundles.append(keys[at : at + count])
+        at += count
+    return bundles
 
 
 class _Opened:
@@ -461,6 +520,17 @@ def _later(seconds: float, do: Callable[[], None]) -> None:
     timer = Timer(seconds, do)
     timer.daemon = True
     timer.start()
+
+
+def run_items(work: str, items: Sequence[tuple[Any, str]]) -> None:
+    """Do some items on a worker, one after the other; see `run_item`.
+
+    Args:
+        work: File of the work.
+        items: The items, each with the key of its result.
+    """
+    for item, key in items:
+        run_item(work, item, key)
 
 
 def run_item(work: str, item: Any, key: str) -> None:

@@ -150,20 +150,20 @@ def analyse(
         through = max(FEWEST_EXACT, affordable // STATIONS)
     progress.stage("analysing sensitivity", len(samples))
     found = {key: _Sample() for key in groups}
-    precisions = dict.fromkeys(text for own in nodes.values() for text in own)
-    models = {text: whole[text] for text in precisions}
-    together = {text: _Together(proxy) for text in models}
+    precisions = tuple(dict.fromkeys(text for own in nodes.values() for text in own))
+    together = {text: _Together(proxy) for text in precisions}
     seen, done, reliability, is_certain = 0, 0, 0.0, False
     untried: tuple[Untried, ...] = ()
     if executor.folder is not None:
         samples = shared(samples, executor.folder)
-    work = Asking(graph, scene, samples, groups, models, proxy, segments)
+    work = Asking(graph, scene, samples, groups, precisions, whole, proxy, segments)
     with executor.open(work) as do:
         perturbed = Perturbed(through)
+        asked = Asked(do, [*groups], precisions, _FEWEST_CHUNKS)
         start = stop = 0
         while groups and seen < len(samples):
             start, stop = stop, stop + rounds[bool(stop)]
-            asked = Asked(do, [*groups], [*models], (start, stop))
+            asked.turn_to(start, stop)
             for key, judged in () if is_certain else perturbed.losses([*groups], asked):
                 for of_batch in judged:
                     found[key].add(of_batch)

@@ -51,6 +51,7 @@ class Asking(Work[Question, list[Any]]):
         scene: What parts are put in by.
         samples: The batches.
         groups: The perturbations.
+        precisions: Those in which all nodes are together.
         models: By precision, the model in which all nodes that can have it do.
         proxy: What a loss is.
         segments: At most so many into which the graph is cut; None runs it as a whole.
@@ -62,6 +63,7 @@ class Asking(Work[Question, list[Any]]):
     scene: Scene
     samples: Dataset
     groups: Mapping[Key, Sequence[Part]]
+    precisions: tuple[str, ...]
     models: Mapping[str, Graph]
     proxy: str
     segments: int | None
@@ -81,29 +83,38 @@ class Asking(Work[Question, list[Any]]):
 
 
 class Asked:
-    """Asks about some batches.
+    """Asks about some batches, and then about others.
+
+    All nodes together are asked about first, and at once about all batches that are needed anyway:
+    to make a model for that takes as long as many perturbations, which others run meanwhile.
 
     Args:
         do: What answers questions.
         groups: The perturbations.
-        models: By precision, the models.
-        batches: Numbers of the first batch, and of the one behind the last.
+        precisions: Those in which all nodes are together.
+        needed: How many batches these are asked about at least.
 
     Attributes:
-        valid: Samples of each of the batches, once something was asked.
+        valid: Samples of each of the batches, once all nodes together were asked about.
     """
 
     def __init__(
         self,
         do: Callable[[Sequence[Question]], Iterator[list[Any]]],
         groups: Sequence[Key],
-        models: Sequence[str],
-        batches: tuple[int, int],
+        precisions: Sequence[str],
+        needed: int,
     ) -> None:
-        self._do, self._batches = do, batches
+        self._do, self._needed, self._batches = do, needed, (0, 0)
         self._places = {key: place for place, key in enumerate(groups)}
-        self._groups, self._models = groups, models
+        self._groups, self._precisions = groups, precisions
+        self._sizes: list[int] = []
+        self._together: list[list[Any]] = [[] for _ in precisions]
         self.valid: Sequence[int] = ()
+
+    def turn_to(self, start: int, stop: int) -> None:
+        """Ask about the batches from one to that before another one from now on."""
+        self._batches = start, stop
 
     def losses(self, keys: Sequence[Key]) -> Iterator[tuple[Key, list[Losses]]]:
         """Losses of perturbations that run through, for each batch."""
@@ -115,11 +126,11 @@ class Asked:
 
     def together(self) -> Iterator[tuple[str, list[tuple[ErrorAccumulator, Losses]]]]:
         """How far all nodes in a precision are off together, for each batch."""
-        numbers = range(len(self._models))
-        questions = [Question("together", self._batches, (n, n + 1)) for n in numbers]
-        for text, (valid, answer) in zip(self._models, self._do(questions), strict=True):
-            self.valid = valid
-            yield text, answer
+        for _ in self._answered([]):
+            pass
+        self.valid = self._sizes[slice(*self._batches)]
+        for text, answers in zip(self._precisions, self._together, strict=True):
+            yield text, answers[slice(*self._batches)]
 
     def _asked(
         self, kind: Literal["losses", "errors"], keys: Sequence[Key]
@@ -134,63 +145,84 @@ class Asked:
             else:
                 blocks.append((place, place + 1))
         questions = [Question(kind, self._batches, block) for block in blocks]
-        for question, (valid, *answers) in zip(questions, self._do(questions), strict=True):
-            self.valid = valid
+        for question, (_, *answers) in self._answered(questions):
             yield from zip(self._groups[slice(*question.about)], answers, strict=True)
+
+    def _answered(self, questions: Sequence[Question]) -> Iterator[tuple[Question, list[Any]]]:
+        """Questions with their answers, behind what is to be asked about all nodes together."""
+        first, last = len(self._sizes), max(self._needed, self._batches[1])
+        about = range(len(self._precisions)) if first < self._batches[1] else ()
+        whole = [Question("together", (first, last), (n, n + 1)) for n in about]
+        answers = self._do([*whole, *questions]) if whole or questions else iter(())
+        for question, (sizes, answer) in zip(whole, islice(answers, len(whole)), strict=True):
+            self._together[question.about[0]] += answer
+            self._sizes[first:] = sizes
+        yield from zip(questions, answers, strict=True)
+
+
+class _Reader:
+    """Reads batches by their numbers, in one pass as long as these rise."""
+
+    def __init__(self, samples: Dataset) -> None:
+        self._samples, self._before = samples, 0
+        self._read: Iterator[Batch] = iter(())
+
+    def read(self, start: int, stop: int) -> list[Batch]:
+        """The batches from one to that before another one, as far as there are any."""
+        if start < self._before or not self._before:
+            self._read, self._before = self._samples.batches(), 0
+        for _ in islice(self._read, start - self._before):
+            pass
+        self._before = stop
+        return list(islice(self._read, stop - start))
 
 
 class _Answering:
-    """Answers questions about batches, which are read once in their order."""
+    """Answers questions about batches."""
 
     def __init__(self, work: Asking, runner: Runner) -> None:
         self._work, self._runner = work, runner
-        self._groups, self._models = [*work.groups.items()], [*work.models.items()]
-        self._lock = Lock()
+        self._groups = [*work.groups.items()]
+        self._lock, self._own_lock = Lock(), Lock()
         self._place = (0, 0)
-        self._read: Iterator[Batch] = iter(())
+        self._reader, self._own_reader = _Reader(work.samples), _Reader(work.samples)
         self._batches: list[Batch] = []
         self._references: list[Outputs] = []
+        self._models: dict[str, Graph] = {}
 
     def answer(self, question: Question) -> list[Any]:
         """Samples of the batches, and what is asked of each perturbation."""
+        about = slice(*question.about)
+        if question.kind == "together":
+            (precision,) = self._work.precisions[about]
+            with self._own_lock:
+                return self._together(precision, self._own_reader.read(*question.batches))
         with self._lock:
             if question.batches != self._place:
-                self._go_to(*question.batches)
-        about = slice(*question.about)
+                self._batches = self._reader.read(*question.batches)
+                self._references = self._runner.start(self._batches)
+                self._place = question.batches
         valid = [batch.valid for batch in self._batches]
-        match question.kind:
-            case "losses":
-                return [valid, *(self._losses(*group) for group in self._groups[about])]
-            case "errors":
-                return [valid, *(self._errors(*group) for group in self._groups[about])]
-            case "together":
-                (model,) = self._models[about]
-                return [valid, self._together(self._runner.run_whole(model))]
-
-    def _go_to(self, start: int, stop: int) -> None:
-        before = self._place[1]
-        if start < before or not before:
-            self._read, before = self._work.samples.batches(), 0
-        for _ in islice(self._read, start - before):
-            pass
-        self._batches = list(islice(self._read, stop - start))
-        self._references = self._runner.start(self._batches)
-        self._place = start, stop
+        answer = self._losses if question.kind == "losses" else self._errors
+        return [valid, *(answer(*group) for group in self._groups[about])]
 
     def _losses(self, key: Key, parts: Sequence[Part]) -> list[Losses]:
-        return [self._loss(*found) for found in self._held_against(self._runner.run(key, parts))]
+        runs = zip(self._batches, self._references, self._runner.run(key, parts), strict=True)
+        return [
+            self._loss(batch, batch.trim(exact), batch.trim(ours)) for batch, exact, ours in runs
+        ]
 
-    def _together(self, outputs: list[Outputs]) -> list[tuple[ErrorAccumulator, Losses]]:
+    def _together(self, precision: str, batches: Sequence[Batch]) -> list[Any]:
+        """Samples of the batches, and how far all nodes in a precision are off for each."""
+        if precision not in self._models:
+            self._models[precision] = self._work.models[precision]
         answers = []
-        for batch, exact, ours in self._held_against(iter(outputs)):
-            errors = ErrorAccumulator()
+        for batch in batches:
+            ours = batch.trim(self._runner.run_whole(precision, self._models[precision], batch))
+            exact, errors = batch.trim(self._runner.outputs(batch)), ErrorAccumulator()
             errors.add(exact, ours)
             answers.append((errors, self._loss(batch, exact, ours)))
-        return answers
-
-    def _held_against(self, outputs: Iterator[Outputs]) -> Iterator[tuple[Batch, Outputs, Outputs]]:
-        for batch, exact, ours in zip(self._batches, self._references, outputs, strict=True):
-            yield batch, batch.trim(exact), batch.trim(ours)
+        return [[batch.valid for batch in batches], answers]
 
     def _loss(self, batch: Batch, exact: Outputs, ours: Outputs) -> Losses:
         return losses(self._work.proxy, exact, ours, batch.valid)

@@ -102,11 +102,19 @@ class Runner:
 
     def start(self, batches: Sequence[Batch]) -> list[Outputs]:
         """Take some batches, and give their float outputs."""
-        self._held = [dict(batch.feeds) for batch in batches]
-        for segment, session in zip(self._segments, self._float, strict=True):
-            for held in self._held:
-                held |= session.run(_only(held, segment.inputs))
+        self._held = [self._through(batch) for batch in batches]
         return [_only(held, self._outputs) for held in self._held]
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """The float outputs for a batch."""
+        return _only(self._through(batch), self._outputs)
+
+    def _through(self, batch: Batch) -> Outputs:
+        """What segments read and give for a batch."""
+        held = dict(batch.feeds)
+        for segment, session in zip(self._segments, self._float, strict=True):
+            held |= session.run(_only(held, segment.inputs))
+        return held
 
     def run(self, key: Key, parts: Sequence[Part]) -> Iterator[Outputs]:
         """The outputs for each of these batches with some parts of one node quantized."""
@@ -141,12 +149,10 @@ class Runner:
                 held |= session.run(_only(held, later.inputs))
             yield before, held
 
-    def run_whole(self, model: tuple[str, Graph]) -> list[Outputs]:
-        """The outputs for each of these batches of the model with all nodes in a precision."""
-        precision, graph = model
+    def run_whole(self, precision: str, graph: Graph, batch: Batch) -> Outputs:
+        """The outputs for a batch of the model with all nodes in a precision."""
         session = self._sessions.whole(graph, precision)
-        inputs = [spec.name for spec in session.inputs]
-        return [session.run(_only(held, inputs)) for held in self._held]
+        return session.run(_only(batch.feeds, [spec.name for spec in session.inputs]))
 
 
 def _only(held: Mapping[str, np.ndarray], names: Sequence[str]) -> Outputs:
