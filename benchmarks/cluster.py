@@ -1,5 +1,6 @@
 """Several workers: the same bytes, how much faster, and what kills and stops change.
 
+    python benchmarks/cluster.py digits FILE             all of scikit-learn's digits as an .npz
     python benchmarks/cluster.py speed [MODEL DATA]...   1 and 2 workers of one thread, in turn
     python benchmarks/cluster.py kills [MODEL DATA]      workers killed at 20 random moments
     python benchmarks/cluster.py batch PLACE...          a batch over 30 models, stopped twice
@@ -77,7 +78,7 @@ STAGES = {
         lambda prepared: find_ranges(prepared, histograms=True),
     ),
     "sensitivity": Stage(
-        {"precisions": ("int8",)},
+        {},
         lambda job: observed(prepare(job.as_search())),
         find_losses,
     ),
@@ -169,6 +170,17 @@ def speed(pairs: list[tuple[str, str]], rounds: int, samples: int) -> None:
                 f"| {ratios} | {'yes' if is_same else 'NO'} |",
                 flush=True,
             )
+
+
+def digits(path: Path) -> None:
+    """Write all 1,797 of scikit-learn's digits as `models/train.py` makes 578 of them."""
+    from sklearn.datasets import load_digits
+
+    images = load_digits().images / 16.0
+    small, large = images.shape[1], 32
+    places = np.clip((np.arange(large) + 0.5) * small / large - 0.5, 0, small - 1)
+    near = np.maximum(0, 1 - abs(places[:, np.newaxis] - np.arange(small)))
+    np.savez(path, image=(near @ images @ near.T)[:, np.newaxis].astype(np.float32))
 
 
 def workers_of(process: int) -> list[int]:
@@ -318,7 +330,7 @@ def batches(places: list[Path], count: int, known: Path | None) -> None:
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("speed", "kills", "batch"))
+    parser.add_argument("what", choices=("digits", "speed", "kills", "batch"))
     parser.add_argument("paths", nargs="*")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--count", type=int, help="kills (default 20), or models (default 30)")
@@ -328,7 +340,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128, help="to calibrate on, for speed")
     parsed = parser.parse_intermixed_args()
     paths = parsed.paths or [*DEFAULT]
-    if parsed.what == "speed":
+    if parsed.what == "digits":
+        digits(Path(parsed.paths[0]))
+    elif parsed.what == "speed":
         speed(list(zip(paths[::2], paths[1::2], strict=True)), parsed.rounds, parsed.samples)
     elif parsed.what == "kills":
         kills(*paths[:2], parsed.count or KILLS)

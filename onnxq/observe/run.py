@@ -114,9 +114,10 @@ def observe(
     settings = (memory_limit, model_sha256, seed, threads)
     work = Observing(graph, shards, kept, places, *settings, in_files=True)
     progress.stage("calibrating", len(numbers))
-    parts = []
+    parts: list[Observations] = []
     for number, part in enumerate(executor.map(work, executor.alone(numbers)), start=1):
-        parts.append(part)
+        # Others are observed meanwhile; what has a folder need not fit into memory.
+        parts = [*parts, part] if folder else [merge_observations([*parts, part])]
         progress.advance(number)
     return merge_observations(parts, folder)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,9 +114,16 @@ def test_nobody_without_the_keys_of_the_run_can_connect(executor: Executor) -> N
 
 
 @pytest.mark.parametrize("trouble", ["killed", "stopped", "disk"])
+@pytest.mark.parametrize("takes", [inf, 0.01])
 def test_what_a_worker_cannot_do_another_one_does(
-    trouble: str, executor: Executor, noted: Path
+    trouble: str,
+    takes: float,
+    executor: Executor,
+    noted: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Short items go together.
+    monkeypatch.setattr(executor, "_takes", {Squares: takes})
     assert list(executor.map(Squares(noted, trouble), NUMBERS)) == SQUARES
     tried = list(noted.glob("3-*"))
     # One that was stopped may come to an end when it is told to.
@@ -139,9 +147,15 @@ def test_what_nobody_can_do_is_said_in_a_sentence(
 
 
 @pytest.mark.parametrize("trouble", ["always killed", "always disk"])
+@pytest.mark.parametrize("takes", [inf, 0.01])
 def test_work_that_goes_on_without_an_item_has_all_others(
-    trouble: str, executor: Executor, noted: Path
+    trouble: str,
+    takes: float,
+    executor: Executor,
+    noted: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(executor, "_takes", {Squares: takes})
     found = list(executor.map(Squares(noted, trouble, instead=-1), NUMBERS))
     assert found == [-1 if number == 3 else number * number for number in NUMBERS]
 
@@ -154,6 +168,17 @@ def test_what_waits_at_a_worker_that_ends_is_not_given_up(
     with open_executor(1, None, tmp_path / "spread") as alone:
         found = list(alone.map(Squares(noted, "always killed", instead=-1), NUMBERS))
     assert found == [-1 if number == 3 else number * number for number in NUMBERS]
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1, [1] * 12), (2, [2, 2, 2, 2, 1, 1, 1, 1]), (9, [3, 3, 2, 1, 1, 1, 1])]
+)
+def test_fewer_and_fewer_items_go_together(most: int, sizes: list[int]) -> None:
+    cluster = importlib.import_module("onnxq.runtime.cluster")
+    keys = [*map(str, NUMBERS)]
+    bundles = cluster._bundled(keys, 2, most)
+    assert [key for bundle in bundles for key in bundle] == keys
+    assert [*map(len, bundles)] == sizes
 
 
 def test_workers_killed_at_random_change_nothing(executor: Executor, noted: Path) -> None:
