@@ -1,9 +1,11 @@
 """The intermediate representation: graphs, passes over them, reading and writing."""
 
 from onnxq.ir.attribute import Attribute
-from onnxq.ir.graph import Graph, ModelInfo, Node, Use, Value
+from onnxq.ir.graph import Graph
 from onnxq.ir.infer import infer_types
 from onnxq.ir.loading import ModelLike, load
+from onnxq.ir.model_info import ModelInfo
+from onnxq.ir.node import Node, Use, Value
 from onnxq.ir.operators import attribute_value
 from onnxq.ir.opset import raise_opset
 from onnxq.ir.passes import (
@@ -16,7 +18,8 @@ from onnxq.ir.passes import (
     default_passes,
     parse_passes,
 )
-from onnxq.ir.pattern import Builder, FormPass, Match, Rule, RulePass, remove_unused, rewrite
+from onnxq.ir.pattern import Match
+from onnxq.ir.rules import Builder, FormPass, Rule, RulePass, remove_unused, rewrite
 from onnxq.ir.saving import save, to_proto
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import DataType, OpaqueType, Shape, TensorType, ValueType

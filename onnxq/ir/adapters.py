@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxq.errors import InputError
-from onnxq.ir.graph import Graph, Node, Value
+from onnxq.ir.graph import Graph
+from onnxq.ir.node import Node, Value
 from onnxq.ir.tensor import Tensor
 
 

@@ -11,7 +11,8 @@ import networkx as nx
 
 from onnxq.errors import InvariantError
 from onnxq.ir.copying import reads
-from onnxq.ir.graph import Graph, Node, Value
+from onnxq.ir.graph import Graph
+from onnxq.ir.node import Node, Value
 from onnxq.ir.operators import is_deterministic
 from onnxq.ir.types import TensorType
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from onnxq.errors import InvariantError
-from onnxq.ir.graph import Graph, Node, Use, Value
+from onnxq.ir.graph import Graph
+from onnxq.ir.node import Node, Use, Value
 
 
 def check(graph: Graph) -> None:

@@ -10,7 +10,8 @@ import onnx.defs
 import onnx.helper
 
 from onnxq.errors import InputError
-from onnxq.ir.graph import Graph, Node
+from onnxq.ir.graph import Graph
+from onnxq.ir.node import Node
 from onnxq.ir.operators import schema_of
 
 CRASHES_INFERENCE = frozenset(

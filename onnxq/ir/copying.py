@@ -12,7 +12,9 @@ import networkx as nx
 from onnxq.errors import InvariantError
 from onnxq.ir.attribute import Attribute
 from onnxq.ir.collector import collector_paused
-from onnxq.ir.graph import Graph, ModelInfo, Node, Value
+from onnxq.ir.graph import Graph
+from onnxq.ir.model_info import ModelInfo
+from onnxq.ir.node import Node, Value
 
 
 def copy(graph: Graph) -> Graph:

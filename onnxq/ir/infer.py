@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx
 
 from onnxq.ir.branch_ranks import agreed_ranks
-from onnxq.ir.graph import Graph, Node, Value
+from onnxq.ir.graph import Graph
 from onnxq.ir.infer_message import complete, nested, part_message, whole_message
+from onnxq.ir.node import Node, Value
 from onnxq.ir.onnx_inference import INFERENCE_FAILURES, infer_shapes
 from onnxq.ir.shape_rules import computed_shapes
 from onnxq.ir.shape_values import Elements, find_elements

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx
 
 from onnxq.ir.copying import reads
-from onnxq.ir.graph import Graph, Node, Value
+from onnxq.ir.graph import Graph
+from onnxq.ir.node import Node, Value
 from onnxq.ir.saving import FIRST_OVERRIDABLE, to_proto, write_initializer, write_node
 from onnxq.ir.shape_values import Elements, constant_ints, elements_of
 from onnxq.ir.tensor import Tensor

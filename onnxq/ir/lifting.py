@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from onnxq.ir.graph import Graph, Node, Value
+from onnxq.ir.graph import Graph
+from onnxq.ir.node import Node, Value
 from onnxq.ir.types import DataType, TensorType, ValueType
 
 _SCAN_OUTPUTS = ("scan_output_axes", "scan_output_directions")

@@ -19,7 +19,9 @@ from onnxq.ir.attribute import Attribute
 from onnxq.ir.collector import collector_paused
 from onnxq.ir.conformity import require_conformity
 from onnxq.ir.embedded import PROTOBUF_LIMIT, withhold
-from onnxq.ir.graph import Graph, ModelInfo, Node, Value
+from onnxq.ir.graph import Graph
+from onnxq.ir.model_info import ModelInfo
+from onnxq.ir.node import Node, Value
 from onnxq.ir.saving import FIRST_OVERRIDABLE, PLAIN_FIELDS
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import TensorType, ValueType, merge_types, type_from_proto

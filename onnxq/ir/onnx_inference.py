@@ -10,8 +10,8 @@ import onnx.checker
 import onnx.shape_inference
 
 from onnxq.ir.conformity import CRASHES_INFERENCE, CRASHING_NUMBERS
-from onnxq.ir.graph import Node, Value
 from onnxq.ir.loading import called
+from onnxq.ir.node import Node, Value
 from onnxq.ir.types import DataType
 
 INFERENCE_FAILURES = (

@@ -9,7 +9,7 @@ import onnx.defs
 import onnx.helper
 
 from onnxq.ir.attribute import Attribute
-from onnxq.ir.graph import Node, Value
+from onnxq.ir.node import Node, Value
 from onnxq.ir.types import DataType
 
 _RANDOM = frozenset(

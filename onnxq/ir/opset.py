@@ -12,9 +12,10 @@ import onnx.version_converter
 from onnxq.errors import InputError
 from onnxq.ir.adapters import adapt, last_before, needs_adapter
 from onnxq.ir.conformity import CRASHES_INFERENCE
-from onnxq.ir.graph import Graph, Value
+from onnxq.ir.graph import Graph
 from onnxq.ir.infer import infer_types
 from onnxq.ir.loading import called, from_proto
+from onnxq.ir.node import Value
 from onnxq.ir.onnx_inference import INFERENCE_FAILURES
 from onnxq.ir.operators import schema_of
 from onnxq.ir.saving import PLAIN_FIELDS, to_proto

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable
 
-from onnxq.ir.graph import Node, Value
+from onnxq.ir.node import Node, Value
 
 
 def kind_of(value: Value) -> Hashable:

@@ -16,7 +16,8 @@ from google.protobuf.message import Message
 from onnxq.errors import InputError
 from onnxq.ir.attribute import Attribute
 from onnxq.ir.embedded import PROTOBUF_LIMIT, Embedding
-from onnxq.ir.graph import Graph, Node, Value
+from onnxq.ir.graph import Graph
+from onnxq.ir.node import Node, Value
 from onnxq.ir.stored import keep_readable
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import DataType, TensorType, type_to_proto

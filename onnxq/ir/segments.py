@@ -9,7 +9,8 @@ from math import inf, prod
 from types import MappingProxyType
 
 from onnxq.ir.copying import reads
-from onnxq.ir.graph import Graph, Node, Value
+from onnxq.ir.graph import Graph
+from onnxq.ir.node import Node, Value
 from onnxq.ir.types import TensorType
 
 _UNKNOWN_SIZE = 1024

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from onnxq.ir.graph import Node, Value
+from onnxq.ir.node import Node, Value
 from onnxq.ir.shape_values import Elements, elements_of
 from onnxq.ir.types import Dim, Shape, TensorType
 

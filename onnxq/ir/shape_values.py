@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from onnxq.ir.graph import Graph, Node, Value
+from onnxq.ir.graph import Graph
+from onnxq.ir.node import Node, Value
 from onnxq.ir.tensor import Tensor
 from onnxq.ir.types import DataType, Dim, Shape, static_size
 

@@ -10,8 +10,9 @@ import onnx.printer
 
 from onnxq.errors import InputError
 from onnxq.ir.attribute import Attribute
-from onnxq.ir.graph import Graph, Node
+from onnxq.ir.graph import Graph
 from onnxq.ir.loading import from_proto
+from onnxq.ir.node import Node
 from onnxq.ir.saving import to_proto
 from onnxq.ir.tensor import Tensor
 

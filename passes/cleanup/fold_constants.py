@@ -12,7 +12,7 @@ from onnxq.errors import InputError
 from onnxq.ir import Context, Graph, Node, Pass, Tensor, Value
 from onnxq.ir.copying import reads
 from onnxq.ir.operators import is_deterministic, lacks_identity
-from onnxq.ir.pattern import remove_unused
+from onnxq.ir.rules import remove_unused
 from onnxq.ir.shape_values import known_elements
 from onnxq.passes.cleanup.foldable import bytes_of, is_safe, may_be_tensor, sizes_are_known
 from onnxq.passes.nodes import visit

@@ -17,7 +17,8 @@ from onnxq.ir import (
     Value,
 )
 from onnxq.ir.operators import attribute_value
-from onnxq.ir.pattern import Operator, PatternBuilder, Variable, remove_unused
+from onnxq.ir.pattern import Operator, PatternBuilder, Variable
+from onnxq.ir.rules import remove_unused
 from onnxq.passes.nodes import broadcasts, visit
 
 _GEMM_TYPES = frozenset({DataType.FLOAT, DataType.DOUBLE, DataType.FLOAT16})
