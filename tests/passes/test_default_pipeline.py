@@ -24,7 +24,7 @@ from onnxq.ir import (
     to_proto,
 )
 from tests.helpers import OPSET_26, assert_equivalent, assert_same_outputs, random_feeds, run
-from tests.ir.test_load_save import full_model
+from tests.ir.loading import full_model
 
 HEAD = '<ir_version: 10, opset_import: ["": 21, "com.acme": 1]>'
 
