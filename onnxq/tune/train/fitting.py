@@ -12,6 +12,7 @@ import torch
 from onnxq.data import Dataset
 from onnxq.errors import InputError
 from onnxq.ir import Graph
+from onnxq.passes.static.operands import reads_weight
 from onnxq.passes.static.placement import Placement
 from onnxq.passes.tuned import BIAS, Tensors, Tuned
 from onnxq.precision import parse_precision
@@ -26,7 +27,7 @@ from onnxq.tune.train.executor import Executor
 from onnxq.tune.train.learner import Subject
 from onnxq.tune.train.objectives import Head, check_labels, evaluating
 from onnxq.tune.train.places import Places
-from onnxq.tune.train.quantized import Grid
+from onnxq.tune.train.quantized import Grid, Grids
 from onnxq.tune.train.samples import Samples
 from onnxq.tune.train.team import team
 from onnxq.tune.train.trainer import Trainer, find_device
@@ -138,7 +139,7 @@ class Lesson:
         options = self.options
         checkpoints = Checkpoints(folder, {**options.basis(), **basis})
         shifts = {name: own[BIAS] for name, own in tuned.items() if BIAS in own}
-        known = grids(precisions, target)
+        known = grids(precisions, placed, target)
         subject = Subject(self._source, quantized, known, heads, options, norms, shifts)
         own = subject.learner(self.teacher, self._device)
         places = Places(
@@ -200,13 +201,15 @@ def _added(begun: Tensors, learned: Tensors) -> Tensors:
     return {**begun, **learned, **({BIAS: sum(shifts[1:], shifts[0])} if shifts else {})}
 
 
-def grids(precisions: Mapping[str, str], target: Target) -> dict[str, Grid]:
-    """The integers that the weights of nodes may have."""
+def grids(precisions: Mapping[str, str], placed: Placement, target: Target) -> Grids:
+    """The integers that the weights of nodes may have: other constants have those of their type."""
     found = {}
-    for name, text in precisions.items():
-        precision = parse_precision(text)
+    for node, rule in placed.nodes.items():
+        if rule.weight is None or node.name not in precisions or not reads_weight(node, rule):
+            continue
+        precision = parse_precision(precisions[node.name])
         if isinstance(precision, Static):
             low, high = precision.quantizer(target).bounds
             is_binary = isinstance(precision, StaticBits) and precision.weight == "binary"
-            found[name] = Grid(int(low), int(high), is_binary)
+            found[node.name, rule.weight] = Grid(int(low), int(high), is_binary)
     return found

@@ -17,7 +17,7 @@ from onnxq.passes.weights.shift_biases import ShiftBiases
 from onnxq.tune.train.executor import Executor
 from onnxq.tune.train.norms import averaging
 from onnxq.tune.train.objectives import Head, Objective, Tap, evaluating
-from onnxq.tune.train.quantized import Grid, QuantizedModule
+from onnxq.tune.train.quantized import Grids, QuantizedModule
 from onnxq.tune.train.samples import Feed, channels_last
 from onnxq.tune.training import TrainOptions
 
@@ -134,7 +134,7 @@ class Subject:
     Attributes:
         source: The float graph.
         quantized: What a plan makes of it.
-        grids: The integers that weights may have, by node.
+        grids: The integers that weights may have.
         heads: What the outputs decide.
         options: How to train.
         norms: Nodes behind which BatchNormalization is to live.
@@ -143,7 +143,7 @@ class Subject:
 
     source: Graph
     quantized: Graph
-    grids: Mapping[str, Grid]
+    grids: Grids
     heads: Sequence[Head]
     options: TrainOptions
     norms: Sequence[str] = ()

@@ -49,6 +49,10 @@ class Grid:
     is_binary: bool = False
 
 
+Grids = Mapping[tuple[str, int], Grid]
+"""Grids by the node that reads them, and by the slot of its weight."""
+
+
 class Step(nn.Module):
     """A learned step (Esser et al., 2020): its gradient is multiplied by 1 / sqrt(N Qp).
 
@@ -176,7 +180,7 @@ class QuantizedModule(nn.Module):
         graph: Graph,
         source: Graph | None = None,
         *,
-        grids: Mapping[str, Grid] | None = None,
+        grids: Grids | None = None,
         learn_steps: bool = True,
         learn_offsets: bool = False,
         norms: Collection[str] = (),
@@ -188,8 +192,8 @@ class QuantizedModule(nn.Module):
             graph: The graph, with types inferred; it is not changed.
             source: The float graph that it was made of. Training begins with its weights where
                 rounding gives the stored integers, and else with what these stand for.
-            grids: Which integers the weight of a node may have, by its name; those of the type if
-                not given. What is stored in fewer bits behind a Cast is taken as the Cast gives it.
+            grids: Which integers weights may have; those of the type where nothing is given. What
+                is stored in fewer bits behind a Cast is taken as the Cast gives it.
             learn_steps: Whether steps are trained.
             learn_offsets: Whether zero-points of activations are, too (LSQ+), where they are within
                 the type: at its end, as behind a Relu, runtimes fuse what clips.
@@ -233,8 +237,8 @@ class QuantizedModule(nn.Module):
         named = {} if source is None else {n.name: n for n in source.all_nodes() if n.name}
         for node in nodes:
             if _stores(node):
-                names = [use.node.name for use in node.output.uses]
-                grid = next((grids[n] for n in names if grids and n in grids), None)
+                places = [(use.node.name, use.slot) for use in node.output.uses]
+                grid = next((grids[at] for at in places if grids and at in grids), None)
                 self._store(node, _likes(named, node), grid)
         self.norms = {node.name: norm for node in nodes if (norm := self._norm(node, norms))}
         self.eval()

@@ -55,7 +55,7 @@ def agree(path: Path, text: str) -> None:
     graph = source.copy()
     apply_precisions(graph, precisions, Given(TARGET, observed_bounds(source, feeds)))
     infer_types(graph)
-    module = QuantizedModule(graph, source, grids=grids(precisions, TARGET))
+    module = QuantizedModule(graph, source, grids=grids(precisions, placed, TARGET))
     fed = {name: torch.tensor(array) for name, array in feeds.items()}
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-4)
     for _ in range(2):

@@ -14,14 +14,15 @@ from onnxq.quant import value_range
 from onnxq.runtime import Session
 from onnxq.targets import load_target
 from onnxq.tune.train.executor import Executor
-from onnxq.tune.train.quantized import Grid, QuantizedModule, Step
+from onnxq.tune.train.fitting import grids
+from onnxq.tune.train.quantized import Grids, QuantizedModule, Step
 from onnxq.tune.train.straight_through import dequantize, quantize, round_through, signs
 from tests.helpers import Feeds, random_feeds, run
 from tests.networks import chain
 from tests.quantization import observed_bounds, quantized
 
 TARGET = load_target("cpu-x64")
-GRID = Grid(*(int(end) for end in value_range(TARGET.weight_format, TARGET.weight_scheme)))
+LOW, HIGH = (int(end) for end in value_range(TARGET.weight_format, TARGET.weight_scheme))
 
 
 def quantized_pair(graph: Graph, feeds: Feeds) -> tuple[Graph, Graph]:
@@ -32,10 +33,16 @@ def quantized_pair(graph: Graph, feeds: Feeds) -> tuple[Graph, Graph]:
     return graph, quantized(graph, observed_bounds(graph, feeds))
 
 
+def grids_of(source: Graph) -> Grids:
+    """The integers that weights have on the target."""
+    return grids(
+        dict.fromkeys(map(node_name, source.nodes()), "int8"), place(source, TARGET), TARGET
+    )
+
+
 def module_of(after: Graph, source: Graph) -> QuantizedModule:
     """The module of a pair, with the integers that weights have on the target."""
-    grids = dict.fromkeys(map(node_name, source.nodes()), GRID)
-    return QuantizedModule(after, source, grids=grids)
+    return QuantizedModule(after, source, grids=grids_of(source))
 
 
 def tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
@@ -52,15 +59,35 @@ def assert_agrees(module: QuantizedModule, feeds: Feeds, step: float) -> None:
         assert np.abs(found[name].numpy() - array).max() <= step * 1.001 + 1e-5
 
 
+def test_a_constant_that_is_no_weight_has_the_integers_of_its_type() -> None:
+    graph = Graph.from_text("""<ir_version: 10, opset_import: ["" : 21]>
+        g (float[N, 1, 6, 6] x) => (float[N, 1, 6, 6] y)
+        <float[1, 1, 1, 1] w = {1.25}, float three = {3}, float zero = {0}, float six = {6}>
+        {
+            a = Conv (x, w)
+            b = Add (a, three)
+            c = Clip (b, zero, six)
+            d = Mul (a, c)
+            y = Conv (d, w)
+        }""")
+    infer_types(graph)
+    feeds = random_feeds(graph, other_dims=8)
+    source, after = quantized_pair(graph, feeds)
+    module = module_of(after, source)
+    assert max(value.numpy().max() for value in module._stored) > HIGH
+    for value in module._stored:
+        np.testing.assert_array_equal(module.rounded(value), value.numpy())
+    found, wanted = module(tensors(feeds))["y"], run(after, feeds)["y"]
+    assert np.abs(found.detach().numpy() - wanted).max() <= 0.02 * np.abs(wanted).max()
+
+
 @pytest.mark.parametrize("name", ["chain", "digits_resnet", "digits_vit", "text_lm"])
 def test_untrained_it_computes_what_the_quantized_model_does(name: str) -> None:
     graph = chain() if name == "chain" else load(f"models/{name}.onnx")
     infer_types(graph)
     feeds = random_feeds(graph, other_dims=8)
     source, after = quantized_pair(graph, feeds)
-    module = QuantizedModule(
-        after, source, grids=dict.fromkeys(map(node_name, source.nodes()), GRID)
-    )
+    module = module_of(after, source)
     found = module(tensors(feeds))
     wanted = run(after, feeds)
     for output, array in wanted.items():
@@ -76,9 +103,7 @@ def test_training_lowers_the_loss_and_the_model_agrees() -> None:
     fed = tensors(feeds)
     with torch.no_grad():
         target = Executor(source)(fed)["y"].roll(1, 0)
-    module = QuantizedModule(
-        after, source, grids=dict.fromkeys(map(node_name, source.nodes()), GRID)
-    )
+    module = module_of(after, source)
     before = module.emitted()
     steps = {id(step) for step in module.steps}
     others = [p for p in module.parameters() if id(p) not in steps]
@@ -113,9 +138,7 @@ def test_a_step_counts_what_shares_it() -> None:
     graph = chain(depth=2)
     feeds = random_feeds(graph, other_dims=3)
     source, after = quantized_pair(graph, feeds)
-    module = QuantizedModule(
-        after, source, grids=dict.fromkeys(map(node_name, source.nodes()), GRID)
-    )
+    module = module_of(after, source)
     module(tensors(feeds))
     counts = {value.name: step.count for value, step in module._steps.items()}
     # 2 channels of 6 x 6 pixels are fed; each channel of the first weight has 2 x 3 x 3 numbers.
@@ -131,24 +154,20 @@ def test_training_begins_with_the_float_weights_that_were_rounded() -> None:
     graph = chain(depth=2)
     feeds = random_feeds(graph, other_dims=3)
     source, after = quantized_pair(graph, feeds)
-    begun = QuantizedModule(
-        after, source, grids=dict.fromkeys(map(node_name, source.nodes()), GRID)
-    )
+    begun = QuantizedModule(after, source, grids=grids_of(source))
     weight = source.values["w0"].numpy()
     starts = {v.name: s.numbers.detach().numpy() for v, s in begun._stored.items()}
     np.testing.assert_array_equal(starts["w0_q"], weight)
     # Rounded otherwise, as by a tuner, they come nearer within the step.
     after.values["w0_q"].data = Tensor(after.values["w0_q"].numpy()[::-1].copy())
-    other = QuantizedModule(
-        after, source, grids=dict.fromkeys(map(node_name, source.nodes()), GRID)
-    )
+    other = QuantizedModule(after, source, grids=grids_of(source))
     starts = {v.name: s.numbers.detach().numpy() for v, s in other._stored.items()}
     begun, integers = starts["w0_q"], after.values["w0_q"].numpy()
     assert (begun != weight).any()
     step = after.values["w0_scale"].numpy().reshape(-1, 1, 1, 1)
     nearest = np.clip(weight, (integers - 0.25) * step, (integers + 0.25) * step)
     same = np.rint(weight / step) == integers
-    inside = (integers > GRID.low) & (integers < GRID.high)
+    inside = (integers > LOW) & (integers < HIGH)
     np.testing.assert_array_equal(begun[same], weight[same])
     np.testing.assert_allclose(begun[inside & ~same], nearest[inside & ~same], rtol=1e-5)
     for name, data in {v.name: v.numpy() for v in other.emitted().initializers()}.items():
@@ -167,9 +186,7 @@ def test_a_bias_keeps_its_numbers_when_its_weight_has_another_step() -> None:
     weight = bias.output.uses[0].node.inputs[1].producer
     before = bias.inputs[0].numpy() * bias.inputs[1].numpy()
     after.set_constant(weight, 1, 2 * weight.inputs[1].numpy())
-    emitted = QuantizedModule(
-        after, source, grids=dict.fromkeys(map(node_name, source.nodes()), GRID)
-    ).emitted()
+    emitted = QuantizedModule(after, source, grids=grids_of(source)).emitted()
     integers, scale = (emitted.values[v.name].numpy() for v in bias.inputs[:2])
     np.testing.assert_allclose(integers * scale, before, atol=scale.max())
     assert (integers != bias.inputs[0].numpy()).any()
@@ -179,9 +196,7 @@ def test_placement_is_that_of_the_target() -> None:
     graph = chain()
     feeds = random_feeds(graph, other_dims=4)
     source, after = quantized_pair(graph, feeds)
-    emitted = QuantizedModule(
-        after, source, grids=dict.fromkeys(map(node_name, source.nodes()), GRID)
-    ).emitted()
+    emitted = QuantizedModule(after, source, grids=grids_of(source)).emitted()
     assert [n.op_type for n in emitted.nodes()] == [n.op_type for n in after.nodes()]
     assert place(source, TARGET).nodes
 
@@ -223,8 +238,7 @@ def test_zero_points_are_learned_where_they_are_within_the_type() -> None:
     graph = chain()
     feeds = random_feeds(graph, other_dims=32)
     source, after = quantized_pair(graph, feeds)
-    grid = dict.fromkeys(map(node_name, source.nodes()), GRID)
-    module = QuantizedModule(after, source, grids=grid, learn_offsets=True)
+    module = QuantizedModule(after, source, grids=grids_of(source), learn_offsets=True)
     scale = module.graph.values["x_scale"]
     zeros = {s.name for s in module._offsets}
     assert "x_scale" in zeros
