@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Group
@@ -35,17 +36,24 @@ def run(_: argparse.Namespace, __: Progress) -> Outcome:
         "methods": [{"name": name, "description": text} for name, text in methods.items()],
     }
     rows = (
-        (name, recipe.precision or "a search", ", ".join(_methods(recipe)), recipe.description)
+        (name, ", ".join(_means(name, recipe)), recipe.description)
         for name, recipe in recipes.items()
     )
     return Outcome(
         body,
         Group(
-            table(rows, ("recipe", "precision", "methods", "what it does"), align="|<<"),
+            table(rows, ("recipe", "precision and methods", "what it does")),
             Text(),
             table(methods.items(), ("method", "what it computes")),
         ),
     )
+
+
+def _means(name: str, recipe: Recipe) -> Iterator[str]:
+    """Its precision, unless it has the name of that, and its methods, if it has any."""
+    if recipe.precision != name:
+        yield recipe.precision or "a search"
+    yield from (method for method in _methods(recipe) if method != "none")
 
 
 def _facts(name: str, recipe: Recipe) -> dict[str, Any]:
