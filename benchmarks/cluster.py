@@ -242,7 +242,8 @@ def kills(model: str, data: str, times: int) -> None:
     """Whether a sensitivity analysis finds the same while workers are killed."""
 
     def found(progress: Progress) -> str:
-        options: dict[str, Any] = {"precisions": ("int8",), "workers": 2}
+        # The other method is over before many can be killed.
+        options: dict[str, Any] = {"sensitivity": "exhaustive", "workers": 2}
         return digest(find_sensitivity(model, data, progress=progress, **options))
 
     wanted = found(SILENT)
