@@ -122,6 +122,10 @@ def ran(stage: Stage, model: str, data: str, workers: int, samples: int) -> Run:
         prepared = stage.prepare(job)
         # Those that come late would be taken for slow ones.
         wait_for(workers)
+        # Each on a processor of its own, or the system puts several on one at times.
+        for number, pid in enumerate(sorted(workers_of(os.getpid()))):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), {number})
         before = {pid: spent(pid) for pid in workers_of(os.getpid())}
         started, used = time.perf_counter(), time.process_time()
         found = stage.run(prepared)

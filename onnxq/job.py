@@ -42,6 +42,9 @@ from onnxq.work import data_digest
 _WORKER_BYTES = 1 << 28
 """Memory of a worker that does nothing, with all that it imports."""
 
+_MODULES = ("onnxq.planning", "onnxq.passes", "onnxq.precision")
+"""What workers may load while the command prepares the model."""
+
 _MADE_UP = 4
 """Samples that are made up where there is no data."""
 
@@ -317,6 +320,7 @@ def _executor(options: Options, folder: Path) -> AbstractContextManager[Executor
         shared / "spread",
         memory_limit=options.memory_limit,
         hangs_after=options.hangs_after,
+        modules=_MODULES,
     )
 
 

@@ -14,12 +14,14 @@ import re
 import shutil
 import time
 from asyncio import Future as Task
-from asyncio import ensure_future
+from asyncio import ensure_future, to_thread
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from math import inf
 from pathlib import Path
+from pkgutil import walk_packages
 from threading import RLock, Timer
 from typing import Any, ClassVar, TypeVar
 
@@ -115,6 +117,12 @@ class Connection:
                 ) from error
             self._clients.append(client)
         return self._clients[-1]
+
+    def load(self, modules: Sequence[str]) -> None:
+        """Let the workers that are there load modules, which takes most of a second each."""
+        if modules:
+            # Nobody waits for it; who comes later loads what work needs.
+            self.client().run(_load, [*modules], wait=False, on_error="ignore")
 
     def _replace_dead(self) -> None:
         """Start workers of this machine again that died while they started, or were given up.
@@ -514,6 +522,18 @@ class _Opened:
                 cls.close()
             else:
                 _later(left, cls.close_when_idle)
+
+
+async def _load(modules: Sequence[str]) -> None:
+    """Load modules, and what packages hold, beside whatever else a worker does."""
+
+    def load() -> None:
+        with suppress(ImportError):
+            for module in map(import_module, modules):
+                for inner in walk_packages(getattr(module, "__path__", ()), f"{module.__name__}."):
+                    import_module(inner.name)
+
+    await to_thread(load)
 
 
 def _later(seconds: float, do: Callable[[], None]) -> None:

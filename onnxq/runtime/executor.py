@@ -106,6 +106,7 @@ def open_executor(
     memory_limit: int | None = None,
     hangs_after: float = HANGS_AFTER,
     per_machine: int | None = None,
+    modules: Sequence[str] = (),
 ) -> Iterator[Executor]:
     """Where work is to be done: here, in processes of this machine, or on a cluster.
 
@@ -116,6 +117,7 @@ def open_executor(
         memory_limit: Bytes that each of the processes that are started may hold.
         hangs_after: See `HANGS_AFTER`.
         per_machine: Workers of one machine that are used; all if None.
+        modules: Names of modules and packages that workers load while nothing is there to do yet.
 
     Raises:
         InputError: both are asked for, Dask is missing, or nothing answers at the address.
@@ -135,4 +137,5 @@ def open_executor(
             "`pip install onnxq[cluster]`"
         ) from error
     with cluster.connected(workers, scheduler, memory_limit) as connection:
+        connection.load(modules)
         yield cluster.Cluster(connection, folder, hangs_after, per_machine)

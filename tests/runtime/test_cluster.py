@@ -351,3 +351,17 @@ def test_where_no_scheduler_is_a_sentence_says_so(
         open_executor(None, "tcp://127.0.0.1:9", tmp_path),
     ):
         pass
+
+
+def test_workers_load_modules_while_nothing_is_there_to_do(tmp_path: Path) -> None:
+    with open_executor(1, None, tmp_path / "spread", modules=("onnxq.precision",)) as alone:
+        client = alone._connection.client()  # type: ignore[attr-defined]
+        until = time.monotonic() + 30
+        while not (found := [*client.run(_has_loaded, "onnxq.precision.q4_0").values()])[0]:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    assert found == [True]
+
+
+def _has_loaded(name: str) -> bool:
+    return name in sys.modules
