@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 PLACES = ("alone", "float", "int8")
 """Where a form stands: by itself, between float operators, between integer operators."""
+
 Shape = tuple[int, ...]
 TOKENS: tuple[Shape, ...] = ((1, 128, 768), (1, 197, 192), (8, 65, 384), (1, 1, 1024))
 HIDDEN: tuple[Shape, ...] = ((1, 128, 3072), (1, 197, 768), (8, 65, 768), (1, 1, 4096))

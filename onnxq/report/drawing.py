@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from onnxq.report import words
-from onnxq.report.charts import colour
 from onnxq.report.layering import Layered, layered
+from onnxq.report.pieces import colour
 from onnxq.verify.result import EndFacts, GraphFacts, LayerFacts
 
 _ENTRY = -1

@@ -16,10 +16,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from onnxq.adaptive.replay import Replay
-from onnxq.report import charts, words
+from onnxq.report import charts, drift_charts, side_charts, words
 from onnxq.report.drawing import drawing
 from onnxq.report.grouping import left_in_float, methods
 from onnxq.report.headline import headline
+from onnxq.report.pieces import colour
 from onnxq.verify.precision import counts
 from onnxq.verify.result import Report
 from onnxq.verify.structure import MOST
@@ -68,9 +69,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    named = (counts, drawing, headline, largest, left_in_float, methods, policy, scripts, share)
+    named = (colour, counts, drawing, headline, largest, left_in_float, methods, policy, scripts)
     environment.globals.update(
-        {f.__name__: f for f in named}, Path=Path, charts=charts, most_drawn=MOST, words=words
+        {f.__name__: f for f in (*named, share)},
+        Path=Path,
+        charts=charts,
+        drift_charts=drift_charts,
+        most_drawn=MOST,
+        side_charts=side_charts,
+        words=words,
     )
     environment.filters["json"] = to_json
     return environment

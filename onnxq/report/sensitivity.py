@@ -6,6 +6,7 @@ from pathlib import Path
 
 from onnxq.report import charts, words
 from onnxq.report.pages import render
+from onnxq.report.pieces import Chart
 from onnxq.sensitivity import NodeSensitivity, Sensitivity
 
 HTML_NAME = "sensitivity.html"
@@ -30,7 +31,7 @@ def to_html(found: Sensitivity, model: str) -> str:
 
 def _chart(
     found: Sensitivity, ranking: list[tuple[NodeSensitivity, float]], precision: str
-) -> charts.Chart | None:
+) -> Chart | None:
     noisy = [(node, loss) for node, loss in ranking if loss > 0][:_DRAWN]
     bars = [
         (
