@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/training.py FOLDER [MODEL ...] [--bits B,...] [--epochs N] [--samples N]
        [--methods M,...] [--batch-norm KIND] [--lr R] [--weight-decay D] [--average DECAY]
-       [--augment A,...] [--mixed-precision] [--output FILE]
+       [--augment A,...] [--through B,...] [--mixed-precision] [--output FILE]
 
 FOLDER keeps what every attempt gave, and checkpoints of those that were broken off, so that a
 second run does only what is missing; other options want another folder. MODEL is digits_resnet,
@@ -164,6 +164,7 @@ def attempt(lesson: Lesson, bits: str, parsed: argparse.Namespace) -> Row:
         weight_decay=parsed.weight_decay,
         average=parsed.average,
         augment=tuple(parsed.augment.split(",")),
+        through=tuple(filter(None, parsed.through.split(","))),
         mixed_precision=parsed.mixed_precision,
         folder=parsed.folder / f"{lesson.name}-{bits}{loss}",
     )
@@ -247,6 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weight-decay", type=float, default=0.0)
     parser.add_argument("--average", type=float, default=0.0)
     parser.add_argument("--augment", default="auto")
+    parser.add_argument("--through", default="")
     parser.add_argument("--mixed-precision", action="store_true")
     parser.add_argument("--output", type=Path)
     parsed = parser.parse_args(arguments)

@@ -5,26 +5,34 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxq.data import DataLike
 from onnxq.errors import InputError
 from onnxq.found import Found
 from onnxq.ir import ModelLike, infer_types
 from onnxq.job import Job
+from onnxq.observe import parse_calibrator
 from onnxq.optimization import Optimized, made, proven
 from onnxq.options import Options
+from onnxq.plan import Plan
 from onnxq.precision import parse_precision
 from onnxq.precision.int8 import Int8
 from onnxq.precision.static_bits import StaticBits
-from onnxq.prepare import observed, prepare
+from onnxq.prepare import Prepared, observed, prepare
 from onnxq.progress import SILENT, Progress
+from onnxq.recipe import load_recipe
 from onnxq.study import apply_to, uniform_plan
-from onnxq.tune.training import TrainOptions, rate
+from onnxq.tune import parse_methods
+from onnxq.tune.training import TrainingFacts, TrainOptions, rate
 from onnxq.verify.decisions import find_decisions
 from onnxq.work import data_digest
+
+if TYPE_CHECKING:
+    from onnxq.tune.train.fitting import Fitted
+    from onnxq.tune.train.learned import Learned
 
 BITS = "w8a8 (2 to 8 bits of weights, 1 to 8 of activations), ternary, binary, ternary-a4"
 """How bits of weights and activations are said."""
@@ -87,63 +95,39 @@ def train(
     settings.check()
     asked = replace(options or Options(), **rest)
     precision = precision_of(bits)
-    if not settings.lr:
-        settings = replace(settings, lr=rate(_weight_bits(precision)))
-    begin = _beginning(precision)
-    begin["calibrator"] = asked.calibrator or begin.get("calibrator")
-    asked = replace(asked, recipe=precision, **begin)
+    earlier = {of: precision_of(of) for of in settings.through}
+    calibrator = asked.calibrator
+    asked = replace(asked, recipe=precision, **_beginning(precision, calibrator))
     kept = None if folder is None else Path(folder)
 
-    def make(job: Job) -> Found:
-        # Says without torch what to install.
-        from onnxq.tune.train.checkpoints import Checkpoints
-        from onnxq.tune.train.fitting import Lesson
-        from onnxq.tune.train.norms import normalized, restorable
+    def paced(precision: str) -> TrainOptions:
+        return replace(settings, lr=settings.lr or rate(_weight_bits(precision)))
 
-        norms = normalized(job.source) if settings.batch_norm == "live" else ()
-        prepared = prepare(job)
-        if settings.batch_norm == "restored":
-            norms = restorable(prepared.graph)
-        lesson = Lesson(prepared.graph, job.training, settings)
-        basis = dict[str, str]()
-        if kept is not None:
-            basis = {"model": job.sha256, "data": data_digest(job.training)}
-            # Of another training, as far as can be told before what takes time?
-            Checkpoints(kept, {**lesson.options.basis(), **basis}).load()
-        prepared = observed(prepared)
-        plan = uniform_plan(prepared, job.recipe.precision)
-        if kept is not None:
-            basis["plan"] = hashlib.sha256(plan.to_toml().encode()).hexdigest()
-        quantized, _ = apply_to(replace(prepared, job=_unfinished(job)), plan, job.context)
-        infer_types(quantized)
-        outputs = lesson.teacher.evaluate(lesson.first.feeds)
-        fitted = lesson.fit(
-            quantized,
-            prepared.placed,
-            job.target,
-            plan.precisions(),
-            plan.tuned,
-            find_decisions(job.source, outputs, is_asked=job.training.has_labels),
-            norms,
-            kept,
-            basis,
-            job.progress,
-        )
+    def make(job: Job) -> Found:
+        begun, notes = None, list[str]()
+        for of, wanted in earlier.items():
+            options = replace(paced(wanted), through=())
+            at = None if kept is None else kept / of
+            before = _taught(_in_bits(job, wanted, calibrator), options, at, begun, of).fitted
+            begun = before.learned
+            notes.append(_went_through(of, before.facts))
+        found = _taught(job, paced(precision), kept, begun, bits if earlier else "")
+        fitted, plan = found.fitted, found.plan
         nodes = tuple(
             replace(node, method=settings.method) if node.name in fitted.tensors else node
             for node in plan.nodes
         )
         ranges = {**plan.ranges, **fitted.ranges}
         tuned = {**plan.tuned, **fitted.tensors}
-        found = proven(prepared, replace(plan, nodes=nodes, ranges=ranges, tuned=tuned))
-        notes = found.report.notes
+        told = proven(found.prepared, replace(plan, nodes=nodes, ranges=ranges, tuned=tuned))
+        if found.norms:
+            notes.insert(0, _lived(settings.batch_norm, fitted.norms, found.norms))
         if precision != Int8.name:
-            notes = (*notes, _trained_in(bits))
-        if norms:
-            notes = (*notes, _lived(settings.batch_norm, fitted.norms, len(norms)))
+            notes.insert(0, _trained_in(bits))
         if not fitted.facts.best:
-            notes = (*notes, _NOTHING_BETTER)
-        return replace(found, report=replace(found.report, training=fitted.facts, notes=notes))
+            notes.append(_NOTHING_BETTER)
+        report = replace(told.report, training=fitted.facts, notes=(*told.report.notes, *notes))
+        return replace(told, report=report)
 
     return made(
         make,
@@ -181,7 +165,7 @@ def _weight_bits(precision: str) -> float:
     return float(wanted.weight.removeprefix("int")) if wanted.weight[-1].isdigit() else 1
 
 
-def _beginning(precision: str) -> dict[str, Any]:
+def _beginning(precision: str, calibrator: str | None) -> dict[str, Any]:
     """How weights and ranges are found that training begins with, as far as nothing is said.
 
     In few bits the largest number is a bad end of a range, and scales of least squared error are a
@@ -189,12 +173,107 @@ def _beginning(precision: str) -> dict[str, Any]:
     these, and at 98.9 % by gptq.
     """
     wanted = parse_precision(precision)
-    found: dict[str, Any] = {"methods": "none"}
-    if isinstance(wanted, StaticBits):
-        found["methods"] = ("gptq", "mse")
-        if wanted.activation < 8:
-            found["calibrator"] = "mse"
-    return found
+    is_narrow = isinstance(wanted, StaticBits)
+    found = "mse" if isinstance(wanted, StaticBits) and wanted.activation < 8 else None
+    methods = ("gptq", "mse") if is_narrow else "none"
+    return {"methods": methods, "calibrator": calibrator or found}
+
+
+def _in_bits(job: Job, precision: str, calibrator: str | None) -> Job:
+    """The job of training in other bits."""
+    recipe, begin = load_recipe(precision), _beginning(precision, calibrator)
+    return replace(
+        job,
+        recipe=recipe,
+        precisions=(precision,),
+        methods=parse_methods(begin["methods"]),
+        calibrator=parse_calibrator(begin["calibrator"] or recipe.calibrator),
+    )
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """A plan, what training gives it, and how many nodes BatchNormalization was to live behind."""
+
+    prepared: Prepared
+    plan: Plan
+    fitted: Fitted
+    norms: int
+
+
+def _taught(
+    job: Job, settings: TrainOptions, kept: Path | None, begun: Learned | None, called: str
+) -> _Taught:
+    """Quantize a job's model in the bits of its recipe, and train it.
+
+    Args:
+        job: The job.
+        settings: How to train.
+        kept: Where to keep checkpoints.
+        begun: What was learned in other bits.
+        called: What progress calls the bits; nothing if they are all there is.
+    """
+    # Says without torch what to install.
+    from onnxq.tune.train.checkpoints import Checkpoints
+    from onnxq.tune.train.fitting import Lesson
+    from onnxq.tune.train.norms import normalized, restorable
+
+    norms = normalized(job.source) if settings.batch_norm == "live" else ()
+    prepared = prepare(job)
+    if settings.batch_norm == "restored":
+        norms = restorable(prepared.graph)
+    lesson = Lesson(prepared.graph, job.training, settings)
+    basis = dict[str, str]()
+    if kept is not None:
+        basis = {"model": job.sha256, "data": data_digest(job.training)}
+        # Of another training, as far as can be told before what takes time?
+        Checkpoints(kept, {**lesson.options.basis(), **basis}).load()
+    prepared = observed(prepared)
+    plan = uniform_plan(prepared, job.recipe.precision)
+    if kept is not None:
+        basis["plan"] = hashlib.sha256(plan.to_toml().encode()).hexdigest()
+    quantized, _ = apply_to(replace(prepared, job=_unfinished(job)), plan, job.context)
+    infer_types(quantized)
+    outputs = lesson.teacher.evaluate(lesson.first.feeds)
+    fitted = lesson.fit(
+        quantized,
+        prepared.placed,
+        job.target,
+        plan.precisions(),
+        plan.tuned,
+        find_decisions(job.source, outputs, is_asked=job.training.has_labels),
+        norms,
+        kept,
+        basis,
+        _Called(called, job.progress) if called else job.progress,
+        begun,
+    )
+    return _Taught(prepared, plan, fitted, len(norms))
+
+
+class _Called:
+    """Progress that says in which bits it is made."""
+
+    def __init__(self, bits: str, inner: Progress) -> None:
+        self._bits, self._inner = bits, inner
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self._inner.stage(f"{self._bits}: {name}", total)
+
+    def advance(self, done: int) -> None:
+        self._inner.advance(done)
+
+    def finish(self) -> None:
+        self._inner.finish()
+
+
+def _went_through(bits: str, facts: TrainingFacts) -> str:
+    """What a report says of bits that came before."""
+    first, best = (facts.history[at].held_out_loss for at in (0, facts.best))
+    return (
+        f"Before, it was trained in {bits} for {facts.epochs} epochs: held-out loss {first:.4g} -> "
+        f"{best:.4g}."
+    )
 
 
 def _trained_in(bits: str) -> str:

@@ -291,6 +291,11 @@ _DECLARED: Mapping[str, Keywords] = {
         f"of weights and activations: {BITS}; first and last layer have 8 (default w8a8)",
         default="w8a8",
     ),
+    "--through": _training(
+        "LIST",
+        "bits to train in before, as long in each: w4a4 on the way to w3a3 (default none)",
+        values.names,
+    ),
     "--loss": _choice(
         ("task", "distill", "both"),
         "both: labels and the float model's outputs; task: labels alone; distill: outputs alone "

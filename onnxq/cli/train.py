@@ -20,11 +20,13 @@ EXAMPLES = """examples:
   onnxq train model.onnx --data train/ --eval test/ --image-size 32x32 --augment flip,crop \\
       --epochs 20 --resume run/ -o model.int8.onnx --report report/
   onnxq train model.onnx --data unlabelled.npz --loss distill -o model.int8.onnx
+  onnxq train model.onnx --data train.npz --bits w3a3 --through w4a4 --batch-norm restored \\
+      -o model.int8.onnx
 """
 
 NEEDS = "model --data --output"
 TAKES = (
-    "--eval --bits --method --loss --features --batch-norm --epochs --lr --batch-size "
+    "--eval --bits --through --method --loss --features --batch-norm --epochs --lr --batch-size "
     "--accumulate --optimizer --weight-decay --average --schedule --warmup --augment --patience "
     "--device --mixed-precision --processes --resume --target --provider-option --calibrator "
     "--max-drop --min-agreement --min-speedup --min-sqnr --max-size-ratio --keep-failed "

@@ -63,6 +63,9 @@ class TrainOptions:
             parts of ``accumulate``.
         checkpoint_every: Updates between checkpoints; one is made after each epoch, too.
         seed: Of order and augmentation.
+        through: Bits that the model is trained in before, one after another and each as long, so
+            that weights do not come to few bits at once. What is learned in them is begun with in
+            the next.
     """
 
     method: Method = "lsq"
@@ -86,6 +89,7 @@ class TrainOptions:
     processes: int = 1
     checkpoint_every: int = 100
     seed: int = 0
+    through: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Refuse what cannot be.

@@ -37,12 +37,12 @@ OPTIONS = {
         "--hangs-after"
     ),
     "train": (
-        "--data -o --output --eval --bits --method --loss --features --epochs --lr --batch-size "
-        "--accumulate --optimizer --weight-decay --average --schedule --warmup --augment "
-        "--patience --device --mixed-precision --resume --target --metric --max-drop --min-speedup "
-        "--min-agreement --min-sqnr --max-size-ratio --keep-failed --plan-out --report --seed "
-        "--threads --calibration-samples --calibrator --keep-overridable --opset --pin "
-        "--memory-limit --image-size"
+        "--data -o --output --eval --bits --through --method --loss --features --epochs --lr "
+        "--batch-size --accumulate --optimizer --weight-decay --average --schedule --warmup "
+        "--augment --patience --device --mixed-precision --resume --target --metric --max-drop "
+        "--min-speedup --min-agreement --min-sqnr --max-size-ratio --keep-failed --plan-out "
+        "--report --seed --threads --calibration-samples --calibrator --keep-overridable --opset "
+        "--pin --memory-limit --image-size"
     ),
     "sensitivity": f"{STUDYING} --method --proxy --report",
     "cost": f"{STUDYING} --cost",

@@ -24,6 +24,7 @@ from onnxq.tune.train.augmentation import augmenting, image_of
 from onnxq.tune.train.checkpoints import Checkpoints
 from onnxq.tune.train.dtypes import to_torch
 from onnxq.tune.train.executor import Executor
+from onnxq.tune.train.learned import Learned
 from onnxq.tune.train.learner import Subject
 from onnxq.tune.train.objectives import Head, check_labels, evaluating
 from onnxq.tune.train.places import Places
@@ -58,12 +59,14 @@ class Fitted:
         tensors: By node, see `onnxq.passes.tuned`.
         ranges: Smallest and largest value of tensors.
         facts: How it went.
+        learned: What another training in other bits may begin with.
         norms: How many layers had a BatchNormalization that lived.
     """
 
     tensors: Mapping[str, Tensors]
     ranges: Mapping[str, tuple[float, float]]
     facts: TrainingFacts
+    learned: Learned
     norms: int = 0
 
 
@@ -117,6 +120,7 @@ class Lesson:
         folder: Path | None,
         basis: Mapping[str, str],
         progress: Progress,
+        begun: Learned | None = None,
     ) -> Fitted:
         """Train a quantized graph.
 
@@ -131,6 +135,7 @@ class Lesson:
             folder: Where to keep checkpoints, and maybe go on from one; nowhere if None.
             basis: What checkpoints depend on beyond the options.
             progress: Told of epochs.
+            begun: What was learned in other bits, to begin with.
 
         Raises:
             InputError: there is nothing to train, or no BatchNormalization that could live; also
@@ -159,11 +164,14 @@ class Lesson:
         if own.module.norms:
             with own.module.measuring():
                 own.judge(self._train.shown(options.batch_size, [options.seed]))
+        if begun is not None:
+            begun.give(own.module)
         with team(subject, own) as learner:
             trainer = Trainer(learner, parameters, options)
             facts = trainer.run(self._train, self._held_out, checkpoints, progress, self._augment)
         tensors = {name: _added(tuned.get(name, {}), t) for name, t in places.tensors().items()}
-        return Fitted(tensors, places.ranges(), facts, len(own.module.norms))
+        learned = Learned.of(own.module)
+        return Fitted(tensors, places.ranges(), facts, learned, len(own.module.norms))
 
     def _suited(self) -> tuple[str, ...]:
         """The augmentations under which the float model decides most images as it did before."""

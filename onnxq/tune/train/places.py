@@ -16,6 +16,7 @@ from onnxq.passes.static.value_qparams import few_bits
 from onnxq.passes.tuned import BIAS, Tensors
 from onnxq.quant.formats import FORMATS, Format
 from onnxq.targets import Target
+from onnxq.tune.train.learned import readers
 from onnxq.tune.train.quantized import QuantizedModule
 from onnxq.tune.train.trainer import Parameters
 
@@ -57,8 +58,10 @@ class Places:
         self._floats = {node.name: node for node in source.nodes()}
         self._weights: dict[str, Node] = {}
         self._biases: dict[str, Node] = {}
-        for name, slot, pair in self._stored():
-            node = self._floats[name]
+        for name, slot, pair in readers(module):
+            node = self._floats.get(name)
+            if node is None:
+                continue
             rule = placed.nodes.get(node)
             if rule is not None and slot == rule.weight and reads_weight(node, rule):
                 self._weights[name] = pair
@@ -124,15 +127,6 @@ class Places:
             values = [v for v, root in self._placed.roots.items() if root in roots]
             found.update((v.name, ends) for v in (*roots, *values))
         return found
-
-    def _stored(self) -> Iterator[tuple[str, int, Node]]:
-        """Who reads stored integers: node, slot, and the DequantizeLinear."""
-        for pair in self._module.graph.nodes():
-            source = pair.input(0)
-            if pair.is_op("DequantizeLinear") and source is not None and source.is_constant:
-                for reader, slot in pair.output.uses:
-                    if reader.name in self._floats:
-                        yield reader.name, slot, pair
 
     def _weight(self, pair: Node, where: tuple[slice, ...]) -> dict[str, np.ndarray]:
         integers, scale, zero = pair.inputs

@@ -22,6 +22,7 @@ from onnxq.passes.fusion.fuse_batch_norm import FuseBatchNorm
 from onnxq.plan import Pin
 from onnxq.runtime import Session
 from onnxq.tune.train import samples
+from onnxq.tune.train.learned import Learned
 from onnxq.tune.train.learner import Learner
 from onnxq.tune.train.norms import LiveNorm, averaging, normalized, restorable
 from onnxq.tune.train.quantized import QuantizedModule
@@ -160,6 +161,35 @@ def test_while_it_lives_epochs_are_judged_with_statistics_of_the_numbers_of_then
     trained(normed(), data, epochs=5, batch_size=64)
     begun, epoch, in_running_ones = "ju ju", "_u av ju", "_u ju"
     assert " ".join(done) == " ".join([begun, *[epoch] * 4, in_running_ones])
+
+
+def test_training_begins_with_what_was_learned_in_more_bits(
+    data: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules, begun = record(monkeypatch), list[tuple[Learned, Learned]]()
+    give = Learned.give
+
+    def noted(learned: Learned, module: QuantizedModule) -> None:
+        give(learned, module)
+        begun.append((learned, Learned.of(module)))
+
+    monkeypatch.setattr(Learned, "give", noted)
+    options = {"batch_norm": "restored"}
+    found = trained(folded(), data, bits="w2a4", through=("w4a4",), folder=tmp_path, **options)
+    assert any("Before, it was trained in w4a4 for 2 epochs" in n for n in found.report.notes)
+    ((given, taken),) = begun
+    ended = Learned.of(modules[0])
+    assert given.numbers and given.norms and given.numbers.keys() == taken.numbers.keys()
+    for at, numbers in ended.numbers.items():
+        torch.testing.assert_close(given.numbers[at], numbers)
+        torch.testing.assert_close(taken.numbers[at], numbers)
+    for name, norm in ended.norms.items():
+        torch.testing.assert_close(dict(taken.norms[name]), dict(norm))
+    assert len(modules) == 2
+    again = trained(folded(), data, bits="w2a4", through=("w4a4",), folder=tmp_path, **options)
+    assert to_proto(again.graph) == to_proto(found.graph)
+    with pytest.raises(InputError, match="differs in through"):
+        trained(folded(), data, bits="w2a4", folder=tmp_path, **options)
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_what_a_method_adds_to_biases_stays(
     network: Graph, data: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin = {"methods": ("bias-correction",), "calibrator": "mse"}
-    monkeypatch.setattr(training, "_beginning", lambda precision: dict(begin))
+    monkeypatch.setattr(training, "_beginning", lambda precision, calibrator: dict(begin))
     modules = record(monkeypatch)
     found = trained(network, data, bits="w2a4", lr=1e-3, held_out=0.3)
     given = {"x": data["x"][:32]}
