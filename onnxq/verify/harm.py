@@ -8,8 +8,9 @@ the float model's once its value is put right.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -23,11 +24,14 @@ from onnxq.runtime.specs import Array
 _LEAST_DB = 1.0
 """By how much nearer the outputs come for a value that is put right."""
 
+_NO_CHANGE_DB = 0.1
+"""By less than that nothing changes; what is gained and lost at several places rarely meets so."""
+
 _LEAST_TOGETHER_DB = 10.0
 """The same of all of them, where no single one is enough: as if it were another model."""
 
 _MOST = 32
-"""Values that are tried."""
+"""Layers that are tried."""
 
 _ROUND_SINCE = 11
 """The opset that brought Round."""
@@ -52,39 +56,39 @@ class Wrong:
 
 def first_harmful(
     candidate: Graph,
-    wrong: Sequence[Wrong],
+    wrong: Sequence[Sequence[Wrong]],
     outputs: Sequence[str],
     data: Dataset,
     kept: Kept,
     files: ModelFiles,
 ) -> int | None:
-    """Which of some values is the first that harms the outputs, if any does.
+    """Which of some layers is the first that harms the outputs, if any does.
 
     Where none does alone, but all together do, or all but those that harm when they are put right,
     it is the first of them.
 
     Args:
         candidate: The model.
-        wrong: What errs, in the order in which it is computed.
+        wrong: What errs of each layer, in the order in which it is computed.
         outputs: Names of the outputs that are numbers.
         data: Samples.
         kept: Tells the float model's values.
         files: Where to put models.
     """
 
-    def errors(right: Sequence[Wrong]) -> dict[str, float]:
-        found = _errors(candidate, right, outputs, data, kept, files)
+    def errors(right: Iterable[Sequence[Wrong]]) -> dict[str, float]:
+        found = _errors(candidate, [*chain.from_iterable(right)], outputs, data, kept, files)
         give_back()
         return found
 
     before, tried = errors(()), wrong[:_MOST]
     together = _gain(before, errors(tried))
     # Where nothing changes for all of them, there is no need to run the model for each.
-    if len(tried) == 1 or abs(together) < _LEAST_DB:
+    if len(tried) == 1 or abs(together) < _NO_CHANGE_DB:
         return 0 if together >= _LEAST_DB else None
     gains = []
-    for number, one in enumerate(tried):
-        gains.append(_gain(before, errors([one])))
+    for number, layer in enumerate(tried):
+        gains.append(_gain(before, errors([layer])))
         if gains[-1] >= _LEAST_DB:
             return number
     if together >= _LEAST_TOGETHER_DB:

@@ -204,15 +204,17 @@ def local_errors(
 
     found = _measured(parts, fed, some, kept, right, files)
     by_layer, suspects = _judged(places, found)
+    layers = dict[str, list[tuple[Place, LocalError]]]()
+    for suspect in suspects:
+        layers.setdefault(suspect[0].layer, []).append(suspect)
     first: int | None = 0 if suspects else None
     if suspects and is_whole:
-        steps = [None if p.grid is None else p.grid.scale for p, _ in suspects]
         wrong = [
-            Wrong(p.given, p.wanted, p.is_pair, step)
-            for (p, _), step in zip(suspects, steps, strict=True)
+            [Wrong(p.given, p.wanted, p.is_pair, p.step) for p, _ in layer]
+            for layer in layers.values()
         ]
         first = first_harmful(candidate, wrong, ends, some, right, files)
-    jump = None if first is None else _jump(*suspects[first])
+    jump = None if first is None else _jump(*[*layers.values()][first][0])
     if jump is not None and jump.others:
         jump = _blamed(jump, {name: node for node, name in operators(split)}, reference)
     return by_layer, jump

@@ -53,6 +53,11 @@ class Place:
     depth: int = 1
 
     @property
+    def step(self) -> float | None:
+        """What a pair rounds to multiples of, where that is known."""
+        return None if self.grid is None else self.grid.scale
+
+    @property
     def shown(self) -> tuple[str, ...]:
         """Values of the candidate that are looked at."""
         return (self.given, *([self.wanted] if self.is_pair else ()), *self.at_run_time)

@@ -40,7 +40,7 @@ def first(candidate: Graph, *wrong: str) -> int | None:
     with ModelFiles.temporary() as files:
         return first_harmful(
             candidate,
-            [Wrong(name, name, False) for name in wrong],
+            [[Wrong(name, name, False)] for name in wrong],
             ["y", "z"],
             data,
             lambda number, name: values[name],
@@ -76,9 +76,9 @@ def test_of_many_that_harm_only_together_it_is_the_first(less: float) -> None:
     original, candidate = map(Graph.from_text, parts)
     data = read({"x": SAMPLES}, Session(to_proto(original)).inputs, batch_size=8)
     values = {**dict.fromkeys(["u", *names], SAMPLES), "y": run(original, {"x": SAMPLES})["y"]}
-    wrong = [Wrong(name, name, False) for name in names]
+    wrong = [[Wrong(name, name, False)] for name in names]
 
-    def found(wrong: list[Wrong]) -> int | None:
+    def found(wrong: list[list[Wrong]]) -> int | None:
         with ModelFiles.temporary() as files:
             return first_harmful(
                 candidate, wrong, ["y"], data, lambda number, name: values[name], files
@@ -87,7 +87,7 @@ def test_of_many_that_harm_only_together_it_is_the_first(less: float) -> None:
     assert found(wrong) == 0
     assert found(wrong[:1]) is None
     if less < 1:
-        assert found([Wrong("u", "u", False), *wrong]) == 1
+        assert found([[Wrong("u", "u", False)], *wrong]) == 1
 
 
 def test_a_wrong_value_counts_whose_pair_errs_as_well() -> None:
@@ -98,7 +98,7 @@ def test_a_wrong_value_counts_whose_pair_errs_as_well() -> None:
     infer_types(candidate)
     values = {"t": SAMPLES, "y": -SAMPLES}
     data = read({"x": SAMPLES}, Session(to_proto(candidate)).inputs, batch_size=8)
-    wrong = [Wrong("t", "t", False), Wrong("d", "t", True, 0.05)]
+    wrong = [[Wrong("t", "t", False)], [Wrong("d", "t", True, 0.05)]]
     with ModelFiles.temporary() as files:
         kept = lambda number, name: values[name]  # noqa: E731
         assert first_harmful(candidate, wrong, ["y"], data, kept, files) == 0
@@ -113,7 +113,7 @@ def test_what_a_pair_quantizes_takes_the_place_of_what_it_gives() -> None:
     values = {"y": -SAMPLES, "z": SAMPLES}
     data = read({"x": SAMPLES}, Session(to_proto(candidate)).inputs, batch_size=8)
     with ModelFiles.temporary() as files:
-        pair = Wrong("z", "t", True)
+        pair = [Wrong("z", "t", True)]
         kept = lambda number, name: values[name]  # noqa: E731
         assert first_harmful(candidate, [pair], ["y", "z"], data, kept, files) == 0
         assert first_harmful(candidate, [pair], ["z"], data, kept, files) == 0
@@ -121,6 +121,23 @@ def test_what_a_pair_quantizes_takes_the_place_of_what_it_gives() -> None:
         fine = SAMPLES / 4
         data = read({"x": fine}, Session(to_proto(candidate)).inputs, batch_size=8)
         values |= {"y": -fine, "z": fine}
-        rounded = Wrong("z", "t", True, 0.01)
+        rounded = [Wrong("z", "t", True, 0.01)]
         assert first_harmful(candidate, [rounded], ["y", "z"], data, kept, files) is None
         assert first_harmful(candidate, [pair], ["y", "z"], data, kept, files) == 0
+
+
+def test_values_of_one_layer_are_put_right_together() -> None:
+    """Neither is harm enough alone, and a value behind them makes up for it."""
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 4] x) => (float[N, 4] y)
+        <float k = {{{}}}, float l = {{{}}}, float m = {{{}}}>
+        {{ t = Mul(x, k) u = Mul(x, k) v = Mul(x, l) w = Mul(x, m) y = Sum(t, u, v, w) }}"""
+    original, candidate = (
+        Graph.from_text(text.format(*of)) for of in ((1, 1, 1), (1.1, 0.85, 2.15))
+    )
+    data = read({"x": SAMPLES}, Session(to_proto(original)).inputs, batch_size=8)
+    t, u, v = ([Wrong(name, name, False)] for name in "tuv")
+    right = {**dict.fromkeys("tuv", SAMPLES), "y": run(original, {"x": SAMPLES})["y"]}
+    with ModelFiles.temporary() as files:
+        others = ["y"], data, lambda number, name: right[name], files
+        assert first_harmful(candidate, [t, v], *others) is None
+        assert first_harmful(candidate, [[*t, *u], v], *others) == 0
