@@ -40,6 +40,24 @@ def broken(source, options, providers, **kept):
 """
 """An environment whose provider openvino is there, and takes no operator."""
 
+FAILING = """
+names = [f"{name}ExecutionProvider" for name in ("CUDA", "Tensorrt", "Dml", "CPU")]
+onnxruntime.get_available_providers = lambda: names
+made = onnxruntime.InferenceSession
+def fail(*given):
+    raise RuntimeError("the device was removed")
+def broken(source, options, providers, **kept):
+    if providers[0][0].startswith("Tensorrt"):
+        raise RuntimeError("CUDA failure 35: driver is insufficient ; GPU=-1 ;\\n\\n")
+    session = made(source, options, providers=["CPUExecutionProvider"], **kept)
+    if providers[0][0].startswith("Dml"):
+        session.get_providers, session.run = lambda: names, fail
+    return session
+"""
+"""An environment with three providers that are offered, but do not work, as without a GPU: cuda
+leaves its place to the CPU provider, tensorrt raises when a model is loaded, directml when it runs.
+"""
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -207,6 +225,23 @@ def test_environments_that_do_not_work_are_told_of(
     reasons = {row[0]: row[3] for row in shown(found)[2:]}
     assert reasons["/no/python"].startswith("'/no/python' cannot be started")
     assert "ended while loading" in reasons[str(crashing)]
+
+
+def test_providers_that_are_offered_but_fail_are_told_of(
+    model: Path, data: dict[str, np.ndarray], timed: Timed, tmp_path: Path
+) -> None:
+    python = environment(tmp_path, FAILING)
+    timed([2.0, 1.1, 1.3])
+    found = optimize(model, data, python)
+    assert (chosen(found).model, chosen(found).python) == ("int8", "")
+    reasons = {row[1]: row[3] for row in shown(found) if row[1] != chosen(found).target}
+    loaded, ran = (f"onnxruntime cannot {verb} '{model}': " for verb in ("load", "run"))
+    assert reasons == {
+        "cuda": "provider 'cuda' could not be started on this machine; check its driver and "
+        "libraries",
+        "tensorrt": f"{loaded}CUDA failure 35: driver is insufficient ; GPU=-1",
+        "directml": f"{ran}the device was removed",
+    }
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def one_sentence(error: BaseException) -> str:
     text = _LOADING.sub("", _CODE.sub("", str(error))).split("Stacktrace:")[0]
     parts = _PLACE.split(text)
     text = parts[0] + " ".join(_SIGNATURE.sub("", part) for part in parts[1:])
-    text = " ".join(text.split()).rstrip(". ")
+    text = " ".join(text.split()).rstrip(".; ")
     if len(text) > _LONGEST:
         text = text[:_LONGEST].rsplit(" ", 1)[0] + " ..."
     return text or type(error).__name__
