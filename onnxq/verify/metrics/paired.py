@@ -90,7 +90,10 @@ def _unpooled_interval(
     one = _joined(ours, theirs, ours, neither)
     other = _joined(theirs, ours, neither, ours)
     low, high = resampled_interval(
-        lambda times: one.resampled(times) - other.resampled(times), ours.differs(theirs), seed=seed
+        lambda times: one.resampled(times) - other.resampled(times),
+        ours.differs(theirs),
+        drop,
+        seed=seed,
     )
     return min(low, drop), max(high, drop)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -93,11 +95,12 @@ def test_draws_take_no_more_memory_than_they_may(monkeypatch: pytest.MonkeyPatch
         sizes.append(times.size)
         return times[:, 0]
 
-    intervals.resampled_interval(statistic, np.zeros(50, bool))
+    intervals.resampled_interval(statistic, np.zeros(50, bool), 1.0)
     assert max(sizes) <= 1000
 
 
-def test_a_drop_has_an_interval() -> None:
+def test_a_drop_has_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "RESAMPLES", 200)
     labels, boxes, scores = scene()
     equal = paired_drop(*(filled(labels, boxes, scores) for _ in range(2)))
     assert equal.confidence is not None and equal.confidence[0] < 0 < equal.confidence[1]
@@ -105,6 +108,41 @@ def test_a_drop_has_an_interval() -> None:
     assert drop.name == "map{boxes='b', scores='s'}" and drop.confidence is not None
     low, high = drop.confidence
     assert 0 < low < drop.drop < high < 1
+
+
+def test_the_interval_holds_what_few_confident_mistakes_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Precision is a ratio in each of several classes, and one mistake in a class takes the most.
+
+    Percentiles of the same draws hold the drop in 86 of 100 sets of samples.
+    """
+    monkeypatch.setattr(intervals, "RESAMPLES", 400)
+    count, classes, share, weight, sets = 100, 4, 0.1, 2.0, 200
+    rng = np.random.default_rng(0)
+    drop, held = 1 - 1 / (1 + weight * share), 0
+    for seed in range(sets):
+        kinds = np.eye(classes)[rng.integers(0, classes, count)]
+        wrong = rng.random(count) < share
+
+        def statistic(times: np.ndarray, kinds: Any = kinds, wrong: Any = wrong) -> np.ndarray:
+            as_is, exchanged, ours, theirs = np.split(times, 4, axis=1)
+            found = (as_is + exchanged + ours) @ kinds, (as_is + exchanged + theirs) @ kinds
+            lost = (exchanged * wrong) @ kinds, (as_is * wrong) @ kinds
+            all_ = times.reshape(len(times), 4, count).sum(axis=1) @ kinds
+            with np.errstate(invalid="ignore"):
+                one, other = (
+                    f / all_ * f / (f + weight * w) for f, w in zip(found, lost, strict=True)
+                )
+            return np.asarray(np.nanmean(one, axis=1) - np.nanmean(other, axis=1))
+
+        plain = np.zeros((1, 4 * count))
+        plain[:, :count] = 1
+        low, high = intervals.resampled_interval(
+            statistic, wrong, float(statistic(plain)[0]), seed=seed
+        )
+        held += low <= drop <= high
+    assert held >= 0.93 * sets
 
 
 @pytest.mark.slow
