@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from onnxq.errors import InputError, NothingToQuantizeError
+from onnxq.errors import InputError
 from onnxq.ir import Graph, PassRecord
 from onnxq.ir.saving import constant_bytes
 from onnxq.job import Job
@@ -176,6 +176,7 @@ class Search:
         self._gates = tuple(gates)
         self._accuracy = tuple(g for g in gates if g.quantity not in ("speedup", "candidate_ms"))
         self._tables: list[tuple[Prepared, Candidate]] = []
+        self._left_out: list[str] = []
         self.candidates: list[Candidate] = []
         self.untried: list[Untried] = []
 
@@ -346,7 +347,9 @@ class Search:
             )
             try:
                 prepared = observed(prepare(other))
-            except NothingToQuantizeError:
+            except InputError as error:
+                # A pin, say, may be for a node that is quantized by the target's own table alone.
+                self._left_out.append(f"'{label}' was not tried: {error}.")
                 continue
             plan = uniform_plan(prepared, Int8.name)
             graph, records = apply_to(prepared, plan, job.context)
@@ -444,8 +447,8 @@ class Search:
                 candidates[at].speedup = timing.speedup
 
     def notes(self) -> tuple[str, ...]:
-        """Sentences on candidates that keep the promise as measured, but were not taken."""
-        return tuple(
+        """Sentences on what was not tried, or was not taken though it seems to keep the promise."""
+        lucky = (
             f"'{candidate.label}' was not taken: that it loses less than '{other.label}', whose "
             "outputs are nearer to the float model's, may be luck on these samples; more held-out "
             "samples would tell."
@@ -453,6 +456,7 @@ class Search:
             if self._keeps(candidate, self._accuracy)
             and (other := self._unluckier(candidate)) is not None
         )
+        return (*self._left_out, *lucky)
 
     def _holds(self, candidate: Candidate) -> bool:
         return self._keeps(candidate, self._accuracy) and self._unluckier(candidate) is None

@@ -502,6 +502,9 @@ def test_what_another_table_makes_is_tried_as_a_whole(
     for same in (plan, found.plan):
         assert to_proto(found.graph) == to_proto(apply_plan(to_proto(graph), same))
     assert found.plan.target == "tensorrt"
+    own = sought(graph, target=str(table), pins=["pool=float32"], min_sqnr=10)
+    note = "'all int8 as on tensorrt' was not tried: the pin 'pool' matches no node"
+    assert own.passed and any(n.startswith(note) for n in own.report.notes)
     without = sought(graph, target=str(table), precisions=("int8-dynamic",), min_sqnr=10)
     assert not any("tensorrt" in c.label for c in without.report.candidates)
 
