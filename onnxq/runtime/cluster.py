@@ -577,10 +577,16 @@ def run_item(work: str, item: Any, key: str) -> None:
         except (OSError, MemoryError) as error:
             vars(error)["worker"] = address
             raise
+        except RecursionError as error:
+            too_deep = str(error)
+        else:
+            return
         finally:
             _Opened.used = time.monotonic()
             with suppress(OSError):
                 begun.unlink()
+    # Dask cannot send a traceback of a thousand frames, and would wait for ever.
+    raise RecursionError(too_deep)
 
 
 def _begun(work: str, key: str, worker: str) -> Path:

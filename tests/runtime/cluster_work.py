@@ -23,7 +23,7 @@ class Squares(Work[int, int]):
     Attributes:
         folder: The folder.
         trouble: What happens to the number 3 the first time: ``killed``, ``stopped``, ``disk``;
-            every time: ``always killed``, ``always disk``, ``refused``.
+            every time: ``always killed``, ``always disk``, ``refused``, ``always endless``.
         instead: What stands for a number that was given up; it is an error if None.
     """
 
@@ -51,9 +51,15 @@ class Squares(Work[int, int]):
                     os.kill(os.getpid(), signal.SIGSTOP)
                 case "disk":
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                case "endless":
+                    _endless()
                 case "refused":
                     raise InputError("three cannot be squared")
         return number * number
+
+
+def _endless() -> None:
+    _endless()
 
 
 @dataclass(frozen=True)

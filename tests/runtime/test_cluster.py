@@ -146,6 +146,11 @@ def test_what_nobody_can_do_is_said_in_a_sentence(
         list(executor.map(Squares(noted, trouble), NUMBERS))
 
 
+def test_what_recurses_too_deep_comes_back(executor: Executor, noted: Path) -> None:
+    with pytest.raises(RecursionError, match="maximum recursion depth exceeded"):
+        list(executor.map(Squares(noted, "always endless"), NUMBERS))
+
+
 @pytest.mark.parametrize("trouble", ["always killed", "always disk"])
 @pytest.mark.parametrize("takes", [inf, 0.01])
 def test_work_that_goes_on_without_an_item_has_all_others(
