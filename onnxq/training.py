@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,23 +96,18 @@ def train(
     settings.check()
     asked = replace(options or Options(), **rest)
     precision = precision_of(bits)
-    earlier = {of: precision_of(of) for of in settings.through}
+    stages = _stages(bits, settings, None if folder is None else Path(folder))
     calibrator = asked.calibrator
     asked = replace(asked, recipe=precision, **_beginning(precision, calibrator))
-    kept = None if folder is None else Path(folder)
-
-    def paced(precision: str) -> TrainOptions:
-        return replace(settings, lr=settings.lr or rate(_weight_bits(precision)))
 
     def make(job: Job) -> Found:
         begun, notes = None, list[str]()
-        for of, wanted in earlier.items():
-            options = replace(paced(wanted), through=())
-            at = None if kept is None else kept / of
-            before = _taught(_in_bits(job, wanted, calibrator), options, at, begun, of).fitted
+        for at, stage in enumerate(stages[:-1]):
+            before = _taught(_in_bits(job, stage.bits, calibrator), stages[at:], begun).fitted
             begun = before.learned
-            notes.append(_went_through(of, before.facts))
-        found = _taught(job, paced(precision), kept, begun, bits if earlier else "")
+            notes.append(_went_through(stage.bits, before.facts))
+        progress = _Called(bits, job.progress) if begun else job.progress
+        found = _taught(replace(job, progress=progress), stages[-1:], begun)
         fitted, plan = found.fitted, found.plan
         nodes = tuple(
             replace(node, method=settings.method) if node.name in fitted.tensors else node
@@ -179,8 +175,41 @@ def _beginning(precision: str, calibrator: str | None) -> dict[str, Any]:
     return {"methods": methods, "calibrator": calibrator or found}
 
 
-def _in_bits(job: Job, precision: str, calibrator: str | None) -> Job:
-    """The job of training in other bits."""
+@dataclass(frozen=True)
+class _Stage:
+    """Bits to train in, how, and where checkpoints are kept."""
+
+    bits: str
+    settings: TrainOptions
+    kept: Path | None
+
+
+def _stages(bits: str, settings: TrainOptions, kept: Path | None) -> list[_Stage]:
+    """The bits that are trained in, one after another.
+
+    Raises:
+        InputError: there are no such bits, or some come twice.
+    """
+    found = dict[str, _Stage]()
+    for at, of in enumerate((*settings.through, bits)):
+        precision, is_last = precision_of(of), at == len(settings.through)
+        if precision in found:
+            raise InputError(
+                f"training goes through bits and ends in others, and '{of}' comes twice; take it "
+                "out of --through"
+            )
+        own = replace(
+            settings,
+            lr=settings.lr or rate(_weight_bits(precision)),
+            through=settings.through[:at],
+        )
+        found[precision] = _Stage(of, own, kept if is_last or kept is None else kept / of)
+    return list(found.values())
+
+
+def _in_bits(job: Job, bits: str, calibrator: str | None) -> Job:
+    """The job of training in other bits before."""
+    precision = precision_of(bits)
     recipe, begin = load_recipe(precision), _beginning(precision, calibrator)
     return replace(
         job,
@@ -188,6 +217,7 @@ def _in_bits(job: Job, precision: str, calibrator: str | None) -> Job:
         precisions=(precision,),
         methods=parse_methods(begin["methods"]),
         calibrator=parse_calibrator(begin["calibrator"] or recipe.calibrator),
+        progress=_Called(bits, job.progress),
     )
 
 
@@ -201,23 +231,20 @@ class _Taught:
     norms: int
 
 
-def _taught(
-    job: Job, settings: TrainOptions, kept: Path | None, begun: Learned | None, called: str
-) -> _Taught:
+def _taught(job: Job, stages: Sequence[_Stage], begun: Learned | None) -> _Taught:
     """Quantize a job's model in the bits of its recipe, and train it.
 
     Args:
         job: The job.
-        settings: How to train.
-        kept: Where to keep checkpoints.
+        stages: The stage that these bits are, and those that follow.
         begun: What was learned in other bits.
-        called: What progress calls the bits; nothing if they are all there is.
     """
     # Says without torch what to install.
     from onnxq.tune.train.checkpoints import Checkpoints
     from onnxq.tune.train.fitting import Lesson
     from onnxq.tune.train.norms import normalized, restorable
 
+    settings, kept = stages[0].settings, stages[0].kept
     norms = normalized(job.source) if settings.batch_norm == "live" else ()
     prepared = prepare(job)
     if settings.batch_norm == "restored":
@@ -227,7 +254,9 @@ def _taught(
     if kept is not None:
         basis = {"model": job.sha256, "data": data_digest(job.training)}
         # Of another training, as far as can be told before what takes time?
-        Checkpoints(kept, {**lesson.options.basis(), **basis}).load()
+        for stage in stages:
+            own = replace(lesson.options, through=stage.settings.through).basis()
+            Checkpoints(stage.kept, {**own, **basis}).load()
     prepared = observed(prepared)
     plan = uniform_plan(prepared, job.recipe.precision)
     if kept is not None:
@@ -245,7 +274,7 @@ def _taught(
         norms,
         kept,
         basis,
-        _Called(called, job.progress) if called else job.progress,
+        job.progress,
         begun,
     )
     return _Taught(prepared, plan, fitted, len(norms))

@@ -107,6 +107,10 @@ class TrainOptions:
                 raise InputError(
                     f"training knows no {field} '{getattr(self, field)}'; use one of {known}"
                 )
+        for field in ("augment", "through"):
+            value = getattr(self, field)
+            if isinstance(value, str):
+                raise InputError(f"training takes {field} as a list: write [{value!r}]")
         for name in self.augment if self.augment not in (AUTO, NONE) else ():
             if name not in AUGMENTATIONS:
                 raise InputError(

@@ -23,6 +23,8 @@ from tests.networks import chain, inputs
         ({"patience": -1}, ("patience",)),
         ({"method": "guess"}, ("method", "guess", "lsq, lsq+, ste")),
         ({"augment": ("turn",)}, ("turn", "flip, crop, cutout, mixup")),
+        ({"through": "w4a4"}, ("through", "['w4a4']")),
+        ({"augment": "flip"}, ("augment", "['flip']")),
     ],
 )
 def test_what_cannot_be(options: dict[str, object], parts: tuple[str, ...]) -> None:

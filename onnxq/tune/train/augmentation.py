@@ -130,5 +130,5 @@ def _blended(array: np.ndarray, random: np.random.RandomState, valid: int) -> Bl
     blend = Blend(random.permutation(valid), random.rand())
     own = array[:valid].astype(np.float64)
     mixed = sum(share * own[rows] for rows, share in blend.parts)
-    array[:valid] = mixed if array.dtype.kind == "f" else np.rint(mixed)
+    array[:valid] = np.rint(mixed) if array.dtype.kind in "iu" else mixed
     return blend

@@ -12,6 +12,7 @@ import torch
 from onnxq.data import Dataset
 from onnxq.errors import InputError
 from onnxq.ir import Graph
+from onnxq.passes.notes import node_name
 from onnxq.passes.static.operands import reads_weight
 from onnxq.passes.static.placement import Placement
 from onnxq.passes.tuned import BIAS, Tensors, Tuned
@@ -213,11 +214,12 @@ def grids(precisions: Mapping[str, str], placed: Placement, target: Target) -> G
     """The integers that the weights of nodes may have: other constants have those of their type."""
     found = {}
     for node, rule in placed.nodes.items():
-        if rule.weight is None or node.name not in precisions or not reads_weight(node, rule):
+        name = node_name(node)
+        if rule.weight is None or name not in precisions or not reads_weight(node, rule):
             continue
-        precision = parse_precision(precisions[node.name])
+        precision = parse_precision(precisions[name])
         if isinstance(precision, Static):
             low, high = precision.quantizer(target).bounds
             is_binary = isinstance(precision, StaticBits) and precision.weight == "binary"
-            found[node.name, rule.weight] = Grid(int(low), int(high), is_binary)
+            found[name, rule.weight] = Grid(int(low), int(high), is_binary)
     return found

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from onnxq.ir import DataType, Graph, Node, Tensor, Use, Value, attribute_value, remove_unused
+from onnxq.passes.notes import node_name
 from onnxq.tune.train.dtypes import to_numpy, to_torch
 from onnxq.tune.train.executor import Executor
 from onnxq.tune.train.norms import LiveNorm, lives
@@ -237,7 +238,7 @@ class QuantizedModule(nn.Module):
         named = {} if source is None else {n.name: n for n in source.all_nodes() if n.name}
         for node in nodes:
             if _stores(node):
-                places = [(use.node.name, use.slot) for use in node.output.uses]
+                places = [(node_name(use.node), use.slot) for use in node.output.uses]
                 grid = next((grids[at] for at in places if grids and at in grids), None)
                 self._store(node, _likes(named, node), grid)
         self.norms = {node.name: norm for node in nodes if (norm := self._norm(node, norms))}

@@ -31,6 +31,7 @@ from onnxq.tune.train.team import Team
 from onnxq.tune.train.trainer import Trainer
 from onnxq.tune.tuned import to_bytes
 from tests.networks import CHANNELS, CLASSES, chain, computed, inputs
+from tests.quantization import observed_bounds, quantized
 from tests.tune.train.recording import record
 
 __all__ = ["computed"]
@@ -188,8 +189,35 @@ def test_training_begins_with_what_was_learned_in_more_bits(
     assert len(modules) == 2
     again = trained(folded(), data, bits="w2a4", through=("w4a4",), folder=tmp_path, **options)
     assert to_proto(again.graph) == to_proto(found.graph)
-    with pytest.raises(InputError, match="differs in through"):
-        trained(folded(), data, bits="w2a4", folder=tmp_path, **options)
+    for through in ((), ("w6a6", "w4a4")):
+        with pytest.raises(InputError, match="differs in through"):
+            trained(folded(), data, bits="w2a4", through=through, folder=tmp_path, **options)
+    # What was begun with in a folder is known there, whatever else is gone; nothing is trained.
+    (tmp_path / "checkpoint.pt").unlink()
+    with pytest.raises(InputError, match=r"w4a4' is of a training that differs in through"):
+        trained(folded(), data, bits="w2a4", through=("w6a6", "w4a4"), folder=tmp_path, **options)
+    assert len(modules) == 4
+
+
+@pytest.mark.parametrize("through", [("w4a4", "w4a4"), ("w2a4",)])
+def test_bits_come_once(through: tuple[str, ...], data: dict[str, np.ndarray]) -> None:
+    with pytest.raises(InputError, match="comes twice; take it out of --through"):
+        trained(folded(), data, bits="w2a4", through=through)
+
+
+def test_what_is_normalized_on_one_side_alone_is_not_taken() -> None:
+    graph = folded()
+    after = quantized(graph, observed_bounds(graph, inputs(graph, 8)))
+    first, *others = (node.name for node in graph.nodes() if node.is_op("Conv"))
+    module = QuantizedModule(after, graph, norms=(first,))
+    assert [*module.norms] == [first]
+    before = Learned.of(module)
+    more = {at: numbers + 1 for at, numbers in before.numbers.items()}
+    more[others[0], 1] = torch.zeros(1)
+    Learned(more, {}).give(module)
+    for at, numbers in Learned.of(module).numbers.items():
+        kept = at[0] == first or at == (others[0], 1)
+        torch.testing.assert_close(numbers, before.numbers[at] if kept else more[at])
 
 
 @pytest.mark.parametrize(
