@@ -1,10 +1,12 @@
 """Optimize and quantize ONNX models, and prove the result against the original.
 
-The names below are imported when they are first asked for: all of them together take a second,
-which a program that needs few of them, and the command before it hears of Ctrl-C, shall not wait.
+The names below, and modules as ``onnxq.ir``, are imported when they are first asked for: all of
+them together take a second, which a program that needs few of them, and the command before it hears
+of Ctrl-C, shall not wait.
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,9 +78,12 @@ def __getattr__(name: str) -> Any:
         found: Any = importlib.import_module("importlib.metadata").version("onnxq")
     else:
         home = next((home for home, names in _HOMES.items() if name in names), None)
-        if home is None:
+        module = f"{__name__}.{home or name}"
+        if home is None and (name.startswith("_") or importlib.util.find_spec(module) is None):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+        found = importlib.import_module(module)
+        if home is not None:
+            found = getattr(found, name)
     globals()[name] = found
     return found
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Literal
 
 from onnxq.data import DataLike, ImageOptions, read
-from onnxq.errors import as_list
 from onnxq.ir import ModelLike, load
 from onnxq.ir.saving import constant_bytes
 from onnxq.job import as_file, held_out_part, label
+from onnxq.plain import as_list
 from onnxq.progress import SILENT, PeakWatch, Progress
 from onnxq.report.certainty import certainty
 from onnxq.report.expectation import expectation

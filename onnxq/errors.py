@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
-
-_Given = TypeVar("_Given")
-
 
 class OnnxqError(Exception):
     """Base of every error onnxq raises on purpose; its text is one sentence for the user."""
@@ -26,16 +21,3 @@ class NothingToQuantizeError(InputError):
 
 class InvariantError(OnnxqError):
     """A graph is not valid: the text names the node or value at fault."""
-
-
-def as_list(given: Iterable[_Given], option: str) -> tuple[_Given, ...]:
-    """What an option lists; a text alone would be a list of its characters.
-
-    Raises:
-        InputError: a text is given, or nothing that has elements.
-    """
-    if isinstance(given, str):
-        raise InputError(f"option '{option}' is a list; write [{given!r}], not {given!r}")
-    if not isinstance(given, Iterable):
-        raise InputError(f"option '{option}' is a list, not {given!r}")
-    return tuple(given)

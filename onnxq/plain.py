@@ -3,6 +3,8 @@
 A class that is written in another form than its fields has ``to_plain(self)``, which gives that
 form, and the class method ``from_plain(form)``, whose annotation says as what the form is read.
 Where that raises ValueError its text follows the name of the entry.
+
+Options of functions that are lists are checked here, too.
 """
 
 from __future__ import annotations
@@ -12,12 +14,24 @@ import dataclasses
 import math
 import reprlib
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from onnxq.errors import InputError
+
+_Given = TypeVar("_Given")
 
 
 def entry(name: str = "", *, sparse: bool = False, **default: Any) -> Any:
@@ -124,6 +138,19 @@ def read(kind: Any, value: Any, of: str, entry: str = "") -> Any:
     elif type(value) is kind:
         return value
     raise InputError(f"{_named(of, entry)} takes {_words(kind)}, not {reprlib.repr(value)}")
+
+
+def as_list(given: Iterable[_Given], option: str) -> tuple[_Given, ...]:
+    """What an option lists; a text alone would be a list of its characters.
+
+    Raises:
+        InputError: a text is given, or nothing that has elements.
+    """
+    if isinstance(given, str):
+        raise InputError(f"option '{option}' is a list; write [{given!r}], not {given!r}")
+    if not isinstance(given, Iterable):
+        raise InputError(f"option '{option}' is a list, not {given!r}")
+    return tuple(given)
 
 
 def _read_fields(kind: Any, table: Mapping[str, Any], of: str, prefix: str) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from onnxq.errors import InputError
 from onnxq.ir import PassRecord
 from onnxq.job import Job
+from onnxq.runtime.session import told_as
 from onnxq.verify import CompareOptions, Report, compare_files
 
 _SECONDS, _BRIEFLY = 3.0, 0.5
@@ -34,7 +35,8 @@ def verify(
     """
     missing, is_float = job.missing_provider(), path == job.path
     assert job.held_out is not None
-    try:
+    naming = nullcontext() if is_float else told_as(path, "the model that the recipe makes")
+    with naming:
         report = compare_files(
             job.path,
             path,
@@ -54,11 +56,6 @@ def verify(
             reference=job.reference,
             progress=job.progress,
         )
-    except InputError as error:
-        if is_float:
-            raise
-        made_by = "the model that the recipe makes"
-        raise InputError(str(error).replace(str(path), made_by)) from error
     if not missing or not full:
         return report
     note = (

@@ -18,7 +18,7 @@ from onnxq.ir import available_passes
 ROOT = Path(__file__).parents[1]
 
 ROWS = (
-    ("errors",),
+    ("errors", "locks"),
     ("progress", "needs", "registry", "scratch"),
     ("plain",),
     ("ir",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,18 +53,20 @@ def test_folders_of_killed_processes_go_and_those_of_others_stay(tmp_path: Path)
         working.communicate()
 
 
-def test_a_folder_that_is_taken_for_abandoned_before_it_is_locked_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-    lock = scratch._lock
+@pytest.mark.parametrize("ending", ["results-2026", "abcdefgh"])
+def test_folders_that_others_made_stay_whatever_their_name(tmp_path: Path, ending: str) -> None:
+    with scratch_folder(tmp_path) as own:
+        theirs = tmp_path / f"{own.name[:-8]}{ending}"
+    theirs.mkdir()
+    (theirs / "figures.csv").touch()
+    scratch._remove_abandoned.cache_clear()
+    with scratch_folder(tmp_path):
+        assert (theirs / "figures.csv").is_file()
 
-    def late(folder: Path, *, waits: bool) -> object:
-        if waits and not seen:
-            folder.rmdir()
-        seen.append(folder)
-        return lock(folder, waits=waits)
 
-    monkeypatch.setattr(scratch, "_lock", late)
-    with scratch_folder(tmp_path) as folder:
-        assert folder.is_dir() and seen[1:] == [folder] != seen[:1]
+def test_a_copy_of_a_scratch_folder_under_another_name_stays(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path) as own:
+        copy = shutil.copytree(own, tmp_path / f"{own.name}-copy")
+    scratch._remove_abandoned.cache_clear()
+    with scratch_folder(tmp_path):
+        assert copy.is_dir()

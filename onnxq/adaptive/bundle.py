@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from onnxq.adaptive.cascade import Cascade
 from onnxq.adaptive.deployment import Deployment
 from onnxq.errors import InputError
 from onnxq.saved import SavedAsJson
-from onnxq.scratch import scratch_folder
 from onnxq.verify.decisions import Decision
 from onnxq.verify.facts import file_sha256
 
@@ -139,8 +139,13 @@ class Bundle:
         target = Path(folder)
         check_folder(target)
         try:
-            with scratch_folder(target.parent) as made:
-                new = made / "new"
+            # No `scratch_folder`: who was killed while one takes the other's place leaves both
+            # bundles in here, where their owner shall find them.
+            hidden = tempfile.TemporaryDirectory(
+                prefix=f".{target.name}-", dir=target.parent, ignore_cleanup_errors=True
+            )
+            with hidden as made:
+                new, old = Path(made) / "new", Path(made) / "old"
                 new.mkdir()
                 for place, variant in enumerate(self.variants):
                     self.model(place)
@@ -149,9 +154,14 @@ class Bundle:
                 self.baseline.save(new / BASELINE)
                 entries = self.facts.to_dict() | {"baseline_sha256": file_sha256(new / BASELINE)}
                 BundleFacts.from_dict(entries).save(new / FACTS)
-                if target.exists():
-                    target.replace(made / "old")
-                new.replace(target)
+                try:
+                    if target.exists():
+                        target.replace(old)
+                    new.replace(target)
+                except BaseException:
+                    if old.exists() and not target.exists():
+                        old.replace(target)
+                    raise
         except OSError as error:
             raise InputError(f"cannot write the bundle '{target}': {error.strerror}") from error
         return Bundle.load(target)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from onnxq.errors import InputError
+from onnxq.locks import LOCKS, lock, unlock
 from onnxq.progress import SILENT, Progress
-from onnxq.scratch import fcntl
 
 
 class _Machine:
@@ -43,11 +43,11 @@ def sharing(folder: Path | None = None) -> Iterator[Progress]:
     Raises:
         InputError: somebody else made that folder, or it cannot be made.
     """
-    if fcntl is None or _ours.machine is not None:
+    if not LOCKS or _ours.machine is not None:
         yield SILENT
         return
     folder = folder or _own_folder()
-    with _lock(folder / "machine.lock") as machine, _lock(folder / "gate.lock") as gate:
+    with _open(folder / "machine.lock") as machine, _open(folder / "gate.lock") as gate:
         _ours.machine, _ours.gate = machine, gate
         try:
             _take_share()
@@ -60,19 +60,19 @@ def sharing(folder: Path | None = None) -> Iterator[Progress]:
 def alone() -> Iterator[None]:
     """Time something with all others that share the machine standing aside."""
     machine, gate = _ours.machine, _ours.gate
-    if fcntl is None or machine is None or gate is None or _ours.is_alone:
+    if machine is None or gate is None or _ours.is_alone:
         yield
         return
-    fcntl.flock(machine, fcntl.LOCK_UN)
-    fcntl.flock(gate, fcntl.LOCK_EX)
-    fcntl.flock(machine, fcntl.LOCK_EX)
+    unlock(machine)
+    lock(gate)
+    lock(machine)
     _ours.is_alone = True
     try:
         yield
     finally:
         _ours.is_alone = False
-        fcntl.flock(machine, fcntl.LOCK_UN)
-        fcntl.flock(gate, fcntl.LOCK_UN)
+        unlock(machine)
+        unlock(gate)
         _take_share()
 
 
@@ -86,15 +86,13 @@ class _Yielding:
     def advance(self, done: int) -> None:
         """See `Progress`."""
         machine, gate = _ours.machine, _ours.gate
-        if fcntl is None or machine is None or gate is None or _ours.is_alone:
+        if machine is None or gate is None or _ours.is_alone:
             return
-        try:
-            fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            fcntl.flock(machine, fcntl.LOCK_UN)
-            _take_share()
+        if lock(gate, waits=False):
+            unlock(gate)
         else:
-            fcntl.flock(gate, fcntl.LOCK_UN)
+            unlock(machine)
+            _take_share()
 
     def finish(self) -> None:
         """See `Progress`."""
@@ -104,9 +102,9 @@ def _take_share() -> None:
     """Hold the machine together with others, as soon as nobody waits to be alone."""
     machine, gate = _ours.machine, _ours.gate
     assert machine is not None and gate is not None
-    fcntl.flock(gate, fcntl.LOCK_EX)
-    fcntl.flock(machine, fcntl.LOCK_SH)
-    fcntl.flock(gate, fcntl.LOCK_UN)
+    lock(gate)
+    lock(machine, shared=True)
+    unlock(gate)
 
 
 def _own_folder() -> Path:
@@ -129,5 +127,5 @@ def _own_folder() -> Path:
     return folder
 
 
-def _lock(path: Path) -> BinaryIO:
+def _open(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb")

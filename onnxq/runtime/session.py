@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -228,6 +229,21 @@ def model_label(model: ModelLike) -> str:
     if isinstance(model, onnx.ModelProto) and model.graph.name:
         return f"model {model.graph.name!r}"
     return "the model"
+
+
+@contextmanager
+def told_as(path: Path, name: str) -> Iterator[None]:
+    """Have error messages call a model by a name instead of the path of a temporary file.
+
+    Args:
+        path: The file.
+        name: The name; if it is a path, then in quotes, as `model_label` gives it.
+    """
+    try:
+        yield
+    except InputError as error:
+        text = str(error).replace(model_label(path), name).replace(str(path), name)
+        raise InputError(text) from error
 
 
 def serialized(model: onnx.ModelProto) -> bytes:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from onnxq.errors import InputError, as_list
+from onnxq.errors import InputError
+from onnxq.plain import as_list
 from onnxq.verify.paths import check_path, numbers
 from onnxq.verify.result import GateFacts, Report
 

@@ -25,6 +25,7 @@ from onnxq.runtime.files import ModelFiles
 from onnxq.runtime.parallel import in_order
 from onnxq.runtime.pool import AT_ONCE_BYTES, RUN_BYTES, give_back, model_room, processors
 from onnxq.runtime.segmented import CPU, Segmented, is_too_large
+from onnxq.runtime.session import model_label
 from onnxq.runtime.spool import Shelf
 from onnxq.verify.decisions import Decision, find_decisions
 from onnxq.verify.facts import model_facts
@@ -232,7 +233,7 @@ class Reference:
         numbers = [*range(len(data.shards()))]
         if self._given is None:
             given = Shelf[list[Outputs]](folder)
-            giving = Giving(self.graph, str(self.path), data, metric, given)
+            giving = Giving(self.graph, model_label(self.path), data, metric, given)
             self.metric = self.new_metric()
             for part in self._executor.map(giving, numbers):
                 if self.metric is not None and part is not None:
@@ -240,7 +241,7 @@ class Reference:
             self._given, self._scored = given, len(self.data.units)
         decisions = self.decisions(self._given[0][0])
         wanted = None if graph is None else metric
-        judging = Judging(graph, str(path), data, decisions, wanted, self._given)
+        judging = Judging(graph, model_label(path), data, decisions, wanted, self._given)
         yield from self._executor.map(judging, numbers)
 
     def _at_once(self, model: Runnable | Segmented) -> int:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxq.data import Batch, Dataset
-from onnxq.errors import InputError
 from onnxq.ir import Graph
 from onnxq.runtime import ErrorAccumulator, load_backend
 from onnxq.runtime.executor import Work
 from onnxq.runtime.files import ModelFiles
+from onnxq.runtime.session import told_as
 from onnxq.runtime.spool import Shelf
 from onnxq.verify.agreement import Agreement
 from onnxq.verify.decisions import Decision
@@ -146,8 +146,6 @@ def _running(graph: Graph, name: str) -> Iterator[Callable[[Batch], Outputs]]:
     """What runs a model on the CPU provider, by one thread."""
     with ModelFiles.temporary() as files:
         path = files.save(graph, "model.onnx")
-        try:
+        with told_as(path, name):
             session = load_backend("onnxruntime").session(path, threads=1, pooled=True)
-        except InputError as error:
-            raise InputError(str(error).replace(str(path), name)) from error
         yield lambda batch: batch.trim(session.run(batch.feeds))

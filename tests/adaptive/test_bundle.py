@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from onnxq.adaptive.bundle import BASELINE, FACTS, Bundle, check_folder
 from onnxq.adaptive.deployment import Deployment
 from onnxq.errors import InputError
 from onnxq.observe import Histogram
+from onnxq.scratch import scratch_folder
 from tests.adaptive.bundles import plain_bundle
 
 
@@ -33,6 +37,53 @@ def test_a_bundle_takes_the_place_of_another_one(bundle: Bundle, tmp_path: Path)
     again = plain_bundle(tmp_path / "made").save(bundle.folder)
     assert again == bundle
     assert not (bundle.folder / "left over").exists()
+
+
+EXCHANGE = """
+import os, signal, sys
+from pathlib import Path
+from onnxq.adaptive.bundle import Bundle
+
+replace = Path.replace
+
+def killed(path, target):
+    if path.name == "new":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(path, target)
+
+Path.replace = killed
+Bundle.load(sys.argv[1]).save(sys.argv[2])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
+def test_bundles_that_a_killed_process_was_exchanging_can_be_found(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    other = bundle.save(tmp_path / "other")
+    subprocess.run([sys.executable, "-c", EXCHANGE, other.folder, bundle.folder], check=False)
+    other.save(bundle.folder)
+    with scratch_folder(tmp_path):
+        (left,) = tmp_path.glob(".bundle-*")
+        for name in ("old", "new"):
+            assert Bundle.load(left / name).facts == bundle.facts
+
+
+def test_a_bundle_is_back_when_the_new_one_cannot_take_its_place(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bundle.save(bundle.folder)
+    assert Bundle.load(bundle.folder) == bundle
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "made"]
 
 
 def test_what_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from onnxq.errors import InputError
 from onnxq.runtime import Session, TensorSpec, missing_provider, resolve_provider
 from onnxq.runtime.failures import one_sentence
 from onnxq.runtime.providers import distinct_providers, provider_alias
+from onnxq.runtime.session import told_as
 
 HEADER = '<ir_version: 8, opset_import: ["" : 19]>'
 RELU = "g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }"
@@ -294,3 +295,11 @@ def test_outputs_below_a_byte_are_unpacked(name: str) -> None:
     given = Session(model).run({"x": x})["y"]
     assert given.dtype.name == name
     np.testing.assert_array_equal(given.astype(np.float32), x)
+
+
+@pytest.mark.parametrize("name", ["the model in memory", "'given.onnx'"])
+def test_messages_quote_what_stands_for_a_path_only_if_it_is_one(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "made.onnx"
+    with pytest.raises(InputError) as caught, told_as(path, name):
+        Session(path)
+    assert str(caught.value) == f"{name}: no such file"
