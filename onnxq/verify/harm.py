@@ -25,7 +25,7 @@ _LEAST_DB = 1.0
 """By how much nearer the outputs come for a value that is put right."""
 
 _NO_CHANGE_DB = 0.1
-"""By less than that nothing changes; what is gained and lost at several places rarely meets so."""
+"""A smaller change is none: gains and losses of several layers rarely cancel so exactly."""
 
 _LEAST_TOGETHER_DB = 10.0
 """The same of all of them, where no single one is enough: as if it were another model."""

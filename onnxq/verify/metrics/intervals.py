@@ -14,6 +14,13 @@ from onnxq.verify.metrics.metric import Floats, Interval
 RESAMPLES = 2000
 """Bootstrap resamples of every interval."""
 
+_LEAST_DIFFERING = 6
+"""Samples that must differ before a difference can be more than chance.
+
+Where d differ, exchanging the models at random in each of them gives as large a difference, to one
+side or the other, in at least 2 of 2^d cases: over 5 % up to d = 5.
+"""
+
 _Z95 = NormalDist().inv_cdf(0.975)
 _DRAWS_AT_ONCE = 1 << 22
 
@@ -51,9 +58,11 @@ def resampled_interval(
     that one model finds in some sample and the other does not, which is drawn as often as one
     sample more that differs would be.
 
-    The ends are those of `_accelerated`, with a quantile of Student's distribution: of the d + 2
-    samples that make the variance d tell how large it is, which by Satterthwaite's formula leaves
-    (d + 2)^2 / d degrees of freedom.
+    Each end is the outer one of two: the percentile's, and that of `_accelerated` with a quantile
+    of Student's distribution. Of the d + 2 samples that make the variance d tell how large it is,
+    which by Satterthwaite's formula leaves (d + 2)^2 / d degrees of freedom. Bias and
+    skewness are estimated from the same samples: corrected for them alone, a few that err to one
+    side by chance would be a proof. Where fewer than `_LEAST_DIFFERING` differ, 0 is held, too.
 
     Args:
         statistic: By how often each sample is drawn in four forms, one behind the other: as it is,
@@ -83,7 +92,13 @@ def resampled_interval(
     all_ = np.concatenate(values)
     pulls = together - (all_.mean() - measured) * drawn_in_all
     freedom = (len(which) + 2) ** 2 / len(which) if len(which) else math.inf
-    return _accelerated(all_, measured, pulls, float(stdtrit(freedom, 0.975)))
+    ends = [
+        *_accelerated(all_, measured, pulls, float(stdtrit(freedom, 0.975))),
+        *np.percentile(all_, [2.5, 97.5]),
+    ]
+    if len(which) < _LEAST_DIFFERING:
+        ends.append(0.0)
+    return float(min(ends)), float(max(ends))
 
 
 def _accelerated(values: Floats, measured: float, pulls: Floats, quantile: float) -> Interval:
