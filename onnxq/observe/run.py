@@ -117,7 +117,9 @@ def observe(
     parts: list[Observations] = []
     for number, part in enumerate(executor.map(work, executor.alone(numbers)), start=1):
         # Others are observed meanwhile; what has a folder need not fit into memory.
-        parts = [*parts, part] if folder else [merge_observations([*parts, part])]
+        parts.append(part)
+        if folder is None:
+            parts = [merge_observations(parts)]
         progress.advance(number)
     return merge_observations(parts, folder)
 

@@ -64,6 +64,9 @@ _WORKS_WITHIN = 120.0
 _TASK_TAKES = 0.2
 """Seconds that a task is to take at most that does several items."""
 
+_SHORTEST = 1e-3
+"""Seconds that all items took at least; some clocks go on more rarely than every millisecond."""
+
 _SETTINGS = {
     # Workers that may die with one item.
     "distributed.scheduler.allowed-failures": 6,
@@ -119,10 +122,20 @@ class Connection:
         return self._clients[-1]
 
     def load(self, modules: Sequence[str]) -> None:
-        """Let the workers that are there load modules, which takes most of a second each."""
-        if modules:
-            # Nobody waits for it; who comes later loads what work needs.
-            self.client().run(_load, [*modules], wait=False, on_error="ignore")
+        """Let the workers that are there load modules, which takes most of a second each.
+
+        Nobody waits for it; who comes later loads what work needs.
+        """
+        if not modules:
+            return
+        client = self.client()
+
+        def load() -> None:
+            with suppress(Exception):
+                client.run(_load, [*modules], wait=False, on_error="ignore")
+
+        # Dask waits until each of them has heard of it, for ever where one hangs.
+        _later(0, load)
 
     def _replace_dead(self) -> None:
         """Start workers of this machine again that died while they started, or were given up.
@@ -247,7 +260,7 @@ class Cluster(Executor):
             keys = [f"{name}-{sharing.fingerprint(item)[:16]}" for item in items]
             named = dict(zip(keys, items, strict=True))
             settings = (self._connection, self._hangs_after, self._per_machine)
-            began, at_once = time.monotonic(), _TASK_TAKES / self._takes.get(type(work), inf)
+            at_once = _TASK_TAKES / self._takes.get(type(work), inf)
             run = _Map(*settings, store, str(path), named, int(at_once))
             try:
                 for key in keys:
@@ -259,9 +272,8 @@ class Cluster(Executor):
                     for key in keys:
                         store.drop(key)
             taken.extend(keys)
-            if keys:
-                took = time.monotonic() - began
-                self._takes[type(work)] = took * run.workers / len(keys)
+            if run.sent:
+                self._takes[type(work)] = run.took * run.workers / run.sent
 
         yield do
         # What comes to an end otherwise goes on from there.
@@ -274,6 +286,7 @@ class _Map:
 
     Attributes:
         workers: How many there were to do them in the beginning.
+        sent: How many items had no result in the beginning.
     """
 
     def __init__(
@@ -295,11 +308,16 @@ class _Map:
         self._given_up: dict[str, str] = {}
         self._bound: dict[str, Collection[str]] = {}
         self._at: dict[str, tuple[Any, float]] = {}
-        self._seen = time.monotonic()
-        self._missing = {key for key in items if key not in store}
-        self.workers = len(self._workers())
-        missing = [key for key in items if key in self._missing]
+        self._began = self._ended = self._seen = time.monotonic()
+        missing = [key for key in items if key not in store]
+        self._missing = {*missing}
+        self.workers, self.sent = len(self._workers()), len(missing)
         self._submit(_bundled(missing, self.workers, at_once))
+
+    @property
+    def took(self) -> float:
+        """Seconds until the last result came, whoever took them when; never zero."""
+        return max(self._ended - self._began, _SHORTEST)
 
     def wait_for(self, key: str) -> str:
         """Return when an item is done, or given up: a sentence says why then.
@@ -458,6 +476,7 @@ class _Map:
             future.add_done_callback(partial(self._note, bundle))
 
     def _note(self, bundle: Sequence[str], future: Future) -> None:
+        self._ended = time.monotonic()
         self._done.put((bundle, future))
 
     def _workers(self) -> list[str]:

@@ -26,6 +26,9 @@ _TINY = 1e-30
 _AT_ONCE = 4
 """Perturbations that are asked for together."""
 
+HELD_BYTES = 1 << 28
+"""Float outputs that are held for the next precision; others are computed anew."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -109,6 +112,8 @@ class Asked:
         self._places = {key: place for place, key in enumerate(groups)}
         self._groups, self._precisions = groups, precisions
         self._sizes: list[int] = []
+        # Behind the end of the data, too, where there is nothing to ask about again.
+        self._known_to = 0
         self._together: list[list[Any]] = [[] for _ in precisions]
         self.valid: Sequence[int] = ()
 
@@ -150,13 +155,15 @@ class Asked:
 
     def _answered(self, questions: Sequence[Question]) -> Iterator[tuple[Question, list[Any]]]:
         """Questions with their answers, behind what is to be asked about all nodes together."""
-        first, last = len(self._sizes), max(self._needed, self._batches[1])
+        first, last = self._known_to, max(self._needed, self._batches[1])
         about = range(len(self._precisions)) if first < self._batches[1] else ()
         whole = [Question("together", (first, last), (n, n + 1)) for n in about]
         answers = self._do([*whole, *questions]) if whole or questions else iter(())
         for question, (sizes, answer) in zip(whole, islice(answers, len(whole)), strict=True):
             self._together[question.about[0]] += answer
             self._sizes[first:] = sizes
+        if whole:
+            self._known_to = last
         yield from zip(questions, answers, strict=True)
 
 
@@ -177,6 +184,31 @@ class _Reader:
         return list(islice(self._read, stop - start))
 
 
+class _References:
+    """The batches read last with their float outputs, as many of these as memory allows."""
+
+    def __init__(self, samples: Dataset, outputs: Callable[[Batch], Outputs]) -> None:
+        self._reader, self._outputs = _Reader(samples), outputs
+        self._place = (0, 0)
+        self._batches: list[Batch] = []
+        self._held: dict[int, Outputs] = {}
+        self._room = HELD_BYTES
+
+    def read(self, place: tuple[int, int]) -> Iterator[tuple[Batch, Outputs]]:
+        """The batches from one to that before another one with their float outputs."""
+        if place != self._place:
+            self._held, self._room = {}, HELD_BYTES
+            self._batches = self._reader.read(*place)
+            self._place = place
+        for number, batch in enumerate(self._batches):
+            exact = self._held.get(number) or self._outputs(batch)
+            size = sum(value.nbytes for value in exact.values())
+            if number not in self._held and size <= self._room:
+                self._held[number] = exact
+                self._room -= size
+            yield batch, exact
+
+
 class _Answering:
     """Answers questions about batches."""
 
@@ -185,7 +217,8 @@ class _Answering:
         self._groups = [*work.groups.items()]
         self._lock, self._own_lock = Lock(), Lock()
         self._place = (0, 0)
-        self._reader, self._own_reader = _Reader(work.samples), _Reader(work.samples)
+        self._reader = _Reader(work.samples)
+        self._own = _References(work.samples, runner.outputs)
         self._batches: list[Batch] = []
         self._references: list[Outputs] = []
         self._models: dict[str, Graph] = {}
@@ -196,7 +229,7 @@ class _Answering:
         if question.kind == "together":
             (precision,) = self._work.precisions[about]
             with self._own_lock:
-                return self._together(precision, self._own_reader.read(*question.batches))
+                return self._together(precision, question.batches)
         with self._lock:
             if question.batches != self._place:
                 self._batches = self._reader.read(*question.batches)
@@ -212,17 +245,18 @@ class _Answering:
             self._loss(batch, batch.trim(exact), batch.trim(ours)) for batch, exact, ours in runs
         ]
 
-    def _together(self, precision: str, batches: Sequence[Batch]) -> list[Any]:
+    def _together(self, precision: str, place: tuple[int, int]) -> list[Any]:
         """Samples of the batches, and how far all nodes in a precision are off for each."""
         if precision not in self._models:
             self._models[precision] = self._work.models[precision]
-        answers = []
-        for batch in batches:
-            ours = batch.trim(self._runner.run_whole(precision, self._models[precision], batch))
-            exact, errors = batch.trim(self._runner.outputs(batch)), ErrorAccumulator()
+        run = self._runner.whole(precision, self._models[precision])
+        sizes, answers = [], []
+        for batch, outputs in self._own.read(place):
+            exact, ours, errors = batch.trim(outputs), batch.trim(run(batch)), ErrorAccumulator()
             errors.add(exact, ours)
+            sizes.append(batch.valid)
             answers.append((errors, self._loss(batch, exact, ours)))
-        return [[batch.valid for batch in batches], answers]
+        return [sizes, answers]
 
     def _loss(self, batch: Batch, exact: Outputs, ours: Outputs) -> Losses:
         return losses(self._work.proxy, exact, ours, batch.valid)

@@ -149,10 +149,11 @@ class Runner:
                 held |= session.run(_only(held, later.inputs))
             yield before, held
 
-    def run_whole(self, precision: str, graph: Graph, batch: Batch) -> Outputs:
-        """The outputs for a batch of the model with all nodes in a precision."""
+    def whole(self, precision: str, graph: Graph) -> Callable[[Batch], Outputs]:
+        """What gives a batch's outputs of the model with all nodes in a precision."""
         session = self._sessions.whole(graph, precision)
-        return session.run(_only(batch.feeds, [spec.name for spec in session.inputs]))
+        names = [spec.name for spec in session.inputs]
+        return lambda batch: session.run(_only(batch.feeds, names))
 
 
 def _only(held: Mapping[str, np.ndarray], names: Sequence[str]) -> Outputs:

@@ -186,6 +186,27 @@ def test_fewer_and_fewer_items_go_together(most: int, sizes: list[int]) -> None:
     assert [*map(len, bundles)] == sizes
 
 
+def test_how_long_items_take_is_what_workers_took(
+    executor: Executor, noted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: now[0]})
+    monkeypatch.setattr("onnxq.runtime.cluster.time", clock)
+    takes: dict[type, float] = {}
+    monkeypatch.setattr(executor, "_takes", takes)
+    with executor.open(Squares(noted)) as do:
+        for number, square in enumerate(do(NUMBERS[:6])):
+            assert square == SQUARES[number]
+            # Whoever takes the last result has much to do with it.
+            now[0] += 1000.0 * (number == 5)
+        assert 0 < takes[Squares] < 1
+        before = dict(takes)
+        assert list(do(NUMBERS[:6])) == SQUARES[:6]
+        assert takes == before, "nothing is known of items that were there already"
+        assert list(do(NUMBERS)) == SQUARES
+        assert 0 < takes[Squares] < 1
+
+
 def test_workers_killed_at_random_change_nothing(executor: Executor, noted: Path) -> None:
     over = threading.Event()
 
@@ -366,6 +387,27 @@ def test_workers_load_modules_while_nothing_is_there_to_do(tmp_path: Path) -> No
             assert time.monotonic() < until
             time.sleep(0.1)
     assert found == [True]
+
+
+def test_a_worker_that_hangs_holds_up_nobody_who_lets_modules_be_loaded(
+    executor: Executor,
+) -> None:
+    connection = executor._connection  # type: ignore[attr-defined]
+    client = connection.client()
+    client.wait_for_workers(2, timeout=60)
+    (_, hung), (other, _) = client.run(os.getpid).items()
+    loading = threading.Thread(target=connection.load, args=(["colorsys"],), daemon=True)
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        loading.start()
+        loading.join(20)
+        assert not loading.is_alive()
+        until = time.monotonic() + 30
+        while not client.run(_has_loaded, "colorsys", workers=[other])[other]:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    finally:
+        os.kill(hung, signal.SIGCONT)
 
 
 def _has_loaded(name: str) -> bool:

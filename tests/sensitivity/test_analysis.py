@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from onnxq.data import read
+from onnxq.data import Batch, read
 from onnxq.errors import InputError
 from onnxq.ir import Context, DataType, Graph, ModelInfo, TensorType, infer_types, load
 from onnxq.passes.static.insert_qdq import InsertQdq
 from onnxq.plan.apply import float_graph
 from onnxq.precision import Part
 from onnxq.runtime import Session
-from onnxq.sensitivity import Sensitivity, analyse, analysis, running
+from onnxq.sensitivity import Sensitivity, analyse, analysis, asking, running
 from onnxq.sensitivity.analysis import CERTAIN
-from onnxq.sensitivity.running import Key, Runner
+from onnxq.sensitivity.running import Key, Outputs, Runner, Sessions
 from onnxq.targets import load_target
 from tests.helpers import run
 from tests.networks import chain, choices, dataset, inputs, scene, whole
@@ -257,6 +258,36 @@ def test_a_fixed_batch_is_not_cut() -> None:
     infer_types(graph)
     assert analysed(graph, max_samples=12).samples == 12
     assert set(losses(analysed(graph))) == set(losses(analysed(chain())))
+
+
+def test_models_that_are_not_kept_are_loaded_once_for_some_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built, ran = Counter[str](), Counter[str]()
+    load_session, run_float = Sessions._session, Runner._through
+
+    def session(self: Sessions, graph: Graph, config: Mapping[str, str]) -> Session:
+        built["part" if config else "whole"] += 1
+        return load_session(self, graph, config)
+
+    def through(self: Runner, batch: Batch) -> Outputs:
+        ran["float"] += 1
+        return run_float(self, batch)
+
+    monkeypatch.setattr(Sessions, "_session", session)
+    monkeypatch.setattr(Runner, "_through", through)
+    precisions = ("int8", "int8-weight")
+    wanted = analysed(chain(), *precisions, method="exhaustive").to_json()
+    monkeypatch.setattr(running, "KEPT_BYTES", 0)
+    for held, times in ((asking.HELD_BYTES, 2), (0, 3)):
+        monkeypatch.setattr(asking, "HELD_BYTES", held)
+        built.clear()
+        ran.clear()
+        assert analysed(chain(), *precisions, method="exhaustive").to_json() == wanted
+        # 24 samples are 12 batches: two rounds of 8 and 4.
+        assert built["whole"] == len(precisions) * 2
+        # Once for perturbations, and once for both precisions or for each.
+        assert ran["float"] == 12 * times
 
 
 def test_the_same_analysis_gives_the_same_text() -> None:
