@@ -51,7 +51,7 @@ def _row(case: Case, samples: int) -> str:
         prepared = observed(prepare(job))
         graph, scene, choices = prepared.graph, prepared.scene(), prepared.choices
         started = time.perf_counter()
-        whole = whole_models(prepared)
+        whole = whole_models(prepared).__getitem__
         quick = analyse(graph, job.samples, scene, choices, whole)
         middle = time.perf_counter()
         slow = analyse(graph, job.samples, scene, choices, whole, method="exhaustive")

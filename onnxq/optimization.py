@@ -335,7 +335,7 @@ def _searched(job: Job) -> Found:
     may_be_float = all(precision == FLOAT for precision in prepared.pinned.values())
     if not report.passed and kept.passed and may_be_float:
         return Found(job.source, kept, replace(left_alone(job), untried=untried), ladder)
-    basis = winner.study or found
+    basis, made = winner.study or found, winner.prepared or prepared
     losses, chosen = basis.sensitivity.losses(), winner.plan.precisions()
     layers = tuple(
         replace(layer, sensitivity=losses[layer.node].get(chosen[layer.node], 0.0))
@@ -343,9 +343,9 @@ def _searched(job: Job) -> Found:
         else layer
         for layer in report.layers
     )
-    notes = (*report.notes, *prepared.notes, *found.notes, *search.notes())
+    notes = (*report.notes, *made.notes, *basis.notes, *search.notes())
     plan = replace(winner.plan, untried=untried)
-    methods = planned_methods(plan) if winner.is_given else method_facts(basis.prepared, plan)
+    methods = planned_methods(plan) if winner.is_given else method_facts(made, plan)
     report = replace(
         report,
         layers=layers,
@@ -353,7 +353,7 @@ def _searched(job: Job) -> Found:
         methods=methods,
         notes=notes,
         untried=untried,
-        tensors=worst_tensors(basis.prepared, winner.graph),
+        tensors=worst_tensors(made, winner.graph),
     )
     return Found(winner.graph, report, noted(plan, report, gates), ladder)
 

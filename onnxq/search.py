@@ -70,8 +70,9 @@ class Candidate:
         path: Its file.
         plan: The plan that made it.
         records: What the quantizing passes did.
-        study: What the plan rests on, of the target's own table or of another one; None where it
-            is somebody else's or that of a recipe, of which nothing was predicted.
+        prepared: What it was made of, of the target's own table or of another one; None where the
+            plan is somebody else's.
+        study: What the plan rests on; None where nothing was predicted.
         speedup: Measured, over the float model.
         is_timed_well: Whether it was measured twice, the second time for longer.
         report: Its accuracy, once verified.
@@ -82,6 +83,7 @@ class Candidate:
     path: Path
     plan: Plan
     records: list[PassRecord] = field(default_factory=list)
+    prepared: Prepared | None = None
     study: Study | None = None
     speedup: float = 0.0
     is_timed_well: bool = False
@@ -94,7 +96,7 @@ class Candidate:
 
     @property
     def loss(self) -> float:
-        """Predicted loss; of somebody else's plan the noise that was measured."""
+        """Predicted loss; where nothing was predicted the noise that was measured."""
         if self.is_given:
             assert self.report is not None
             return float(10 ** (-self.report.sqnr_db / 10))
@@ -175,7 +177,7 @@ class Search:
         self._own = Proposals(study, gates)
         self._gates = tuple(gates)
         self._accuracy = tuple(g for g in gates if g.quantity not in ("speedup", "candidate_ms"))
-        self._tables: list[tuple[Prepared, Candidate]] = []
+        self._tables: list[Candidate] = []
         self._left_out: list[str] = []
         self.candidates: list[Candidate] = []
         self.untried: list[Untried] = []
@@ -214,30 +216,27 @@ class Search:
         self._try_given()
         self._try_tables()
         best = self._tightened(own, self._measured_and_verified())
-        for prepared, whole in self._tables:
-            best = self._mixed(prepared, whole, best)
+        for whole in self._tables:
+            best = self._mixed(whole, best)
         best = best or max(self.candidates, key=self._closeness)
         return self._clipped(best) or best
 
-    def _tightened(
-        self, proposals: Proposals, best: Candidate | None, whole: Candidate | None = None
-    ) -> Candidate | None:
+    def _tightened(self, proposals: Proposals, best: Candidate | None) -> Candidate | None:
         """The best candidate after proposals between what held and what broke the promise.
+
+        Losses are those that one study predicts: what another one predicts, or what is measured,
+        may be in other units.
 
         Args:
             proposals: Where they come from.
             best: The best candidate so far; None if none holds.
-            whole: One that counts as theirs, beside those that they made.
         """
         for _ in range(ROUNDS):
-            fastest, least = (0.0, 0.0) if best is None else (best.speedup * EQUAL, best.loss)
+            fastest = 0.0 if best is None else best.speedup * EQUAL
+            own = preferred([c for c in self.candidates if c.study is proposals.study])
+            least = next((c.loss for c in own if self._holds(c)), 0.0)
             broken = [
-                c
-                for c in self.candidates
-                if (c.study is proposals.study or c is whole)
-                and c.speedup > fastest
-                and c.loss > least
-                and not self._holds(c)
+                c for c in own if c.speedup > fastest and c.loss > least and not self._holds(c)
             ]
             if not broken:
                 break
@@ -250,9 +249,7 @@ class Search:
             best = self._measured_and_verified()
         return best
 
-    def _mixed(
-        self, prepared: Prepared, whole: Candidate, best: Candidate | None
-    ) -> Candidate | None:
+    def _mixed(self, whole: Candidate, best: Candidate | None) -> Candidate | None:
         """The best candidate after what another table makes of some of the nodes.
 
         That takes a sensitivity analysis and costs of its own. So it is done where all nodes in
@@ -262,9 +259,20 @@ class Search:
         is_faster = best is None or whole.speedup > best.speedup * EQUAL
         if not is_faster or self._holds(whole) or self.job.options.cost_table is not None:
             return best
-        if self._is_late(f"plans{_as_on(prepared, self.job)}"):
+        assert whole.prepared is not None
+        what = f"mixed plans{_as_on(whole.prepared, self.job)}"
+        if self._is_late(what):
             return best
-        return self._tightened(Proposals(study(prepared), self._gates), best, whole)
+        try:
+            found = study(whole.prepared)
+        except InputError as error:
+            self._left_out.append(f"No {what} were tried: {error}.")
+            return best
+        proposals = Proposals(found, self._gates)
+        loss = uniform(proposals.program, Int8.name).loss
+        whole.plan = replace(whole.plan, proxy=found.sensitivity.proxy, loss=loss)
+        whole.study = found
+        return self._tightened(proposals, best)
 
     def prove(self, winner: Candidate) -> tuple[Candidate, Report]:
         """The full report on a candidate: accuracy, layers, latency, gates.
@@ -283,7 +291,7 @@ class Search:
         return winner, first
 
     def _report(self, candidate: Candidate) -> Report:
-        own = candidate.study.prepared.records if candidate.study else []
+        own = candidate.prepared.records if candidate.prepared else []
         records = [*own, *candidate.records]
         return with_gates(verify(self.job, candidate.path, records), self._gates)
 
@@ -308,7 +316,7 @@ class Search:
         if is_chosen or best.study is None or not is_static or report.sqnr_db >= _VISIBLE_DB:
             return None
         label, calibrator = f"{best.label}, ranges by {_CLIPPING}", parse_calibrator(_CLIPPING)
-        if self._is_late(label):
+        if self._is_late(f"candidate '{label}'"):
             return None
         made = best.study.prepared
         prepared = observed(replace(made, job=replace(made.job, calibrator=calibrator)))
@@ -335,7 +343,7 @@ class Search:
         job = self.job
         for name in job.target.alternatives if Int8.name in job.precisions else ():
             label = f"all int8 as on {name}"
-            if self._is_late(label):
+            if self._is_late(f"candidate '{label}'"):
                 continue
             other = replace(
                 job,
@@ -347,22 +355,28 @@ class Search:
             )
             try:
                 prepared = observed(prepare(other))
+                plan = uniform_plan(prepared, Int8.name)
+                self._enter(label, plan, *apply_to(prepared, plan, job.context), prepared)
             except InputError as error:
-                # A pin, say, may be for a node that is quantized by the target's own table alone.
+                # A pin or method, say, may be for nodes that the own table alone quantizes.
                 self._left_out.append(f"'{label}' was not tried: {error}.")
                 continue
-            plan = uniform_plan(prepared, Int8.name)
-            graph, records = apply_to(prepared, plan, job.context)
-            whole = self._enter(label, plan, graph, [*prepared.records, *records])
-            self._tables.append((prepared, whole))
+            self._tables.append(self.candidates[-1])
 
-    def _enter(self, label: str, plan: Plan, graph: Graph, records: list[PassRecord]) -> Candidate:
+    def _enter(
+        self,
+        label: str,
+        plan: Plan,
+        graph: Graph,
+        records: list[PassRecord],
+        prepared: Prepared | None = None,
+    ) -> None:
         """Verify a model that this search did not predict."""
         path = self.job.files.save(graph, f"candidate-{len(self.candidates)}.onnx")
         report = verify(self.job, path, full=False)
-        found = Candidate(label, graph, path, plan, records, report=report)
-        self.candidates.append(found)
-        return found
+        self.candidates.append(
+            Candidate(label, graph, path, plan, records, prepared, report=report)
+        )
 
     def _propose_floats(self) -> None:
         floats = uniform(self._own.program, FLOAT)
@@ -376,7 +390,8 @@ class Search:
         for factor in BORDER_FACTORS:
             limit = "" if budget is None else f", loss at most {budget:.3g}"
             label = f"plan{table} with borders x{factor:g}{limit}"
-            chosen = None if self._is_late(label) else proposals.cheapest(factor, budget)
+            is_late = self._is_late(f"candidate '{label}'")
+            chosen = None if is_late else proposals.cheapest(factor, budget)
             if chosen is not None:
                 self._add(label, chosen, proposals, proposals.unlimited(factor))
 
@@ -385,14 +400,14 @@ class Search:
         known = [c.plan.precisions() for c in self.candidates if c.plan.target == target]
         if set(chosen.precisions.values()) <= {FLOAT} or chosen.precisions in known:
             return
-        if not self._is_late(label):
+        if not self._is_late(f"candidate '{label}'"):
             self._make(label, proposals.plan(chosen, free), proposals.study)
 
-    def _is_late(self, label: str) -> bool:
-        """Whether there is no time for another candidate, which is noted, beside those needed."""
+    def _is_late(self, what: str) -> bool:
+        """Whether there is no time for more candidates, which is noted, beside those needed."""
         is_late = len(self.candidates) >= _FEWEST and self.job.time.is_over()
         if is_late:
-            self.untried.append(Untried(f"candidate '{label}'"))
+            self.untried.append(Untried(what))
         return is_late
 
     def _make(self, label: str, plan: Plan, study: Study) -> None:
@@ -405,7 +420,7 @@ class Search:
         if any(filecmp.cmp(c.path, path, shallow=False) for c in self.candidates):
             path.unlink()
             return
-        self.candidates.append(Candidate(label, graph, path, plan, records, study))
+        self.candidates.append(Candidate(label, graph, path, plan, records, study.prepared, study))
 
     def _measured_and_verified(self) -> Candidate | None:
         """The fastest candidate that keeps the promise of accuracy; None if none does.

@@ -309,43 +309,35 @@ def find_losses(prepared: Prepared) -> Sensitivity:
 
 
 @dataclass(frozen=True)
-class _Uniform(Mapping[str, Graph]):
-    """By precision, the model in which all nodes that can have it do, made by who asks for it.
+class _Uniform:
+    """Makes the model in which all nodes that can have a precision do, where it is called.
 
     Attributes:
         graph: The float model.
         given: What precisions are applied with.
         choices: Those that nodes can have.
-        precisions: All of them.
     """
 
     graph: Graph
     given: Given
     choices: Mapping[str, Sequence[str]]
-    precisions: tuple[str, ...]
 
     @classmethod
     def of(cls, prepared: Prepared) -> _Uniform:
         """Those of a model that was observed."""
-        given = Given(prepared.target, prepared.bounds())
-        return cls(prepared.graph, given, prepared.choices, prepared.precisions())
+        return cls(prepared.graph, Given(prepared.target, prepared.bounds()), prepared.choices)
 
-    def __getitem__(self, precision: str) -> Graph:
+    def __call__(self, precision: str) -> Graph:
         made = self.graph.copy()
         wanted = {n: precision for n, own in self.choices.items() if precision in own}
         apply_precisions(made, wanted, self.given)
         return made
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.precisions)
-
-    def __len__(self) -> int:
-        return len(self.precisions)
-
 
 def whole_models(prepared: Prepared) -> dict[str, Graph]:
     """By precision, the model in which all nodes that can have it do."""
-    return dict(_Uniform.of(prepared))
+    uniform_in = _Uniform.of(prepared)
+    return {precision: uniform_in(precision) for precision in prepared.precisions()}
 
 
 def find_costs(prepared: Prepared) -> Costs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -231,15 +232,25 @@ def choices(scene: Scene, *precisions: str) -> dict[str, tuple[str, ...]]:
     return {name: own for name, own in found.items() if own}
 
 
-def whole(graph: Graph, scene: Scene, choices: Mapping[str, Sequence[str]]) -> dict[str, Graph]:
-    """By precision, the graph with all nodes in it that can have it."""
+@dataclass(frozen=True)
+class Whole:
+    """Graphs with all nodes in a precision that can have it."""
+
+    made: Mapping[str, Graph]
+
+    def __call__(self, precision: str) -> Graph:
+        return self.made[precision]
+
+
+def whole(graph: Graph, scene: Scene, choices: Mapping[str, Sequence[str]]) -> Whole:
+    """Gives the graph with all nodes in a precision that can have it."""
     made = {}
     for precision in dict.fromkeys(p for own in choices.values() for p in own):
         made[precision] = raise_opset(graph, parse_precision(precision).needed_opset(scene.target))
         made[precision] = made[precision].copy()
         wanted = {name: precision for name, own in choices.items() if precision in own}
         apply_precisions(made[precision], wanted, Given(scene.target, scene.bounds))
-    return made
+    return Whole(made)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from onnxq.optimization import Optimized, optimize
 from onnxq.plan import Plan
 from onnxq.plan.apply import float_graph
 from onnxq.planning import apply_plan, make_plan
+from onnxq.prepare import Prepared, prepare
 from onnxq.runtime import Backend, OutputError, Session
 from onnxq.search import Candidate, Search, preferred
 from onnxq.targets import load_target
@@ -483,6 +484,22 @@ def test_a_plan_that_was_given_is_tried_as_it_is(tmp_path: Path) -> None:
     assert name in {c.label for c in strict.report.candidates}
 
 
+def beside_tensorrt(folder: Path) -> str:
+    """A target that has another table tried beside its own."""
+    table = folder / "mine.toml"
+    table.write_text('extends = "cpu-x64"\nalternatives = ["tensorrt"]\n')
+    return str(table)
+
+
+def tell_tables_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is prepared has a note on whose it is."""
+    for module, note in (("optimization", "of its own"), ("search", "of tensorrt")):
+        monkeypatch.setattr(
+            f"onnxq.{module}.prepare",
+            lambda job, note=note: replace(prepare(job), notes=(note,)),
+        )
+
+
 def test_what_another_table_makes_is_tried_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,10 +508,10 @@ def test_what_another_table_makes_is_tried_as_a_whole(
             candidate.speedup = 2.0 + candidate.is_given
 
     monkeypatch.setattr(Search, "_time", its_own_are_slow)
-    table = tmp_path / "mine.toml"
-    table.write_text('extends = "cpu-x64"\nalternatives = ["tensorrt"]\n')
-    graph, pins = chain(), ["head=float32"]
-    found = sought(graph, target=str(table), pins=pins, min_sqnr=10)
+    tell_tables_apart(monkeypatch)
+    target, graph, pins = beside_tensorrt(tmp_path), chain(), ["head=float32"]
+    found = sought(graph, target=target, pins=pins, min_sqnr=10)
+    assert "of tensorrt" in found.report.notes and "of its own" not in found.report.notes
     (chosen,) = (c for c in found.report.candidates if c.chosen)
     assert chosen.label == "all int8 as on tensorrt"
     whole = {"recipe": "int8", "target": "tensorrt", "pins": pins}
@@ -502,17 +519,17 @@ def test_what_another_table_makes_is_tried_as_a_whole(
     for same in (plan, found.plan):
         assert to_proto(found.graph) == to_proto(apply_plan(to_proto(graph), same))
     assert found.plan.target == "tensorrt"
-    own = sought(graph, target=str(table), pins=["pool=float32"], min_sqnr=10)
+    own = sought(graph, target=target, pins=["pool=float32"], min_sqnr=10)
     note = "'all int8 as on tensorrt' was not tried: the pin 'pool' matches no node"
     assert own.passed and any(n.startswith(note) for n in own.report.notes)
-    without = sought(graph, target=str(table), precisions=("int8-dynamic",), min_sqnr=10)
+    without = sought(graph, target=target, precisions=("int8-dynamic",), min_sqnr=10)
     assert not any("tensorrt" in c.label for c in without.report.candidates)
 
 
 def test_what_another_table_makes_of_some_nodes_is_tried_where_it_pays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fast = {"cpu-x64.toml": 1.0, "tensorrt": 1.0}
+    fast = {"mine.toml": 1.0, "tensorrt": 1.0}
 
     def by_table(search: Search, candidates: list[Candidate], seconds: float) -> None:
         for candidate in candidates:
@@ -522,12 +539,12 @@ def test_what_another_table_makes_of_some_nodes_is_tried_where_it_pays(
     studied = []
     monkeypatch.setattr(Search, "_time", by_table)
     monkeypatch.setattr("onnxq.search.study", lambda p: studied.append(p) or study.study(p))
-    table, graph = tmp_path / "cpu-x64.toml", chain(6)
-    table.write_text('extends = "cpu-x64"\nalternatives = ["tensorrt"]\n')
+    tell_tables_apart(monkeypatch)
+    target, graph = beside_tensorrt(tmp_path), chain(6)
     save(graph, tmp_path / "m.onnx")
 
     def found(**options: object) -> Optimized:
-        given = {"target": str(table), "precisions": ("int8",), **FAST, **options}
+        given = {"target": target, "precisions": ("int8",), **FAST, **options}
         return optimize(tmp_path / "m.onnx", inputs(graph, 32), **given)  # type: ignore[arg-type]
 
     whole = {c.label: c.sqnr_db for c in found(min_sqnr=10).report.candidates}
@@ -542,16 +559,64 @@ def test_what_another_table_makes_of_some_nodes_is_tried_where_it_pays(
     assert {"int8", "float32"} <= set(mixed.plan.precisions().values())
     assert len(studied) == 1 and mixed.plan.target == "tensorrt" and mixed.plan.loss > 0
     assert any(layer.sensitivity for layer in mixed.report.layers)
+    assert "of tensorrt" in mixed.report.notes and "of its own" not in mixed.report.notes
     again = tmp_path / "again.onnx"
     apply_plan(tmp_path / "m.onnx", plan, output=again)
     assert again.read_bytes() == out.read_bytes()
 
 
+def its_whole_is_fast(search: Search, candidates: list[Candidate], seconds: float) -> None:
+    for candidate in candidates:
+        quantized = [p for p in candidate.plan.precisions().values() if p != "float32"]
+        candidate.speedup = 1 + (1 + 2 * (candidate.plan.target == "tensorrt")) * len(quantized)
+
+
+@pytest.mark.parametrize("own", [1.0, 1e6], ids=["as measured", "its own lose more"])
+def test_losses_of_one_study_alone_are_compared(
+    own: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Divergence is no noise, and what other tables predict says nothing of this one."""
+
+    def scaled(prepared: Prepared) -> study.Study:
+        found = study.study(prepared)
+        scales = {p: own * scale for p, scale in found.sensitivity.scales.items()}
+        return replace(found, sensitivity=replace(found.sensitivity, scales=scales))
+
+    monkeypatch.setattr("onnxq.optimization.study", scaled)
+    monkeypatch.setattr(Search, "_time", its_whole_is_fast)
+    options = {"target": beside_tensorrt(tmp_path), "precisions": ("int8",), "proxy": "kl"}
+    found = sought(chain(4), min_sqnr=45, **options)
+    by_label = {c.label: c for c in found.report.candidates}
+    whole = by_label["all int8 as on tensorrt"]
+    limits = [float(c.split("at most ")[1]) for c in by_label if c.startswith("plan as on")]
+    assert limits and all(limit < whole.predicted_loss for limit in limits)
+    assert found.passed and found.plan.target == "tensorrt" and found.plan.proxy == "kl"
+
+
+@pytest.mark.parametrize(
+    ("broken", "note"),
+    [
+        ("study", "No mixed plans as on tensorrt were tried: it does not run."),
+        ("uniform_plan", "'all int8 as on tensorrt' was not tried: it does not run."),
+        ("Search._enter", "'all int8 as on tensorrt' was not tried: it does not run."),
+    ],
+    ids=["analysed", "planned", "run"],
+)
+def test_another_table_that_cannot_be_tried_ends_no_search(
+    broken: str, note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise InputError("it does not run")
+
+    monkeypatch.setattr(f"onnxq.search.{broken}", fail)
+    monkeypatch.setattr(Search, "_time", its_whole_is_fast)
+    found = sought(chain(), target=beside_tensorrt(tmp_path), precisions=("int8",), min_sqnr=50)
+    assert found.passed and note in found.report.notes
+
+
 def test_there_is_no_time_for_what_another_table_makes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = tmp_path / "mine.toml"
-    table.write_text('extends = "cpu-x64"\nalternatives = ["tensorrt"]\n')
     tightened = Search._tightened
 
     def slow(search: Search, *given: object) -> Candidate | None:
@@ -564,8 +629,8 @@ def test_there_is_no_time_for_what_another_table_makes(
 
     monkeypatch.setattr(Search, "_tightened", slow)
     monkeypatch.setattr(Search, "_time", its_own_are_slow)
-    found = sought(chain(), target=str(table), min_sqnr=50)
-    assert "candidate 'plans as on tensorrt'" in {u.what for u in found.report.untried}
+    found = sought(chain(), target=beside_tensorrt(tmp_path), min_sqnr=50)
+    assert "mixed plans as on tensorrt" in {u.what for u in found.report.untried}
 
 
 def test_a_plan_that_cannot_be_tried_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -72,7 +72,7 @@ def analyse(
     data: Dataset,
     scene: Scene,
     choices: Mapping[str, Sequence[str]],
-    whole: Mapping[str, Graph],
+    whole: Callable[[str], Graph],
     *,
     method: Method = "suffix",
     proxy: str = "noise",
@@ -105,7 +105,8 @@ def analyse(
         data: Representative samples.
         scene: Placement, target and ranges.
         choices: Precisions to find losses for, by the name of the node.
-        whole: By precision, the model in which all nodes that can have it do.
+        whole: Makes the model in which all nodes that can have a precision do; a dataclass where
+            other processes call it, too.
         method: See above.
         proxy: What a loss is, see `PROXIES`.
         max_samples: Most samples to use; `MAX_SAMPLES` if None, all for ``exhaustive``.

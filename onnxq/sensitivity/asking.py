@@ -55,7 +55,7 @@ class Asking(Work[Question, list[Any]]):
         samples: The batches.
         groups: The perturbations.
         precisions: Those in which all nodes are together.
-        models: By precision, the model in which all nodes that can have it do.
+        uniform: Makes the model in which all nodes that can have a precision do.
         proxy: What a loss is.
         segments: At most so many into which the graph is cut; None runs it as a whole.
     """
@@ -67,7 +67,7 @@ class Asking(Work[Question, list[Any]]):
     samples: Dataset
     groups: Mapping[Key, Sequence[Part]]
     precisions: tuple[str, ...]
-    models: Mapping[str, Graph]
+    uniform: Callable[[str], Graph]
     proxy: str
     segments: int | None
 
@@ -248,7 +248,7 @@ class _Answering:
     def _together(self, precision: str, place: tuple[int, int]) -> list[Any]:
         """Samples of the batches, and how far all nodes in a precision are off for each."""
         if precision not in self._models:
-            self._models[precision] = self._work.models[precision]
+            self._models[precision] = self._work.uniform(precision)
         run = self._runner.whole(precision, self._models[precision])
         sizes, answers = [], []
         for batch, outputs in self._own.read(place):

@@ -300,6 +300,6 @@ def test_names_that_do_not_exist() -> None:
     found = scene(graph, data)
     for name in ("int7", "float16"):
         with pytest.raises(InputError, match=f"a search cannot choose '{name}'"):
-            analyse(graph, data, found, {"head": ("int8", name)}, {})
+            analyse(graph, data, found, {"head": ("int8", name)}, whole(graph, found, {}))
     with pytest.raises(InputError, match="no proxy 'beauty'"):
         analysed(graph, proxy="beauty")
