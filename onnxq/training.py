@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxq.data import DataLike
+from onnxq.data import DataLike, Dataset
 from onnxq.errors import InputError
 from onnxq.found import Found
 from onnxq.ir import ModelLike, infer_types
@@ -32,7 +32,7 @@ from onnxq.verify.decisions import find_decisions
 from onnxq.work import data_digest
 
 if TYPE_CHECKING:
-    from onnxq.tune.train.fitting import Fitted
+    from onnxq.tune.train.fitting import Fitted, Lesson
     from onnxq.tune.train.learned import Learned
 
 BITS = "w8a8 (2 to 8 bits of weights, 1 to 8 of activations), ternary, binary, ternary-a4"
@@ -257,7 +257,7 @@ def _taught(job: Job, stages: Sequence[_Stage], begun: Learned | None) -> _Taugh
         for stage in stages:
             own = replace(lesson.options, through=stage.settings.through).basis()
             Checkpoints(stage.kept, {**own, **basis}).load()
-    prepared = observed(prepared)
+    prepared = observed(replace(prepared, job=replace(job, samples=_unjudged(job, lesson))))
     plan = uniform_plan(prepared, job.recipe.precision)
     if kept is not None:
         basis["plan"] = hashlib.sha256(plan.to_toml().encode()).hexdigest()
@@ -294,6 +294,15 @@ class _Called:
 
     def finish(self) -> None:
         self._inner.finish()
+
+
+def _unjudged(job: Job, lesson: Lesson) -> Dataset:
+    """What is calibrated on: not what judges epochs, or the untrained model looks too good.
+
+    A method such as gptq knows its samples by heart where they are few.
+    """
+    rest = job.samples if lesson.judged_on is None else job.samples.without(lesson.judged_on)
+    return rest if len(rest) else job.samples
 
 
 def _went_through(bits: str, facts: TrainingFacts) -> str:

@@ -143,6 +143,10 @@ class Dataset:
             return self
         return Dataset(self._source, _evenly(self._units, count / len(self)))
 
+    def part(self, places: Sequence[int]) -> Dataset:
+        """Return the samples, or whole feeds, at some places of this dataset."""
+        return Dataset(self._source, self._units[np.asarray(places, np.int64)])
+
     def without(self, other: Dataset) -> Dataset:
         """Return the samples that another dataset of the same source has not."""
         return Dataset(self._source, np.setdiff1d(self._units, other._units))

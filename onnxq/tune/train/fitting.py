@@ -79,6 +79,10 @@ class Lesson:
         data: Samples to train on; part of them is held out.
         options: How to train. The attribute of this name has what ``auto`` came to.
 
+    Attributes:
+        judged_on: What is held out to judge epochs by; None where samples are told apart that the
+            data gives together.
+
     Raises:
         InputError: an operator has no gradients, the device is not there, or the labels are not
             for the model's outputs.
@@ -99,7 +103,9 @@ class Lesson:
                 options.loss,
                 lambda batch: self.teacher({k: to_torch(a) for k, a in batch.feeds.items()}),
             )
-        self._train, self._held_out = samples.split(options.held_out, options.seed)
+        places = samples.drawn(options.held_out, options.seed)
+        self._train, self._held_out = samples.split(places)
+        self.judged_on = data.part(places) if samples.units == len(data.units) else None
         if options.augment == AUTO:
             self.options = options = replace(options, augment=self._suited() or NONE)
         names = () if options.augment == NONE else options.augment

@@ -136,6 +136,11 @@ class Samples:
         return sum(unit.valid for unit in self._units)
 
     @property
+    def units(self) -> int:
+        """Number of units."""
+        return len(self._units)
+
+    @property
     def first(self) -> Batch:
         """One unit, to look at."""
         return self._units[0]
@@ -145,8 +150,8 @@ class Samples:
         """Labels of all units that have some."""
         return (u.labels[: u.valid] for u in self._units if u.labels is not None)
 
-    def split(self, share: float, seed: int) -> tuple[Samples, Samples]:
-        """Two parts, of which the second has about so large a share.
+    def drawn(self, share: float, seed: int) -> list[int]:
+        """Places of about so large a share of the units.
 
         Raises:
             InputError: there is only one unit.
@@ -158,8 +163,13 @@ class Samples:
             )
         order = np.random.RandomState(seed).permutation(len(self._units))
         count = min(max(1, round(share * len(order))), len(order) - 1)
-        parts = (sorted(order[count:]), sorted(order[:count]))
-        first, second = ([self._units[i] for i in part] for part in parts)
+        return sorted(order[:count].tolist())
+
+    def split(self, places: Sequence[int]) -> tuple[Samples, Samples]:
+        """The units that are not at some places, and those that are."""
+        there = {*places}
+        first = [unit for at, unit in enumerate(self._units) if at not in there]
+        second = [unit for at, unit in enumerate(self._units) if at in there]
         return Samples(first, self._is_divisible), Samples(second, self._is_divisible)
 
     def updates(self, batch_size: int) -> int:

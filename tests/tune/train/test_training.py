@@ -287,6 +287,20 @@ def test_distillation_needs_no_labels(network: Graph, data: dict[str, np.ndarray
     assert min(e.held_out_loss for e in later) < first.held_out_loss
 
 
+def test_what_judges_epochs_is_not_calibrated_on(
+    network: Graph, data: dict[str, np.ndarray]
+) -> None:
+    seed = next(n for n in range(99) if 95 in np.random.RandomState(n).permutation(96)[:10])
+    tops = np.abs(data["x"]).reshape(96, -1).max(1).reshape(-1, *[1] * (data["x"].ndim - 1))
+    rising = {**data, "x": data["x"] / tops * np.arange(1, 97).reshape(tops.shape)}
+    rising["x"] = rising["x"].astype(np.float32)
+    given = {"method": "ste", "epochs": 1, "calibrator": "minmax", "seed": seed}
+    found = trained(network, rising, eval_data=rising, max_drop=100.0, **given)
+    judging = np.random.RandomState(seed).permutation(96)[:10]
+    most = max({*range(96)} - {*judging.tolist()}) + 1
+    assert max(map(abs, found.plan.ranges["x"])) == pytest.approx(most, rel=0.02)
+
+
 def test_what_is_no_better_is_not_kept(network: Graph, data: dict[str, np.ndarray]) -> None:
     found = trained(network, data, lr=30.0, epochs=1, optimizer="sgd")
     assert found.report.training is not None
