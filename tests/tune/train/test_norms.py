@@ -227,7 +227,7 @@ def test_the_model_computes_what_was_trained(
     bits: str, kind: str, data: dict[str, np.ndarray], modules: list[QuantizedModule]
 ) -> None:
     graph = normed() if kind == "live" else folded()
-    found = trained(graph, data, bits=bits, held_out=0.3, batch_norm=kind)
+    found = trained(graph, data, bits=bits, epochs=6, held_out=0.3, batch_norm=kind)
     assert found.report.training is not None and found.report.training.best > 0
     (module,) = modules
     assert len(module.norms) == 4
